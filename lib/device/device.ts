@@ -1,0 +1,138 @@
+import { rangeError, typeError } from "./errors.js";
+import { native, type NativeDevice } from "./native.js";
+import type { OpSpec } from "./ops.js";
+
+export type DeviceKind = "cpu" | "cuda" | "webgpu";
+
+/** Where an argument of a call lies: what the device needs to know of a tensor. */
+export interface Placed {
+  address: number;
+  dtype: "f32" | "f64" | "i32";
+  layout: "rows" | "panels" | "panels-transposed";
+  shape: readonly number[];
+  stride: number;
+}
+
+/**
+ * A device is an in-order queue with memory of its own: calls are queued and return at once, only `read` waits.
+ * Memory may be released while calls on it are queued.
+ */
+export interface Device {
+  readonly kind: DeviceKind;
+  /** Instruction set (cpu) or adapter. */
+  readonly isa: string;
+  readonly threads: number;
+  allocate(bytes: number): number;
+  release(address: number): void;
+  write(address: number, data: ArrayBufferView): void;
+  /** After everything queued before; rejects with the first error of a queued op, which names the op. */
+  read(address: number, bytes: number): Promise<ArrayBuffer>;
+  call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void;
+  /** Bytes of tensors in use, their highest so far with the workspace, held with the cache; seconds spent in ops. */
+  memory(): { current: number; peak: number; held: number; workspace: number; busySeconds: number };
+  /** Starts the peak anew. */
+  resetPeak(): void;
+  /** Waits for what is queued, then frees everything. */
+  close(): Promise<void>;
+}
+
+const DTYPES = { f32: 0, f64: 1, i32: 2 } as const;
+const LAYOUTS = { rows: 0, panels: 1, "panels-transposed": 2 } as const;
+const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "WORKSPACE" };
+
+class CpuDevice implements Device {
+  readonly kind = "cpu";
+  readonly isa: string;
+  readonly threads: number;
+  private readonly frame = new Float64Array(64 * 9);
+  private readonly native: NativeDevice;
+
+  constructor(isa: string | undefined, threads: number) {
+    this.native = new native.Device(isa, threads);
+    this.isa = this.native.isa;
+    this.threads = this.native.threads;
+  }
+
+  allocate(bytes: number): number {
+    return this.native.allocate(bytes);
+  }
+  release(address: number): void {
+    this.native.release(address);
+  }
+  write(address: number, data: ArrayBufferView): void {
+    this.native.write(address, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  }
+  async read(address: number, bytes: number): Promise<ArrayBuffer> {
+    try {
+      return await this.native.read(address, bytes);
+    } catch (failure) {
+      const { op, message, status } = failure as { op?: string; message: string; status: number };
+      if (!op) throw failure;
+      throw (status === 2 || status === 3 ? rangeError : typeError)(CODES[status] ?? "DEVICE", message);
+    }
+  }
+  call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void {
+    const { frame } = this;
+    let at = 0;
+    for (let i = 0; i < op.arguments.length; i++) {
+      const arg = args[i];
+      if (typeof arg === "number") {
+        frame[at++] = arg;
+        continue;
+      }
+      frame[at] = arg ? arg.address : 0;
+      frame[at + 1] = arg ? DTYPES[arg.dtype] : -1;
+      if (arg) {
+        frame[at + 2] = LAYOUTS[arg.layout];
+        frame[at + 3] = arg.shape.length;
+        for (let d = 0; d < arg.shape.length; d++) frame[at + 4 + d] = arg.shape[d];
+        frame[at + 8] = arg.stride;
+      }
+      at += 9;
+    }
+    this.native.call(op.index, frame);
+  }
+  memory() {
+    return this.native.memory();
+  }
+  resetPeak(): void {
+    this.native.trim();
+  }
+  async close(): Promise<void> {
+    await this.native.read(0, 0).catch(() => undefined);
+    this.native.close();
+  }
+}
+
+export interface DeviceOptions {
+  /** Compute threads; by default `RLHF_NUM_THREADS`, else one per core. */
+  threads?: number;
+  /** `scalar`, `avx2`, `avx512` or `neon`; by default `RLHF_ISA`, else the best that the machine has. */
+  isa?: string;
+}
+
+let current: Device | undefined;
+
+/** The device of ops that are given no tensor: the first that was opened. */
+export function defaultDevice(): Device {
+  if (!current) throw typeError("DEVICE", "no device is open: call `await device()` first, or pass tensors");
+  return current;
+}
+
+/**
+ * Opens a device: `cpu` (C++ kernels on own threads). Without a kind: `RLHF_DEVICE`, else the best that has every op.
+ * @throws RangeError `DEVICE` if this machine does not have it
+ */
+export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Promise<Device> {
+  const wanted = kind ?? (process.env.RLHF_DEVICE as DeviceKind | undefined) ?? "cpu";
+  if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${wanted}", this build has: cpu`);
+  const threads = options.threads ?? Number(process.env.RLHF_NUM_THREADS ?? 0);
+  if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
+    throw rangeError("THREADS", `threads is ${options.threads ?? process.env.RLHF_NUM_THREADS}, wanted a whole number from 1 to 1024`);
+  const isa = options.isa ?? process.env.RLHF_ISA;
+  if (isa && !native.isaAvailable.split(" ").includes(isa))
+    throw rangeError("ISA", `isa is "${isa}", this machine has: ${native.isaAvailable.replaceAll(" ", ", ")}`);
+  const opened = new CpuDevice(isa || undefined, threads);
+  current ??= opened;
+  return opened;
+}

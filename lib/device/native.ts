@@ -1,0 +1,74 @@
+import { createRequire } from "node:module";
+import { existsSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+/** One argument of an op, as the list in native/ops.h has it. */
+export interface NativeArgument {
+  kind: "in" | "opt" | "out" | "opt_out" | "add" | "opt_add" | "ids" | "offsets" | "real" | "integer" | "choice";
+  type: string;
+  name: string;
+  dims: string;
+  limit: string;
+}
+
+export interface NativeDevice {
+  readonly isa: string;
+  readonly threads: number;
+  allocate(bytes: number): number;
+  release(address: number): boolean;
+  write(address: number, bytes: Uint8Array): void;
+  read(address: number, bytes: number): Promise<ArrayBuffer>;
+  call(op: number, frame: Float64Array): void;
+  memory(): { current: number; peak: number; held: number; workspace: number; busySeconds: number };
+  trim(): void;
+  close(): void;
+}
+
+interface Addon {
+  Device: new (isa: string | undefined, threads: number) => NativeDevice;
+  ops: { name: string; arguments: NativeArgument[] }[];
+  choices: Record<string, string[]>;
+  isaAvailable: string;
+  cores: number;
+  lawVersion: number;
+  exp(x: number): number;
+  log(x: number): number;
+  cos(x: number): number;
+  pow(x: number, y: number): number;
+}
+
+function packageRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, "package.json"))) {
+    if (folder === dirname(folder)) throw new Error("rlhf-kernels: its own package.json was not found");
+    folder = dirname(folder);
+  }
+  return folder;
+}
+
+/** The folder of this package. */
+export const root = packageRoot();
+
+function load(): Addon {
+  const require = createRequire(import.meta.url);
+  const tried: string[] = [];
+  for (const place of [
+    `@rlhf-kernels/${process.platform}-${process.arch}`,
+    join(root, "build/native/Release/rlhf_kernels.node"),
+  ])
+    try {
+      return require(place) as Addon;
+    } catch (error) {
+      tried.push(`  ${place}: ${(error as Error).message.split("\n")[0]}`);
+    }
+  throw new Error(
+    `rlhf-kernels: no native addon for ${process.platform}-${process.arch} could be loaded. Tried:\n${tried.join("\n")}\n` +
+      "Build it from source with `npm run setup` in the package's folder (it needs a C++ compiler and cmake).",
+  );
+}
+
+export const native = load();
+
+/** Functions of the law of arithmetic, in f64: the same bits on every machine. What reaches a weight uses these. */
+export const math = { exp: native.exp, log: native.log, cos: native.cos, pow: native.pow };

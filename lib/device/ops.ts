@@ -1,0 +1,54 @@
+import { native } from "./native.js";
+
+/** A dimension: a letter (bound by the op's arguments), a letter plus one, or a number. */
+export type Dim = { letter: string; plus: number } | number;
+
+export interface Argument {
+  kind: (typeof native.ops)[number]["arguments"][number]["kind"];
+  name: string;
+  dtype: Dtype;
+  rows: boolean; // dimension 0 may be strided
+  weight: boolean; // may be packed
+  dims: Dim[] | "any";
+  dimsText: string;
+  limit: string;
+  choices: string[];
+}
+
+export interface OpSpec {
+  name: string;
+  index: number;
+  arguments: Argument[];
+}
+
+export type Dtype = "f32" | "f64" | "i32";
+
+const camel = (name: string) => name.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase());
+
+function dims(text: string): Dim[] | "any" {
+  if (text === "...") return "any";
+  if (text === "") return [];
+  return text.split(",").map((dim) => (/^\d+$/.test(dim) ? Number(dim) : { letter: dim[0], plus: dim.endsWith("+1") ? 1 : 0 }));
+}
+
+/** Every op by its name, as native/ops.h lists it; names are the list's in camel case. */
+export const specs: ReadonlyMap<string, OpSpec> = new Map(
+  native.ops.map((op, index) => [
+    camel(op.name),
+    {
+      name: camel(op.name),
+      index,
+      arguments: op.arguments.map((a) => ({
+        kind: a.kind,
+        name: camel(a.name),
+        dtype: a.type === "I32" ? "i32" : a.type === "F64" ? "f64" : "f32",
+        rows: a.type === "ROWS",
+        weight: a.type === "WEIGHT",
+        dims: dims(a.dims),
+        dimsText: a.dims,
+        limit: a.limit,
+        choices: a.kind === "choice" ? native.choices[a.type].map((item) => item.replaceAll("_", "-")) : [],
+      })),
+    },
+  ]),
+);

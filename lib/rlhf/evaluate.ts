@@ -1,0 +1,18 @@
+import type { Completion } from "../model/generate.js";
+import type { Transformer } from "../model/transformer.js";
+import type { Episode } from "./episode.js";
+import { fullKl, logps } from "./logp.js";
+
+/** KL of the policy to the reference per completion, exact at each token, summed over the completion; in nats. */
+export async function klPerCompletion(policy: Transformer, reference: Transformer, completions: readonly Completion[], options: { temperature?: number } = {}): Promise<Float64Array> {
+  const kl = await fullKl(policy, reference, completions, options);
+  return Float64Array.from(kl, (tokens) => tokens.reduce((a, b) => a + b, 0));
+}
+
+/** Bits per byte of held-out text: -log2 p(tokens) over the bytes that they stand for. */
+export async function bitsPerByte(model: Transformer, episodes: readonly Episode[], bytes: number): Promise<number> {
+  const { logp } = await logps(model, episodes);
+  let nats = 0;
+  for (const tokens of logp) for (const one of tokens) nats -= one;
+  return nats / Math.LN2 / bytes;
+}

@@ -1,0 +1,67 @@
+import * as ops from "../tensor/ops/index.js";
+import { run } from "../tensor/op.js";
+import { scope } from "../tensor/tensor.js";
+import type { Transformer } from "../model/transformer.js";
+import { packEpisodes, packWhole, split, type Episode } from "./episode.js";
+import { microBatches } from "./update.js";
+
+export interface TokenLogps {
+  /** Per episode, for each token of its completion. */
+  logp: Float32Array[];
+  entropy: Float32Array[];
+}
+
+/** Log-probs of completions under the model, by the forward pass that training uses. */
+export async function logps(model: Transformer, episodes: readonly Episode[], { microBatch = 64, temperature = 1 } = {}): Promise<TokenLogps> {
+  const result: TokenLogps = { logp: [], entropy: [] };
+  for (const part of microBatches(episodes, microBatch)) {
+    const batch = packEpisodes(part);
+    const { logp, entropy } = scope(() => {
+      const { logp, entropy } = ops.linearLogprob(model.hidden(batch), model.head, batch.rows, batch.y, { temperature });
+      return { logp, entropy };
+    });
+    result.logp.push(...split((await logp.read()) as Float32Array, batch.cuRows));
+    result.entropy.push(...split((await entropy.read()) as Float32Array, batch.cuRows));
+    logp.dispose();
+    entropy.dispose();
+  }
+  return result;
+}
+
+/** The score of whole episodes: one number each. */
+export async function scores(model: Transformer, episodes: readonly Episode[], { microBatch = 64 } = {}): Promise<Float32Array> {
+  const all = new Float32Array(episodes.length);
+  let at = 0;
+  for (const part of microBatches(episodes, microBatch)) {
+    const batch = packWhole(part);
+    using value = scope(() => model.score(model.hidden(batch), batch.rows));
+    all.set((await value.read()) as Float32Array, at);
+    at += part.length;
+  }
+  return all;
+}
+
+/** The value before each token of the completions. */
+export async function values(model: Transformer, episodes: readonly Episode[], { microBatch = 64 } = {}): Promise<Float32Array[]> {
+  const all: Float32Array[] = [];
+  for (const part of microBatches(episodes, microBatch)) {
+    const batch = packEpisodes(part);
+    using value = scope(() => model.score(model.hidden(batch), batch.rows));
+    all.push(...split((await value.read()) as Float32Array, batch.cuRows));
+  }
+  return all;
+}
+
+/** KL(model || reference) at each token of the completions, over the whole vocabulary, in nats. */
+export async function fullKl(model: Transformer, reference: Transformer, episodes: readonly Episode[], { microBatch = 16, temperature = 1 } = {}): Promise<Float32Array[]> {
+  const all: Float32Array[] = [];
+  for (const part of microBatches(episodes, microBatch)) {
+    const batch = packEpisodes(part);
+    using kl = scope(() => {
+      const [logits, refLogits] = [model, reference].map((one) => one.logits(ops.embedding(batch.rows, one.hidden(batch))));
+      return run("fullKl", { logits, refLogits, temperature }).kl;
+    });
+    all.push(...split((await kl.read()) as Float32Array, batch.cuRows));
+  }
+  return all;
+}

@@ -1,0 +1,88 @@
+import { math } from "../device/native.js";
+import { run } from "../tensor/op.js";
+import { zeros, type Parameter } from "../tensor/tape.js";
+import { Tensor, type Data } from "../tensor/tensor.js";
+
+export interface AdamWOptions {
+  betas?: readonly [number, number];
+  eps?: number;
+  /** Decoupled, on matrices only. */
+  weightDecay?: number;
+  /** Global gradient norm at most; Infinity is off. */
+  clipNorm?: number;
+}
+
+/** AdamW (Loshchilov and Hutter 2019) with global-norm clipping, in one pass over the weights. */
+export class AdamW {
+  steps = 0;
+  private readonly moments: { m: Tensor; v: Tensor }[];
+
+  constructor(
+    private readonly parameters: readonly Parameter[],
+    private readonly options: AdamWOptions = {},
+  ) {
+    this.moments = parameters.map(({ value }) => ({ m: zeros(value.shape, value.device), v: zeros(value.shape, value.device) }));
+  }
+
+  /** Steps with the gradients that the parameters hold, forgets them, and returns their global norm once it is known. */
+  async step(learningRate: number): Promise<number> {
+    const { betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, clipNorm = Infinity } = this.options;
+    const { device } = this.parameters[0].value;
+    const total = Tensor.from(new Float64Array(1), [1], device);
+    const gradients = this.parameters.map((parameter) => parameter.gradient());
+    for (const x of gradients) if (x) run("normSquared", { x, total });
+    this.steps++;
+    gradients.forEach((grad, i) => {
+      if (!grad) return;
+      const { value: weight } = this.parameters[i];
+      run("adamw", {
+        weight, grad, ...this.moments[i], normSquared: total, lr: learningRate, beta1: betas[0], beta2: betas[1], eps,
+        weightDecay: weight.shape.length > 1 ? weightDecay : 0, maxNorm: clipNorm, step: this.steps,
+      });
+      this.parameters[i].zeroGrad();
+    });
+    const [squared] = await total.read();
+    total.dispose();
+    return Math.sqrt(squared);
+  }
+
+  /** First and second moments by the names of the weights, for a checkpoint. */
+  async state(): Promise<Map<string, { shape: readonly number[]; data: Data }>> {
+    const state = new Map<string, { shape: readonly number[]; data: Data }>();
+    for (const [i, { name }] of this.parameters.entries())
+      for (const [moment, tensor] of Object.entries(this.moments[i]))
+        state.set(`${moment}.${name}`, { shape: tensor.shape, data: await tensor.read() });
+    return state;
+  }
+
+  restore(steps: number, state: ReadonlyMap<string, { data: Data }>): void {
+    this.steps = steps;
+    this.parameters.forEach(({ name }, i) => {
+      for (const [moment, tensor] of Object.entries(this.moments[i])) tensor.write(state.get(`${moment}.${name}`)!.data);
+    });
+  }
+
+  dispose(): void {
+    for (const { m, v } of this.moments) {
+      m.dispose();
+      v.dispose();
+    }
+  }
+}
+
+export interface Schedule {
+  learningRate: number;
+  schedule: "constant" | "linear" | "cosine";
+  /** Steps of linear rise at the start. */
+  warmup: number;
+  steps: number;
+}
+
+/** The learning rate of a step, counted from 0: linear warm-up, then constant or falling to 0. */
+export function learningRateAt(step: number, { learningRate, schedule, warmup, steps }: Schedule): number {
+  if (step < warmup) return (learningRate * (step + 1)) / warmup;
+  const progress = (step - warmup) / Math.max(1, steps - warmup);
+  if (schedule === "linear") return learningRate * (1 - progress);
+  if (schedule === "cosine") return learningRate * 0.5 * (1 + math.cos(Math.PI * progress));
+  return learningRate;
+}

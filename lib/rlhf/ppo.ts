@@ -1,0 +1,285 @@
+import { typeError } from "../device/errors.js";
+import { Random } from "../device/philox.js";
+import { generate, type Completion, type Request } from "../model/generate.js";
+import type { Transformer } from "../model/transformer.js";
+import * as ops from "../tensor/ops/index.js";
+import { run } from "../tensor/op.js";
+import { scope, Tensor } from "../tensor/tensor.js";
+import { klController, type KlController } from "./controller.js";
+import { concat, packEpisodes, split, type Episode } from "./episode.js";
+import { logps, scores, values } from "./logp.js";
+import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
+import { nll, tokensIn } from "./sft.js";
+import { accumulate, microBatches } from "./update.js";
+
+export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-mean" | "seq-mean-token-sum-norm";
+export type KlEstimator = "k1" | "abs" | "k2" | "k3";
+
+/** Proximal policy optimisation for language models: Ouyang et al. 2022, Huang et al. 2024 (the N+ details). */
+export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
+  seed: number;
+  updates: number;
+  epochs: number;
+  minibatches: number;
+  /** Episodes of a micro-batch. Bounds memory, changes no bit. */
+  microBatch?: number;
+  valueLearningRate?: number;
+  maxTokens: number;
+  temperature: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  stop?: readonly number[];
+  /** Coefficient of the KL to the reference in the reward, per nat. */
+  klCoef: number;
+  klController: "fixed" | "adaptive";
+  klTarget?: number;
+  klHorizon?: number;
+  klEstimator: KlEstimator;
+  gamma: number;
+  lambda: number;
+  clipRatioLow: number;
+  clipRatioHigh: number;
+  clipRatioC?: number;
+  logRatioClamp?: number;
+  aggregation: Aggregation;
+  /** Infinity is off. */
+  valueClip: number;
+  entropyCoef: number;
+  /** Coefficient of the pretraining mix (PPO-ptx); it needs `pretraining` batches. */
+  ptxCoef: number;
+  whitenAdvantages: boolean;
+  whitenRewards: boolean;
+  /** Scores are divided by their running deviation, after their running mean is taken off. */
+  rewardNormalise: boolean;
+  /** Scores are clipped to +- this after that; Infinity is off. */
+  rewardClip: number;
+  /** Taken off the score of a completion that did not stop by itself. */
+  missingEosPenalty: number;
+  /** An update stops early when its mean KL to the rollout policy (k3) exceeds this; Infinity is off. */
+  targetKl: number;
+}
+
+export interface PpoModels {
+  policy: Transformer;
+  /** The frozen model that the policy is kept near. */
+  reference: Transformer;
+  reward: Transformer;
+  critic: Transformer;
+}
+
+export interface PpoState {
+  policy: AdamW;
+  critic: AdamW;
+  controller: KlController;
+  moments: RunningMoments;
+  /** Updates done. */
+  updates: number;
+}
+
+export interface PpoMetrics {
+  step: number;
+  /** Mean score of the reward model. */
+  reward: number;
+  /** Mean over completions of the summed KL estimate to the reference, nats. */
+  kl: number;
+  klCoef: number;
+  entropy: number;
+  policyLoss: number;
+  clipFraction: number;
+  /** Mean KL (k3) to the rollout policy over the last epoch. */
+  approxKl: number;
+  valueLoss: number;
+  explainedVariance: number;
+  length: number;
+  stopped: number;
+  gradientNorm: number;
+  valueGradientNorm: number;
+  learningRate: number;
+  epochs: number;
+  tokens: number;
+}
+
+/** What an update learns from: a completion with everything that was measured before the first step. */
+interface Rollout extends Episode {
+  completion: Int32Array;
+  logp: Float32Array;
+  values: Float32Array;
+  advantages: Float32Array;
+  returns: Float32Array;
+}
+
+/** Streams of random numbers, apart from the sampler's. */
+const SHUFFLE_STREAM = 2;
+
+export function ppoState(models: PpoModels, config: PpoConfig): PpoState {
+  return {
+    policy: new AdamW([...models.policy.parameters.values()], config),
+    critic: new AdamW([...models.critic.parameters.values()], config),
+    controller: klController(config),
+    moments: new RunningMoments(),
+    updates: 0,
+  };
+}
+
+/**
+ * Fine-tunes the policy by PPO, one update per iteration.
+ * @param prompts     the requests of an update
+ * @param pretraining the pretraining batch of a minibatch, where ptxCoef > 0
+ */
+export async function* ppo(
+  models: PpoModels,
+  prompts: (update: number) => readonly Request[],
+  config: PpoConfig,
+  state = ppoState(models, config),
+  pretraining?: (step: number) => readonly Episode[],
+): AsyncGenerator<PpoMetrics> {
+  const { policy, reference, reward, critic } = models;
+  for (; state.updates < config.updates; ) {
+    const update = state.updates;
+    const learningRate = learningRateAt(update, { ...config, steps: config.updates });
+    const valueLearningRate = learningRateAt(update, { ...config, learningRate: config.valueLearningRate ?? config.learningRate, steps: config.updates });
+
+    const completions = await generate(policy, prompts(update), { ...config, update }); // their log-probs are the old log-probs
+    const rawScores = await scores(reward, completions, config);
+    const refLogp = (await logps(reference, completions, config)).logp;
+    const value = await values(critic, completions, config);
+    const score = shapeScores(rawScores, completions, config, state.moments);
+    const { rollouts, kl } = await advantages(policy, completions, refLogp, value, score, state.controller.coef, config);
+
+    const metrics = { policyLoss: 0, entropy: 0, clipFraction: 0, approxKl: 0, valueLoss: 0, gradientNorm: 0, valueGradientNorm: 0, epochs: 0 };
+    for (let epoch = 0; epoch < config.epochs && !(metrics.approxKl > config.targetKl); epoch++) {
+      Object.assign(metrics, { policyLoss: 0, entropy: 0, clipFraction: 0, approxKl: 0, valueLoss: 0, epochs: epoch + 1 });
+      const order = new Random(config.seed, SHUFFLE_STREAM, update, epoch).shuffle(rollouts.map((_, i) => i));
+      const size = Math.ceil(rollouts.length / config.minibatches);
+      for (const [m, indices] of microBatches(order, size).entries()) {
+        const minibatch = indices.map((i) => rollouts[i]);
+        const mix = config.ptxCoef > 0 ? pretraining!(state.policy.steps) : [];
+        const stats = await policyStep(policy, minibatch, mix, config, state.policy, learningRate);
+        const valueStats = await valueStep(critic, minibatch, config, state.critic, valueLearningRate);
+        if (epoch === 0 && m === 0 && stats.moved > 0)
+          throw typeError("RATIO", `ppo: update ${update}: ${stats.moved} of ${stats.tokens} ratios are not 1 before the first step; the sampler and the trainer disagree`);
+        const share = minibatch.length / rollouts.length;
+        metrics.policyLoss += stats.loss * share;
+        metrics.entropy += stats.entropy * share;
+        metrics.clipFraction += stats.clipped * share;
+        metrics.approxKl += stats.k3 * share;
+        metrics.valueLoss += valueStats.loss * share;
+        metrics.gradientNorm = stats.norm;
+        metrics.valueGradientNorm = valueStats.norm;
+      }
+    }
+
+    state.updates++;
+    const klPerCompletion = sum(kl) / completions.length;
+    const klCoef = state.controller.coef;
+    state.controller.observe(klPerCompletion, completions.length);
+    yield {
+      step: state.updates, reward: sum(rawScores) / rawScores.length, kl: klPerCompletion, klCoef, ...metrics,
+      explainedVariance: explainedVariance(concat(rollouts.map((r) => r.values)), concat(rollouts.map((r) => r.returns))),
+      length: tokensIn(completions) / completions.length,
+      stopped: completions.filter((c) => c.stopped).length / completions.length, learningRate, tokens: kl.length,
+    };
+  }
+}
+
+/** The scores that the policy is trained on: normalised, clipped, less the penalty for not ending. */
+function shapeScores(raw: Float32Array, completions: readonly Completion[], config: PpoConfig, moments: RunningMoments): Float32Array {
+  if (config.rewardNormalise) for (const score of raw) moments.observe(score);
+  return raw.map((score, i) => {
+    const normalised = config.rewardNormalise ? moments.normalise(score) : score;
+    const clipped = Math.max(-config.rewardClip, Math.min(config.rewardClip, normalised));
+    return completions[i].stopped ? clipped : clipped - config.missingEosPenalty;
+  });
+}
+
+/** Rewards with the KL in them, then advantages and returns, over the whole update. */
+async function advantages(
+  policy: Transformer,
+  completions: readonly Completion[],
+  refLogp: readonly Float32Array[],
+  value: readonly Float32Array[],
+  score: Float32Array,
+  klCoef: number,
+  config: PpoConfig,
+): Promise<{ rollouts: Rollout[]; kl: Float32Array }> {
+  const { cuRows } = packEpisodes(completions);
+  const on = (parts: readonly Float32Array[]) => Tensor.from(concat(parts), undefined, policy.device);
+  const made = scope(() => {
+    const logp = on(completions.map((c) => c.logp));
+    let { rewards, kl } = run("tokenRewards", { logp, refLogp: on(refLogp), scores: score, cuSeqlens: cuRows, klCoef, estimator: config.klEstimator });
+    if (config.whitenRewards) rewards = ops.whiten(rewards, cuRows, { shiftMean: false, form: "trl" });
+    const { advantages, returns } = ops.gae(rewards, on(value), cuRows, config);
+    return { kl, returns, advantages: config.whitenAdvantages ? ops.whiten(advantages, cuRows, { form: "trl" }) : advantages };
+  });
+  const [kl, advantage, returns] = (await Promise.all([made.kl.read(), made.advantages.read(), made.returns.read()])) as Float32Array[];
+  for (const tensor of Object.values(made)) tensor.dispose();
+  const [advantageOf, returnsOf] = [split(advantage, cuRows), split(returns, cuRows)];
+  const rollouts = completions.map(({ prompt, completion, logp }, b) => ({
+    prompt, completion, logp, values: value[b], advantages: advantageOf[b], returns: returnsOf[b],
+  }));
+  return { rollouts, kl };
+}
+
+const denominatorOf = (minibatch: readonly Rollout[], aggregation: Aggregation) =>
+  aggregation === "token-mean" ? tokensIn(minibatch) : minibatch.length;
+
+async function policyStep(policy: Transformer, minibatch: readonly Rollout[], mix: readonly Episode[], config: PpoConfig, optimizer: AdamW, learningRate: number) {
+  const denominator = denominatorOf(minibatch, config.aggregation);
+  using stats = Tensor.from(new Float64Array(12), [12], policy.device);
+  accumulate(minibatch, config.microBatch, (part) => {
+    const batch = packEpisodes(part);
+    return ops.linearPolicyLoss(policy.hidden(batch), policy.head, batch.rows, batch.y, concat(part.map((r) => r.logp)), concat(part.map((r) => r.advantages)), {
+      ...config, cuSeqlens: batch.cuRows, denominator, stats, klCoef: 0,
+    }).loss;
+  });
+  using ptxStats = Tensor.from(new Float64Array(12), [12], policy.device);
+  if (mix.length > 0) accumulate(mix, config.microBatch, (part) => nll(policy, part, tokensIn(mix), ptxStats, config.ptxCoef), 1);
+  const norm = await optimizer.step(learningRate);
+  const [, loss, , entropy, clipped, , , k3, , tokens, moved] = await stats.read();
+  return { loss, entropy, clipped, k3, tokens, moved, norm };
+}
+
+async function valueStep(critic: Transformer, minibatch: readonly Rollout[], config: PpoConfig, optimizer: AdamW, learningRate: number) {
+  const denominator = denominatorOf(minibatch, config.aggregation);
+  using stats = Tensor.from(new Float64Array(8), [8], critic.device);
+  accumulate(minibatch, config.microBatch, (part) => {
+    const batch = packEpisodes(part);
+    const value = critic.score(critic.hidden(batch), batch.rows);
+    return ops.valueLoss(value, concat(part.map((r) => r.returns)), {
+      oldValues: concat(part.map((r) => r.values)), clipRange: config.valueClip, cuSeqlens: batch.cuRows, aggregation: config.aggregation, denominator, stats,
+    }).loss;
+  });
+  const norm = await optimizer.step(learningRate);
+  const [loss] = await stats.read();
+  return { loss, norm };
+}
+
+/** Mean and deviation of all that was observed (Welford). */
+export class RunningMoments {
+  constructor(
+    public count = 0,
+    public mean = 0,
+    public squares = 0,
+  ) {}
+  observe(x: number): void {
+    this.count++;
+    const delta = x - this.mean;
+    this.mean += delta / this.count;
+    this.squares += delta * (x - this.mean);
+  }
+  normalise(x: number): number {
+    const deviation = this.count > 1 ? Math.sqrt(this.squares / (this.count - 1)) : 0;
+    return (x - this.mean) / (deviation + 1e-8);
+  }
+}
+
+const sum = (values: Float32Array) => values.reduce((a, b) => a + b, 0);
+
+function explainedVariance(values: Float32Array, returns: Float32Array): number {
+  const variance = (x: Float32Array) => {
+    const mean = sum(x) / x.length;
+    return x.reduce((total, v) => total + (v - mean) * (v - mean), 0) / x.length;
+  };
+  return 1 - variance(returns.map((r, i) => r - values[i])) / variance(returns);
+}

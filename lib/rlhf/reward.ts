@@ -1,0 +1,88 @@
+import { math } from "../device/native.js";
+import type { Transformer } from "../model/transformer.js";
+import * as ops from "../tensor/ops/index.js";
+import { Tensor } from "../tensor/tensor.js";
+import { packWhole, type Episode } from "./episode.js";
+import { scores } from "./logp.js";
+import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
+import { accumulate } from "./update.js";
+
+/** Completions of one prompt that were compared: pair i prefers `episodes[chosen[i]]` to `episodes[rejected[i]]`. */
+export interface Comparison {
+  episodes: Episode[];
+  pairs: { chosen: number; rejected: number; label?: number; margin?: number }[];
+}
+
+/** All pairs of a ranking, best first (Ouyang et al. 2022): each counts 1 / (K choose 2). */
+export function ranking(episodes: Episode[]): Comparison {
+  const pairs = episodes.flatMap((_, chosen) => episodes.slice(chosen + 1).map((_, i) => ({ chosen, rejected: chosen + 1 + i })));
+  return { episodes, pairs };
+}
+
+export interface RewardConfig extends Schedule, AdamWOptions {
+  labelSmoothing?: number;
+  /** Pulls scores toward 0: coefficient of (chosen + rejected)^2 (Eisenstein et al. 2023). */
+  centerCoef?: number;
+  /** Comparisons of a micro-batch. Bounds memory, changes no bit. */
+  microBatch?: number;
+}
+
+export interface RewardMetrics {
+  step: number;
+  loss: number;
+  accuracy: number;
+  /** Mean score of the chosen minus that of the rejected. */
+  difference: number;
+  gradientNorm: number;
+  learningRate: number;
+}
+
+function loss(model: Transformer, part: readonly Comparison[], denominator: number, config: RewardConfig, stats: Tensor): Tensor {
+  const batch = packWhole(part.flatMap(({ episodes }) => episodes));
+  let first = 0;
+  const pairs = part.flatMap(({ episodes, pairs }) => {
+    const start = first;
+    first += episodes.length;
+    return pairs.map((pair) => ({ ...pair, chosen: start + pair.chosen, rejected: start + pair.rejected, weight: 1 / pairs.length }));
+  });
+  return ops.preferenceLoss(
+    model.score(model.hidden(batch), batch.rows),
+    Int32Array.from(pairs, ({ chosen }) => chosen),
+    Int32Array.from(pairs, ({ rejected }) => rejected),
+    {
+      form: "bradley-terry", denominator, stats,
+      label: Float32Array.from(pairs, ({ label = 1 }) => label),
+      margin: Float32Array.from(pairs, ({ margin = 0 }) => margin),
+      weight: Float32Array.from(pairs, ({ weight }) => weight),
+      labelSmoothing: config.labelSmoothing, centerCoef: config.centerCoef,
+    },
+  ).loss;
+}
+
+/** Trains a reward model on comparisons by the Bradley-Terry likelihood (Christiano et al. 2017). */
+export async function* rewardModel(
+  model: Transformer,
+  batches: (step: number) => readonly Comparison[],
+  config: RewardConfig,
+  optimizer = new AdamW([...model.parameters.values()], config),
+): AsyncGenerator<RewardMetrics> {
+  while (optimizer.steps < config.steps) {
+    const step = optimizer.steps;
+    const comparisons = batches(step);
+    using stats = Tensor.from(new Float64Array(8), [8], model.device);
+    accumulate(comparisons, config.microBatch, (part) => loss(model, part, comparisons.length, config, stats));
+    const learningRate = learningRateAt(step, config);
+    const gradientNorm = await optimizer.step(learningRate);
+    const [total, wins, difference, , , pairs] = await stats.read();
+    yield { step: step + 1, loss: total, accuracy: wins / pairs, difference: difference / pairs, gradientNorm, learningRate };
+  }
+}
+
+/** r in [0, 1] of a score: the probability that it is preferred to a score of 0. */
+export const probability = (score: number) => 1 / (1 + math.exp(-score));
+
+/** P(A preferred to B) for each pair. */
+export async function preferences(model: Transformer, pairs: readonly { a: Episode; b: Episode }[], options: { microBatch?: number } = {}): Promise<Float64Array> {
+  const r = await scores(model, pairs.flatMap(({ a, b }) => [a, b]), options);
+  return Float64Array.from(pairs, (_, i) => probability(r[2 * i] - r[2 * i + 1]));
+}

@@ -1,0 +1,49 @@
+import type { Transformer } from "../model/transformer.js";
+import * as ops from "../tensor/ops/index.js";
+import { Tensor } from "../tensor/tensor.js";
+import { packEpisodes, type Episode } from "./episode.js";
+import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
+import { accumulate } from "./update.js";
+
+export interface SftConfig extends Schedule, AdamWOptions {
+  /** Episodes of a micro-batch; all of them by default. Bounds memory, changes no bit. */
+  microBatch?: number;
+}
+
+export interface SftMetrics {
+  step: number;
+  /** Mean negative log-prob of the completion tokens, nats. */
+  loss: number;
+  gradientNorm: number;
+  learningRate: number;
+  tokens: number;
+}
+
+/** The loss of next-token prediction over an update: mean negative log-prob of the completion tokens times `scale`. */
+export function nll(model: Transformer, part: readonly Episode[], denominator: number, stats: Tensor, scale = 1): Tensor {
+  const batch = packEpisodes(part);
+  const { loss } = ops.linearNll(model.hidden(batch), model.head, batch.rows, batch.y, { cuSeqlens: batch.cuRows, denominator, scale, stats });
+  return loss;
+}
+
+export const tokensIn = (episodes: readonly Episode[]) => episodes.reduce((n, { completion }) => n + completion.length, 0);
+
+/** Supervised fine-tuning (and, with empty-handed prompts, pre-training): one optimizer step per batch. */
+export async function* sft(
+  model: Transformer,
+  batches: (step: number) => readonly Episode[],
+  config: SftConfig,
+  optimizer = new AdamW([...model.parameters.values()], config),
+): AsyncGenerator<SftMetrics> {
+  while (optimizer.steps < config.steps) {
+    const step = optimizer.steps;
+    const episodes = batches(step);
+    const tokens = tokensIn(episodes);
+    using stats = Tensor.from(new Float64Array(12), [12], model.device);
+    accumulate(episodes, config.microBatch, (part) => nll(model, part, tokens, stats));
+    const learningRate = learningRateAt(step, config);
+    const gradientNorm = await optimizer.step(learningRate);
+    const [loss] = await stats.read();
+    yield { step: step + 1, loss, gradientNorm, learningRate, tokens };
+  }
+}

@@ -1,0 +1,26 @@
+import { Tape } from "../tensor/tape.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+/**
+ * Splits the units of a minibatch (sequences, pairs, rankings) into runs of at most `size` units, in their order.
+ * The split bounds memory and changes nothing else.
+ */
+export function microBatches<T>(units: readonly T[], size = units.length): T[][] {
+  const parts: T[][] = [];
+  for (let i = 0; i < units.length; i += Math.max(1, size)) parts.push(units.slice(i, i + Math.max(1, size)));
+  return parts;
+}
+
+/**
+ * Adds the gradients of a loss over the units of a minibatch to the parameters, micro-batch by micro-batch.
+ * @param loss the losses of a part; their denominators must be those of the whole update
+ * @param term which loss term of the update this is (Tape)
+ */
+export function accumulate<T>(units: readonly T[], microBatch: number | undefined, loss: (part: T[]) => Tensor | Tensor[], term = 0): void {
+  for (const part of microBatches(units, microBatch)) {
+    const tape = new Tape(term);
+    const losses = [tape.record(() => loss(part))].flat();
+    tape.backward(...losses);
+    for (const one of losses) one.dispose();
+  }
+}

@@ -1,0 +1,212 @@
+import { defaultDevice, type Device } from "../device/device.js";
+import { rangeError, typeError } from "../device/errors.js";
+import { specs, type Argument, type OpSpec } from "../device/ops.js";
+import { activeTape, Parameter, type Gradient } from "./tape.js";
+import { dtypeOf, Tensor, withOwner, type Data } from "./tensor.js";
+
+/** What an op takes for a tensor: a tensor, a weight, or numbers (copied before the call returns). */
+export type Input = Tensor | Parameter | Data | readonly number[];
+/** The gradient accumulator of an input, for an op that computes the gradient in its forward pass. */
+export interface Into {
+  into: string;
+}
+/** Arguments of an op by name; outputs may be given, to be written or continued in place. */
+export type Arguments = Record<string, Input | Into | number | boolean | string | undefined>;
+
+const NAMED = { f32: "f32", f64: "f64", i32: "int32" } as const;
+
+/**
+ * Runs an op of the list: checks its arguments against the list, makes its outputs, queues the call, and records it if
+ * a gradient flows to one of its inputs.
+ *
+ * @param name     the op, in camel case
+ * @param args     inputs, scalars, and outputs that exist already
+ * @param gradient from the outputs' gradients to the inputs'; without it no gradient flows through the op
+ * @param sizes    sizes of the letters that no input binds
+ * @returns the outputs by name; an optional output is made where `args` has `true` for it
+ * @throws TypeError `DTYPE` `DEVICE` `DISPOSED` `ARGUMENT` `CHOICE`, RangeError `SHAPE` `ID` `OFFSETS`, naming the argument
+ */
+export function run(
+  name: string,
+  args: Arguments,
+  gradient?: Gradient,
+  sizes: Record<string, number> = {},
+): Record<string, Tensor> {
+  const spec = specs.get(name);
+  if (!spec) throw typeError("OP", `there is no op "${name}"`);
+  const tape = activeTape(); // what a recorded op makes is the tape's, whatever scope stands between
+  const call = tape ? withOwner(tape, () => new Call(spec, args, sizes)) : new Call(spec, args, sizes);
+  call.device.call(spec, call.values);
+  call.record(gradient);
+  return call.outputs;
+}
+
+class Call {
+  readonly outputs: Record<string, Tensor> = {};
+  readonly values: (Tensor | number | undefined)[] = [];
+  readonly device: Device;
+  private readonly tensors: Record<string, Tensor> = {};
+  private readonly tracked: Record<string, Tensor | Parameter> = {};
+  private readonly letters: Record<string, number>;
+  private any: readonly number[] | undefined;
+  private readonly temporary: Tensor[] = [];
+
+  constructor(
+    private readonly spec: OpSpec,
+    private readonly args: Arguments,
+    sizes: Record<string, number>,
+  ) {
+    this.letters = { ...sizes };
+    this.device = this.findDevice();
+    for (const name of Object.keys(args))
+      if (!spec.arguments.some((a) => a.name === name))
+        throw typeError("ARGUMENT", `${spec.name}: it has no argument "${name}", it takes ${spec.arguments.map((a) => a.name).join(", ")}`);
+    for (const argument of spec.arguments)
+      if (isInput(argument) && !isInto(args[argument.name])) this.bind(argument, args[argument.name]);
+    for (const argument of spec.arguments) {
+      const value = this.value(argument, args[argument.name]);
+      this.values.push(value);
+      if (value instanceof Tensor) this.tensors[argument.name] = value;
+    }
+    for (const tensor of this.temporary) tensor.dispose(); // the queue is in order: freed memory is reused after this call
+  }
+
+  record(gradient: Gradient | undefined): void {
+    const tape = activeTape();
+    if (!tape || !gradient || Object.keys(this.tracked).length === 0) return;
+    const made = Object.entries(this.outputs).filter(([name]) => !this.args[name] || this.args[name] === true);
+    tape.push({ inputs: this.tracked, outputs: Object.fromEntries(made), tensors: this.tensors, gradient });
+  }
+
+  private findDevice(): Device {
+    let device: Device | undefined;
+    for (const [name, given] of Object.entries(this.args)) {
+      const tensor = given instanceof Parameter ? given.value : given;
+      if (!(tensor instanceof Tensor)) continue;
+      device ??= tensor.device;
+      if (tensor.device !== device)
+        throw typeError("DEVICE", `${this.spec.name}: ${name} is on another device (${tensor.device.kind}) than the arguments before it`);
+    }
+    return device ?? defaultDevice();
+  }
+
+  private bind(argument: Argument, given: Arguments[string]): void {
+    if (given === undefined || typeof given === "boolean") return;
+    const shape = given instanceof Tensor ? given.shape : given instanceof Parameter ? given.value.shape : [(given as Data).length];
+    const where = `${this.spec.name}: ${argument.name}`;
+    if (argument.dims === "any") {
+      this.any ??= shape;
+      if (shape.length !== this.any.length || shape.some((size, i) => size !== this.any![i]))
+        throw rangeError("SHAPE", `${where} has shape [${shape}], wanted [${this.any}] as the argument before it`);
+      return;
+    }
+    if (shape.length !== argument.dims.length)
+      throw rangeError("SHAPE", `${where} has shape [${shape}], wanted [${argument.dimsText}]`);
+    argument.dims.forEach((dim, i) => {
+      const wanted = typeof dim === "number" ? dim : (this.letters[dim.letter] ??= shape[i] - dim.plus) + dim.plus;
+      if (shape[i] !== wanted || wanted < (typeof dim === "number" ? dim : dim.plus))
+        throw rangeError("SHAPE", `${where} has shape [${shape}], wanted [${argument.dimsText}] with ${typeof dim === "number" ? dim : `${dim.letter} = ${this.letters[dim.letter]}`}`);
+    });
+  }
+
+  private value(argument: Argument, given: Arguments[string]): Tensor | number | undefined {
+    if (argument.kind === "real" || argument.kind === "integer") return this.scalar(argument, given);
+    if (argument.kind === "choice") return this.choice(argument, given);
+    if (argument.kind === "out" || (argument.kind === "opt_out" && given === true)) {
+      const output = given instanceof Tensor ? this.checked(argument, given) : this.make(argument);
+      return (this.outputs[argument.name] = output);
+    }
+    if (given === undefined || given === false) {
+      if (argument.kind.startsWith("opt")) return undefined;
+      throw typeError("ARGUMENT", `${this.spec.name}: ${argument.name} is missing`);
+    }
+    if (isInto(given)) return this.accumulator(given);
+    if (given instanceof Parameter) {
+      if (given.trainable) this.tracked[argument.name] = given;
+      return this.checked(argument, given.value);
+    }
+    if (given instanceof Tensor) {
+      if (given.tracked) this.tracked[argument.name] = given;
+      const tensor = this.checked(argument, given);
+      if (argument.kind === "add" || argument.kind === "opt_add" || argument.kind === "opt_out") this.outputs[argument.name] = tensor;
+      return tensor;
+    }
+    return this.upload(argument, given as Data | readonly number[]);
+  }
+
+  private accumulator({ into }: Into): Tensor | undefined {
+    const parameter = this.args[into];
+    const tape = activeTape();
+    return tape && parameter instanceof Parameter && parameter.trainable ? parameter.accumulator(tape.nextUse(parameter)) : undefined;
+  }
+
+  private scalar(argument: Argument, given: Arguments[string]): number {
+    const value = typeof given === "boolean" ? Number(given) : given;
+    if (typeof value !== "number" || Number.isNaN(value) || (argument.kind === "integer" && !Number.isSafeInteger(value)))
+      throw typeError("ARGUMENT", `${this.spec.name}: ${argument.name} is ${String(given)}, wanted ${argument.kind === "integer" ? "a whole number" : "a number"}`);
+    return value;
+  }
+
+  private choice(argument: Argument, given: Arguments[string]): number {
+    const index = argument.choices.indexOf(given as string);
+    if (index < 0)
+      throw typeError("CHOICE", `${this.spec.name}: ${argument.name} is "${String(given)}", wanted one of ${argument.choices.join(", ")}`);
+    return index;
+  }
+
+  private checked(argument: Argument, tensor: Tensor): Tensor {
+    if (tensor.dtype !== argument.dtype)
+      throw typeError("DTYPE", `${this.spec.name}: ${argument.name} is ${NAMED[tensor.dtype]}, wanted ${NAMED[argument.dtype]}`);
+    if (tensor.layout !== "rows" && !argument.weight)
+      throw typeError("LAYOUT", `${this.spec.name}: ${argument.name} is packed, wanted row-major`);
+    void tensor.address; // throws if it was disposed
+    if (!isInput(argument)) this.bind(argument, tensor);
+    return tensor;
+  }
+
+  private make(argument: Argument): Tensor {
+    if (argument.dims === "any") return Tensor.empty(this.any ?? [], argument.dtype, this.device);
+    const shape = argument.dims.map((dim) => {
+      if (typeof dim === "number") return dim;
+      const size = this.letters[dim.letter];
+      if (size === undefined) throw typeError("ARGUMENT", `${this.spec.name}: the size ${dim.letter} of ${argument.name} is not known`);
+      return size + dim.plus;
+    });
+    return Tensor.empty(shape, argument.dtype, this.device);
+  }
+
+  private upload(argument: Argument, given: Data | readonly number[]): Tensor {
+    const array = Array.isArray(given) ? (argument.dtype === "i32" ? Int32Array : argument.dtype === "f64" ? Float64Array : Float32Array).from(given) : (given as Data);
+    const where = `${this.spec.name}: ${argument.name}`;
+    if (!ArrayBuffer.isView(array)) throw typeError("ARGUMENT", `${where} is ${typeof given}, wanted a tensor or numbers`);
+    if (dtypeOf(array) !== argument.dtype) throw typeError("DTYPE", `${where} is ${array.constructor.name}, wanted ${NAMED[argument.dtype]}`);
+    if (argument.kind === "add" || argument.kind === "opt_add") throw typeError("ARGUMENT", `${where} is continued in place, wanted a tensor`);
+    if (argument.kind === "ids") this.checkIds(array, where, this.letters[argument.limit]);
+    if (argument.kind === "offsets") checkOffsets(array, where, this.letters[argument.limit]);
+    const tensor = Tensor.from(array, [array.length], this.device);
+    if (!activeTape()) this.temporary.push(tensor);
+    return tensor;
+  }
+
+  private checkIds(ids: Data, where: string, limit: number): void {
+    for (let i = 0; i < ids.length; i++)
+      if (ids[i] < 0 || ids[i] >= limit) throw rangeError("ID", `${where}[${i}] is ${ids[i]}, wanted 0 to ${limit - 1}`);
+  }
+}
+
+function checkOffsets(offsets: Data, where: string, total: number | undefined): void {
+  if (offsets[0] !== 0) throw rangeError("OFFSETS", `${where}[0] is ${offsets[0]}, wanted 0`);
+  for (let i = 1; i < offsets.length; i++)
+    if (offsets[i] < offsets[i - 1]) throw rangeError("OFFSETS", `${where}[${i}] is ${offsets[i]}, less than the one before, ${offsets[i - 1]}`);
+  if (total !== undefined && offsets[offsets.length - 1] !== total)
+    throw rangeError("OFFSETS", `${where} ends with ${offsets[offsets.length - 1]}, wanted ${total}`);
+}
+
+const isInto = (given: Arguments[string]): given is Into => typeof given === "object" && "into" in given;
+const isInput = (argument: Argument) => ["in", "opt", "ids", "offsets", "add", "opt_add"].includes(argument.kind);
+
+/** How many numbers a packed weight [O, I] holds: panels of 32, transposed or not. */
+export function packedSize(shape: readonly number[], transposed: boolean): number {
+  const [lanes, depth] = transposed ? [shape[1], shape[0]] : [shape[0], shape[1]];
+  return Math.ceil(lanes / 32) * 32 * depth;
+}

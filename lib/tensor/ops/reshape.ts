@@ -1,0 +1,12 @@
+import { activeTape } from "../tape.js";
+import { withOwner, type Tensor } from "../tensor.js";
+
+/** The same numbers under another shape of the same size; no copy. @throws RangeError `SHAPE` */
+export function reshape(x: Tensor, shape: readonly number[]): Tensor {
+  const tape = activeTape();
+  if (!tape) return x.reshape(shape);
+  const y = withOwner(tape, () => x.reshape(shape));
+  if (x.tracked)
+    tape.push({ inputs: { x }, outputs: { y }, tensors: {}, gradient: (d) => ({ x: d.y?.reshape(x.shape) }) });
+  return y;
+}

@@ -1,0 +1,234 @@
+import { typeError } from "../device/errors.js";
+import type { Device } from "../device/device.js";
+import { run } from "./op.js";
+import { scope, Tensor, tensorsIn, withOwner, type Owner } from "./tensor.js";
+
+/**
+ * A weight. It has one gradient accumulator per use (law of arithmetic, 5): per loss term and per place in its forward
+ * pass, so that gradients do not depend on how an update is split into micro-batches.
+ */
+export class Parameter {
+  /** No gradient flows to it while it is frozen. */
+  trainable = true;
+  private readonly accumulators = new Map<number, Tensor>();
+
+  constructor(
+    readonly name: string,
+    readonly value: Tensor,
+  ) {}
+
+  /** The accumulator of a use, zero before the first gradient. */
+  accumulator(use: number): Tensor {
+    let accumulator = this.accumulators.get(use);
+    if (!accumulator) this.accumulators.set(use, (accumulator = zeros(this.value.shape, this.value.device)));
+    return accumulator;
+  }
+
+  /** The gradient: the accumulators added in the order of the uses, into the first of them. Undefined if there is none. */
+  gradient(): Tensor | undefined {
+    const [first, ...others] = [...this.accumulators.keys()].sort((a, b) => a - b);
+    if (first === undefined) return undefined;
+    const y = this.accumulators.get(first)!;
+    for (const use of others) {
+      const x = this.accumulators.get(use)!;
+      run("accumulate", { x, y });
+      x.dispose();
+      this.accumulators.delete(use);
+    }
+    return y;
+  }
+
+  /** Forgets the gradient. */
+  zeroGrad(): void {
+    for (const accumulator of this.accumulators.values()) accumulator.dispose();
+    this.accumulators.clear();
+  }
+
+  dispose(): void {
+    this.zeroGrad();
+    this.value.dispose();
+  }
+}
+
+export function zeros(shape: readonly number[], on: Device): Tensor {
+  return withOwner(NOBODY, () => {
+    const y = Tensor.empty(shape, "f32", on);
+    run("fill", { value: 0, y });
+    return y;
+  });
+}
+const NOBODY: Owner = { adopt: () => undefined };
+
+/** What a gradient function may ask of the tape. */
+export interface Wants {
+  /** Does a gradient flow to this input? */
+  needs(input: string): boolean;
+  /** The accumulator that this input's gradient is added to, or undefined if none is needed. */
+  into(input: string): Tensor | undefined;
+}
+
+/** From the gradients of the outputs (undefined where none came) and the op's tensors, the gradients of the inputs. */
+export type Gradient = (
+  d: Record<string, Tensor | undefined>,
+  t: Record<string, Tensor>,
+  wants: Wants,
+) => Record<string, Tensor | undefined | false> | void;
+
+interface Entry {
+  inputs: Record<string, Tensor | Parameter>;
+  uses: Record<string, number>;
+  outputs: Record<string, Tensor>;
+  tensors: Record<string, Tensor>;
+  gradient: Gradient;
+}
+
+let recording: Tape | undefined;
+
+/** The tape that records now, if any. */
+export function activeTape(): Tape | undefined {
+  return recording;
+}
+
+/**
+ * Reverse-mode differentiation over the op list. `record` runs a forward pass, `backward` runs through it once in
+ * reverse and frees each op's tensors as it leaves them.
+ */
+export class Tape implements Owner {
+  private readonly entries: Entry[] = [];
+  private readonly owned = new Set<Tensor>();
+  private readonly uses = new Map<Parameter, number>();
+
+  /** @param term which loss term of the update this is: each has accumulators of its own */
+  constructor(private readonly term = 0) {}
+
+  adopt(tensor: Tensor): void {
+    this.owned.add(tensor);
+  }
+
+  /** Runs `f` and records its ops; the tensors that it returns are the caller's, the rest are the tape's. */
+  record<T>(f: () => T): T {
+    if (recording) throw typeError("TAPE", "a tape is recording already");
+    recording = this;
+    try {
+      const result = withOwner(this, f);
+      for (const tensor of tensorsIn(result)) this.owned.delete(tensor);
+      return result;
+    } catch (error) {
+      this.dispose();
+      throw error;
+    } finally {
+      recording = undefined;
+    }
+  }
+
+  /** Called by `run` for an op with an input that a gradient flows to. */
+  push(entry: Omit<Entry, "uses">): void {
+    const uses: Record<string, number> = {};
+    for (const [name, input] of Object.entries(entry.inputs))
+      if (input instanceof Parameter) {
+        uses[name] = this.nextUse(input);
+        this.uses.set(input, (this.uses.get(input) ?? 0) + 1);
+      }
+    for (const output of Object.values(entry.outputs)) output.tracked = true;
+    this.entries.push({ ...entry, uses });
+  }
+
+  /** The use that the parameter's next op is. */
+  nextUse(parameter: Parameter): number {
+    return this.term * 1000 + (this.uses.get(parameter) ?? 0);
+  }
+
+  /**
+   * Adds the gradients of the sum of `losses` to the parameters.
+   * @param losses tensors of one element, made under `record`
+   */
+  backward(...losses: Tensor[]): void {
+    const gradients = new Map<Tensor, Tensor>();
+    for (const loss of losses) {
+      if (loss.size !== 1) throw typeError("SHAPE", `loss has shape [${loss.shape}], wanted one number`);
+      const one = withOwner(NOBODY, () => Tensor.empty(loss.shape, "f32", loss.device));
+      run("fill", { value: 1, y: one });
+      ends.add(one);
+      gradients.set(loss, one);
+    }
+    try {
+      for (let entry = this.entries.pop(); entry; entry = this.entries.pop()) this.step(entry, gradients);
+    } finally {
+      this.dispose();
+    }
+  }
+
+  private step(entry: Entry, gradients: Map<Tensor, Tensor>): void {
+    const d: Record<string, Tensor | undefined> = {};
+    let any = false;
+    for (const [name, output] of Object.entries(entry.outputs)) {
+      const gradient = gradients.get(output);
+      if (!gradient) continue;
+      any = true;
+      d[name] = gradient;
+    }
+    if (any)
+      scope(() => {
+        const into: Record<string, Tensor> = {};
+        const needs = (name: string) => {
+          const input = entry.inputs[name];
+          return input instanceof Parameter ? input.trainable : (input?.tracked ?? false);
+        };
+        const results = entry.gradient(d, entry.tensors, {
+          needs,
+          into(name) {
+            if (!needs(name)) return undefined;
+            const input = entry.inputs[name];
+            if (input instanceof Parameter) return input.accumulator(entry.uses[name]);
+            return (into[name] ??= zeros(input.shape, input.device));
+          },
+        });
+        for (const [name, gradient] of Object.entries({ ...results, ...into })) {
+          if (!gradient || !needs(name)) continue;
+          const input = entry.inputs[name];
+          if (input instanceof Parameter) run("accumulate", { x: gradient, y: input.accumulator(entry.uses[name]) });
+          else this.add(gradients, input, gradient);
+        }
+        return [...gradients.values()];
+      });
+    for (const output of Object.values(entry.outputs)) {
+      const gradient = gradients.get(output);
+      gradients.delete(output);
+      if (gradient) release(gradient, gradients);
+      if (this.owned.delete(output)) release(output, gradients);
+    }
+  }
+
+  private add(gradients: Map<Tensor, Tensor>, input: Tensor, gradient: Tensor): void {
+    const before = gradients.get(input);
+    if (before) {
+      gradients.set(input, run("add", { a: before, b: gradient }).y);
+      release(before, gradients);
+    } else gradients.set(input, gradient);
+  }
+
+  /** Frees what the tape still holds. */
+  dispose(): void {
+    for (const tensor of this.owned) tensor.dispose();
+    this.owned.clear();
+    this.entries.length = 0;
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+// An op may hand the gradient that it got, or an output of its own, on as the gradient of an input.
+function release(tensor: Tensor, gradients: Map<Tensor, Tensor>): void {
+  for (const live of gradients.values()) if (live === tensor) return;
+  tensor.dispose();
+}
+
+const ends = new WeakSet<Tensor>(); // the gradients, 1, of the losses that backward starts from
+
+/** For losses, whose gradients come with them: refuses a loss that is not the end of the tape. */
+export function endOfTape(op: string, d: Record<string, Tensor | undefined>): void {
+  for (const [name, gradient] of Object.entries(d))
+    if (gradient && (name !== "loss" || !ends.has(gradient)))
+      throw typeError("TAPE", `${op}: a loss ends the tape (give it a "scale" instead of multiplying it), and no gradient flows through its ${name}`);
+}

@@ -1,0 +1,177 @@
+import { defaultDevice, type Device, type Placed } from "../device/device.js";
+import { rangeError, typeError } from "../device/errors.js";
+import type { Dtype } from "../device/ops.js";
+
+export type Data = Float32Array | Float64Array | Int32Array;
+const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array } as const;
+const BYTES = { f32: 4, f64: 8, i32: 4 } as const;
+
+/** Memory on a device, shared by the tensors that view it. */
+class Storage {
+  references = 1;
+  constructor(
+    readonly device: Device,
+    readonly address: number,
+  ) {}
+  release(): void {
+    if (--this.references === 0) this.device.release(this.address);
+  }
+}
+
+const collected = new FinalizationRegistry<Storage>((storage) => storage.release());
+
+/** Who frees the tensors that are created now: the innermost scope, or a tape. */
+export interface Owner {
+  adopt(tensor: Tensor): void;
+}
+const owners: Owner[] = [];
+
+/** Runs `f` with `owner` adopting every tensor that it creates. */
+export function withOwner<T>(owner: Owner, f: () => T): T {
+  owners.push(owner);
+  try {
+    return f();
+  } finally {
+    owners.pop();
+  }
+}
+
+/** f32, f64 or int32 numbers on a device, row-major. */
+export class Tensor implements Placed {
+  readonly layout: Placed["layout"];
+  readonly stride: number;
+  /** A gradient flows to this tensor. Set by the tape. */
+  tracked = false;
+  private storage: Storage | undefined;
+  private readonly offset: number;
+
+  private constructor(
+    storage: Storage,
+    readonly shape: readonly number[],
+    readonly dtype: Dtype,
+    options: { layout?: Placed["layout"]; offset?: number } = {},
+  ) {
+    this.storage = storage;
+    this.layout = options.layout ?? "rows";
+    this.offset = options.offset ?? 0;
+    this.stride = sizeOf(shape.slice(1));
+    collected.register(this, storage, this);
+    owners.at(-1)?.adopt(this);
+  }
+
+  /** Uninitialised memory. */
+  static empty(shape: readonly number[], dtype: Dtype = "f32", on: Device = defaultDevice(), packedSize?: number): Tensor {
+    const bytes = (packedSize ?? sizeOf(shape)) * BYTES[dtype];
+    return new Tensor(new Storage(on, on.allocate(Math.max(bytes, 64))), shape, dtype);
+  }
+
+  /** A copy of `data` on the device; the dtype is that of the array. */
+  static from(data: Data | readonly number[], shape?: readonly number[], on: Device = defaultDevice()): Tensor {
+    const array = Array.isArray(data) ? Float32Array.from(data) : (data as Data);
+    const wanted = shape ?? [array.length];
+    if (sizeOf(wanted) !== array.length)
+      throw rangeError("SHAPE", `shape is [${wanted}], which holds ${sizeOf(wanted)} numbers; data has ${array.length}`);
+    const tensor = Tensor.empty(wanted, dtypeOf(array), on);
+    if (array.length) on.write(tensor.address, array);
+    return tensor;
+  }
+
+  get device(): Device {
+    return this.held().device;
+  }
+  get address(): number {
+    return this.held().address + this.offset;
+  }
+  get size(): number {
+    return sizeOf(this.shape);
+  }
+  get disposed(): boolean {
+    return this.storage === undefined;
+  }
+
+  private held(): Storage {
+    if (!this.storage) throw typeError("DISPOSED", `a tensor of shape [${this.shape}] was used after it was disposed`);
+    return this.storage;
+  }
+
+  private view(shape: readonly number[], options: { layout?: Placed["layout"]; offset?: number }): Tensor {
+    const storage = this.held();
+    storage.references++;
+    return new Tensor(storage, shape, this.dtype, options);
+  }
+
+  /** The same numbers under another shape. */
+  reshape(shape: readonly number[]): Tensor {
+    if (sizeOf(shape) !== this.size)
+      throw rangeError("SHAPE", `shape is [${shape}], which holds ${sizeOf(shape)} numbers; the tensor has ${this.size}`);
+    return this.view(shape, { layout: this.layout, offset: this.offset });
+  }
+
+  /** Rows [begin, end) of dimension 0, sharing memory. */
+  rows(begin: number, end: number): Tensor {
+    if (!(0 <= begin && begin <= end && end <= this.shape[0]))
+      throw rangeError("RANGE", `rows ${begin} to ${end} of a tensor of shape [${this.shape}]`);
+    return this.view([end - begin, ...this.shape.slice(1)], { offset: this.offset + begin * this.stride * BYTES[this.dtype] });
+  }
+
+  /** The same memory under another layout tag (made by `pack`). */
+  withLayout(layout: Placed["layout"], shape: readonly number[]): Tensor {
+    return this.view(shape, { layout, offset: this.offset });
+  }
+
+  /** Waits for everything queued before and copies the numbers to JavaScript. */
+  async read(): Promise<Data> {
+    const { device, address } = this;
+    if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor cannot be read");
+    return new ARRAYS[this.dtype](await device.read(address, this.size * BYTES[this.dtype]));
+  }
+
+  /** Overwrites the numbers, in the order of the queue. */
+  write(data: Data): void {
+    if (data.length !== this.size || dtypeOf(data) !== this.dtype)
+      throw rangeError("SHAPE", `data has ${data.length} ${dtypeOf(data)}, the tensor ${this.size} ${this.dtype}`);
+    if (data.length) this.device.write(this.address, data);
+  }
+
+  dispose(): void {
+    if (!this.storage) return;
+    collected.unregister(this);
+    this.storage.release();
+    this.storage = undefined;
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+export function sizeOf(shape: readonly number[]): number {
+  let size = 1;
+  for (const dim of shape) size *= dim;
+  return size;
+}
+
+export function dtypeOf(data: Data): Dtype {
+  if (data instanceof Float32Array || data.constructor.name === "Float32Array") return "f32";
+  return data instanceof Float64Array || data.constructor.name === "Float64Array" ? "f64" : "i32";
+}
+
+/** Frees every tensor that `f` creates, but for those in what it returns (a tensor, or an array or object of them). */
+export function scope<T>(f: () => T): T {
+  const created: Tensor[] = [];
+  const result = withOwner({ adopt: (tensor) => created.push(tensor) }, f);
+  const kept = new Set(tensorsIn(result));
+  for (const tensor of created) {
+    if (kept.has(tensor)) owners.at(-1)?.adopt(tensor);
+    else tensor.dispose();
+  }
+  return result;
+}
+
+/** The tensors in a value: itself, or the members of an array or plain object. */
+export function tensorsIn(value: unknown): Tensor[] {
+  if (value instanceof Tensor) return [value];
+  if (Array.isArray(value)) return value.flatMap(tensorsIn);
+  if (value && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype)
+    return Object.values(value).flatMap(tensorsIn);
+  return [];
+}

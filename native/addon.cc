@@ -1,0 +1,216 @@
+// The Node addon: a Device is a stream, its memory and its queue; the list of ops is exported as data, and a call is
+// a frame of numbers that lib/device/native.ts fills: for a tensor its address, dtype (-1: absent), layout, rank, four
+// dims and row stride, for a scalar the number itself. There is no code per op.
+#include <napi.h>
+
+#include <cstring>
+#include <memory>
+#include <sstream>
+
+#include "native/memory.h"
+#include "native/queue.h"
+#include "native/rlhf_kernels.h"
+#include "native/threads.h"
+
+namespace {
+
+using namespace rlhf;
+
+constexpr size_t TENSOR_NUMBERS = 9;
+
+struct Read {
+  Napi::Promise::Deferred deferred;
+  Napi::Reference<Napi::ArrayBuffer> buffer;
+  Failure failure;
+};
+
+class Device : public Napi::ObjectWrap<Device> {
+ public:
+  static Napi::Function define(Napi::Env env) {
+    return DefineClass(env, "Device",
+                       {InstanceMethod<&Device::allocate>("allocate"), InstanceMethod<&Device::release>("release"),
+                        InstanceMethod<&Device::write>("write"), InstanceMethod<&Device::read>("read"),
+                        InstanceMethod<&Device::call>("call"), InstanceMethod<&Device::memory>("memory"),
+                        InstanceMethod<&Device::trim>("trim"), InstanceMethod<&Device::close>("close"),
+                        InstanceAccessor<&Device::isa>("isa"), InstanceAccessor<&Device::threads>("threads")});
+  }
+
+  // new Device(isa | undefined, threads: 0 for one per core)
+  explicit Device(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Device>(info) {
+    std::string isa = info[0].IsString() ? info[0].As<Napi::String>().Utf8Value() : "";
+    stream_ = rlhf_stream_create(isa.empty() ? nullptr : isa.c_str(), info[1].As<Napi::Number>().Int32Value());
+    if (!stream_) throw Napi::RangeError::New(info.Env(), "this machine cannot run isa \"" + isa + "\", it has: " + rlhf_isa_available());
+    queue_ = std::make_unique<Queue>(stream_);
+    settle_ = Napi::ThreadSafeFunction::New(info.Env(), Napi::Function::New(info.Env(), [](const Napi::CallbackInfo&) {}), "rlhf-kernels", 0, 1);
+    settle_.Unref(info.Env());
+  }
+  ~Device() override { shut(); }
+
+ private:
+  void shut() {
+    if (!stream_) return;
+    queue_.reset();
+    settle_.Release();
+    rlhf_stream_destroy(stream_);
+    stream_ = nullptr;
+  }
+
+  static void* address(const Napi::Value& value) { return reinterpret_cast<void*>(uintptr_t(value.As<Napi::Number>().DoubleValue())); }
+
+  void open(Napi::Env env) {
+    if (!stream_) throw Napi::Error::New(env, "the device is closed");
+  }
+
+  Napi::Value allocate(const Napi::CallbackInfo& info) {
+    double bytes = info[0].As<Napi::Number>().DoubleValue();
+    void* p = bytes >= 0 && bytes < 1e15 ? memory_.allocate(size_t(bytes)) : nullptr;
+    if (!p) throw Napi::RangeError::New(info.Env(), "out of memory: " + std::to_string(bytes) + " bytes wanted");
+    return Napi::Number::New(info.Env(), double(reinterpret_cast<uintptr_t>(p)));
+  }
+
+  Napi::Value release(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), memory_.release(address(info[0]))); }
+
+  // write(address, bytes: Uint8Array): copied before it returns
+  void write(const Napi::CallbackInfo& info) {
+    open(info.Env());
+    auto view = info[1].As<Napi::Uint8Array>();
+    std::vector<uint8_t> copy(view.Data(), view.Data() + view.ByteLength());
+    queue_->push([to = address(info[0]), copy = std::move(copy)] { std::memcpy(to, copy.data(), copy.size()); });
+  }
+
+  // read(address, bytes): a promise of an ArrayBuffer, after all that was queued before it
+  Napi::Value read(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    open(env);
+    auto buffer = Napi::ArrayBuffer::New(env, size_t(info[1].As<Napi::Number>().DoubleValue()));
+    auto* read = new Read{Napi::Promise::Deferred::New(env), Napi::Persistent(buffer), {}};
+    if (pending_++ == 0) settle_.Ref(env);
+    queue_->push([this, read, from = address(info[0]), to = buffer.Data(), bytes = buffer.ByteLength()] {
+      if (bytes) std::memcpy(to, from, bytes);
+      read->failure = queue_->take_failure();
+      settle_.BlockingCall(read, [this](Napi::Env env, Napi::Function, Read* read) { settled(env, read); });
+    });
+    return read->deferred.Promise();
+  }
+
+  void settled(Napi::Env env, Read* read) {
+    std::unique_ptr<Read> owned(read);
+    if (!env) return;
+    Napi::HandleScope scope(env);
+    if (--pending_ == 0 && stream_) settle_.Unref(env);
+    if (read->failure.status == RLHF_OK) return read->deferred.Resolve(read->buffer.Value());
+    Napi::Object error = Napi::Object::New(env);
+    error.Set("op", read->failure.op);
+    error.Set("message", read->failure.message);
+    error.Set("status", Napi::Number::New(env, read->failure.status));
+    read->deferred.Reject(error);
+  }
+
+  // call(op, frame: Float64Array)
+  void call(const Napi::CallbackInfo& info) {
+    open(info.Env());
+    int op = info[0].As<Napi::Number>().Int32Value();
+    auto frame = info[1].As<Napi::Float64Array>();
+    const double* next = frame.Data();
+    const auto& arguments = op_table()[size_t(op)].arguments;
+    std::vector<Value> values(arguments.size());
+    std::vector<rlhf_tensor> tensors;
+    tensors.reserve(arguments.size());
+    for (size_t i = 0; i < arguments.size(); i++) {
+      if (is_tensor(arguments[i].kind)) {
+        rlhf_tensor t{};
+        t.data = reinterpret_cast<void*>(uintptr_t(next[0]));
+        t.dtype = int32_t(next[1]), t.layout = int32_t(next[2]), t.rank = int32_t(next[3]);
+        for (int d = 0; d < 4; d++) t.dims[d] = int64_t(next[4 + d]);
+        t.stride = int64_t(next[8]);
+        tensors.push_back(t);
+        next += TENSOR_NUMBERS;
+      } else if (arguments[i].kind == Kind::real) {
+        values[i].real = *next++;
+      } else {
+        values[i].integer = int64_t(*next++);
+      }
+    }
+    queue_->call(op, std::move(values), std::move(tensors));
+  }
+
+  Napi::Value memory(const Napi::CallbackInfo& info) {
+    Napi::Object out = Napi::Object::New(info.Env());
+    double workspace = queue_ ? double(queue_->workspace_bytes()) : 0;
+    out.Set("current", double(memory_.current()));
+    out.Set("peak", double(memory_.peak()) + workspace);
+    out.Set("held", double(memory_.held()) + workspace);
+    out.Set("workspace", workspace);
+    out.Set("busySeconds", queue_ ? queue_->busy_seconds() : 0);
+    return out;
+  }
+
+  // trim(): gives cached memory back once nothing queued uses it, and starts the peak anew
+  void trim(const Napi::CallbackInfo&) {
+    memory_.reset_peak();
+  }
+
+  void close(const Napi::CallbackInfo&) { shut(); }
+  Napi::Value isa(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), stream_ ? rlhf_stream_isa(stream_) : ""); }
+  Napi::Value threads(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), stream_ ? rlhf_stream_threads(stream_) : 0); }
+
+  rlhf_stream* stream_ = nullptr;
+  Memory memory_;
+  std::unique_ptr<Queue> queue_;
+  Napi::ThreadSafeFunction settle_;
+  int pending_ = 0;
+};
+
+const char* const KINDS[] = {"in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
+
+Napi::Array list_ops(Napi::Env env) {
+  Napi::Array ops = Napi::Array::New(env);
+  for (const Op& op : op_table()) {
+    Napi::Array arguments = Napi::Array::New(env);
+    for (const Argument& a : op.arguments) {
+      Napi::Object o = Napi::Object::New(env);
+      o.Set("kind", KINDS[int(a.kind)]), o.Set("type", a.type), o.Set("name", a.name), o.Set("dims", a.dims), o.Set("limit", a.limit);
+      arguments.Set(arguments.Length(), o);
+    }
+    Napi::Object o = Napi::Object::New(env);
+    o.Set("name", op.name), o.Set("arguments", arguments);
+    ops.Set(ops.Length(), o);
+  }
+  return ops;
+}
+
+Napi::Object list_choices(Napi::Env env) {
+  Napi::Object out = Napi::Object::New(env);
+  for (const Choice& choice : choice_table()) {
+    Napi::Array items = Napi::Array::New(env);
+    for (const std::string& item : choice.items) items.Set(items.Length(), item);
+    out.Set(choice.name, items);
+  }
+  return out;
+}
+
+template <double (*f)(double)>
+Napi::Value unary(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), f(info[0].ToNumber().DoubleValue()));
+}
+Napi::Value power(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), rlhf_pow(info[0].ToNumber().DoubleValue(), info[1].ToNumber().DoubleValue()));
+}
+
+Napi::Object start(Napi::Env env, Napi::Object exports) {
+  exports.Set("Device", Device::define(env));
+  exports.Set("ops", list_ops(env));
+  exports.Set("choices", list_choices(env));
+  exports.Set("isaAvailable", rlhf_isa_available());
+  exports.Set("cores", cores());
+  exports.Set("lawVersion", RLHF_LAW_VERSION);
+  exports.Set("exp", Napi::Function::New<unary<rlhf_exp>>(env));
+  exports.Set("log", Napi::Function::New<unary<rlhf_log>>(env));
+  exports.Set("cos", Napi::Function::New<unary<rlhf_cos>>(env));
+  exports.Set("pow", Napi::Function::New<power>(env));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(rlhf_kernels, start)

@@ -1,0 +1,72 @@
+#include "native/memory.h"
+
+#include <cstdlib>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace rlhf {
+namespace {
+
+constexpr size_t LARGE = size_t(2) << 20;
+
+// Four classes for each power of two, so that at most a fifth is unused.
+size_t size_class(size_t bytes) {
+  if (bytes <= 256) return 256;
+  size_t power = size_t(1) << (63 - __builtin_clzll(bytes - 1));
+  size_t step = power / 4;
+  return (bytes + step - 1) / step * step;
+}
+
+}  // namespace
+
+void* allocate_pages(size_t bytes) {
+  size_t alignment = bytes >= 2 * LARGE ? LARGE : 64;
+  void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+#if defined(__linux__)
+  if (p && alignment == LARGE) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+  return p;
+}
+
+Memory::~Memory() {
+  for (auto& [p, bytes] : live_) std::free(p);
+  trim();
+}
+
+void* Memory::allocate(size_t bytes) {
+  bytes = size_class(bytes);
+  auto& free = cached_[bytes];
+  void* p;
+  if (!free.empty()) {
+    p = free.back();
+    free.pop_back();
+  } else {
+    p = allocate_pages(bytes);
+    if (!p) trim(), p = allocate_pages(bytes);
+    if (!p) return nullptr;
+    held_ += bytes;
+  }
+  live_[p] = bytes;
+  current_ += bytes;
+  if (current_ > peak_) peak_ = current_;
+  return p;
+}
+
+bool Memory::release(void* p) {
+  auto found = live_.find(p);
+  if (found == live_.end()) return false;
+  current_ -= found->second;
+  cached_[found->second].push_back(p);
+  live_.erase(found);
+  return true;
+}
+
+void Memory::trim() {
+  for (auto& [bytes, free] : cached_) {
+    for (void* p : free) std::free(p), held_ -= bytes;
+    free.clear();
+  }
+}
+
+}  // namespace rlhf

@@ -1,0 +1,30 @@
+// A caching allocator. Freed memory is kept and handed out again for the same size class: since the device runs its
+// calls in order, memory that is freed while calls on it are still queued may be given to later calls at once.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+namespace rlhf {
+
+class Memory {
+ public:
+  ~Memory();
+  void* allocate(size_t bytes);  // 64-byte aligned; null if there is none
+  bool release(void*);           // false if it is not ours, or released already
+  size_t current() const { return current_; }
+  size_t peak() const { return peak_; }
+  size_t held() const { return held_; }  // in use and cached
+  void reset_peak() { peak_ = current_; }
+  void trim();                           // gives the cached memory back
+
+ private:
+  std::unordered_map<void*, size_t> live_;
+  std::unordered_map<size_t, std::vector<void*>> cached_;
+  size_t current_ = 0, peak_ = 0, held_ = 0;
+};
+
+void* allocate_pages(size_t bytes);  // aligned, in large pages where there are many
+
+}  // namespace rlhf

@@ -1,0 +1,83 @@
+#include "native/queue.h"
+
+#include <chrono>
+#include <cstdlib>
+
+#include "native/memory.h"
+
+namespace rlhf {
+
+Queue::Queue(rlhf_stream* stream) : stream_(stream), thread_([this] { work(); }) {}
+
+Queue::~Queue() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  ready_.notify_one();
+  thread_.join();
+  std::free(workspace_);
+}
+
+void Queue::push(std::function<void()> task) {
+  {
+    std::lock_guard lock(mutex_);
+    tasks_.push_back(std::move(task));
+    waiting_.store(tasks_.size(), std::memory_order_release);
+  }
+  ready_.notify_one();
+}
+
+void Queue::work() {
+  for (;;) {
+    std::function<void()> task;
+    // The next op is often only microseconds away.
+    for (int spin = 0; spin < 200 && !waiting_.load(std::memory_order_acquire) && !stop_; spin++) std::this_thread::yield();
+    {
+      std::unique_lock lock(mutex_);
+      ready_.wait(lock, [this] { return stop_ || !tasks_.empty(); });
+      if (stop_) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+      waiting_.store(tasks_.size(), std::memory_order_release);
+    }
+    task();
+  }
+}
+
+void Queue::call(int op, std::vector<Value> values, std::vector<rlhf_tensor> tensors) {
+  push([this, op, values = std::move(values), tensors = std::move(tensors)]() mutable {
+    size_t next = 0;
+    const auto& arguments = op_table()[size_t(op)].arguments;
+    for (size_t i = 0; i < values.size(); i++)
+      if (is_tensor(arguments[i].kind)) {
+        const rlhf_tensor* t = &tensors[next++];
+        values[i].tensor = t->dtype < 0 ? nullptr : t;
+      }
+    auto begin = std::chrono::steady_clock::now();
+    run(op, values);
+    std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    busy_.store(busy_.load(std::memory_order_relaxed) + took.count(), std::memory_order_relaxed);
+  });
+}
+
+void Queue::run(int op, const std::vector<Value>& values) {
+  int64_t bytes = 0;
+  rlhf_status status = invoke(stream_, op, values.data(), nullptr, 0, &bytes);
+  if (size_t(bytes) > workspace_bytes_) {
+    std::free(workspace_);
+    workspace_ = allocate_pages(size_t(bytes));
+    workspace_bytes_ = workspace_ ? size_t(bytes) : 0;
+  }
+  // Refused arguments are refused again by the call itself, which also leaves NaN behind where ids were bad.
+  status = invoke(stream_, op, values.data(), workspace_, int64_t(workspace_bytes_.load()), nullptr);
+  if (status != RLHF_OK && failure_.status == RLHF_OK) failure_ = {op_table()[size_t(op)].name, rlhf_message(stream_), status};
+}
+
+Failure Queue::take_failure() {
+  Failure failure = std::move(failure_);
+  failure_ = {};
+  return failure;
+}
+
+}  // namespace rlhf

@@ -1,0 +1,51 @@
+// An in-order queue: tasks run one after another on a thread of their own, off the JavaScript thread.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "native/op_table.h"
+
+namespace rlhf {
+
+struct Failure {
+  std::string op, message;
+  rlhf_status status = RLHF_OK;
+};
+
+class Queue {
+ public:
+  explicit Queue(rlhf_stream* stream);
+  ~Queue();  // what is still queued does not run
+  void push(std::function<void()> task);
+  void call(int op, std::vector<Value> values, std::vector<rlhf_tensor> tensors);
+
+  // The first failure since it was last taken. On the queue's thread only.
+  Failure take_failure();
+  double busy_seconds() const { return busy_.load(std::memory_order_relaxed); }
+  size_t workspace_bytes() const { return workspace_bytes_.load(std::memory_order_relaxed); }
+
+ private:
+  void work();
+  void run(int op, const std::vector<Value>& values);
+
+  rlhf_stream* stream_;
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  std::deque<std::function<void()>> tasks_;
+  std::atomic<size_t> waiting_{0};
+  std::atomic<bool> stop_{false};
+  std::atomic<double> busy_{0};
+  std::atomic<size_t> workspace_bytes_{0};
+  void* workspace_ = nullptr;
+  Failure failure_;
+  std::thread thread_;
+};
+
+}  // namespace rlhf

@@ -1,0 +1,79 @@
+// Everything between a fresh clone and a first run, each step only where it is needed: packages, addon, TypeScript.
+// Needs Node alone to start; says in one sentence what else is missing.
+import { spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { dirname, join, relative } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)));
+process.chdir(root);
+
+function fail(message) {
+  console.error(`rlhf-kernels: ${message}`);
+  process.exit(1);
+}
+
+function files(place) {
+  if (!existsSync(place)) return [];
+  if (statSync(place).isFile()) return [place];
+  return readdirSync(place).sort().flatMap((name) => files(join(place, name)));
+}
+
+function hashOf(places) {
+  const hash = createHash("sha256").update(`${process.platform} ${process.arch} ${process.versions.modules}`);
+  for (const file of places.flatMap(files)) hash.update(`\0${relative(root, file)}\0`).update(readFileSync(file));
+  return hash.digest("hex");
+}
+
+/** Runs a step unless its sources are what they were when it last ran to its end. */
+function step(name, { sources, makes, run }) {
+  const stamp = join(root, "build", `.${name}.stamp`);
+  const hash = hashOf(sources);
+  if (existsSync(makes) && existsSync(stamp) && readFileSync(stamp, "utf8") === hash) return;
+  const start = Date.now();
+  process.stderr.write(`${name} ... `);
+  run();
+  mkdirSync(dirname(stamp), { recursive: true });
+  writeFileSync(stamp, hash);
+  process.stderr.write(`${((Date.now() - start) / 1000).toFixed(0)} s\n`);
+}
+
+function execute(command, args, hint = "") {
+  const result = spawnSync(command, args, { encoding: "utf8", maxBuffer: 1 << 28 });
+  if (result.status === 0) return;
+  process.stderr.write("failed\n");
+  fail(`${[command, ...args].join(" ")} failed.${hint}\n${result.error?.message ?? ""}${result.stdout ?? ""}${result.stderr ?? ""}`);
+}
+
+const there = (command) => spawnSync(command, ["--version"], { stdio: "ignore" }).status === 0;
+
+if (Number(process.versions.node.split(".")[0]) < 20) fail(`Node.js is ${process.versions.node}, wanted 20 or newer.`);
+
+step("packages", {
+  sources: ["package.json", "package-lock.json"],
+  makes: join(root, "node_modules", ".package-lock.json"),
+  run: () => execute(process.platform === "win32" ? "npm.cmd" : "npm", ["ci", "--ignore-scripts", "--no-audit", "--no-fund"]),
+});
+
+step("native", {
+  sources: ["CMakeLists.txt", "native", "kernels/cpu"],
+  makes: join(root, "build/native/Release/rlhf_kernels.node"),
+  run() {
+    const missing = [];
+    if (!there("cmake")) missing.push("cmake");
+    if (!["c++", "g++", "clang++"].some(there)) missing.push("a C++ compiler");
+    if (missing.length > 0)
+      fail(
+        `${missing.join(" and ")} ${missing.length > 1 ? "are" : "is"} missing; install with "sudo apt-get install g++ make cmake" (Debian), ` +
+          `"sudo dnf install gcc-c++ make cmake" (Fedora) or "xcode-select --install && brew install cmake" (macOS).`,
+      );
+    execute(process.execPath, ["node_modules/cmake-js/bin/cmake-js", "compile", "-O", "build/native", "--parallel", "2"]);
+  },
+});
+
+step("typescript", {
+  sources: ["tsconfig.json", "package-lock.json", "lib", "test", "bench"],
+  makes: join(root, "dist/lib/index.js"),
+  run: () => execute(process.execPath, ["node_modules/typescript/bin/tsc", "-p", "tsconfig.json"]),
+});

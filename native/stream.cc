@@ -1,0 +1,366 @@
+// The C interface: streams, the checks of every call, and one function per op of the list.
+#include "native/rlhf_kernels.h"
+
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "native/op_table.h"
+#include "native/threads.h"
+
+namespace rlhf {
+
+#if RLHF_HAS_avx512
+namespace avx512 { extern const Kernels kernels; }
+#endif
+#if RLHF_HAS_avx2
+namespace avx2 { extern const Kernels kernels; }
+#endif
+#if RLHF_HAS_neon
+namespace neon { extern const Kernels kernels; }
+#endif
+namespace scalar { extern const Kernels kernels; }
+
+namespace {
+
+struct Isa {
+  const char* name;
+  const Kernels* kernels;
+  bool (*there)();
+};
+
+const Isa isas[] = {  // best first
+#if RLHF_HAS_avx512
+    {"avx512", &avx512::kernels,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
+     }},
+#endif
+#if RLHF_HAS_avx2
+    {"avx2", &avx2::kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+#if RLHF_HAS_neon
+    {"neon", &neon::kernels, [] { return true; }},
+#endif
+    {"scalar", &scalar::kernels, [] { return true; }},
+};
+
+// ---- the tables, expanded from the list
+
+#define STRING(x) #x
+struct Cursor {
+  const Value* value;
+  template <class T>
+  View<T> tensor() {
+    const rlhf_tensor* t = (value++)->tensor;
+    View<T> v{nullptr, {1, 1, 1, 1}, 0, RLHF_ROW_MAJOR};
+    if (!t) return v;
+    for (int i = 0; i < t->rank; i++) v.dim[i] = t->dims[i];
+    static float nothing[16];  // an empty tensor is there, although it has no memory
+    v.data = t->data ? static_cast<T*>(t->data) : reinterpret_cast<T*>(nothing);
+    v.stride = t->stride, v.layout = t->layout;
+    return v;
+  }
+};
+
+#define F32 float
+#define F64 double
+#define I32 int32_t
+#define ROWS float
+#define WEIGHT float
+#define IN(type, name, dims) a.name = c.tensor<const type>();
+#define OPT(type, name, dims) a.name = c.tensor<const type>();
+#define OUT(type, name, dims) a.name = c.tensor<type>();
+#define OPT_OUT(type, name, dims) a.name = c.tensor<type>();
+#define ADD(type, name, dims) a.name = c.tensor<type>();
+#define OPT_ADD(type, name, dims) a.name = c.tensor<type>();
+#define IDS(name, dims, limit) a.name = c.tensor<const int32_t>();
+#define OFFSETS(name, dims, total) a.name = c.tensor<const int32_t>();
+#define REAL(name) a.name = (c.value++)->real;
+#define INT(name) a.name = (c.value++)->integer;
+#define CHOICE(list, name) a.name = static_cast<list>((c.value++)->integer);
+#define OP(op, arguments)                                                 \
+  void run_##op(const Kernels& kernels, Context& ctx, const Value* value) { \
+    op##_args a;                                                          \
+    Cursor c{value};                                                      \
+    arguments;                                                            \
+    kernels.op(ctx, a);                                                   \
+  }
+#include "native/ops.h"
+#include "native/ops_end.h"
+#undef F32
+#undef F64
+#undef I32
+#undef ROWS
+#undef WEIGHT
+
+}  // namespace
+
+const std::vector<Op>& op_table() {
+#define IN(type, name, dims) {Kind::in, #type, #name, dims, ""},
+#define OPT(type, name, dims) {Kind::opt, #type, #name, dims, ""},
+#define OUT(type, name, dims) {Kind::out, #type, #name, dims, ""},
+#define OPT_OUT(type, name, dims) {Kind::opt_out, #type, #name, dims, ""},
+#define ADD(type, name, dims) {Kind::add, #type, #name, dims, ""},
+#define OPT_ADD(type, name, dims) {Kind::opt_add, #type, #name, dims, ""},
+#define IDS(name, dims, limit) {Kind::ids, "I32", #name, dims, limit},
+#define OFFSETS(name, dims, total) {Kind::offsets, "I32", #name, dims, total},
+#define REAL(name) {Kind::real, "", #name, "", ""},
+#define INT(name) {Kind::integer, "", #name, "", ""},
+#define CHOICE(list, name) {Kind::choice, #list, #name, "", ""},
+#define OP(op, arguments) {#op, {arguments}, run_##op, [](const Kernels& k) { return k.op != nullptr; }},
+  static const std::vector<Op> table = {
+#include "native/ops.h"
+  };
+#include "native/ops_end.h"
+  return table;
+}
+
+const std::vector<Choice>& choice_table() {
+#define ITEM(name) #name,
+#define LIST(list, items) {#list, {items}},
+  static const std::vector<Choice> table = {RLHF_CHOICES(LIST)};
+#undef LIST
+#undef ITEM
+  return table;
+}
+
+}  // namespace rlhf
+
+struct rlhf_stream {
+  const rlhf::Isa* isa;
+  std::unique_ptr<rlhf::Pool> pool;
+  char message[512];
+};
+
+namespace rlhf {
+namespace {
+
+int dtype_of(const char* type) {
+  if (type[0] == 'I') return RLHF_I32;
+  return std::strcmp(type, "F64") == 0 ? RLHF_F64 : RLHF_F32;
+}
+
+// Sizes bound by the letters of an op's dims, and the one shape that "..." stands for.
+struct Sizes {
+  int64_t letter[128];
+  const rlhf_tensor* any = nullptr;
+  Sizes() {
+    for (auto& size : letter) size = -1;
+  }
+};
+
+class Checker {
+ public:
+  Checker(rlhf_stream* on, const Op& op) : on_(on), op_(op) {}
+
+  rlhf_status refuse(rlhf_status status, const char* format, ...) __attribute__((format(printf, 3, 4))) {
+    int n = std::snprintf(on_->message, sizeof on_->message, "%s: ", op_.name);
+    va_list list;
+    va_start(list, format);
+    std::vsnprintf(on_->message + n, sizeof on_->message - size_t(n), format, list);
+    va_end(list);
+    return status;
+  }
+
+  rlhf_status check(const Value* values) {
+    for (size_t i = 0; i < op_.arguments.size(); i++)
+      if (rlhf_status s = is_tensor(op_.arguments[i].kind) ? tensor(op_.arguments[i], values[i].tensor)
+                                                            : scalar(op_.arguments[i], values[i]))
+        return s;
+    for (size_t i = 0; i < op_.arguments.size(); i++)
+      if (rlhf_status s = contents(op_.arguments[i], values[i].tensor)) return s;
+    return RLHF_OK;
+  }
+
+ private:
+  rlhf_status scalar(const Argument& a, const Value& v) {
+    if (a.kind != Kind::choice) return RLHF_OK;
+    for (const Choice& list : choice_table())
+      if (std::strcmp(list.name, a.type) == 0 && uint64_t(v.integer) >= list.items.size())
+        return refuse(RLHF_BAD_ARGUMENT, "%s is %lld, wanted 0 to %zu", a.name, (long long)v.integer, list.items.size() - 1);
+    return RLHF_OK;
+  }
+
+  rlhf_status tensor(const Argument& a, const rlhf_tensor* t) {
+    if (!t) return is_optional(a.kind) ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s is null", a.name);
+    if (t->dtype != dtype_of(a.type)) return refuse(RLHF_BAD_ARGUMENT, "%s has dtype %d, wanted %d", a.name, t->dtype, dtype_of(a.type));
+    if (t->rank < 0 || t->rank > 4) return refuse(RLHF_BAD_ARGUMENT, "%s has rank %d, wanted 0 to 4", a.name, t->rank);
+    int64_t inner = 1, size = 1;
+    for (int i = t->rank - 1; i >= 0; i--) {
+      if (t->dims[i] < 0) return refuse(RLHF_BAD_ARGUMENT, "%s has the negative size %lld", a.name, (long long)t->dims[i]);
+      inner = size;
+      if (__builtin_mul_overflow(size, t->dims[i], &size) || size > (int64_t(1) << 56))
+        return refuse(RLHF_BAD_ARGUMENT, "%s is too large", a.name);
+    }
+    if (size > 0 && !t->data) return refuse(RLHF_BAD_ARGUMENT, "%s has no data", a.name);
+    bool rows = std::strcmp(a.type, "ROWS") == 0;
+    if (t->rank > 0 && t->dims[0] > 1 && (rows ? t->stride < inner : t->stride != inner))
+      return refuse(RLHF_BAD_ARGUMENT, "%s has stride %lld, wanted %lld%s", a.name, (long long)t->stride, (long long)inner, rows ? " or more" : "");
+    int64_t extent;
+    if (t->rank > 0 && (__builtin_mul_overflow(t->dims[0], t->stride, &extent) || extent > (int64_t(1) << 56)))
+      return refuse(RLHF_BAD_ARGUMENT, "%s has stride %lld, which is too large", a.name, (long long)t->stride);
+    if (t->layout != RLHF_ROW_MAJOR && (std::strcmp(a.type, "WEIGHT") != 0 || t->layout < 0 || t->layout > RLHF_PANELS_TRANSPOSED))
+      return refuse(RLHF_BAD_ARGUMENT, "%s has layout %d, wanted row-major", a.name, t->layout);
+    return shape(a, t);
+  }
+
+  rlhf_status shape(const Argument& a, const rlhf_tensor* t) {
+    if (a.dims[0] == '.') {
+      if (!sizes_.any) sizes_.any = t;
+      bool same = sizes_.any->rank == t->rank;
+      for (int i = 0; same && i < t->rank; i++) same = sizes_.any->dims[i] == t->dims[i];
+      return same ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s differs in shape from the argument before it", a.name);
+    }
+    int rank = 0;
+    for (const char* d = a.dims; *d; rank++) {
+      if (rank >= t->rank) return refuse(RLHF_BAD_ARGUMENT, "%s has rank %d, wanted [%s]", a.name, t->rank, a.dims);
+      int64_t wanted;
+      if (*d >= '0' && *d <= '9') {
+        for (wanted = 0; *d >= '0' && *d <= '9'; d++) wanted = wanted * 10 + (*d - '0');
+      } else {
+        int64_t& size = sizes_.letter[int(*d++)];
+        int plus = d[0] == '+' ? 1 : 0;  // "B+1"
+        d += 2 * plus;
+        if (size < 0) size = t->dims[rank] - plus;
+        wanted = size + plus;
+        if (size < 0) return refuse(RLHF_BAD_ARGUMENT, "%s is empty, wanted [%s]", a.name, a.dims);
+      }
+      if (t->dims[rank] != wanted)
+        return refuse(RLHF_BAD_ARGUMENT, "%s has size %lld in dimension %d, wanted %lld ([%s])", a.name, (long long)t->dims[rank], rank, (long long)wanted, a.dims);
+      if (*d == ',') d++;
+    }
+    return rank == t->rank ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s has rank %d, wanted [%s]", a.name, t->rank, a.dims);
+  }
+
+  rlhf_status contents(const Argument& a, const rlhf_tensor* t) {
+    if (a.kind != Kind::ids && a.kind != Kind::offsets) return RLHF_OK;
+    const int32_t* x = static_cast<const int32_t*>(t->data);
+    int64_t n = t->dims[0], limit = sizes_.letter[int(a.limit[0])];
+    if (a.kind == Kind::ids) {
+      for (int64_t i = 0; i < n; i++)
+        if (x[i] < 0 || x[i] >= limit) return refuse(RLHF_BAD_ID, "%s[%lld] is %d, wanted 0 to %lld", a.name, (long long)i, x[i], (long long)limit - 1);
+      return RLHF_OK;
+    }
+    if (x[0] != 0) return refuse(RLHF_BAD_OFFSETS, "%s[0] is %d, wanted 0", a.name, x[0]);
+    for (int64_t i = 1; i < n; i++)
+      if (x[i] < x[i - 1]) return refuse(RLHF_BAD_OFFSETS, "%s[%lld] is %d, less than the one before, %d", a.name, (long long)i, x[i], x[i - 1]);
+    if (x[n - 1] != limit) return refuse(RLHF_BAD_OFFSETS, "%s ends with %d, wanted %lld", a.name, x[n - 1], (long long)limit);
+    return RLHF_OK;
+  }
+
+  rlhf_stream* on_;
+  const Op& op_;
+  Sizes sizes_;
+};
+
+// What an op that could not run leaves behind: NaN, never an old number.
+void poison(const Op& op, const Value* values) {
+  for (size_t i = 0; i < op.arguments.size(); i++) {
+    const rlhf_tensor* t = values[i].tensor;
+    if (!is_written(op.arguments[i].kind) || !t) continue;
+    int64_t size = 1;
+    for (int d = 0; d < t->rank; d++) size *= t->dims[d];
+    if (t->dtype == RLHF_F32) std::fill_n(static_cast<float*>(t->data), size, std::numeric_limits<float>::quiet_NaN());
+    if (t->dtype == RLHF_F64) std::fill_n(static_cast<double*>(t->data), size, std::numeric_limits<double>::quiet_NaN());
+    if (t->dtype == RLHF_I32) std::fill_n(static_cast<int32_t*>(t->data), size, 0);
+  }
+}
+
+}  // namespace
+
+rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* workspace, int64_t workspace_bytes, int64_t* bytes_wanted) {
+  const Op& op = op_table()[size_t(index)];
+  Checker checker(on, op);
+  on->message[0] = 0;
+  if (!op.has(*on->isa->kernels)) return checker.refuse(RLHF_BAD_ARGUMENT, "not available on %s", on->isa->name);
+  if (rlhf_status s = checker.check(values)) {
+    if (s != RLHF_BAD_ARGUMENT && !bytes_wanted) poison(op, values);
+    return s;
+  }
+  KeepDenormals keep;
+  Context ctx{on->pool.get(), on->pool->size(), static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr};
+  if (bytes_wanted) ctx.workspace = nullptr, ctx.workspace_bytes = 0;
+  op.run(*on->isa->kernels, ctx, values);
+  if (bytes_wanted) return *bytes_wanted = ctx.workspace_bytes, RLHF_OK;
+  if (!ctx.failure) return RLHF_OK;
+  bool small = ctx.workspace_bytes > workspace_bytes;
+  poison(op, values);
+  return checker.refuse(small ? RLHF_BAD_WORKSPACE : RLHF_BAD_ARGUMENT, "%s", ctx.failure);
+}
+
+}  // namespace rlhf
+
+extern "C" {
+
+rlhf_stream* rlhf_stream_create(const char* isa, int32_t threads) {
+  if (threads < 0 || threads > 1024) return nullptr;
+  for (const rlhf::Isa& candidate : rlhf::isas)
+    if ((!isa || std::strcmp(isa, candidate.name) == 0) && candidate.there())
+      return new rlhf_stream{&candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), {}};
+  return nullptr;
+}
+void rlhf_stream_destroy(rlhf_stream* stream) { delete stream; }
+const char* rlhf_message(const rlhf_stream* stream) { return stream->message; }
+const char* rlhf_stream_isa(const rlhf_stream* stream) { return stream->isa->name; }
+int32_t rlhf_stream_threads(const rlhf_stream* stream) { return stream->pool->size(); }
+const char* rlhf_isa_available(void) {
+  static const std::string names = [] {
+    std::string list;
+    for (const rlhf::Isa& isa : rlhf::isas)
+      if (isa.there()) list += (list.empty() ? "" : " ") + std::string(isa.name);
+    return list;
+  }();
+  return names.c_str();
+}
+
+// An op's arguments become a sequence (type, name)(type, name)..., read twice: as parameters and as values.
+#define PARAMETERS(sequence) END(PARAMETER_A sequence)
+#define PARAMETER_A(type, name) type name, PARAMETER_B
+#define PARAMETER_B(type, name) type name, PARAMETER_A
+#define PARAMETER_A_END
+#define PARAMETER_B_END
+#define VALUES(sequence) END(VALUE_A sequence)
+#define VALUE_A(type, name) rlhf::Value(name), VALUE_B
+#define VALUE_B(type, name) rlhf::Value(name), VALUE_A
+#define VALUE_A_END
+#define VALUE_B_END
+#define END(...) END_(__VA_ARGS__)
+#define END_(...) __VA_ARGS__##_END
+
+enum OpIndex {
+#define OP(name, arguments) op_##name,
+#include "native/ops.h"
+#include "native/ops_end.h"
+};
+
+#define IN(type, name, dims) (const rlhf_tensor*, name)
+#define OPT IN
+#define OUT IN
+#define OPT_OUT IN
+#define ADD IN
+#define OPT_ADD IN
+#define IDS(name, dims, limit) (const rlhf_tensor*, name)
+#define OFFSETS IDS
+#define REAL(name) (double, name)
+#define INT(name) (int64_t, name)
+#define CHOICE(list, name) (int64_t, name)
+#define OP(op, arguments)                                                                                      \
+  rlhf_status rlhf_##op(rlhf_stream* on, PARAMETERS(arguments) void* workspace, int64_t workspace_bytes) {     \
+    const rlhf::Value values_[] = {VALUES(arguments)};                                                          \
+    return rlhf::invoke(on, op_##op, values_, workspace, workspace_bytes, nullptr);                             \
+  }                                                                                                            \
+  int64_t rlhf_##op##_workspace(PARAMETERS(arguments) rlhf_stream* on) {                                       \
+    const rlhf::Value values_[] = {VALUES(arguments)};                                                          \
+    int64_t bytes = 0;                                                                                         \
+    return rlhf::invoke(on, op_##op, values_, nullptr, 0, &bytes) == RLHF_OK ? bytes : -1;                      \
+  }
+#include "native/ops.h"
+#include "native/ops_end.h"
+
+}  // extern "C"

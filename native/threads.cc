@@ -1,0 +1,87 @@
+#include "native/threads.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace rlhf {
+namespace {
+
+// About 20 us: ops follow one another closely, and a sleeping thread takes longer than that to wake.
+constexpr int SPINS = 1000;
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+template <class T, class Done>
+void wait(std::atomic<T>& value, Done done) {
+  for (int spin = 0; spin < SPINS; spin++, pause())
+    if (done(value.load(std::memory_order_acquire))) return;
+  for (T seen = value.load(std::memory_order_acquire); !done(seen); seen = value.load(std::memory_order_acquire))
+    value.wait(seen, std::memory_order_acquire);
+}
+
+}  // namespace
+
+Pool::Pool(int threads) {
+  for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+}
+
+Pool::~Pool() {
+  stop_.store(true, std::memory_order_relaxed);
+  round_.fetch_add(1, std::memory_order_release);
+  round_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void Pool::run(void (*f)(void* state, int thread), void* state) {
+  f_ = f, state_ = state;
+  running_.store(int(workers_.size()), std::memory_order_relaxed);
+  round_.fetch_add(1, std::memory_order_release);
+  round_.notify_all();
+  f(state, 0);
+  wait(running_, [](int n) { return n == 0; });
+}
+
+void Pool::work(int thread) {
+  KeepDenormals keep;
+  for (unsigned round = 0;;) {
+    wait(round_, [round](unsigned now) { return now != round; });
+    round++;
+    if (stop_.load(std::memory_order_relaxed)) return;
+    f_(state_, thread);
+    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
+  }
+}
+
+int cores() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  unsigned n = std::thread::hardware_concurrency();
+  return n ? int(n) : 1;
+}
+
+#if defined(__x86_64__)
+KeepDenormals::KeepDenormals() : saved_(_mm_getcsr()) {
+  constexpr unsigned standard = 0x1f80;  // exceptions masked, to nearest, no flush to zero
+  if ((saved_ & ~0x3fu) != standard) _mm_setcsr(standard);
+}
+KeepDenormals::~KeepDenormals() {
+  if ((saved_ & ~0x3fu) != 0x1f80) _mm_setcsr(saved_);
+}
+#else
+KeepDenormals::KeepDenormals() {}
+KeepDenormals::~KeepDenormals() {}
+#endif
+
+}  // namespace rlhf

@@ -1,0 +1,41 @@
+// The threads of a stream: the caller and its workers, each always with the same number.
+#pragma once
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "native/kernel.h"
+
+namespace rlhf {
+
+class Pool final : public Threads {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  int size() const { return int(workers_.size()) + 1; }
+  void run(void (*f)(void* state, int thread), void* state) override;
+
+ private:
+  void work(int thread);
+
+  std::vector<std::thread> workers_;
+  void (*f_)(void*, int) = nullptr;
+  void* state_ = nullptr;
+  std::atomic<unsigned> round_{0};    // one more for every run
+  std::atomic<int> running_{0};       // workers that have not finished this round
+  std::atomic<bool> stop_{false};
+};
+
+int cores();  // that this process may use
+
+// Denormals are kept while this lives, whatever the process has set.
+class KeepDenormals {
+ public:
+  KeepDenormals();
+  ~KeepDenormals();
+
+ private:
+  unsigned saved_ = 0;
+};
+
+}  // namespace rlhf
