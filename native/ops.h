@@ -91,7 +91,7 @@ OP(sequence_sum_grad, IN(F32, dy, "B") OFFSETS(cu_seqlens, "B+1", "N") INT(mean)
 // A limit that is off is infinity.
 #define POLICY_LOSS                                                                                             \
   IN(F32, old_logp, "M") IN(F32, advantages, "M") OPT(F32, ref_logp, "M") OPT(F32, importance, "M")             \
-  OPT(I32, mask, "M") OFFSETS(cu_seqlens, "B+1", "M")                                                           \
+  OPT(I32, mask, "M") OFFSETS(cu_seqlens, "B+1", "M") CHOICE(Objective, objective)                              \
   REAL(clip_ratio_low) REAL(clip_ratio_high) REAL(clip_ratio_c) REAL(log_ratio_clamp)                           \
   CHOICE(Aggregation, aggregation) REAL(denominator)                                                            \
   REAL(kl_coef) CHOICE(KlEstimator, estimator) REAL(entropy_coef) REAL(scale)                                  \
@@ -134,3 +134,8 @@ OP(clamp, IN(F32, x, "...") REAL(low) REAL(high) OUT(F32, y, "..."))
 OP(accumulate, IN(F32, x, "...") ADD(F32, y, "..."))
 OP(fill, REAL(value) OUT(F32, y, "..."))
 OP(sum, IN(F32, x, "...") OUT(F32, y, "1"))
+
+// ---- the machine's limits, for the benchmarks: independent chains of fused multiply-adds on every thread (sink[t] is
+// the number of floating-point operations of thread t), and the plainest read of memory
+OP(limit_fma, INT(rounds) OUT(F64, sink, "T"))
+OP(limit_read, IN(F32, x, "N") OUT(F32, sink, "T"))

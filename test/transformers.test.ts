@@ -1,6 +1,8 @@
+import { execFile } from "node:child_process";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 import { device, ops, Tensor, type Device } from "../lib/index.js";
@@ -110,6 +112,23 @@ describe.each(["gpt2-tiny", "llama-tiny", "qwen2-tiny", "gpt2-reward-tiny", "lla
     const wanted = [...expected.keys()].filter((key) => key.startsWith("grad."));
     expect([...found.keys()].map((key) => `grad.${key}`).sort()).toEqual(wanted.sort());
     for (const [key, gradient] of found) expectNear(gradient, expected.get(`grad.${key}`), `grad.${key}`);
+  });
+
+  // RLHF_PEER_PYTHON names a Python that has the packages of test/fixtures/requirements.txt.
+  const python = process.env.RLHF_PEER_PYTHON;
+  (python ? test : test.skip)("is loaded by transformers from what is written here, with the same outputs", async () => {
+    const copy = await mkdtemp(join(tmpdir(), "rlhf-export-"));
+    try {
+      await saveModel(model, copy);
+      const args = [join(fixtures, "check_export.py"), copy, JSON.stringify(ids), "--double"];
+      const { stdout } = await promisify(execFile)(python!, args, { maxBuffer: 2 ** 26 });
+      const printed = JSON.parse(stdout) as { missing: string[]; unexpected: string[]; logits?: number[][][]; values?: number[][] };
+      expect(printed).toMatchObject({ missing: [], unexpected: [] });
+      for (const [i, sequence] of ids.entries())
+        expectNear(await outputs([sequence]), (printed.logits ?? printed.values)![i].flat(), `sequence ${i}`);
+    } finally {
+      await rm(copy, { recursive: true });
+    }
   });
 
   test("is written as it was read", async () => {

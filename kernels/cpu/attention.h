@@ -5,6 +5,7 @@
 // q k^T run over keys; values as rows, so that the lanes of p v run over D. Rows are padded to `width(D)`, a multiple of 16.
 #pragma once
 #include "kernels/cpu/math.h"
+#include "kernels/cpu/transpose.h"
 #include "kernels/cpu/vector.h"
 
 namespace rlhf::RLHF_ISA {
@@ -45,9 +46,11 @@ struct Result {
 };
 enum class Start { zero, resume, scaled };  // a chain starts from 0, from what is there, from what is there times scale[row]
 
-// c[R][16 C]: one chain of fused multiply-adds per element, n steps (law 1).
+// c[R][16 C]: one chain of fused multiply-adds per element, n steps (law 1). Plain numbers as arguments: a struct would
+// be copied through the stack in pieces that the core cannot forward, a bubble per call.
 template <int R, int C>
-__attribute__((noinline)) void register_tile(int64_t n, Left a, Right b, Result c, Start start, const float* scale) {
+__attribute__((noinline)) void register_tile(int64_t n, const float* a, int64_t a_rows, int64_t a_steps, const float* b, int64_t b_steps,
+                                             float* c, int64_t c_rows, Start start, const float* scale) {
   V sum[R][C];
 #pragma GCC unroll 8
   for (int i = 0; i < R; i++)
@@ -58,18 +61,16 @@ __attribute__((noinline)) void register_tile(int64_t n, Left a, Right b, Result 
     for (int i = 0; i < R; i++) {
       const V factor = set(start == Start::scaled ? scale[i] : 1.0f);
 #pragma GCC unroll 8
-      for (int j = 0; j < C; j++) sum[i][j] = load(c.data + i * c.rows + LANES * j) * factor;
+      for (int j = 0; j < C; j++) sum[i][j] = load(c + i * c_rows + LANES * j) * factor;
     }
   }
-  const float* left = a.data;
-  const float* right = b.data;
-  for (int64_t k = 0; k < n; k++, left += a.steps, right += b.steps) {
+  for (int64_t k = 0; k < n; k++, a += a_steps, b += b_steps) {
     V x[C];
 #pragma GCC unroll 8
-    for (int j = 0; j < C; j++) x[j] = load(right + LANES * j);
+    for (int j = 0; j < C; j++) x[j] = load(b + LANES * j);
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
-      const V y = set(left[i * a.rows]);
+      const V y = set(a[i * a_rows]);
 #pragma GCC unroll 8
       for (int j = 0; j < C; j++) sum[i][j] = fma(y, x[j], sum[i][j]);
     }
@@ -77,20 +78,23 @@ __attribute__((noinline)) void register_tile(int64_t n, Left a, Right b, Result 
 #pragma GCC unroll 8
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 8
-    for (int j = 0; j < C; j++) store(c.data + i * c.rows + LANES * j, sum[i][j]);
+    for (int j = 0; j < C; j++) store(c + i * c_rows + LANES * j, sum[i][j]);
 }
 
 // R rows, `columns` vectors wide.
 template <int R>
 RLHF_INLINE void product(int64_t columns, int64_t n, Left a, Right b, Result c, Start start, const float* scale = nullptr) {
   constexpr int C = abreast(R);
-  for (; columns >= C; columns -= C, b.data += LANES * C, c.data += LANES * C) register_tile<R, C>(n, a, b, c, start, scale);
+  const auto tile = [&]<int width>() {
+    register_tile<R, width>(n, a.data, a.rows, a.steps, b.data, b.steps, c.data, c.rows, start, scale);
+  };
+  for (; columns >= C; columns -= C, b.data += LANES * C, c.data += LANES * C) tile.template operator()<C>();
   if constexpr (C > 3)
-    if (columns == 3) register_tile<R, 3>(n, a, b, c, start, scale);
+    if (columns == 3) tile.template operator()<3>();
   if constexpr (C > 2)
-    if (columns == 2) register_tile<R, 2>(n, a, b, c, start, scale);
+    if (columns == 2) tile.template operator()<2>();
   if constexpr (C > 1)
-    if (columns == 1) register_tile<R, 1>(n, a, b, c, start, scale);
+    if (columns == 1) tile.template operator()<1>();
 }
 
 // f<R>() for R = rows, 1 to GROUP
@@ -106,59 +110,72 @@ RLHF_INLINE void with_rows(int64_t rows, F&& f) {
   }
 }
 
+// exp(x) for x <= 88 or NaN, bit for bit: without the ends of the range that a score less its maximum cannot reach.
+RLHF_INLINE V exp_score(V x) {
+  const V n = nearest(x * set(LOG2EF));
+  const V r = fma(n, set(-LN2F_LOW), fma(n, set(-LN2F_HIGH), x));
+  V p = set(0.0001989198131397769f);
+  p = fma(p, r, set(0.0013934541928270264f));
+  p = fma(p, r, set(0.0083333100242252924f));
+  p = fma(p, r, set(0.041666456809677876f));
+  p = fma(p, r, set(0.16666666682534356f));
+  p = fma(p, r, set(0.5f));
+  p = fma(p * r, r, r) + set(1.0f);
+  return select(x < set(-87.3365402f), zero(), p * power_of_two(to_int(n)));
+}
+
 // What query rows carry from tile to tile: o [rows][width(D)] not yet divided, the maximum m and the denominator l.
 struct Rows {
   const float* q;  // [rows][D]
   float *o, *m, *l;
+  float *s, *fall;  // scratch: [rows][64], [rows]
 };
 
-RLHF_INLINE V lowest() { return set(-__builtin_inff()); }
+RLHF_INLINE B first_of(int64_t seen, int j) { return first(int(most(0, least(LANES, seen - LANES * j)))); }
 
-// Scores of one row against a tile, scaled; -inf where the row does not see the key.
-RLHF_INLINE void scores(const float* s, float scale, int64_t seen, V (&x)[4]) {
+// One tile of the online softmax for the rows from `from` to `rows`; row i sees the tile's first seen[i] keys (1 to 64,
+// ascending in i). An unseen key has the score -inf, so p = 0. Each step runs over all rows before the next, to hide
+// the latency of the row maxima and of exp.
+[[maybe_unused]] __attribute__((noinline)) void attend(int64_t D, float scale, const Rows x, int64_t from, int64_t rows, const float* keys,
+                                      const float* values, const int64_t* seen) {
+  const int64_t W = width(D);
+  for (int64_t i = from; i < rows; i += GROUP)
+    with_rows(least(GROUP, rows - i), [&]<int R>() {
+      product<R>((seen[i + R - 1] + LANES - 1) / LANES, D, {x.q + i * D, D, 1}, {keys, TILE}, {x.s + i * TILE, TILE}, Start::zero);
+    });
   const V factor = set(scale);
-  if (seen == TILE) {
+  for (int64_t i = from; i < rows; i++) {
+    float* s = x.s + i * TILE;
+    V y[4];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) x[j] = load(s + LANES * j) * factor;
-  } else {
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++)
-      x[j] = select(first(int(most(0, least(LANES, seen - LANES * j)))), load(s + LANES * j) * factor, lowest());
-  }
-}
-
-// One tile of the online softmax for R rows; row i sees the tile's first seen[i] keys (1 to 64, ascending in i).
-// s [R][64] is scratch; v has `columns` vectors to a row.
-template <int R>
-__attribute__((noinline)) void attend(int64_t D, float scale, Rows rows, const float* keys, Right values, int64_t columns,
-                                      const int64_t* seen, float* s) {
-  const int64_t n = seen[R - 1];
-  product<R>((n + LANES - 1) / LANES, D, {rows.q, D, 1}, {keys, TILE}, {s, TILE}, Start::zero);
-  alignas(64) float fall[LANES] = {};  // m - m', then exp of it
-#pragma GCC unroll 8
-  for (int i = 0; i < R; i++) {
-    V x[4];
-    scores(s + TILE * i, scale, seen[i], x);
-    const float top = max(max(max(x[0], x[1]), max(x[2], x[3])));
-    const float m = rows.m[i] > top ? rows.m[i] : top;
-    fall[i] = rows.m[i] - m;
-    rows.m[i] = m;
-  }
-  store(fall, exp(load(fall)));
-#pragma GCC unroll 8
-  for (int i = 0; i < R; i++) {
-    V x[4];
-    scores(s + TILE * i, scale, seen[i], x);
-    const V m = set(rows.m[i]);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) x[j] = exp(x[j] - m);
+    for (int j = 0; j < 4; j++) y[j] = load(s + LANES * j) * factor;
     if (seen[i] < TILE)
-      for (int j = 0; j < 4; j++) x[j] = select(first(int(most(0, least(LANES, seen[i] - LANES * j)))), x[j], zero());
+      for (int j = 0; j < 4; j++) y[j] = select(first_of(seen[i], j), y[j], set(-__builtin_inff()));
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) store(s + TILE * i + LANES * j, x[j]);
-    rows.l[i] = rows.l[i] * fall[i] + sum(((x[0] + x[1]) + x[2]) + x[3]);
+    for (int j = 0; j < 4; j++) store(s + LANES * j, y[j]);
+    const float top = max(max(max(y[0], y[1]), max(y[2], y[3])));
+    const float m = x.m[i] > top ? x.m[i] : top;
+    x.fall[i] = x.m[i] - m;
+    x.m[i] = m;
   }
-  product<R>(columns, n, {s, TILE, 1}, values, {rows.o, LANES * columns}, Start::scaled, fall);
+  for (int64_t i = from; i < rows; i += LANES) {  // a = exp(m - m')
+    const int n = int(least(LANES, rows - i));
+    store(x.fall + i, exp(load(x.fall + i, n)), n);
+  }
+  for (int64_t i = from; i < rows; i++) {
+    float* s = x.s + i * TILE;
+    const V m = set(x.m[i]);
+    V y[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) y[j] = exp_score(load(s + LANES * j) - m);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) store(s + LANES * j, y[j]);
+    x.l[i] = x.l[i] * x.fall[i] + sum(((y[0] + y[1]) + y[2]) + y[3]);
+  }
+  for (int64_t i = from; i < rows; i += GROUP)
+    with_rows(least(GROUP, rows - i), [&]<int R>() {
+      product<R>(W / LANES, seen[i + R - 1], {x.s + i * TILE, TILE, 1}, {values, W}, {x.o + i * W, W}, Start::scaled, x.fall + i);
+    });
 }
 
 // o / l; the sum with +0 makes an underflown -0 the 0 that it is in every other order of the masked keys.
@@ -174,9 +191,8 @@ RLHF_INLINE void pack_rows(const float* from, int64_t stride, int64_t n, int64_t
 }
 
 // n keys into the panel [D][64] from its column `at`.
-RLHF_INLINE void pack_keys(const float* from, int64_t stride, int64_t n, int64_t D, float* panel, int64_t at) {
-  for (int64_t d = 0; d < D; d++)
-    for (int64_t j = 0; j < n; j++) panel[d * TILE + at + j] = from[j * stride + d];
+__attribute__((noinline)) void pack_keys(const float* from, int64_t stride, int64_t n, int64_t D, float* panel, int64_t at) {
+  transpose(from, stride, n, D, panel + at, TILE);
 }
 
 // Places in one piece of memory, each aligned to a cache line; with no memory it only counts.

@@ -34,11 +34,14 @@ export interface Device {
   resetPeak(): void;
   /** Waits for what is queued, then frees everything. */
   close(): Promise<void>;
+  [Symbol.asyncDispose](): Promise<void>;
 }
 
 const DTYPES = { f32: 0, f64: 1, i32: 2 } as const;
 const LAYOUTS = { rows: 0, panels: 1, "panels-transposed": 2 } as const;
 const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "WORKSPACE" };
+
+let current: Device | undefined;
 
 class CpuDevice implements Device {
   readonly kind = "cpu";
@@ -101,6 +104,10 @@ class CpuDevice implements Device {
   async close(): Promise<void> {
     await this.native.read(0, 0).catch(() => undefined);
     this.native.close();
+    if (current === this) current = undefined;
+  }
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
   }
 }
 
@@ -110,8 +117,6 @@ export interface DeviceOptions {
   /** `scalar`, `avx2`, `avx512` or `neon`; by default `RLHF_ISA`, else the best that the machine has. */
   isa?: string;
 }
-
-let current: Device | undefined;
 
 /** The device of ops that are given no tensor: the first that was opened. */
 export function defaultDevice(): Device {

@@ -1,1 +1,14 @@
+export { gelu, swiglu } from "./activation.js";
+export { gae, gaePadded, sequenceSum, tokenRewards, whiten } from "./advantage.js";
+export { attention } from "./attention.js";
+export { add, clamp, mul, scale, sub, sum } from "./elementwise.js";
+export { embedding } from "./embedding.js";
+export { linear, pack } from "./linear.js";
+export { linearLogprob, logprob, type Logprobs } from "./logprob.js";
+export { layerNorm, rmsNorm } from "./norm.js";
+export { linearNll, linearPolicyLoss, policyLoss, type Aggregation, type KlEstimator, type PolicyLossOptions } from "./policyLoss.js";
+export { preferenceLoss, type PreferenceLossOptions } from "./preferenceLoss.js";
 export { reshape } from "./reshape.js";
+export { rope } from "./rope.js";
+export { score } from "./score.js";
+export { valueLoss, type ValueLossOptions } from "./valueLoss.js";

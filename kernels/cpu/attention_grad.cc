@@ -1,0 +1,208 @@
+// The backward of causal attention, from lse: nothing of the N x N matrix is kept (Dao et al., FlashAttention).
+//
+//   p_ij = exp(s_ij - lse_i),  delta_i = sum over D of do_i o_i,  ds_ij = p_ij (do_i v_j - delta_i) scale
+//   dq_i = sum over j of ds_ij k_j,  dk_j = sum over i of ds_ij q_i,  dv_j = sum over i of p_ij do_i
+//   d_o, q, o, dq [N,H,D]  k, v, dk, dv [N,G,D]  lse [N,H]
+//
+// Plan: work is (key/value head, tree of sequences that share prefixes); s and do v are computed once. All tiles of the
+// tree are packed (keys and values as panels, keys as rows), then for each query head of the group, each sequence, each
+// block of BLOCK queries, each tile of 64 keys: per register group s, do v, p, ds and ds k; then p^T do and ds^T q over the
+// block, into accumulators by token row. Five products, about half of the square.
+//
+// Law: s as in attention; p = exp(s - lse), ds = (p (dp - delta)) scale, dp one chain over D, delta by law 2; dq one chain
+// over keys ascending; dk and dv one chain over query heads, within each over the sequences of the tree in batch order (a
+// prefix comes before what continues it), within each over queries ascending. Unseen pairs enter with 0 or not at all;
+// a final + 0 makes the two the same.
+#include "kernels/cpu/chains.h"
+
+namespace rlhf::RLHF_ISA {
+namespace {
+
+constexpr int64_t BLOCK = 16 * GROUP;
+
+// Everything packed of one tree under one head.
+struct Region {
+  float *keys, *values, *rows;  // per tile: k and v as [D][64], k as [64][width(D)]
+  float *dk, *dv;               // [N][width(D)] by token row
+};
+
+// What a thread works on: a block of queries of one head.
+struct Block {
+  float *q, *d_o;   // [BLOCK][width(D)]
+  float* dq;        // [BLOCK][width(D)]
+  float *p, *ds;    // [BLOCK][64]
+  float *lse, *delta;
+};
+
+// p and ds of R rows against one tile; row i sees its first seen[i] keys.
+template <int R>
+__attribute__((noinline)) void probabilities(int64_t D, float scale, const Block& x, int64_t row, const float* keys, const float* values,
+                                             const int64_t* seen) {
+  const int64_t columns = (seen[R - 1] + LANES - 1) / LANES, W = width(D);
+  float *p = x.p + row * TILE, *ds = x.ds + row * TILE;
+  product<R>(columns, D, {x.q + row * W, W, 1}, {keys, TILE}, {p, TILE}, Start::zero);
+  product<R>(columns, D, {x.d_o + row * W, W, 1}, {values, TILE}, {ds, TILE}, Start::zero);
+  const V factor = set(scale);
+  for (int i = 0; i < R; i++, p += TILE, ds += TILE) {
+    const V lse = set(x.lse[row + i]), delta = set(x.delta[row + i]);
+    V y[4], z[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+      y[j] = exp_score(load(p + LANES * j) * factor - lse);
+      z[j] = (y[j] * (load(ds + LANES * j) - delta)) * factor;
+    }
+    if (seen[i] < TILE)
+      for (int j = 0; j < 4; j++) {
+        const B there = first(int(most(0, least(LANES, seen[i] - LANES * j))));
+        y[j] = select(there, y[j], zero()), z[j] = select(there, z[j], zero());
+      }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) store(p + LANES * j, y[j]), store(ds + LANES * j, z[j]);
+  }
+}
+
+// Law 2 over D.
+RLHF_INLINE float dot(const float* a, const float* b, int64_t D) {
+  V s = zero();
+  for (int64_t d = 0; d < D; d += LANES) {
+    const int n = int(least(LANES, D - d));
+    s = fma(load(a + d, n), load(b + d, n), s);
+  }
+  return sum(s);
+}
+
+}  // namespace
+
+void attention_grad(Context& ctx, const attention_grad_args& a) {
+  const int64_t N = a.q.dim[0], H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1;
+  const int64_t W = width(D), columns = W / LANES, tiles = N / TILE + 2 * B;
+
+  // A region per thread, or per head where there are more threads than heads: trees share no token and no tile.
+  const int64_t regions = least(ctx.threads, G);
+  const auto lay_region = [&](Places& p, Region& r) {
+    r.keys = p.take<float>(tiles * TILE * D), r.values = p.take<float>(tiles * TILE * D), r.rows = p.take<float>(tiles * TILE * W);
+    r.dk = p.take<float>(N * W), r.dv = p.take<float>(N * W);
+  };
+  const auto lay_block = [&](Places& p, Block& x) {
+    x.q = p.take<float>(BLOCK * W), x.d_o = p.take<float>(BLOCK * W), x.dq = p.take<float>(BLOCK * W);
+    x.p = p.take<float>(BLOCK * TILE), x.ds = p.take<float>(BLOCK * TILE);
+    x.lse = p.take<float>(BLOCK), x.delta = p.take<float>(BLOCK);
+  };
+  Region region;
+  Block none;
+  Places one_region{nullptr}, one_block{nullptr}, tables{nullptr};
+  lay_region(one_region, region), lay_block(one_block, none);
+  const auto lay_tables = [&](Places& p, int64_t*& base, int64_t*& first_tile, int64_t*& root, int64_t*& last) {
+    base = p.take<int64_t>(B), first_tile = p.take<int64_t>(B), root = p.take<int64_t>(B), last = p.take<int64_t>(B);
+  };
+  int64_t *base, *first_tile, *root, *last;
+  lay_tables(tables, base, first_tile, root, last);
+  const int64_t blocks_at = tables.bytes, regions_at = blocks_at + ctx.threads * one_block.bytes;
+  char* memory = static_cast<char*>(ctx.scratch(regions_at + regions * one_region.bytes));
+  if (!memory) return;
+  if (G == 0 ? H != 0 : H % G != 0) return ctx.fail("the heads of q must be a multiple of those of k and v");
+  Places placed{memory};
+  lay_tables(placed, base, first_tile, root, last);
+  Chains chains;
+  if (!chain(ctx, a.cu_seqlens, a.prefix, base, chains)) return;
+  if (G == 0) return;
+  const int64_t heads = H / G;
+  const float scale = float(a.scale);
+
+  int64_t total = 0, tile_count = 0;
+  const auto cost = [&](int64_t b) { return chains.length(b) * (chains.base[b] + chains.end(b) + 1) * (D + 8) * heads; };
+  for (int64_t b = 0; b < B; b++) {
+    root[b] = chains.before(b) < 0 ? b : root[chains.before(b)];
+    last[root[b]] = b;
+    first_tile[b] = tile_count, tile_count += chains.tiles(b);
+    total += cost(b);
+  }
+
+  share(ctx, total * G, [&](int thread, int64_t begin, int64_t end) {
+    Places own{memory + blocks_at + thread * one_block.bytes};
+    Block x;
+    lay_block(own, x);
+
+    const auto tree = [&](int64_t g, int64_t first) {
+      Places there{memory + regions_at + (regions < ctx.threads ? g : thread) * one_region.bytes};
+      Region r;
+      lay_region(there, r);
+      const auto each = [&](auto&& f) {
+        for (int64_t b = first; b <= last[first]; b++)
+          if (root[b] == first && chains.length(b) > 0) f(b);
+      };
+
+      each([&](int64_t b) {
+        for (int64_t tile = chains.first_tile(b), i = first_tile[b]; i < first_tile[b] + chains.tiles(b); i++, tile++)
+          chains.runs(b, tile, [&](int64_t at, int64_t row, int64_t n) {
+            pack_keys(a.k.row(row) + g * D, a.k.stride, n, D, r.keys + i * TILE * D, at);
+            pack_keys(a.v.row(row) + g * D, a.v.stride, n, D, r.values + i * TILE * D, at);
+            pack_rows(a.k.row(row) + g * D, a.k.stride, n, D, r.rows + (i * TILE + at) * W);
+          });
+        memset(r.dk + chains.offsets[b] * W, 0, size_t(chains.length(b) * W) * sizeof(float));
+        memset(r.dv + chains.offsets[b] * W, 0, size_t(chains.length(b) * W) * sizeof(float));
+      });
+
+      const auto block = [&](int64_t h, int64_t b, int64_t query, int64_t rows) {
+        const int64_t token = chains.offsets[b] + query, position = chains.base[b] + query;
+        pack_rows(a.q.row(token) + h * D, a.q.stride, rows, D, x.q);
+        pack_rows(a.d_o.row(token) + h * D, a.d_o.stride, rows, D, x.d_o);
+        memset(x.dq, 0, size_t(rows * W) * sizeof(float));
+        for (int64_t i = 0; i < rows; i++) {
+          x.lse[i] = a.lse[(token + i) * H + h];
+          x.delta[i] = dot(a.d_o.row(token + i) + h * D, a.o.row(token + i) + h * D, D);
+        }
+        for (int64_t tile = 0; tile * TILE < position + rows; tile++) {
+          int64_t owner = b;
+          while (tile < chains.first_tile(owner)) owner = chains.before(owner);
+          const int64_t at = first_tile[owner] + tile - chains.first_tile(owner);
+          for (int64_t i = 0; i < rows; i += GROUP) {
+            const int64_t stop = least(rows, i + GROUP);
+            int64_t from = most(i, tile * TILE - position), seen[GROUP];
+            if (from >= stop) continue;
+            for (int64_t row = from; row < stop; row++) seen[row - from] = least(TILE, position + row - tile * TILE + 1);
+            with_rows(stop - from, [&]<int R>() {
+              probabilities<R>(D, scale, x, from, r.keys + at * TILE * D, r.values + at * TILE * D, seen);
+              product<R>(columns, seen[R - 1], {x.ds + from * TILE, TILE, 1}, {r.rows + at * TILE * W, W}, {x.dq + from * W, W}, Start::resume);
+            });
+          }
+          chains.runs(b, tile, [&](int64_t key, int64_t row, int64_t n) {
+            for (int64_t j = 0; j < n; j += GROUP) {
+              const int64_t from = most(0, tile * TILE + key + j - position);  // the first query that sees key j
+              if (from >= rows) break;
+              const float *p = x.p + from * TILE + key + j, *ds = x.ds + from * TILE + key + j;
+              with_rows(least(GROUP, n - j), [&]<int R>() {
+                product<R>(columns, rows - from, {p, 1, TILE}, {x.d_o + from * W, W}, {r.dv + (row + j) * W, W}, Start::resume);
+                product<R>(columns, rows - from, {ds, 1, TILE}, {x.q + from * W, W}, {r.dk + (row + j) * W, W}, Start::resume);
+              });
+            }
+          });
+        }
+        for (int64_t i = 0; i < rows; i++) finish(x.dq + i * W, 1, D, a.dq.row(token + i) + h * D);
+      };
+
+      for (int64_t h = g * heads; h < (g + 1) * heads; h++)
+        each([&](int64_t b) {
+          for (int64_t query = 0; query < chains.length(b); query += BLOCK) block(h, b, query, least(BLOCK, chains.length(b) - query));
+        });
+      each([&](int64_t b) {
+        for (int64_t i = chains.offsets[b]; i < chains.offsets[b + 1]; i++) {
+          finish(r.dk + i * W, 1, D, a.dk.row(i) + g * D);
+          finish(r.dv + i * W, 1, D, a.dv.row(i) + g * D);
+        }
+      });
+    };
+
+    int64_t at = 0;
+    for (int64_t g = 0; g < G; g++)
+      for (int64_t b = 0; b < B; b++) {
+        if (root[b] != b) continue;
+        const int64_t start = at;
+        for (int64_t c = b; c <= last[b]; c++)
+          if (root[c] == b) at += cost(c);
+        if (start >= begin && start < end) tree(g, b);
+      }
+  });
+}
+
+}  // namespace rlhf::RLHF_ISA

@@ -1,0 +1,54 @@
+// One result per element: add, sub, mul, y = fma(x, factor, shift), clamp, y += x, fill; and the sum of all (law 4).
+// Plan: sixteen at a time, threads take contiguous ranges; memory is the limit.
+#include "kernels/cpu/sums.h"
+
+namespace rlhf::RLHF_ISA {
+namespace {
+
+constexpr int64_t LEAST = 16384;  // elements that are worth a thread
+
+template <class F>
+RLHF_INLINE void map(Context& ctx, int64_t size, float* y, F&& f) {
+  ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) {
+    int64_t i = begin;
+    for (; i + LANES <= end; i += LANES) store(y + i, f(i, LANES));
+    if (i < end) store(y + i, f(i, int(end - i)), int(end - i));
+  });
+}
+
+RLHF_INLINE V at(const float* x, int64_t i, int n) { return n == LANES ? load(x + i) : load(x + i, n); }
+
+}  // namespace
+
+void add(Context& ctx, const add_args& a) {
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return at(a.a.data, i, n) + at(a.b.data, i, n); });
+}
+void sub(Context& ctx, const sub_args& a) {
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return at(a.a.data, i, n) - at(a.b.data, i, n); });
+}
+void mul(Context& ctx, const mul_args& a) {
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return at(a.a.data, i, n) * at(a.b.data, i, n); });
+}
+void scale(Context& ctx, const scale_args& a) {
+  const V factor = set(float(a.factor)), shift = set(float(a.shift));
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return fma(at(a.x.data, i, n), factor, shift); });
+}
+void clamp(Context& ctx, const clamp_args& a) {
+  const V low = set(float(a.low)), high = set(float(a.high));
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) {
+    const V x = at(a.x.data, i, n);
+    return select(isnan(x), x, min(max(x, low), high));
+  });
+}
+void accumulate(Context& ctx, const accumulate_args& a) {
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return at(a.y.data, i, n) + at(a.x.data, i, n); });
+}
+void fill(Context& ctx, const fill_args& a) {
+  const V value = set(float(a.value));
+  map(ctx, a.y.size(), a.y.data, [&](int64_t, int) { return value; });
+}
+void sum(Context&, const sum_args& a) {
+  a.y[0] = float(sequence_total(0, 0, a.x.size(), [&](int64_t i, int n) { return widen(at(a.x.data, i, n)); }));
+}
+
+}  // namespace rlhf::RLHF_ISA

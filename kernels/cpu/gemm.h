@@ -1,0 +1,206 @@
+// c[m,n] (+)= a[m,k] b[k,n]: each element one chain of fused multiply-adds over k in order, continued from what it holds.
+//
+// Plan (Van Zee and van de Geijn 2015): a register tile of MR rows and NR columns whose accumulators are loaded from c
+// first, so that blocks of k continue the chain; a packed as [m/MR][k][MR], b as panels [n/32][k][32], padded with zeros.
+// Blocks: KC steps of a panel in L1, MC x KC of a in L2, NC columns of b in L3. Panels are 32 wide on every ISA, so a
+// packed weight means the same everywhere.
+#pragma once
+#include "kernels/cpu/transpose.h"
+#include "kernels/cpu/vector.h"
+
+namespace rlhf::RLHF_ISA {
+namespace {
+
+constexpr int64_t PANEL = 32;
+#if RLHF_VECTOR_AVX512
+constexpr int MR = 14, NV = 2;
+constexpr int64_t KC = 384, MC = 16 * MR, NC = 1024;
+#else
+constexpr int MR = 6, NV = 1;
+constexpr int64_t KC = 256, MC = 24 * MR, NC = 1024;
+#endif
+constexpr int64_t NR = NV * LANES;
+
+RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+RLHF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// One register tile: R rows, NR columns of which `columns` are there.
+template <int R>
+__attribute__((noinline)) void micro(int64_t k, const float* a, const float* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
+  V sum[R][NV];
+  const bool whole = columns == NR;
+#pragma GCC unroll 16
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; j++) sum[i][j] = zero();
+  if (continued) {
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) {
+        const float* from = c + i * c_row + j * LANES;
+        const int n = columns - j * LANES;
+        sum[i][j] = whole ? load(from) : n > 0 ? load(from, n < LANES ? n : LANES) : zero();
+      }
+  }
+  for (int64_t step = 0; step < k; step++, a += MR, b += PANEL) {
+    V x[NV];
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; j++) x[j] = load(b + j * LANES);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++) {
+      const V y = set(a[i]);
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) sum[i][j] = fma(y, x[j], sum[i][j]);
+    }
+  }
+#pragma GCC unroll 2
+  for (int j = 0; j < NV; j++) {
+    const int n = columns - j * LANES < LANES ? columns - j * LANES : LANES;
+    if (n <= 0) break;
+    if (bias) {
+      const V shift = load(bias + j * LANES, n);
+#pragma GCC unroll 16
+      for (int i = 0; i < R; i++) sum[i][j] = sum[i][j] + shift;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++) {
+      float* to = c + i * c_row + j * LANES;
+      if (whole) store(to, sum[i][j]);
+      else store(to, sum[i][j], n);
+    }
+  }
+}
+
+RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const float* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
+  switch (rows) {
+#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR>(k, a, b, c, c_row, columns, continued, bias);
+    ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8)
+    ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) ROWS_CASE(13)
+#undef ROWS_CASE
+    default: return micro<MR>(k, a, b, c, c_row, columns, continued, bias);
+  }
+}
+
+// An operand: element (i, j) is data[i * row + j * column].
+struct Matrix {
+  const float* data;
+  int64_t row, column;
+  RLHF_INLINE const float* at(int64_t i) const { return data + i * row; }
+};
+
+// a's rows [begin, begin + m) of `rows_there`, steps [from, from + k) as [m/MR][k][MR], with LANES floats to spare behind
+RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_there, int64_t from, int64_t k, float* to) {
+  for (int64_t i = 0; i < m; i += MR, to += MR * k) {
+    const int rows = int(smaller(MR, m - i));
+    if (a.column == 1) {
+      const float* in[MR];
+      for (int r = 0; r < MR; r++) in[r] = a.at(begin + i + (r < rows ? r : 0)) + from;
+      int64_t s = 0;
+      if (MR > 8 && begin + i + LANES <= rows_there)  // a transposed row is 16 wide: its end is overwritten by the next
+        for (; s + LANES <= k; s += LANES) transpose(in[0] + s, a.row, to + s * MR, MR);
+      for (; s < k; s++)
+        for (int r = 0; r < MR; r++) to[s * MR + r] = in[r][s];
+    } else {
+      for (int64_t s = 0; s < k; s++) {
+        const float* in = a.data + (begin + i) * a.row + (from + s) * a.column;
+        for (int r = 0; r < rows; r++) to[s * MR + r] = in[r * a.row];
+        for (int r = rows; r < MR; r++) to[s * MR + r] = 0;
+      }
+    }
+  }
+}
+
+// b's steps [from, from + k), columns [begin, begin + n) as [n/32][k][32]; padding columns are 0
+RLHF_INLINE void pack_b(const Matrix& b, int64_t from, int64_t k, int64_t begin, int64_t n, float* to) {
+  for (int64_t j = 0; j < n; j += PANEL, to += PANEL * k) {
+    const int64_t columns = smaller(PANEL, n - j);
+    if (b.column == 1) {
+      for (int64_t s = 0; s < k; s++) {
+        const float* in = b.at(from + s) + begin + j;
+        float* out = to + s * PANEL;
+        if (columns == PANEL) {
+          store(out, load(in)), store(out + LANES, load(in + LANES));
+        } else {
+          for (int64_t c = 0; c < PANEL; c++) out[c] = c < columns ? in[c] : 0.0f;
+        }
+      }
+    } else {  // columns of b are rows in memory
+      const float* in = b.data + (begin + j) * b.column + from * b.row;
+      transpose(in, b.column, columns, k, to, PANEL);
+      for (int64_t s = 0; columns < PANEL && s < k; s++)
+        for (int64_t c = columns; c < PANEL; c++) to[s * PANEL + c] = 0;
+    }
+  }
+}
+
+struct Product {
+  int64_t m, n, k;
+  Matrix a, b;
+  const float* panels = nullptr;  // b, packed already: [n/32][k][32]
+  float* c;
+  int64_t c_row;
+  bool continued = false;
+  const float* bias = nullptr;
+};
+
+// floats that product() needs for itself
+RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed) {
+  const int64_t kc = smaller(k, KC);
+  return round_up(round_up(smaller(m, MC), MR) * kc + LANES, LANES) + (packed ? 0 : round_up(smaller(n, NC), PANEL) * kc + LANES);
+}
+
+// The whole product on the calling thread, columns [first, last) of it; first is a multiple of 32.
+[[maybe_unused]] __attribute__((noinline)) void product_columns(const Product& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* scratch) {
+  if (p.k == 0) {
+    for (int64_t i = top; i < bottom && !p.continued; i++)
+      for (int64_t j = first; j < last; j++) p.c[i * p.c_row + j] = p.bias ? p.bias[j] : 0.0f;
+    return;
+  }
+  const int64_t kc_most = smaller(p.k, KC);
+  float* packed_a = scratch;
+  float* packed_b = scratch + round_up(round_up(smaller(p.m, MC), MR) * kc_most + LANES, LANES);
+  for (int64_t j0 = first; j0 < last; j0 += NC) {
+    const int64_t n = smaller(NC, last - j0);
+    for (int64_t k0 = 0; k0 < p.k; k0 += KC) {
+      const int64_t k = smaller(KC, p.k - k0);
+      if (!p.panels) pack_b(p.b, k0, k, j0, n, packed_b);
+      const bool continued = p.continued || k0 > 0;
+      const float* bias = k0 + k == p.k ? p.bias : nullptr;
+      for (int64_t i0 = top; i0 < bottom; i0 += MC) {
+        const int64_t m = smaller(MC, bottom - i0);
+        pack_a(p.a, i0, m, p.m, k0, k, packed_a);
+        for (int64_t j = 0; j < n; j += NR) {
+          const float* panel = p.panels ? p.panels + ((j0 + j) / PANEL * p.k + k0) * PANEL : packed_b + j / PANEL * k * PANEL;
+          panel += j % PANEL;
+          for (int64_t i = 0; i < m; i += MR)
+            micro_rows(int(smaller(MR, m - i)), k, packed_a + i * k, panel, p.c + (i0 + i) * p.c_row + j0 + j, p.c_row,
+                       int(smaller(NR, n - j)), continued, bias ? bias + j0 + j : nullptr);
+        }
+      }
+    }
+  }
+}
+
+// The product on all threads of the context: rows or columns of c, whichever there are more of, in contiguous parts.
+RLHF_INLINE int64_t parallel_scratch(int threads, int64_t m, int64_t n, int64_t k, bool packed) {
+  return threads * round_up(product_scratch(m, n, k, packed), LANES);
+}
+RLHF_INLINE void product(Context& ctx, const Product& p, float* scratch) {
+  if (p.m == 0 || p.n == 0) return;
+  const int64_t each = round_up(product_scratch(p.m, p.n, p.k, p.panels != nullptr), LANES);
+  const int64_t work = p.m * p.n * (p.k + 1);
+  const bool by_rows = p.m > 2 * p.n || (p.m > p.n / 4 && p.m >= 8 * MR * ctx.threads && p.panels);
+  const int64_t grain = by_rows ? MR : PANEL, size = by_rows ? p.m : p.n, grains = (size + grain - 1) / grain;
+  int64_t parts = smaller(ctx.threads, smaller(grains, work / 65536 + 1));
+  if (parts == 1) return product_columns(p, 0, p.n, 0, p.m, scratch);
+  ctx.each([&](int thread) {
+    if (thread >= parts) return;
+    const int64_t begin = grains * thread / parts * grain, end = smaller(size, grains * (thread + 1) / parts * grain);
+    if (by_rows) product_columns(p, 0, p.n, begin, end, scratch + thread * each);
+    else product_columns(p, begin, end, 0, p.m, scratch + thread * each);
+  });
+}
+
+}  // namespace
+}  // namespace rlhf::RLHF_ISA

@@ -1,0 +1,295 @@
+// exp, log and their kin: one definition each, of + - * / fma sqrt, selects and integer operations alone, so the same bits
+// on every ISA. Coefficients are Chebyshev fits in 40 digits of the functions on the reduced range.
+//
+//   V exp        n = nearest(x log2 e), r = x - n ln 2 in two parts, 2^n (1 + r + r^2 P(r)); 0 below 2^-126     <= 1 ulp
+//   V exp_diff   exp(x - m), the rounding error of x - m carried into r
+//   V log        mantissa and exponent in f64, 2 atanh((m-1)/(m+1)), rounded once                               <= 0.51 ulp
+//   V expm1, tanh, sincos: the critical part in f64;  log1p, erf: f64 lane by lane
+//   double exp, log, log1p, expm1, cos, pow: <= 2 ulp
+#pragma once
+#include "kernels/cpu/vector.h"
+
+namespace rlhf::RLHF_ISA {
+
+// ------------------------------------------------------------------------------------------------- double
+RLHF_INLINE double bits_to_double(int64_t bits) {
+  double x;
+  __builtin_memcpy(&x, &bits, 8);
+  return x;
+}
+RLHF_INLINE int64_t double_to_bits(double x) {
+  int64_t bits;
+  __builtin_memcpy(&bits, &x, 8);
+  return bits;
+}
+RLHF_INLINE double power_of_two(int64_t n) { return bits_to_double((n + 1023) << 52); }  // -1022 <= n <= 1023
+
+constexpr double LOG2E = 1.4426950408889634, LN2_HIGH = 0.693147180369123816490, LN2_LOW = 1.90821492927058770002e-10;
+constexpr double MAGIC = 6755399441055744.0;  // 1.5 2^52: adding and taking it off rounds to nearest
+
+// exp(r) - 1 for |r| <= 0.35: Taylor, whose remainder is below 2^-56
+RLHF_INLINE double expm1_reduced(double r) {
+  double p = 1.0 / 6227020800.0;
+  p = __builtin_fma(p, r, 1.0 / 479001600.0);
+  p = __builtin_fma(p, r, 1.0 / 39916800.0);
+  p = __builtin_fma(p, r, 1.0 / 3628800.0);
+  p = __builtin_fma(p, r, 1.0 / 362880.0);
+  p = __builtin_fma(p, r, 1.0 / 40320.0);
+  p = __builtin_fma(p, r, 1.0 / 5040.0);
+  p = __builtin_fma(p, r, 1.0 / 720.0);
+  p = __builtin_fma(p, r, 1.0 / 120.0);
+  p = __builtin_fma(p, r, 1.0 / 24.0);
+  p = __builtin_fma(p, r, 1.0 / 6.0);
+  p = __builtin_fma(p, r, 0.5);
+  return __builtin_fma(p * r, r, r);
+}
+RLHF_INLINE double exp(double x) {
+  if (x != x) return x;
+  if (x > 709.782712893384) return __builtin_inf();
+  if (x < -708.0) return 0;
+  const double n = (x * LOG2E + MAGIC) - MAGIC;
+  const double r = __builtin_fma(-n, LN2_LOW, __builtin_fma(-n, LN2_HIGH, x));
+  const int64_t k = int64_t(n), half = k >> 1;
+  return (1 + expm1_reduced(r)) * power_of_two(half) * power_of_two(k - half);
+}
+RLHF_INLINE double expm1(double x) {
+  if (x != x) return x;
+  if (x > 709.782712893384) return __builtin_inf();
+  if (x < -40) return -1;
+  const double n = (x * LOG2E + MAGIC) - MAGIC;
+  const double r = __builtin_fma(-n, LN2_LOW, __builtin_fma(-n, LN2_HIGH, x));
+  const int64_t k = int64_t(n), half = k >> 1;
+  const double e = expm1_reduced(r);
+  if (k == 0) return e;
+  if (k > 60) return (1 + e) * power_of_two(half) * power_of_two(k - half);
+  const double scale = power_of_two(k);
+  return __builtin_fma(e, scale, scale - 1);
+}
+// log((1 + s)/(1 - s)) - 2s = 2 (s^3/3 + s^5/5 + ...), for |s| <= 0.172
+RLHF_INLINE double atanh_tail(double s) {
+  const double z = s * s;
+  double p = 1.0 / 23;
+  p = __builtin_fma(p, z, 1.0 / 21);
+  p = __builtin_fma(p, z, 1.0 / 19);
+  p = __builtin_fma(p, z, 1.0 / 17);
+  p = __builtin_fma(p, z, 1.0 / 15);
+  p = __builtin_fma(p, z, 1.0 / 13);
+  p = __builtin_fma(p, z, 1.0 / 11);
+  p = __builtin_fma(p, z, 1.0 / 9);
+  p = __builtin_fma(p, z, 1.0 / 7);
+  p = __builtin_fma(p, z, 1.0 / 5);
+  p = __builtin_fma(p, z, 1.0 / 3);
+  return 2 * s * z * p;
+}
+RLHF_INLINE double log(double x) {
+  if (x != x || x < 0) return __builtin_nan("");
+  if (x == 0) return -__builtin_inf();
+  if (x == __builtin_inf()) return x;
+  int64_t k = 0;
+  if (x < 2.2250738585072014e-308) x = x * 0x1p54, k = -54;
+  int64_t bits = double_to_bits(x);
+  k += (bits >> 52) - 1023;
+  double m = bits_to_double((bits & 0xfffffffffffffll) | 0x3ff0000000000000ll);
+  if (m > 1.4142135623730951) m = m * 0.5, k++;
+  const double s = (m - 1) / (m + 1), n = double(k);
+  return __builtin_fma(n, LN2_HIGH, 2 * s + (atanh_tail(s) + n * LN2_LOW));
+}
+RLHF_INLINE double log1p(double x) {
+  if (x != x || x < -1) return __builtin_nan("");
+  if (x == -1 || x == __builtin_inf()) return log(1 + x);
+  const double u = 1 + x;
+  if (u > 0.75 && u < 1.4) {
+    const double s = x / (2 + x);
+    return 2 * s + atanh_tail(s);
+  }
+  const double lost = u > 1 ? 1 - (u - x) : x - (u - 1);  // what rounding 1 + x took
+  return log(u) + lost / u;
+}
+// cos by quadrants; good to |x| < 1e6
+RLHF_INLINE double cos(double x) {
+  if (x != x || x - x != 0) return __builtin_nan("");
+  const double n = (x * 0.63661977236758138 + MAGIC) - MAGIC;
+  double r = __builtin_fma(-n, 1.5707963267341256, x);
+  r = __builtin_fma(-n, 6.0771005065061922e-11, r);
+  const int64_t quadrant = int64_t(n) & 3;
+  const double z = r * r;
+  double c = -1.0 / 87178291200.0, s = 1.0 / 6227020800.0;
+  c = __builtin_fma(c, z, 1.0 / 479001600.0), s = __builtin_fma(s, z, -1.0 / 39916800.0);
+  c = __builtin_fma(c, z, -1.0 / 3628800.0), s = __builtin_fma(s, z, 1.0 / 362880.0);
+  c = __builtin_fma(c, z, 1.0 / 40320.0), s = __builtin_fma(s, z, -1.0 / 5040.0);
+  c = __builtin_fma(c, z, -1.0 / 720.0), s = __builtin_fma(s, z, 1.0 / 120.0);
+  c = __builtin_fma(c, z, 1.0 / 24.0), s = __builtin_fma(s, z, -1.0 / 6.0);
+  c = __builtin_fma(c, z, -0.5), s = __builtin_fma(s * z, r, r);
+  c = __builtin_fma(c, z, 1.0);
+  const double y = quadrant & 1 ? s : c;
+  return quadrant == 1 || quadrant == 2 ? -y : y;
+}
+// x^y for x > 0; exact products where y is a small whole number
+RLHF_INLINE double pow(double x, double y) {
+  if (y == double(int64_t(y)) && y >= 0 && y <= 1048576) {
+    double result = 1;
+    for (int64_t n = int64_t(y); n; n >>= 1, x = x * x)
+      if (n & 1) result = result * x;
+    return result;
+  }
+  if (x == 0) return y > 0 ? 0 : __builtin_inf();
+  return exp(y * log(x));
+}
+// erfc(x) = t exp(-x^2 + g(t)), t = 1 / (1 + x/2), for x >= 0.5 (Press et al. 1992, g refitted); |x| < 0.5: Taylor
+RLHF_INLINE double erf(double x) {
+  const double a = x < 0 ? -x : x, z = x * x;
+  if (a < 0.5) {
+    double p = 0, sign = 1;  // sum of (-1)^k x^(2k+1) / (k! (2k+1))
+    const double terms[10] = {1.0, 3.0, 10.0, 42.0, 216.0, 1320.0, 9360.0, 75600.0, 685440.0, 6894720.0};
+    for (int k = 9; k >= 0; k--) sign = k & 1 ? -1 : 1, p = __builtin_fma(p, z, sign / terms[k]);
+    return 1.1283791670955126 * x * p;
+  }
+  if (a > 6) return x < 0 ? -1 : 1;
+  const double g[16] = {-1.2655175814997767, 1.0001934826283552,  0.37183794382599518, 0.11492450509574627,
+                        -0.3015794019176219, 0.92044953188240657, -4.007490658480246,  10.936695173210958,
+                        -22.946019909425923, 36.927009797880583,  -43.348835465549466, 36.055768892691734,
+                        -20.717908156929874, 7.8530820378583222,  -1.7742153260230882, 0.18160513475234548};
+  const double t = 1 / (1 + 0.5 * a);
+  double p = g[15];
+  for (int k = 14; k >= 0; k--) p = __builtin_fma(p, t, g[k]);
+  const double y = 1 - t * exp(p - z);
+  return x < 0 ? -y : (x != x ? x : y);
+}
+
+// ------------------------------------------------------------------------------------------------ sixteen f32
+constexpr float LN2F_HIGH = 0.693359375f, LN2F_LOW = -2.12194440e-4f, LOG2EF = 1.44269504f;
+
+RLHF_INLINE V power_of_two(I n) { return as_float(shl<23>(n + seti(127))); }  // -126 <= n <= 127
+
+// exp(x + e), |e| a rounding error of x
+RLHF_INLINE V exp_with_error(V x, V e) {
+  const V low = set(-87.3365402f), high = set(88.7228394f);  // log 2^-126, log of the largest
+  const V clamped = min(max(x, low), high);
+  const V n = nearest(clamped * set(LOG2EF));
+  V r = fma(n, set(-LN2F_HIGH), clamped);
+  r = fma(n, set(-LN2F_LOW), r) + e;
+  V p = set(0.0001989198131397769f);
+  p = fma(p, r, set(0.0013934541928270264f));
+  p = fma(p, r, set(0.0083333100242252924f));
+  p = fma(p, r, set(0.041666456809677876f));
+  p = fma(p, r, set(0.16666666682534356f));
+  p = fma(p, r, set(0.5f));
+  p = fma(p * r, r, r) + set(1.0f);
+  const I k = to_int(n), half = sar<1>(k);
+  V y = p * power_of_two(half) * power_of_two(k - half);
+  y = select(x < low, zero(), y);
+  y = select(high < x, set(__builtin_inff()), y);
+  return select(isnan(x), x, y);
+}
+RLHF_INLINE V exp(V x) { return exp_with_error(x, zero()); }
+
+// exp(x - m) as if the difference were exact: 1 where x == m, 0 where x is -inf
+RLHF_INLINE V exp_diff(V x, V m) {
+  const V d = x - m, back = d - x;
+  const V e = (x - (d - back)) - (m + back);  // Knuth's two-sum
+  return exp_with_error(d, select(set(-100.0f) < d, e, zero()));
+}
+
+RLHF_INLINE V log(V x) {
+  const B tiny = x < set(1.17549435e-38f);
+  const V scaled = select(tiny, x * set(16777216.0f), x);
+  const I bits = as_int(scaled);
+  I k = sar<23>(bits) - seti(127);
+  V m = as_float((bits & seti(0x7fffff)) | seti(0x3f800000));
+  const B large = set(1.41421354f) < m;
+  m = select(large, m * set(0.5f), m);
+  k = k + select(large, seti(1), seti(0)) - select(tiny, seti(24), seti(0));
+  const D n = widen(to_float(k)), w = widen(m), one = setd(1);
+  const D s = (w - one) / (w + one), z = s * s;
+  D p = setd(1.0 / 13);
+  p = fma(p, z, setd(1.0 / 11));
+  p = fma(p, z, setd(1.0 / 9));
+  p = fma(p, z, setd(1.0 / 7));
+  p = fma(p, z, setd(1.0 / 5));
+  p = fma(p, z, setd(1.0 / 3));
+  p = fma(p * z, s, s);
+  V y = narrow(fma(n, setd(0.69314718055994531), p + p));
+  y = select(x == set(__builtin_inff()), x, y);
+  y = select(x == zero(), set(-__builtin_inff()), y);
+  y = select(x < zero(), set(__builtin_nanf("")), y);
+  return select(isnan(x), x, y);
+}
+
+// exp(x) - 1 in f64, for f32 x
+RLHF_INLINE D expm1_wide(V x) {
+  const V clamped = min(max(x, set(-87.0f)), set(88.7228394f));
+  const V n = nearest(clamped * set(LOG2EF));
+  const D w = widen(n), r = fma(w, setd(-LN2_LOW), fma(w, setd(-LN2_HIGH), widen(clamped)));
+  D p = setd(1.0 / 3628800);
+  p = fma(p, r, setd(1.0 / 362880));
+  p = fma(p, r, setd(1.0 / 40320));
+  p = fma(p, r, setd(1.0 / 5040));
+  p = fma(p, r, setd(1.0 / 720));
+  p = fma(p, r, setd(1.0 / 120));
+  p = fma(p, r, setd(1.0 / 24));
+  p = fma(p, r, setd(1.0 / 6));
+  p = fma(p, r, setd(0.5));
+  p = fma(p * r, r, r);
+  const I k = to_int(n), half = sar<1>(k);
+  const D scale = widen(power_of_two(half)) * widen(power_of_two(k - half));
+  return fma(p, scale, scale - setd(1));
+}
+RLHF_INLINE V expm1(V x) {
+  V y = narrow(expm1_wide(x));
+  y = select(set(88.7228394f) < x, set(__builtin_inff()), y);
+  y = select(abs(x) < set(1e-30f), x, y);
+  return select(isnan(x), x, y);
+}
+RLHF_INLINE V tanh(V x) {
+  const V a = min(abs(x), set(20.0f));
+  const D t = expm1_wide(a + a);
+  const V y = narrow(t / (t + setd(2)));
+  const V signed_y = as_float(as_int(y) | (as_int(x) & seti(int32_t(0x80000000u))));
+  return select(isnan(x), x, signed_y);
+}
+RLHF_INLINE V sigmoid(V x) {
+  const V e = exp(-abs(x)), one = set(1.0f), y = one / (one + e);  // of |x|
+  return select(x < zero(), e / (one + e), y);
+}
+
+template <class F>
+RLHF_INLINE V lanewise(V x, F&& f) {  // f in f64 on each lane
+  float lanes[LANES];
+  store(lanes, x);
+  for (int i = 0; i < LANES; i++) lanes[i] = float(f(double(lanes[i])));
+  return load(lanes);
+}
+RLHF_INLINE V log1p(V x) { return lanewise(x, [](double y) { return log1p(y); }); }
+RLHF_INLINE V erf(V x) { return lanewise(x, [](double y) { return erf(y); }); }
+RLHF_INLINE V log_sigmoid(V x) { return min(x, zero()) - log1p(exp(-abs(x))); }
+
+// sin and cos of an angle up to 1e6: reduced in f64, polynomials in f32
+RLHF_INLINE void sincos(V x, V& s, V& c) {
+  const V n = nearest(x * set(0.636619772f));
+  const D w = widen(n);
+  const V r = narrow(fma(w, setd(-6.0771005065061922e-11), fma(w, setd(-1.5707963267341256), widen(x))));
+  const V z = r * r;
+  V p = set(2.7243781409461229e-6f), q = set(-2.7295830827614616e-7f);
+  p = fma(p, z, set(-0.00019840038872556748f)), q = fma(q, z, set(2.4800560429914503e-5f));
+  p = fma(p, z, set(0.0083333317852176954f)), q = fma(q, z, set(-0.0013888887597327811f));
+  p = fma(p, z, set(-0.16666666663622832f)), q = fma(q, z, set(0.041666666664127212f));
+  p = fma(p * z, r, r), q = fma(q * z, z, fma(z, set(-0.5f), set(1.0f)));
+  const I quadrant = to_int(n);
+  const B odd = (quadrant & seti(1)) == seti(1);
+  const I sign = seti(int32_t(0x80000000u));
+  const V flip_s = as_float(shl<30>(quadrant) & sign), flip_c = as_float(shl<30>(quadrant + seti(1)) & sign);
+  s = as_float(as_int(select(odd, q, p)) ^ as_int(flip_s));
+  c = as_float(as_int(select(odd, p, q)) ^ as_int(flip_c));
+}
+
+// one number, with the bits of a lane
+RLHF_INLINE float first_lane(V v) {
+  float lanes[LANES];
+  store(lanes, v);
+  return lanes[0];
+}
+RLHF_INLINE float exp(float x) { return first_lane(exp(set(x))); }
+RLHF_INLINE float log(float x) { return first_lane(log(set(x))); }
+RLHF_INLINE float expm1(float x) { return first_lane(expm1(set(x))); }
+
+}  // namespace rlhf::RLHF_ISA

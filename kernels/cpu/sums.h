@@ -1,0 +1,44 @@
+// Sums over tokens or weights: blocks of 4,096 counted from the start of each sequence, in f64, sixteen lanes within a
+// block, blocks added in order. Nothing but an element's place in its sequence decides where it goes.
+#pragma once
+#include "kernels/cpu/vector.h"
+
+namespace rlhf::RLHF_ISA {
+
+constexpr int64_t SUM_BLOCK = 4096;
+
+// The sum of one block of n elements; value(i, count) gives elements i .. i + 15 as D, 0 beyond count.
+template <class F>
+RLHF_INLINE double block_sum(int64_t begin, int64_t end, F&& value) {
+  D total = setd(0);
+  for (int64_t i = begin; i < end; i += LANES) total = total + value(i, end - i < LANES ? int(end - i) : LANES);
+  return sum(total);
+}
+
+// total continued with the elements begin .. end of one sequence
+template <class F>
+RLHF_INLINE double sequence_total(double total, int64_t begin, int64_t end, F&& value) {
+  for (int64_t block = begin; block < end; block += SUM_BLOCK)
+    total = total + block_sum(block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, value);
+  return total;
+}
+
+// the same over packed sequences, in order
+template <class F>
+RLHF_INLINE double packed_total(double total, View<const int32_t> cu_seqlens, F&& value) {
+  for (int64_t b = 0; b + 1 < cu_seqlens.dim[0]; b++) total = sequence_total(total, cu_seqlens[b], cu_seqlens[b + 1], value);
+  return total;
+}
+
+// lanes of a mask (absent: all) among the first n
+RLHF_INLINE B unmasked(View<const int32_t> mask, int64_t i, int n) {
+  if (!mask) return first(n);
+  int32_t lanes[LANES] = {};
+  for (int k = 0; k < n; k++) lanes[k] = mask[i + k];
+  return !(load(lanes) == seti(0));
+}
+
+// x[i ..], 0 in lanes that do not count: what stands in a masked slot is never used
+RLHF_INLINE V load_where(const float* x, int n, B counts) { return select(counts, load(x, n), zero()); }
+
+}  // namespace rlhf::RLHF_ISA

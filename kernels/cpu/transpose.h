@@ -1,0 +1,85 @@
+// to[j][i] = from[i][j] for blocks of 16 x 16, through registers.
+#pragma once
+#include "kernels/cpu/vector.h"
+
+namespace rlhf::RLHF_ISA {
+
+#if RLHF_VECTOR_AVX512
+// Four rounds of a perfect shuffle of the rows with their lanes.
+RLHF_INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  __m512 x[16], y[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) x[i] = _mm512_loadu_ps(from + i * from_row);
+#pragma GCC unroll 2
+  for (int round = 0; round < 2; round++) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) y[2 * i] = _mm512_permutex2var_ps(x[i], low, x[i + 8]), y[2 * i + 1] = _mm512_permutex2var_ps(x[i], high, x[i + 8]);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) x[2 * i] = _mm512_permutex2var_ps(y[i], low, y[i + 8]), x[2 * i + 1] = _mm512_permutex2var_ps(y[i], high, y[i + 8]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) _mm512_storeu_ps(to + i * to_row, x[i]);
+}
+
+#elif RLHF_VECTOR_AVX2
+// Four blocks of 8 x 8; rows i and i + 4 meet in one register as they are loaded.
+RLHF_INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  for (int block = 0; block < 4; block++) {
+    const float* in = from + (block & 1) * 8 * from_row + (block >> 1) * 8;
+    float* out = to + (block >> 1) * 8 * to_row + (block & 1) * 8;
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++, in += 4, out += 4 * to_row) {
+      __m256 x[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++)
+        x[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(in + i * from_row)), _mm_loadu_ps(in + (i + 4) * from_row), 1);
+      const __m256 a = _mm256_unpacklo_ps(x[0], x[1]), b = _mm256_unpackhi_ps(x[0], x[1]);
+      const __m256 c = _mm256_unpacklo_ps(x[2], x[3]), d = _mm256_unpackhi_ps(x[2], x[3]);
+      _mm256_storeu_ps(out, _mm256_shuffle_ps(a, c, 0x44));
+      _mm256_storeu_ps(out + to_row, _mm256_shuffle_ps(a, c, 0xee));
+      _mm256_storeu_ps(out + 2 * to_row, _mm256_shuffle_ps(b, d, 0x44));
+      _mm256_storeu_ps(out + 3 * to_row, _mm256_shuffle_ps(b, d, 0xee));
+    }
+  }
+}
+
+#elif RLHF_VECTOR_NEON
+RLHF_INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 16; j += 4) {
+      const float* in = from + i * from_row + j;
+      float* out = to + j * to_row + i;
+      const float32x4x2_t x = vtrnq_f32(vld1q_f32(in), vld1q_f32(in + from_row));
+      const float32x4x2_t y = vtrnq_f32(vld1q_f32(in + 2 * from_row), vld1q_f32(in + 3 * from_row));
+      vst1q_f32(out, vcombine_f32(vget_low_f32(x.val[0]), vget_low_f32(y.val[0])));
+      vst1q_f32(out + to_row, vcombine_f32(vget_low_f32(x.val[1]), vget_low_f32(y.val[1])));
+      vst1q_f32(out + 2 * to_row, vcombine_f32(vget_high_f32(x.val[0]), vget_high_f32(y.val[0])));
+      vst1q_f32(out + 3 * to_row, vcombine_f32(vget_high_f32(x.val[1]), vget_high_f32(y.val[1])));
+    }
+}
+
+#else
+RLHF_INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  for (int j = 0; j < 16; j++)
+    for (int i = 0; i < 16; i++) to[j * to_row + i] = from[i * from_row + j];
+}
+#endif
+
+// rows x columns, any sizes: to[j][i] = from[i][j]
+RLHF_INLINE void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row) {
+  for (int64_t i = 0; i < rows; i += LANES)
+    for (int64_t j = 0; j < columns; j += LANES) {
+      const float* in = from + i * from_row + j;
+      float* out = to + j * to_row + i;
+      if (i + LANES <= rows && j + LANES <= columns) {
+        transpose(in, from_row, out, to_row);
+        continue;
+      }
+      for (int64_t c = 0; c < LANES && j + c < columns; c++)
+        for (int64_t r = 0; r < LANES && i + r < rows; r++) out[c * to_row + r] = in[r * from_row + c];
+    }
+}
+
+}  // namespace rlhf::RLHF_ISA

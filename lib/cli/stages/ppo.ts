@@ -1,0 +1,47 @@
+import type { Request } from "../../model/generate.js";
+import { ppo, ppoState, type PpoConfig, type PpoModels } from "../../rlhf/ppo.js";
+import type { Episode } from "../../rlhf/episode.js";
+import type { Context } from "./context.js";
+
+export interface PpoResult extends Record<string, unknown> {
+  updates: number;
+  episodes: number;
+  tokens: number;
+}
+
+/** Fine-tunes the policy, update by update, with a checkpoint between them. */
+export async function ppoStage(
+  { config, run, progress }: Context,
+  models: PpoModels,
+  prompts: (update: number) => readonly Request[],
+  options: PpoConfig,
+  pretraining?: (step: number) => readonly Episode[],
+): Promise<PpoResult> {
+  const state = ppoState(models, options);
+  const checkpoint = run.checkpoint("ppo", {
+    models: { policy: models.policy, critic: models.critic },
+    optimizers: { policy: state.policy, critic: state.critic },
+    state: {
+      get: () => ({ updates: state.updates, klCoef: state.controller.coef, ...state.moments }),
+      set(saved) {
+        state.updates = saved.updates as number;
+        state.controller.coef = saved.klCoef as number;
+        Object.assign(state.moments, { count: saved.count, mean: saved.mean, squares: saved.squares });
+      },
+    },
+  });
+  await checkpoint.restore();
+  const bar = progress.stage("PPO", options.updates, "updates");
+  bar.advance(state.updates);
+  let tokens = 0;
+  for await (const metrics of ppo(models, prompts, options, state, pretraining)) {
+    tokens += metrics.tokens;
+    await run.log({ stage: "ppo", ...metrics });
+    bar.advance(1, `reward ${metrics.reward.toFixed(2)}, KL ${metrics.kl.toFixed(1)}`);
+    await checkpoint.due();
+  }
+  bar.done();
+  state.policy.dispose();
+  state.critic.dispose();
+  return { updates: options.updates, episodes: options.updates * config.ppo.rolloutBatch, tokens };
+}

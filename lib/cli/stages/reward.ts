@@ -1,0 +1,50 @@
+import { itemBatches } from "../../rlhf/text.js";
+import type { Transformer } from "../../model/transformer.js";
+import { calibration, type Calibration } from "../../data/metrics.js";
+import { preferences, rewardModel, type Comparison } from "../../rlhf/reward.js";
+import { AdamW } from "../../rlhf/optimizer.js";
+import type { Context } from "./context.js";
+
+export interface RewardResult extends Record<string, unknown> {
+  comparisons: number;
+  heldOut: number;
+  accuracy: number;
+  calibration: Calibration;
+}
+
+/** Trains a reward model on comparisons; the last share of them is held out and judges it. */
+export async function rewardStage({ config, run, progress }: Context, model: Transformer, comparisons: readonly Comparison[]): Promise<RewardResult> {
+  const { reward: options, seed } = config;
+  const held = Math.round(comparisons.length * options.heldOut);
+  const training = comparisons.slice(0, comparisons.length - held);
+  const heldOut = comparisons.slice(comparisons.length - held);
+  const steps = Math.ceil(training.length / options.batch) * options.epochs;
+  const optimizer = new AdamW([...model.parameters.values()], options);
+  const checkpoint = run.checkpoint("reward", { models: { model }, optimizers: { model: optimizer } });
+  await checkpoint.restore();
+  const bar = progress.stage("reward model", steps, "steps");
+  bar.advance(optimizer.steps);
+  const batches = itemBatches(training, { batch: options.batch, seed });
+  for await (const metrics of rewardModel(model, batches, { ...options, steps }, optimizer)) {
+    await run.log({ stage: "reward", ...metrics });
+    bar.advance(1, `accuracy ${metrics.accuracy.toFixed(2)}`);
+    await checkpoint.due();
+  }
+  optimizer.dispose();
+  const judged = await judge(model, heldOut, seed);
+  bar.done(`held-out accuracy ${judged.accuracy.toFixed(3)}`);
+  return { comparisons: training.length, heldOut: heldOut.length, ...judged };
+}
+
+/** Accuracy and calibration of P(A preferred to B) on comparisons; which of a pair is A is alternated. */
+export async function judge(model: Transformer, comparisons: readonly Comparison[], _seed: number): Promise<{ accuracy: number; calibration: Calibration }> {
+  const pairs = comparisons.flatMap(({ episodes, pairs }) => pairs.map(({ chosen, rejected }) => ({ chosen: episodes[chosen], rejected: episodes[rejected] })));
+  const p = await preferences(model, pairs.map(({ chosen, rejected }, i) => (i % 2 === 0 ? { a: chosen, b: rejected } : { a: rejected, b: chosen })));
+  let right = 0;
+  const outcomes = Array.from(p, (probability, i) => {
+    const first = i % 2 === 0;
+    right += probability === 0.5 ? 0.5 : Number(probability > 0.5 === first);
+    return { probability, outcome: first };
+  });
+  return { accuracy: right / pairs.length, calibration: calibration(outcomes) };
+}

@@ -1,0 +1,54 @@
+import { isNumber, isNumbers, readRows, writeJsonl, type Row } from "./jsonl.js";
+
+/** A line of `rlhf collect`: a completion with the ids that were sampled and their log-probs. */
+export interface CompletionRow {
+  prompt: string;
+  completion: string;
+  prompt_ids: number[];
+  completion_ids: number[];
+  temperature: number;
+  /** Of each sampled token at the temperature, over the whole vocabulary. */
+  logprobs: number[];
+  /** The same over the tokens that top-k, top-p and min-p left. */
+  truncated_logprobs?: number[];
+}
+
+/** @throws TypeError `COLUMN` naming the column and the line */
+export function completionRow(row: Row): CompletionRow {
+  const prompt_ids = row.column("prompt_ids", "one or more token ids", isIds);
+  const completion_ids = row.column("completion_ids", "one or more token ids", isIds);
+  const truncated_logprobs = row.optional("truncated_logprobs", "numbers", isNumbers);
+  const result: CompletionRow = {
+    prompt: row.text("prompt"),
+    completion: row.text("completion"),
+    prompt_ids,
+    completion_ids,
+    temperature: row.column("temperature", "a number from 0", isTemperature),
+    logprobs: row.column("logprobs", "numbers", isNumbers),
+    ...(truncated_logprobs ? { truncated_logprobs } : {}),
+  };
+  for (const [name, values] of Object.entries({ logprobs: result.logprobs, truncated_logprobs }))
+    if (values && values.length !== completion_ids.length)
+      throw row.error(`the column "${name}" has ${values.length} numbers, wanted ${completion_ids.length}, one for each of completion_ids`);
+  return result;
+}
+
+/** @throws TypeError `COLUMN`, `JSON`, `FILE` */
+export const readCompletions = (file: string): Promise<CompletionRow[]> => readRows(file, completionRow);
+
+export const writeCompletions = (file: string, rows: Iterable<CompletionRow>): Promise<void> => writeJsonl(file, rows);
+
+/** Completions of the same prompt, in the order of the file; prompts in the order in which they first occur. */
+export function byPrompt(rows: Iterable<CompletionRow>): CompletionRow[][] {
+  const groups = new Map<string, CompletionRow[]>();
+  for (const row of rows) {
+    const key = row.prompt_ids.join();
+    const group = groups.get(key);
+    if (group) group.push(row);
+    else groups.set(key, [row]);
+  }
+  return [...groups.values()];
+}
+
+const isIds = (value: unknown): value is number[] => isNumbers(value) && value.length > 0 && value.every((id) => Number.isInteger(id) && id >= 0);
+const isTemperature = (value: unknown): value is number => isNumber(value) && value >= 0;

@@ -1,0 +1,124 @@
+import { open } from "node:fs/promises";
+import { typeError, type CodedError } from "../device/errors.js";
+import { writeFileDurably } from "../model/safetensors.js";
+
+/** A row of a file, and where it stands there. */
+export class Row {
+  constructor(
+    readonly value: Record<string, unknown>,
+    /** file:line */
+    readonly place: string,
+  ) {}
+
+  /** @throws TypeError `COLUMN` naming the column and the line, unless `accepts` the value */
+  column<T>(name: string, wanted: string, accepts: (value: unknown) => value is T): T {
+    const value = Object.hasOwn(this.value, name) ? this.value[name] : undefined;
+    if (accepts(value)) return value;
+    if (value === undefined) throw this.error(`the column "${name}" is missing, wanted ${wanted}`);
+    throw this.error(`the column "${name}" is ${shown(value)}, wanted ${wanted}`);
+  }
+
+  /** As `column`, where the column may be absent or null. */
+  optional<T>(name: string, wanted: string, accepts: (value: unknown) => value is T): T | undefined {
+    const value = Object.hasOwn(this.value, name) ? this.value[name] : undefined;
+    return value === undefined || value === null ? undefined : this.column(name, wanted, accepts);
+  }
+
+  text(name: string): string {
+    return this.column(name, "a string", isString);
+  }
+
+  has(name: string): boolean {
+    return Object.hasOwn(this.value, name) && this.value[name] !== null;
+  }
+
+  error(message: string): TypeError & CodedError {
+    return typeError("COLUMN", `${this.place}: ${message}`);
+  }
+}
+
+export const isString = (value: unknown): value is string => typeof value === "string";
+export const isNumber = (value: unknown): value is number => typeof value === "number";
+export const isNumbers = (value: unknown): value is number[] => Array.isArray(value) && value.every(isNumber);
+
+function shown(value: unknown): string {
+  const text = JSON.stringify(value);
+  return text.length > 60 ? `${text.slice(0, 60)}...` : text;
+}
+
+/**
+ * Reads the rows of a JSONL file one by one. Lines end with a line feed, alone or after a carriage return; blank ones are skipped.
+ * @throws TypeError `FILE` for a file that cannot be read; `JSON`, naming file and line, for a line that is not UTF-8 or no JSON object
+ */
+export async function* readJsonl(file: string): AsyncGenerator<Row> {
+  let line = 0;
+  for await (const bytes of lines(file)) {
+    const place = `${file}:${++line}`;
+    let value: unknown;
+    try {
+      const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+      if (text.trim() === "") continue;
+      value = JSON.parse(text);
+    } catch (error) {
+      throw typeError("JSON", `${place}: not a line of JSON: ${(error as Error).message}`);
+    }
+    if (typeof value !== "object" || value === null || Array.isArray(value)) throw typeError("JSON", `${place}: ${shown(value)}, wanted a JSON object`);
+    yield new Row(value as Record<string, unknown>, place);
+  }
+}
+
+/** Rows of a file, each as `parse` makes it. */
+export async function readRows<T>(file: string, parse: (row: Row) => T): Promise<T[]> {
+  const rows: T[] = [];
+  for await (const row of readJsonl(file)) rows.push(parse(row));
+  return rows;
+}
+
+const LINE_FEED = 0x0a;
+
+async function* lines(file: string): AsyncGenerator<Uint8Array> {
+  const handle = await open(file, "r").catch((error: Error) => {
+    throw typeError("FILE", `${file} cannot be read: ${error.message}`);
+  });
+  try {
+    let rest: Buffer[] = [];
+    for await (const chunk of handle.createReadStream({ autoClose: false }) as AsyncIterable<Buffer>) {
+      let start = 0;
+      for (let end = chunk.indexOf(LINE_FEED); end >= 0; end = chunk.indexOf(LINE_FEED, start)) {
+        yield Buffer.concat([...rest, chunk.subarray(start, end)]);
+        rest = [];
+        start = end + 1;
+      }
+      if (start < chunk.length) rest.push(chunk.subarray(start));
+    }
+    if (rest.length > 0) yield Buffer.concat(rest);
+  } finally {
+    await handle.close();
+  }
+}
+
+const BLOCK = 2 ** 20;
+
+/**
+ * Writes rows as JSONL, beside, then renamed.
+ * @throws TypeError `JSON` for a number that JSON cannot hold: NaN or infinite
+ */
+export async function writeJsonl(file: string, rows: Iterable<object>): Promise<void> {
+  await writeFileDurably(file, blocks(file, rows));
+}
+
+function* blocks(file: string, rows: Iterable<object>): Generator<Uint8Array> {
+  let text = "";
+  let line = 0;
+  for (const row of rows) {
+    line++;
+    text += `${JSON.stringify(row, (name, value: unknown) => {
+      if (typeof value === "number" && !Number.isFinite(value)) throw typeError("JSON", `${file}:${line}: ${name} is ${value}, which JSON cannot hold`);
+      return value;
+    })}\n`;
+    if (text.length < BLOCK) continue;
+    yield Buffer.from(text);
+    text = "";
+  }
+  yield Buffer.from(text);
+}

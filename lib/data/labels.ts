@@ -1,0 +1,52 @@
+import type { Random } from "../device/philox.js";
+import type { Annotator } from "./annotator.js";
+import type { PreferenceRow, PromptRow, RankingRow } from "./preferences.js";
+
+/** Completions of one prompt. */
+export interface Candidates extends PromptRow {
+  completions: readonly string[];
+}
+
+/**
+ * Compares the completions of each prompt two by two, in their order: (0, 1), (2, 3), ... An odd one is left out, and so is a
+ * pair of equal or empty texts, which tells nothing. Which of a pair is looked at first is drawn.
+ *
+ * @param random the numbers of prompt i: its own counter, so that a label depends on nothing but its prompt's place
+ * @param options `margins`: also write `margin`, the difference of the scores
+ */
+export function label(groups: readonly Candidates[], annotator: Annotator, random: Random, { margins = false } = {}): PreferenceRow[] {
+  return groups.flatMap(({ prompt, completions }, index) => {
+    const own = random.at(index);
+    const rows: PreferenceRow[] = [];
+    for (let i = 0; i + 1 < completions.length; i += 2) {
+      const [a, b] = [completions[i], completions[i + 1]];
+      if (a === b || a === "" || b === "") continue;
+      const { preferred, agreement, margin } = annotator.compare(a, b, own);
+      rows.push({
+        prompt,
+        chosen: preferred === 0 ? a : b,
+        rejected: preferred === 0 ? b : a,
+        agreement: preferred === 0 ? agreement : 1 - agreement,
+        ...(margins ? { margin } : {}),
+      });
+    }
+    return rows;
+  });
+}
+
+/** Ranks all completions of each prompt, best first, by the pairs that each wins under the annotator (Ouyang et al. 2022). */
+export function rank(groups: readonly Candidates[], annotator: Annotator, random: Random): RankingRow[] {
+  return groups.flatMap(({ prompt, completions }, index) => {
+    const texts = [...new Set(completions)].filter((text) => text !== "");
+    if (texts.length < 2) return [];
+    const own = random.at(index);
+    const wins = new Map(texts.map((text) => [text, 0]));
+    for (let i = 0; i < texts.length; i++)
+      for (let j = i + 1; j < texts.length; j++) {
+        const winner = texts[annotator.compare(texts[i], texts[j], own).preferred === 0 ? i : j];
+        wins.set(winner, wins.get(winner)! + 1);
+      }
+    // sort keeps the order of texts that won as often
+    return [{ prompt, ranking: texts.sort((a, b) => wins.get(b)! - wins.get(a)!) }];
+  });
+}

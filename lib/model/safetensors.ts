@@ -1,0 +1,235 @@
+import { randomBytes } from "node:crypto";
+import { open, readFile, rename, rm, stat, type FileHandle } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { typeError } from "../device/errors.js";
+
+/** A tensor of a file: F32, F16 and BF16 as f32, small integers as int32, F64 and large integers as f64, all exact. */
+export interface StoredTensor {
+  shape: readonly number[];
+  data: Float32Array | Float64Array | Int32Array;
+}
+
+interface Entry {
+  name: string;
+  dtype: string;
+  shape: number[];
+  begin: number;
+  end: number;
+}
+
+type Widen = (bytes: ArrayBuffer, name: string) => StoredTensor["data"];
+
+/** Bytes of an element, and how an array of them is read. */
+const dtypes: Record<string, { bytes: number; widen: Widen }> = {
+  F64: { bytes: 8, widen: (bytes) => new Float64Array(bytes) },
+  F32: { bytes: 4, widen: (bytes) => new Float32Array(bytes) },
+  F16: { bytes: 2, widen: (bytes) => fromHalf(new Uint16Array(bytes)) },
+  BF16: { bytes: 2, widen: (bytes) => fromBrain(new Uint16Array(bytes)) },
+  I64: { bytes: 8, widen: (bytes, name) => fromBig(new BigInt64Array(bytes), name) },
+  U64: { bytes: 8, widen: (bytes, name) => fromBig(new BigUint64Array(bytes), name) },
+  I32: { bytes: 4, widen: (bytes) => new Int32Array(bytes) },
+  U32: { bytes: 4, widen: (bytes) => Float64Array.from(new Uint32Array(bytes)) },
+  I16: { bytes: 2, widen: (bytes) => Int32Array.from(new Int16Array(bytes)) },
+  U16: { bytes: 2, widen: (bytes) => Int32Array.from(new Uint16Array(bytes)) },
+  I8: { bytes: 1, widen: (bytes) => Int32Array.from(new Int8Array(bytes)) },
+  U8: { bytes: 1, widen: (bytes) => Int32Array.from(new Uint8Array(bytes)) },
+  BOOL: { bytes: 1, widen: (bytes) => Int32Array.from(new Uint8Array(bytes)) },
+};
+
+const HEADER_LIMIT = 100_000_000;
+const READ_LIMIT = 2 ** 30; // one read call takes less than 2^31 bytes
+
+/**
+ * Reads the tensors of a folder's `model.safetensors`, also in shards by `model.safetensors.index.json`.
+ *
+ * @throws TypeError `SAFETENSORS` for a file that is missing, truncated or malformed, naming the file and the tensor
+ */
+export async function readSafetensors(folder: string): Promise<Map<string, StoredTensor>> {
+  const tensors = new Map<string, StoredTensor>();
+  for (const [file, names] of await filesOf(folder)) {
+    const { tensors: found } = await readSafetensorsFile(file);
+    for (const name of names ?? found.keys()) {
+      const tensor = found.get(name);
+      if (!tensor) throw malformed(file, `the tensor ${name}, which the index places here, is missing`);
+      tensors.set(name, tensor);
+    }
+  }
+  return tensors;
+}
+
+/** The files of a model, and which tensors the index expects in each. */
+async function filesOf(folder: string): Promise<Map<string, string[] | undefined>> {
+  const single = join(folder, "model.safetensors");
+  const index = join(folder, "model.safetensors.index.json");
+  const exists = (file: string) => stat(file).then((found) => found.isFile(), () => false);
+  if (await exists(single)) return new Map([[single, undefined]]);
+  if (!(await exists(index))) throw malformed(folder, "there is neither model.safetensors nor model.safetensors.index.json");
+  const places = parse(index, await readFile(index, "utf8")).weight_map;
+  if (!isObject(places)) throw malformed(index, "weight_map is missing");
+  const files = new Map<string, string[]>();
+  for (const [name, shard] of Object.entries(places)) {
+    if (typeof shard !== "string" || shard !== basename(shard)) throw malformed(index, `weight_map of ${name} is ${JSON.stringify(shard)}, wanted the name of a file beside it`);
+    const file = join(folder, shard);
+    files.set(file, [...(files.get(file) ?? []), name]);
+  }
+  return files;
+}
+
+/**
+ * Reads one `.safetensors` file.
+ * @throws TypeError `SAFETENSORS`
+ */
+export async function readSafetensorsFile(file: string): Promise<{ tensors: Map<string, StoredTensor>; metadata: Record<string, string> }> {
+  const handle = await open(file, "r").catch((error: Error) => {
+    throw malformed(file, `it cannot be opened: ${error.message}`);
+  });
+  try {
+    const { size } = await handle.stat();
+    if (size < 8) throw malformed(file, `it has ${size} bytes, wanted at least the 8 of the header's length`);
+    const length = Number(new DataView(await bytesAt(handle, file, 0, 8)).getBigUint64(0, true));
+    if (length > Math.min(HEADER_LIMIT, size - 8)) throw malformed(file, `its header of ${length} bytes exceeds the file of ${size} bytes`);
+    const header = parse(file, new TextDecoder().decode(await bytesAt(handle, file, 8, length)));
+    const tensors = new Map<string, StoredTensor>();
+    for (const { name, dtype, shape, begin, end } of entries(file, header, size - 8 - length)) {
+      const bytes = await bytesAt(handle, file, 8 + length + begin, end - begin);
+      tensors.set(name, { shape, data: dtypes[dtype].widen(bytes, `${file}: ${name}`) });
+    }
+    return { tensors, metadata: metadataOf(file, header) };
+  } finally {
+    await handle.close();
+  }
+}
+
+async function bytesAt(handle: FileHandle, file: string, position: number, length: number): Promise<ArrayBuffer> {
+  const buffer = new ArrayBuffer(length);
+  for (let at = 0; at < length; ) {
+    const { bytesRead } = await handle.read(new Uint8Array(buffer, at, Math.min(READ_LIMIT, length - at)), { position: position + at });
+    if (bytesRead === 0) throw malformed(file, `it ends at byte ${position + at}, wanted ${position + length}`);
+    at += bytesRead;
+  }
+  return buffer;
+}
+
+function metadataOf(file: string, { __metadata__: metadata = {} }: Record<string, unknown>): Record<string, string> {
+  if (!isObject(metadata) || Object.values(metadata).some((value) => typeof value !== "string")) throw malformed(file, "__metadata__ is no object of strings");
+  return metadata as Record<string, string>;
+}
+
+/** The checked header, in the order of the data: tensors fill it without gap or overlap. */
+function entries(file: string, header: Record<string, unknown>, size: number): Entry[] {
+  const found: Entry[] = [];
+  for (const [name, value] of Object.entries(header)) {
+    if (name === "__metadata__") continue;
+    if (!isObject(value)) throw malformed(file, `${name} is described by ${JSON.stringify(value)}, wanted an object`);
+    const { dtype, shape, data_offsets: offsets } = value;
+    if (typeof dtype !== "string" || !Object.hasOwn(dtypes, dtype))
+      throw malformed(file, `${name} has dtype ${JSON.stringify(dtype)}, wanted one of ${Object.keys(dtypes).join(", ")}`);
+    if (!isCounts(shape)) throw malformed(file, `${name} has shape ${JSON.stringify(shape)}, wanted whole numbers from 0`);
+    if (!isCounts(offsets) || offsets.length !== 2 || offsets[1] < offsets[0] || offsets[1] > size)
+      throw malformed(file, `${name} has data_offsets ${JSON.stringify(offsets)}, wanted two in order within the ${size} bytes of data`);
+    const [begin, end] = offsets;
+    const wanted = shape.reduce((a, b) => a * b, dtypes[dtype].bytes);
+    if (end - begin !== wanted) throw malformed(file, `${name} has ${end - begin} bytes, wanted ${wanted} for ${dtype} [${shape}]`);
+    found.push({ name, dtype, shape, begin, end });
+  }
+  found.sort((a, b) => a.begin - b.begin || a.end - b.end);
+  let at = 0;
+  for (const { name, begin, end } of found) {
+    if (begin !== at) throw malformed(file, `${name} begins at byte ${begin} of the data, wanted ${at}: tensors overlap or leave a gap`);
+    at = end;
+  }
+  if (at !== size) throw malformed(file, `the tensors take ${at} bytes of the ${size} bytes of data`);
+  return found;
+}
+
+/**
+ * Writes a `.safetensors` file: f32 arrays as F32, f64 as F64, int32 as I32. It is written beside, synced, then renamed.
+ * @throws TypeError `SAFETENSORS` for a tensor whose length is not that of its shape
+ */
+export async function writeSafetensors(file: string, tensors: ReadonlyMap<string, StoredTensor>, metadata?: Record<string, string>): Promise<void> {
+  const header: Record<string, unknown> = metadata ? { __metadata__: metadata } : {};
+  let at = 0;
+  // Large elements first, so that every tensor lies at a multiple of its element's size.
+  const ordered = [...tensors].sort(([, a], [, b]) => b.data.BYTES_PER_ELEMENT - a.data.BYTES_PER_ELEMENT);
+  for (const [name, { shape, data }] of ordered) {
+    const wanted = shape.reduce((a, b) => a * b, 1);
+    if (name === "__metadata__" || data.length !== wanted)
+      throw typeError("SAFETENSORS", `${name} has ${data.length} elements, wanted ${wanted} for shape [${shape}]`);
+    const dtype = data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : "I32";
+    header[name] = { dtype, shape, data_offsets: [at, (at += data.byteLength)] };
+  }
+  const text = new TextEncoder().encode(JSON.stringify(header));
+  const start = new Uint8Array(8 + Math.ceil(text.length / 8) * 8).fill(0x20); // spaces pad the header
+  new DataView(start.buffer).setBigUint64(0, BigInt(start.length - 8), true);
+  start.set(text, 8);
+  await writeFileDurably(file, [start, ...ordered.map(([, { data }]) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength))]);
+}
+
+/** Writes a file beside, syncs it, then renames it over the old one: a reader sees the old or the new one, whole. */
+export async function writeFileDurably(file: string, content: string | Iterable<Uint8Array>): Promise<void> {
+  const beside = join(dirname(file), `.${basename(file)}.${randomBytes(6).toString("hex")}`);
+  try {
+    const handle = await open(beside, "wx");
+    try {
+      for (const part of typeof content === "string" ? [Buffer.from(content)] : content)
+        for (let at = 0; at < part.length; ) at += (await handle.write(part, at, Math.min(READ_LIMIT, part.length - at))).bytesWritten;
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+    await rename(beside, file);
+  } catch (error) {
+    await rm(beside, { force: true });
+    throw error;
+  }
+  const folder = await open(dirname(file), "r"); // the new name is durable once the folder is
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}
+
+function fromBrain(bits: Uint16Array): Float32Array {
+  const words = new Uint32Array(bits.length);
+  for (let i = 0; i < bits.length; i++) words[i] = bits[i] << 16;
+  return new Float32Array(words.buffer);
+}
+
+function fromHalf(bits: Uint16Array): Float32Array {
+  const words = new Uint32Array(bits.length);
+  const values = new Float32Array(words.buffer);
+  for (let i = 0; i < bits.length; i++) {
+    const sign = (bits[i] & 0x8000) << 16;
+    const exponent = (bits[i] >>> 10) & 0x1f;
+    const fraction = bits[i] & 0x3ff;
+    if (exponent === 0) {
+      values[i] = fraction * 2 ** -24; // subnormal, or zero
+      words[i] |= sign;
+    } else words[i] = sign | ((exponent === 31 ? 255 : exponent + 112) << 23) | (fraction << 13);
+  }
+  return values;
+}
+
+function fromBig(values: BigInt64Array | BigUint64Array, name: string): Float64Array {
+  return Float64Array.from(values as Iterable<bigint>, (value) => {
+    if (!Number.isSafeInteger(Number(value))) throw typeError("SAFETENSORS", `${name} has ${value}, wanted at most 2^53 - 1 in size`);
+    return Number(value);
+  });
+}
+
+function parse(file: string, text: string): Record<string, unknown> {
+  try {
+    const json: unknown = JSON.parse(text);
+    if (isObject(json)) return json;
+  } catch (error) {
+    throw malformed(file, `its header is not JSON: ${(error as Error).message}`);
+  }
+  throw malformed(file, "its header is no JSON object");
+}
+
+const isObject = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null && !Array.isArray(value);
+
+const isCounts = (value: unknown): value is number[] => Array.isArray(value) && value.every((n) => Number.isSafeInteger(n) && n >= 0);
+
+const malformed = (file: string, what: string) => typeError("SAFETENSORS", `${file}: ${what}`);

@@ -1,0 +1,258 @@
+import { mkdir, readFile, stat } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
+import { rangeError, typeError } from "../device/errors.js";
+import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes, wordPattern } from "./byte_level.js";
+import { writeFileDurably } from "./safetensors.js";
+
+interface AddedToken {
+  id: number;
+  content: string;
+  single_word?: boolean;
+  lstrip?: boolean;
+  rstrip?: boolean;
+  special?: boolean;
+}
+
+/** A step of a pipeline in tokenizer.json: its type and options of that type. */
+interface Step {
+  type: string;
+  [option: string]: unknown;
+}
+
+export interface TokenizerJson {
+  added_tokens: AddedToken[];
+  normalizer: Step | null;
+  pre_tokenizer: Step | null;
+  post_processor: Step | null;
+  decoder: Step | null;
+  model: Step & { vocab: Record<string, number>; merges?: (string | [string, string])[] };
+  [other: string]: unknown;
+}
+
+/** tokenizer_config.json */
+export type TokenizerConfig = Record<string, unknown>;
+
+export interface TokenizerFiles {
+  tokenizer: TokenizerJson;
+  tokenizerConfig: TokenizerConfig;
+}
+
+/** What is used of @huggingface/tokenizers, whose own types do not resolve under `module: nodenext`. */
+interface Library {
+  encode(text: string, options: { add_special_tokens: boolean }): { ids: (number | undefined)[] };
+  decode(ids: number[], options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: false }): string;
+}
+
+/** Decodes ids as they come: characters appear once their last byte is there. */
+export interface TokenStream {
+  push(id: number): string;
+  /** What was held back, after the last id. */
+  end(): string;
+}
+
+/** A tokenizer of a Hugging Face directory. Byte-level BPE cut as GPT-2 does is encoded here, the rest by @huggingface/tokenizers. */
+export class Tokenizer {
+  /** Greatest id + 1. */
+  readonly vocabularySize: number;
+  readonly bosId?: number;
+  readonly eosId?: number;
+  readonly padId?: number;
+  /** Special tokens and their ids. */
+  readonly special: ReadonlyMap<string, number>;
+  private readonly ids = new Map<string, number>();
+  private readonly tokens: string[] = [];
+  private readonly bytes?: Uint8Array[]; // of each id, where the decoder is byte-level
+  private readonly encoder?: ByteLevelEncoder;
+  private readonly added?: RegExp;
+  private library?: Library;
+
+  /** @throws TypeError `TOKENIZER` for contents that are no tokenizer */
+  constructor(
+    readonly files: TokenizerFiles,
+    private readonly name = "tokenizer.json",
+  ) {
+    const { tokenizer, tokenizerConfig: config } = files;
+    const vocab: unknown = tokenizer?.model?.vocab;
+    if (typeof vocab !== "object" || vocab === null || Array.isArray(vocab) || !Array.isArray(tokenizer.added_tokens))
+      throw typeError("TOKENIZER", `${name} has no model.vocab or added_tokens of a tokenizer with a table of ids`);
+    for (const [token, id] of [...Object.entries(vocab), ...tokenizer.added_tokens.map(({ content, id }) => [content, id] as const)]) {
+      if (typeof token !== "string" || !Number.isInteger(id) || id < 0)
+        throw typeError("TOKENIZER", `${name}: the token ${JSON.stringify(token)} has id ${id}, wanted a whole number from 0`);
+      this.ids.set(token, id);
+      this.tokens[id] = token;
+    }
+    this.vocabularySize = this.tokens.length;
+    this.special = new Map(tokenizer.added_tokens.filter(({ special }) => special).map(({ content, id }) => [content, id]));
+    this.bosId = this.named(config.bos_token, "bos_token");
+    this.eosId = this.named(config.eos_token, "eos_token");
+    this.padId = this.named(config.pad_token, "pad_token");
+    if (tokenizer.decoder?.type === "ByteLevel") this.bytes = this.tokens.map(tokenBytes);
+    if (this.isPlainByteLevel(tokenizer)) {
+      const merges = (tokenizer.model.merges ?? []).map((merge) => (typeof merge === "string" ? merge.split(" ", 2) : merge) as [string, string]);
+      for (const [a, b] of merges)
+        if (!this.ids.has(a) || !this.ids.has(b) || !this.ids.has(a + b))
+          throw typeError("TOKENIZER", `${name}: the merge of ${JSON.stringify(a)} and ${JSON.stringify(b)} has a part that is not in the vocabulary`);
+      this.encoder = new ByteLevelEncoder(this.ids, merges);
+      const longestFirst = tokenizer.added_tokens.map(({ content }) => content).sort((a, b) => b.length - a.length);
+      if (longestFirst.length > 0) this.added = new RegExp(`(${longestFirst.map(escaped).join("|")})`, "u");
+    }
+  }
+
+  /**
+   * Loads the tokenizer of a Hugging Face directory, or a tokenizer.json with what lies beside it.
+   * @throws TypeError `TOKENIZER`
+   */
+  static async load(path: string): Promise<Tokenizer> {
+    const isFolder = await stat(path).then((found) => found.isDirectory(), () => false);
+    const file = isFolder ? join(path, "tokenizer.json") : path;
+    const tokenizer = await readJson(file);
+    if (!tokenizer) throw typeError("TOKENIZER", `${file} is missing`);
+    const config = await readJson(join(dirname(file), "tokenizer_config.json"));
+    const map = await readJson(join(dirname(file), "special_tokens_map.json"));
+    return new Tokenizer({ tokenizer: tokenizer as TokenizerJson, tokenizerConfig: { ...map, ...config } }, file);
+  }
+
+  private named(token: unknown, key: string): number | undefined {
+    const content = typeof token === "object" && token !== null ? (token as { content?: unknown }).content : token;
+    if (content === undefined || content === null) return undefined;
+    const id = this.ids.get(String(content));
+    if (id === undefined) throw typeError("TOKENIZER", `${this.name}: ${key} is ${JSON.stringify(content)}, which is not in the vocabulary`);
+    return id;
+  }
+
+  private isPlainByteLevel({ normalizer, pre_tokenizer, added_tokens, model }: TokenizerJson): boolean {
+    return (
+      model.type === "BPE" && !normalizer && !model.dropout && !model.ignore_merges && !model.continuing_subword_prefix &&
+      !model.end_of_word_suffix && pre_tokenizer?.type === "ByteLevel" && pre_tokenizer.use_regex !== false &&
+      !pre_tokenizer.add_prefix_space && this.tokens.length <= PAIR && byteCharacters.every((character) => this.ids.has(character)) &&
+      added_tokens.every(({ content, single_word, lstrip, rstrip }) => content !== "" && !single_word && !lstrip && !rstrip)
+    );
+  }
+
+  private get slow(): Library {
+    if (!this.library) {
+      const { tokenizer, tokenizerConfig } = this.files;
+      const missing = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
+      const rewritten = { ...missing, ...tokenizer, pre_tokenizer: exact(tokenizer.pre_tokenizer ?? null) };
+      try {
+        this.library = new LibraryTokenizer(rewritten, tokenizerConfig) as Library;
+      } catch (error) {
+        throw typeError("TOKENIZER", `${this.name} cannot be used: ${(error as Error).message}`);
+      }
+    }
+    return this.library;
+  }
+
+  /** The id of a token as the vocabulary spells it. */
+  id(token: string): number | undefined {
+    return this.ids.get(token);
+  }
+
+  /**
+   * Ids of a text. Special tokens that the text spells out are encoded as such; `special` adds those of the model's own
+   * template (as BOS) too. Lone surrogates are encoded as U+FFFD.
+   *
+   * @throws TypeError `TOKENIZER` for a character that the vocabulary cannot express
+   */
+  encode(text: string, { special = false } = {}): Int32Array {
+    if (typeof text !== "string") throw typeError("TYPE", `text is ${typeof text}, wanted a string`);
+    if (!this.encoder || special) {
+      const { ids } = this.slow.encode(text, { add_special_tokens: special });
+      if (ids.includes(undefined)) throw typeError("TOKENIZER", `${this.name} has no token for a part of ${JSON.stringify(text.slice(0, 80))}`);
+      return Int32Array.from(ids as number[]);
+    }
+    const out: number[] = [];
+    const parts = this.added ? text.split(this.added) : [text];
+    for (const [i, part] of parts.entries())
+      if (i % 2 === 1) out.push(this.ids.get(part)!);
+      else if (part !== "") this.encoder.encode(part, out);
+    return Int32Array.from(out);
+  }
+
+  /**
+   * The text of ids, nothing cleaned up; bytes that are no UTF-8 become U+FFFD.
+   * @throws RangeError `ID` for an id that is not in the vocabulary
+   */
+  decode(ids: ArrayLike<number>, { skipSpecial = false } = {}): string {
+    const kept = Array.from(ids, (id) => this.checked(id)).filter((id) => !(skipSpecial && this.isSpecial(id)));
+    if (this.bytes) return utf8().decode(Buffer.concat(kept.map((id) => this.bytes![id])));
+    return kept.length === 0 ? "" : this.slow.decode(kept, { skip_special_tokens: false, clean_up_tokenization_spaces: false });
+  }
+
+  /** Decodes ids one by one; the pieces joined are what `decode` gives. */
+  stream(): TokenStream {
+    if (this.bytes) {
+      const { bytes } = this;
+      const text = utf8();
+      return {
+        push: (id) => text.decode(bytes[this.checked(id)], { stream: true }),
+        end: () => text.decode(),
+      };
+    }
+    const ids: number[] = [];
+    let given = "";
+    const rest = (text: string) => {
+      const piece = text.slice(given.length);
+      given = text;
+      return piece;
+    };
+    return {
+      push: (id) => {
+        ids.push(this.checked(id));
+        const text = this.decode(ids);
+        return text.endsWith("\ufffd") || !text.startsWith(given) ? "" : rest(text);
+      },
+      end: () => rest(this.decode(ids)),
+    };
+  }
+
+  /** Writes tokenizer.json and tokenizer_config.json. */
+  async save(folder: string): Promise<void> {
+    await mkdir(folder, { recursive: true });
+    await writeFileDurably(join(folder, "tokenizer.json"), JSON.stringify(this.files.tokenizer, null, 1) + "\n");
+    await writeFileDurably(join(folder, "tokenizer_config.json"), JSON.stringify(this.files.tokenizerConfig, null, 2) + "\n");
+  }
+
+  private isSpecial(id: number): boolean {
+    return this.special.get(this.tokens[id]) === id;
+  }
+
+  private checked(id: number): number {
+    if (this.tokens[id] === undefined) throw rangeError("ID", `token ${id} is not in the vocabulary of ${this.vocabularySize}`);
+    return id;
+  }
+}
+
+async function readJson(file: string): Promise<Record<string, unknown> | undefined> {
+  const text = await readFile(file, "utf8").catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT") return undefined;
+    throw typeError("TOKENIZER", `${file} cannot be read: ${error.message}`);
+  });
+  if (text === undefined) return undefined;
+  try {
+    const json: unknown = JSON.parse(text);
+    if (typeof json === "object" && json !== null) return json as Record<string, unknown>;
+  } catch (error) {
+    throw typeError("TOKENIZER", `${file} is not JSON: ${(error as Error).message}`);
+  }
+  throw typeError("TOKENIZER", `${file} is no JSON object`);
+}
+
+/**
+ * The same pre-tokenizer in steps that @huggingface/tokenizers 0.2 carries out exactly: its ByteLevel cuts by JavaScript's
+ * \s, and its Digits knows decimal digits only; its Split has the right classes.
+ */
+function exact(step: Step | null): Step | null {
+  const split = (Regex: string) => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false });
+  const sequence = (...pretokenizers: (Step | null)[]) => ({ type: "Sequence", pretokenizers });
+  if (step?.type === "Sequence") return sequence(...(step.pretokenizers as Step[]).map(exact));
+  if (step?.type === "ByteLevel" && step.use_regex !== false && !step.add_prefix_space)
+    return sequence(split(wordPattern), { ...step, use_regex: false });
+  if (step?.type === "Digits") return split(step.individual_digits ? "\\p{N}" : "\\p{N}+");
+  return step;
+}
+
+const escaped = (text: string) => text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+
+const utf8 = () => new TextDecoder("utf-8", { ignoreBOM: true });

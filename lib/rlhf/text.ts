@@ -1,0 +1,52 @@
+import { Random } from "../device/philox.js";
+import type { Episode } from "./episode.js";
+
+/** Streams of random numbers for the order of data. */
+const ORDER_STREAM = 16;
+
+/**
+ * Batches of next-token prediction over one long stream of tokens: chunks of `length` tokens, each predicted from those
+ * before it in its chunk; the chunks' order and their offset are drawn anew each epoch. A function of seed and step alone.
+ */
+export function textBatches(stream: Int32Array, { length, batch, seed }: { length: number; batch: number; seed: number }): (step: number) => Episode[] {
+  const perEpoch = Math.floor((stream.length - 1 - length) / length);
+  let epoch = -1;
+  let order: number[] = [];
+  let offset = 0;
+  const chunk = (i: number): Episode => {
+    const wanted = Math.floor(i / perEpoch);
+    if (wanted !== epoch) {
+      epoch = wanted;
+      const random = new Random(seed, ORDER_STREAM).at(epoch);
+      offset = random.below(length);
+      order = random.shuffle(Array.from({ length: perEpoch }, (_, k) => k));
+    }
+    const start = offset + order[i % perEpoch] * length;
+    return { prompt: stream.subarray(start, start + 1), completion: stream.subarray(start + 1, start + 1 + length) };
+  };
+  return (step) => Array.from({ length: batch }, (_, i) => chunk(step * batch + i));
+}
+
+/** Batches of whole items in an order drawn anew each epoch. A function of seed and step alone. */
+export function itemBatches<T>(items: readonly T[], { batch, seed }: { batch: number; seed: number }): (step: number) => T[] {
+  const perEpoch = Math.ceil(items.length / batch);
+  return (step) => {
+    const random = new Random(seed, ORDER_STREAM + 1).at(Math.floor(step / perEpoch));
+    const order = random.shuffle(items.map((_, i) => i));
+    const start = (step % perEpoch) * batch;
+    return order.slice(start, start + batch).map((i) => items[i]);
+  };
+}
+
+/**
+ * A text in windows that each predict `stride` new tokens from up to `length` tokens: every token but the first is
+ * predicted once.
+ */
+export function windows(tokens: Int32Array, { length, stride }: { length: number; stride: number }): Episode[] {
+  const episodes: Episode[] = [];
+  for (let at = 1; at < tokens.length; at += stride) {
+    const end = Math.min(at + stride, tokens.length);
+    episodes.push({ prompt: tokens.subarray(Math.max(0, end - length), at), completion: tokens.subarray(at, end) });
+  }
+  return episodes;
+}

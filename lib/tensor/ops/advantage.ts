@@ -1,0 +1,54 @@
+import { run, type Input } from "../op.js";
+import type { Tensor } from "../tensor.js";
+import type { KlEstimator } from "./policyLoss.js";
+
+/**
+ * Generalised advantage estimation over packed sequences (Schulman et al. 2016, eq. 16):
+ * delta[t] = r[t] + gamma v[t+1] - v[t], A[t] = delta[t] + gamma lambda A[t+1], both 0 past the end.
+ *
+ * @param rewards   f32 [N]
+ * @param values    f32 [N], before each token
+ * @param cuSeqlens int32 [B+1]
+ * @param mask      int32 [N]: tokens that are not the policy's are passed over, as in verl
+ * @returns advantages and returns = advantages + values, f32 [N]; no gradient flows through them
+ * @throws RangeError `SHAPE`, `OFFSETS` if cuSeqlens is not monotone from 0 to N
+ */
+export function gae(rewards: Input, values: Input, cuSeqlens: Input, { gamma = 1, lambda = 0.95, mask }: { gamma?: number; lambda?: number; mask?: Input } = {}): { advantages: Tensor; returns: Tensor } {
+  const { advantages, returns } = run("gae", { rewards, values, mask, cuSeqlens, gamma, lambda });
+  return { advantages, returns };
+}
+
+/**
+ * The same over padded rows with a mask, verl's semantics.
+ * @param rewards f32 [B, T];  @param values f32 [B, T];  @param mask int32 [B, T]
+ */
+export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 1, lambda = 0.95 } = {}): { advantages: Tensor; returns: Tensor } {
+  const { advantages, returns } = run("gaePadded", { rewards, values, mask, gamma, lambda });
+  return { advantages, returns };
+}
+
+/**
+ * The rewards of PPO: -klCoef kl[t] at each token, plus the score of the sequence at its last.
+ *
+ * @param logp f32 [M];  @param refLogp f32 [M];  @param scores f32 [B];  @param cuSeqlens int32 [B+1]
+ * @returns rewards and kl, f32 [M]
+ */
+export function tokenRewards(logp: Input, refLogp: Input, scores: Input, cuSeqlens: Input, { klCoef, estimator = "k1" }: { klCoef: number; estimator?: KlEstimator }): { rewards: Tensor; kl: Tensor } {
+  const { rewards, kl } = run("tokenRewards", { logp, refLogp, scores, cuSeqlens, klCoef, estimator });
+  return { rewards, kl };
+}
+
+/**
+ * (x - mean) / deviation over all unmasked tokens, as the named library has it (unbiased or not, where epsilon goes).
+ *
+ * @param x f32 [N];  @param cuSeqlens int32 [B+1];  @param shiftMean false adds the mean back
+ */
+export function whiten(x: Input, cuSeqlens: Input, { mask, shiftMean = true, form = "verl" }: { mask?: Input; shiftMean?: boolean; form?: "verl" | "trl" | "openrlhf" } = {}): Tensor {
+  return run("whiten", { x, mask, cuSeqlens, shiftMean, form }).y;
+}
+
+/** Sum, or mean, of each sequence's tokens: f32 [N] -> [B]. Sequence log-probs for DPO and its family. */
+export function sequenceSum(x: Input, cuSeqlens: Input, { mean = false } = {}): Tensor {
+  return run("sequenceSum", { x, cuSeqlens, mean }, ({ y: dy }, { cuSeqlens }) => ({ x: run("sequenceSumGrad", { dy, cuSeqlens, mean }, undefined, { N: x instanceof Array ? x.length : sizeIn(x) }).dx })).y;
+}
+const sizeIn = (x: Input) => ("value" in x ? x.value.size : "size" in x ? x.size : x.length);

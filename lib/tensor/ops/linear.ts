@@ -1,0 +1,33 @@
+import { packedSize, run, type Input } from "../op.js";
+import { Tensor } from "../tensor.js";
+
+/**
+ * y = x W^T + b.
+ *
+ * @param x      f32 [N, I]
+ * @param weight f32 [O, I], row-major or packed
+ * @param bias   f32 [O], added after the sum
+ * @returns f32 [N, O]
+ * @throws RangeError `SHAPE`, TypeError `DTYPE`
+ */
+export function linear(x: Input, weight: Input, bias?: Input): Tensor {
+  return run("linear", { x, weight, bias }, ({ y: dy }, { x, weight }, wants) => {
+    const dweight = wants.into("weight");
+    if (dweight) run("linearGradWeight", { dy, x, dweight, dbias: wants.into("bias") });
+    return { x: wants.needs("x") && run("linearGradInput", { dy, weight }).dx };
+  }).y;
+}
+
+/**
+ * The panels that the matrix kernels read, for a weight that many calls share.
+ *
+ * @param weight f32 [O, I]
+ * @returns the same matrix under the layout tag `panels`; `linear` takes it in place of the weight
+ */
+export function pack(weight: Tensor): Tensor {
+  const packed = Tensor.empty([packedSize(weight.shape, false)], "f32", weight.device);
+  run("pack", { weight, transposed: 0, packed });
+  const tagged = packed.withLayout("panels", weight.shape);
+  packed.dispose();
+  return tagged;
+}

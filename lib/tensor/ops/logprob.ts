@@ -1,0 +1,52 @@
+import { run, type Input } from "../op.js";
+import type { Tensor } from "../tensor.js";
+
+export interface Logprobs {
+  /** f32 [M], log softmax(logits / temperature)[y], nats, never above 0 */
+  logp: Tensor;
+  /** f32 [M], log sum exp(logits / temperature) */
+  lse: Tensor;
+  /** f32 [M], nats */
+  entropy: Tensor;
+}
+
+/**
+ * Log-probs of tokens, given the logits.
+ *
+ * @param logits f32 [M, V]; -inf is legal
+ * @param y      int32 [M], each in [0, V)
+ * @param temperature divides the logits, above 0
+ * @throws RangeError `SHAPE` `ID`
+ */
+export function logprob(logits: Input, y: Input, { temperature = 1 } = {}): Logprobs {
+  const { logp, lse, entropy } = run("logprob", { logits, y, temperature }, (d, { logits, y, logp, lse, entropy }) => {
+    const { dlogits } = run("logprobGrad", { logits, y, logp, lse, entropy, dlogp: d.logp ?? zerosLike(logp), dentropy: d.entropy, temperature });
+    return { logits: dlogits };
+  });
+  return { logp, lse, entropy };
+}
+
+/**
+ * Log-probs of tokens straight from the hidden state and the head: logits exist only as a tile, also in the backward
+ * pass, which recomputes them from lse.
+ *
+ * @param h      f32 [N, C], hidden state
+ * @param weight f32 [V, C], head
+ * @param rows   int32 [M]: pair m is (h[rows[m]], y[m])
+ * @param y      int32 [M], each in [0, V)
+ * @param temperature divides the logits, above 0
+ * @throws RangeError `SHAPE` `ID`
+ */
+export function linearLogprob(h: Input, weight: Input, rows: Input, y: Input, { temperature = 1 } = {}): Logprobs {
+  const { logp, lse, entropy } = run("linearLogprob", { h, weight, rows, y, temperature }, (d, t, wants) => {
+    const { h, weight, rows, y, logp, lse, entropy } = t;
+    const { dh } = run("linearLogprobGrad", {
+      h, weight, rows, y, logp, lse, entropy, dlogp: d.logp ?? zerosLike(logp), dentropy: d.entropy, temperature,
+      dh: wants.needs("h"), dweight: wants.into("weight"),
+    });
+    return { h: dh };
+  });
+  return { logp, lse, entropy };
+}
+
+const zerosLike = (x: Tensor) => run("scale", { x, factor: 0, shift: 0 }).y;

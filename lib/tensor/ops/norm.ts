@@ -1,0 +1,31 @@
+import { run, type Input } from "../op.js";
+import type { Tensor } from "../tensor.js";
+
+/**
+ * Layer normalisation (Ba et al. 2016): y = (x - mean) / sqrt(variance + eps) * gain + bias, over the last dimension.
+ *
+ * @param x    f32 [N, C]
+ * @param gain f32 [C]
+ * @param bias f32 [C]
+ * @returns f32 [N, C]
+ */
+export function layerNorm(x: Input, gain: Input, bias?: Input, { eps = 1e-5 } = {}): Tensor {
+  return run("layerNorm", { x, gain, bias, eps }, ({ y: dy }, { x, gain, mean, rstd }, wants) => {
+    const { dx } = run("layerNormGrad", { dy, x, gain, mean, rstd, dgain: wants.into("gain"), dbias: wants.into("bias") });
+    return { x: dx };
+  }).y;
+}
+
+/**
+ * Root-mean-square normalisation (Zhang and Sennrich 2019): y = x / sqrt(mean(x^2) + eps) * gain, over the last dimension.
+ *
+ * @param x    f32 [N, C]
+ * @param gain f32 [C]
+ * @returns f32 [N, C]
+ */
+export function rmsNorm(x: Input, gain: Input, { eps = 1e-6 } = {}): Tensor {
+  return run("rmsNorm", { x, gain, eps }, ({ y: dy }, { x, gain, rstd }, wants) => {
+    const { dx } = run("rmsNormGrad", { dy, x, gain, rstd, dgain: wants.into("gain") });
+    return { x: dx };
+  }).y;
+}

@@ -1,0 +1,95 @@
+import { run, type Input } from "../op.js";
+import { endOfTape } from "../tape.js";
+import { Tensor } from "../tensor.js";
+
+export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-mean" | "seq-mean-token-sum-norm";
+export type KlEstimator = "k1" | "abs" | "k2" | "k3";
+
+export interface PolicyLossOptions {
+  /** int32 [B+1]: the scored tokens of each sequence */
+  cuSeqlens: Input;
+  /** What the sum is divided by, over the whole update: tokens (token-mean) or sequences. Never inferred from a slice. */
+  denominator: number;
+  aggregation?: Aggregation;
+  /** The ratio is clipped to [1 - clipRatioLow, 1 + clipRatioHigh]. */
+  clipRatioLow?: number;
+  clipRatioHigh?: number;
+  /** Dual clip (Ye et al. 2020): a lower bound of the loss where the advantage is negative. Infinity is off. */
+  clipRatioC?: number;
+  /** logp - oldLogp is clamped to +- this. Infinity is off. */
+  logRatioClamp?: number;
+  /** f32 [M]; with klCoef, the KL to it is part of the loss */
+  refLogp?: Input;
+  klCoef?: number;
+  estimator?: KlEstimator;
+  entropyCoef?: number;
+  /** f32 [M]: constant weights of the tokens (truncated importance sampling) */
+  importance?: Input;
+  /** int32 [M]: tokens that count; what stands in the others changes no bit */
+  mask?: Input;
+  /** Factor of the loss and of its gradients. */
+  scale?: number;
+  /** f64 [12], continued: loss, policy loss, KL loss, entropy, clipped, clipped by clipRatioC, k1 and k3 to the old policy,
+   * ratio (each weighted as the loss), then counts: tokens, tokens whose ratio is not 1, sequences */
+  stats?: Tensor;
+}
+
+const resolved = ({ stats, ...options }: PolicyLossOptions, objective: "clipped-ratio" | "log-likelihood" = "clipped-ratio") => {
+  const { cuSeqlens, denominator, aggregation = "token-mean", clipRatioLow = 0.2, clipRatioHigh = 0.2, clipRatioC = Infinity } = options;
+  const { logRatioClamp = 20, refLogp, klCoef = 0, estimator = "k3", entropyCoef = 0, importance, mask, scale = 1 } = options;
+  return {
+    objective, cuSeqlens, denominator, aggregation, clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, refLogp, klCoef, estimator,
+    entropyCoef, importance, mask, scale, stats: stats ?? Tensor.from(new Float64Array(12)),
+  };
+};
+
+/**
+ * The clipped PPO loss (Schulman et al. 2017; names, masks and aggregation modes as in verl) with its gradient, in one pass:
+ * per token max(-A r, -A clip(r)), r = exp(logp - oldLogp).
+ *
+ * @param logp       f32 [M], of the current policy
+ * @param oldLogp    f32 [M], of the policy that sampled
+ * @param advantages f32 [M]
+ * @returns loss f32 [1], which ends the tape; stats f64 [12]
+ * @throws RangeError `SHAPE` `OFFSETS`, TypeError `CHOICE` `ARGUMENT`
+ */
+export function policyLoss(logp: Input, oldLogp: Input, advantages: Input, options: PolicyLossOptions & { entropy?: Input }): { loss: Tensor; stats: Tensor } {
+  const { entropy, ...rest } = options;
+  const { loss, stats } = run("policyLoss", { logp, entropy, oldLogp, advantages, ...resolved(rest), dentropy: entropy !== undefined }, (d, t) => {
+    endOfTape("policyLoss", d);
+    return { logp: t.dlogp, entropy: t.dentropy };
+  });
+  return { loss, stats };
+}
+
+/**
+ * The same loss straight from the hidden state and the head: logits of a block of rows are computed once, turned into
+ * their gradient in place, and never stored beyond it.
+ *
+ * @param h      f32 [N, C], hidden state
+ * @param weight f32 [V, C], head
+ * @param rows   int32 [M]: pair m is (h[rows[m]], y[m])
+ * @param y      int32 [M], the sampled tokens
+ * @returns loss f32 [1], which ends the tape; logp and entropy f32 [M]; stats f64 [12]
+ */
+export function linearPolicyLoss(h: Input, weight: Input, rows: Input, y: Input, oldLogp: Input, advantages: Input, options: PolicyLossOptions & { temperature?: number }): { loss: Tensor; logp: Tensor; entropy: Tensor; stats: Tensor } {
+  const { temperature = 1, ...rest } = options;
+  return fused({ h, weight, rows, y, oldLogp, advantages, temperature, ...resolved(rest) });
+}
+
+/**
+ * Negative log-likelihood of tokens from the hidden state and the head, as `linearPolicyLoss` with the loss -log p.
+ * @returns loss f32 [1], which ends the tape; stats as for the policy loss
+ */
+export function linearNll(h: Input, weight: Input, rows: Input, y: Input, options: Pick<PolicyLossOptions, "cuSeqlens" | "denominator" | "aggregation" | "mask" | "scale" | "stats">): { loss: Tensor; logp: Tensor; entropy: Tensor; stats: Tensor } {
+  const ones = new Float32Array((y as ArrayLike<number>).length ?? (y as Tensor).size).fill(1);
+  return fused({ h, weight, rows, y, oldLogp: ones, advantages: ones, temperature: 1, ...resolved(options, "log-likelihood") });
+}
+
+function fused(args: Parameters<typeof run>[1]) {
+  const { loss, logp, entropy, stats } = run("linearPolicyLoss", { ...args, dh: true, dweight: { into: "weight" } }, (d, t) => {
+    endOfTape("linearPolicyLoss", d);
+    return { h: t.dh };
+  });
+  return { loss, logp, entropy, stats };
+}

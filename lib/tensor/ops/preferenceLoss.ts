@@ -1,0 +1,47 @@
+import { run, type Input } from "../op.js";
+import { endOfTape } from "../tape.js";
+import { Tensor } from "../tensor.js";
+
+export interface PreferenceLossOptions {
+  /** `bradley-terry` (rewards), `dpo` (Rafailov et al. 2023), `ipo` (Azar et al. 2023; give it log-probs averaged per token) */
+  form: "bradley-terry" | "dpo" | "ipo";
+  /** What the sum over pairs is divided by: pairs or rankings of the whole update. */
+  denominator: number;
+  /** f32 [M]: of the reference, for dpo and ipo */
+  refScores?: Input;
+  beta?: number;
+  /** f32 [P]: how much better the chosen is (Touvron et al. 2023) */
+  margin?: Input;
+  /** f32 [P]: the probability that the chosen is preferred, e.g. the share of annotators who agree */
+  label?: Input;
+  /** f32 [P]: weight of a pair, 1 / (K choose 2) in a ranking (Ouyang et al. 2022) */
+  weight?: Input;
+  labelSmoothing?: number;
+  /** Coefficient of (chosen + rejected)^2 (Eisenstein et al. 2023). */
+  centerCoef?: number;
+  scale?: number;
+  /** f64 [8], continued, sums over pairs: loss, chosen wins, difference, chosen, rejected, pairs, probability of the chosen, 0 */
+  stats?: Tensor;
+}
+
+/**
+ * The loss of comparisons with its gradient: pair p prefers scores[chosen[p]] to scores[rejected[p]].
+ *
+ * @param scores   f32 [M]; a score may stand in many pairs
+ * @param chosen   int32 [P]
+ * @param rejected int32 [P]
+ * @returns loss f32 [1], which ends the tape
+ * @throws RangeError `SHAPE` `ID`
+ */
+export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, options: PreferenceLossOptions): { loss: Tensor; stats: Tensor } {
+  const { form, denominator, refScores, beta = 1, margin, label, weight, labelSmoothing = 0, centerCoef = 0, scale = 1, stats: given } = options;
+  const { loss, stats } = run(
+    "preferenceLoss",
+    { scores, refScores, chosen, rejected, margin, label, weight, form, beta, labelSmoothing, centerCoef, denominator, scale, stats: given ?? Tensor.from(new Float64Array(8)) },
+    (d, t) => {
+      endOfTape("preferenceLoss", d);
+      return { scores: t.dscores };
+    },
+  );
+  return { loss, stats };
+}
