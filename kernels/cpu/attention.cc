@@ -12,6 +12,10 @@
 // Law: per element q.k is one chain over D, then times scale; per tile m' = max(m, tile max), a = exp(m - m'),
 // l = l a + (law 2 over the tile's keys), o = o a continued by one chain over the tile's keys; at the end o / l and
 // lse = m + log(l). A later key of the sequence may enter with p = 0, which changes no bit.
+//
+// Measured on one core of a Xeon (Sapphire Rapids), D 64, T 1024, share of the FMA peak: AVX-512 65 %, AVX2 69 %; T 256
+// 50 %. The register tiles run at 97 %; the softmax takes a fifth, the divisions by l 2 % (10 % at T 128).
+// Tried and lost: softmax per register group (latency of the row maxima shows), blocks of 24, 72, 96 rows (no difference).
 #include "kernels/cpu/chains.h"
 
 namespace rlhf::RLHF_ISA {

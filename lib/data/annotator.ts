@@ -22,18 +22,20 @@ export function sentiment(text: string): number {
     for (let i = 0; i < words.length; ) {
       const [valence, length] = phrase(words, i);
       score += negated > 0 ? NEGATED * valence : valence;
-      negated = negations.has(words[i]) || words[i].endsWith("n't") ? NEGATION_REACH : Math.max(0, negated - length);
+      negated = length === 1 && isNegation(words[i]) ? NEGATION_REACH : Math.max(0, negated - length);
       i += length;
     }
   }
   return score;
 }
 
+const isNegation = (word: string) => negations.has(word) || word.endsWith("n't");
+
 /** Valence and number of words of the longest phrase of the lexicon that begins here. A negation has none of its own. */
 function phrase(words: readonly string[], at: number): [valence: number, length: number] {
   for (let length = Math.min(LONGEST_PHRASE, words.length - at); length > 0; length--) {
     const valence = valences.get(words.slice(at, at + length).join(" "));
-    if (valence !== undefined && !(length === 1 && negations.has(words[at]))) return [valence, length];
+    if (valence !== undefined && !(length === 1 && isNegation(words[at]))) return [valence, length];
   }
   return [0, 1];
 }

@@ -4,14 +4,10 @@ import { Heap } from "./heap.js";
 // first cut into words, and each word's bytes are merged pair by pair, the earliest learnt pair first.
 
 /** GPT-2's cut of text into words; \s is Unicode's White_Space, as in the tokenizers of Hugging Face. */
-export const wordPattern =
-  "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+export const wordPattern = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 // In JavaScript \s takes U+FEFF and leaves U+0085 out.
-const words = new RegExp(
-  wordPattern.replaceAll("[^\\s", "[^\\p{White_Space}").replaceAll("\\s", "\\p{White_Space}").replaceAll("\\S", "\\P{White_Space}"),
-  "gu",
-);
+const words = new RegExp(wordPattern.replaceAll("\\s", "\\p{White_Space}").replaceAll("\\S", "\\P{White_Space}"), "gu");
 
 /** The words of a text. A lone surrogate counts as the U+FFFD that it becomes in UTF-8. */
 export const splitWords = (text: string): string[] => text.match(words) ?? [];

@@ -129,7 +129,7 @@ function entries(file: string, header: Record<string, unknown>, size: number): E
       throw malformed(file, `${name} has data_offsets ${JSON.stringify(offsets)}, wanted two in order within the ${size} bytes of data`);
     const [begin, end] = offsets;
     const wanted = shape.reduce((a, b) => a * b, dtypes[dtype].bytes);
-    if (end - begin !== wanted) throw malformed(file, `${name} has ${end - begin} bytes, wanted ${wanted} for ${dtype} [${shape}]`);
+    if (end - begin !== wanted) throw malformed(file, `${name} has ${end - begin} bytes, wanted ${wanted} for ${dtype} [${shape.join()}]`);
     found.push({ name, dtype, shape, begin, end });
   }
   found.sort((a, b) => a.begin - b.begin || a.end - b.end);
@@ -154,7 +154,7 @@ export async function writeSafetensors(file: string, tensors: ReadonlyMap<string
   for (const [name, { shape, data }] of ordered) {
     const wanted = shape.reduce((a, b) => a * b, 1);
     if (name === "__metadata__" || data.length !== wanted)
-      throw typeError("SAFETENSORS", `${name} has ${data.length} elements, wanted ${wanted} for shape [${shape}]`);
+      throw typeError("SAFETENSORS", `${name} has ${data.length} elements, wanted ${wanted} for shape [${shape.join()}]`);
     const dtype = data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : "I32";
     header[name] = { dtype, shape, data_offsets: [at, (at += data.byteLength)] };
   }

@@ -110,13 +110,20 @@ export class Tokenizer {
     if (!tokenizer) throw typeError("TOKENIZER", `${file} is missing`);
     const config = await readJson(join(dirname(file), "tokenizer_config.json"));
     const map = await readJson(join(dirname(file), "special_tokens_map.json"));
-    return new Tokenizer({ tokenizer: tokenizer as TokenizerJson, tokenizerConfig: { ...map, ...config } }, file);
+    const tokenizerConfig: TokenizerConfig = { ...map, ...config };
+    if (tokenizerConfig.eos_token === undefined) {
+      // GPT-2's own files name the end of a text in config.json alone.
+      const id = (await readJson(join(dirname(file), "config.json")))?.eos_token_id;
+      const eos = Array.isArray(tokenizer.added_tokens) ? (tokenizer.added_tokens as AddedToken[]).find((token) => token.id === id) : undefined;
+      if (eos) tokenizerConfig.eos_token = eos.content;
+    }
+    return new Tokenizer({ tokenizer: tokenizer as TokenizerJson, tokenizerConfig }, file);
   }
 
   private named(token: unknown, key: string): number | undefined {
     const content = typeof token === "object" && token !== null ? (token as { content?: unknown }).content : token;
     if (content === undefined || content === null) return undefined;
-    const id = this.ids.get(String(content));
+    const id = typeof content === "string" ? this.ids.get(content) : undefined;
     if (id === undefined) throw typeError("TOKENIZER", `${this.name}: ${key} is ${JSON.stringify(content)}, which is not in the vocabulary`);
     return id;
   }

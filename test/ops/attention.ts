@@ -92,11 +92,11 @@ const draw = (random: Random): Case[] => [
   batch(random, [0, 0], [2, 1, 4]),
   batch(random, [], [2, 2, 8]),
   batch(random, [1, 0, 65, 2, 30], [4, 2, 19]),
-  batch(random, [random.below(130), random.below(70)], [3, 3, 1 + random.below(40)]),
+  batch(random, [random.below(70), random.below(40)], [3, 3, 1 + random.below(24)]),
   batch(random, [70, 5, 1, 0, 9], [4, 1, 8], [-1, 0, 1, 0, 3]),
 ];
 const extremes = (random: Random): Case[] => [
-  batch(random, [1, 66], [2, 1, 16], undefined, 8), // scores of some hundred: one key takes all
+  batch(random, [1, 130], [2, 1, 16], undefined, 6), // scores up to some hundred: one key takes all
   batch(random, [67], [2, 1, 4], undefined, 1e-20),
   { ...batch(random, [40], [1, 1, 8]), q: { shape: [40, 1, 8], data: new Float32Array(320) } }, // uniform
 ];
@@ -144,6 +144,7 @@ export const attention: Truth = truth({
 
 export const attentionGrad: Truth = truth({
   op: "attentionGrad",
+  ulp: 8, // p = exp(s - lse) carries the rounding of scores of some hundred, which few rows of the naive version show
   reference: backward,
   draw: (random) => draw(random).map((inputs) => withOutputs(random, inputs)),
   extremes: (random) => extremes(random).map((inputs) => withOutputs(random, inputs)),

@@ -1,0 +1,124 @@
+// Log-probs of tokens, from logits or straight from the hidden state and the head (logits exist only as a tile).
+//
+//   logp[m] = x_y - log sum_j exp(x_j),  x = h[rows[m]] W^T / T;  entropy = lse - sum_j p_j x_j;  statistics: logprob.h
+//
+// Plan of linear_logprob: 512 rows at a time against every vocabulary tile, tiles split over threads, so that each tile of
+// the head is packed once per 512 rows; a tile's logits become (m, s, u) at once; joined in order at the end.
+// Plan of the backward pass: 256 rows at a time; their logits for the whole vocabulary are recomputed, turned into their
+// gradient in place, then dh and dW, whose chains go on from block to block. Scratch: 256 x V floats.
+#include "kernels/cpu/linear_head.h"
+
+namespace rlhf::RLHF_ISA {
+
+void logprob(Context& ctx, const logprob_args& a) {
+  const int64_t V_ = a.logits.dim[1];
+  const float t = float(1 / a.temperature);
+  ctx.split(a.logits.dim[0], 1, 16384 / (V_ + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; m++) {
+      const RowStats row = row_stats(a.logits.row(m), V_, a.y[m], t);
+      a.logp[m] = row.logp, a.lse[m] = row.lse, a.entropy[m] = row.entropy;
+    }
+  });
+}
+
+void logprob_grad(Context& ctx, const logprob_grad_args& a) {
+  const int64_t V_ = a.logits.dim[1];
+  const float t = float(1 / a.temperature);
+  ctx.split(a.logits.dim[0], 1, 16384 / (V_ + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; m++)
+      logits_grad(a.logits.row(m), a.dlogits.row(m), V_, a.y[m], {a.logp[m], a.lse[m], a.entropy[m]}, a.dlogp[m], a.dentropy ? a.dentropy[m] : 0.0f, t);
+  });
+}
+
+void linear_logprob(Context& ctx, const linear_logprob_args& a) {
+  constexpr int64_t BLOCK = 512;
+  const Head head(a);
+  if (a.weight.layout == RLHF_PANELS_TRANSPOSED) return ctx.fail("weight is packed for the gradient");
+  const int64_t rows = smaller(BLOCK, head.M), each = tile_scratch(head, rows) + rows * VOCABULARY_TILE;
+  const int64_t stats_floats = head.tiles * rows * int64_t(sizeof(TileStats) / sizeof(float));
+  const int64_t floats = round_up(rows * head.C, LANES) + round_up(stats_floats, LANES) + round_up(rows, LANES) + each * ctx.threads;
+  float* memory = static_cast<float*>(ctx.scratch(floats * int64_t(sizeof(float)) + 64));
+  if (!memory) return;
+  float* gathered = memory;
+  TileStats* stats = reinterpret_cast<TileStats*>(memory + round_up(rows * head.C, LANES));
+  float* targets = memory + round_up(rows * head.C, LANES) + round_up(stats_floats, LANES);
+  float* scratch = targets + round_up(rows, LANES);
+
+  for (int64_t m0 = 0; m0 < head.M; m0 += BLOCK) {
+    const int64_t count = smaller(BLOCK, head.M - m0);
+    gather(ctx, head, m0, m0 + count, gathered);
+    split_block(ctx, count, head.tiles, [&](int thread, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
+      float* logits = scratch + thread * each;
+      for (int64_t tile = t0; tile < t1; tile++) {
+        tile_logits(head, gathered, tile, r0, r1, logits, VOCABULARY_TILE, logits + rows * VOCABULARY_TILE);
+        for (int64_t r = r0; r < r1; r++) {
+          const float* x = logits + r * VOCABULARY_TILE;
+          const int64_t target = head.target(m0 + r, tile);
+          stats[tile * rows + r] = tile_stats(x, head.tile_size(tile), head.inverse_temperature, target);
+          if (target >= 0) targets[r] = x[target] * head.inverse_temperature;
+        }
+      }
+    });
+    ctx.split(count, 1, 256, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++) {
+        TileStats row{-__builtin_inf(), 0, 0};
+        for (int64_t tile = 0; tile < head.tiles; tile++) join(row, stats[tile * rows + r]);
+        const RowStats result = finish(row, targets[r]);
+        a.logp[m0 + r] = result.logp, a.lse[m0 + r] = result.lse, a.entropy[m0 + r] = result.entropy;
+      }
+    });
+  }
+}
+
+void linear_logprob_grad(Context& ctx, const linear_logprob_grad_args& a) {
+  const Head head(a);
+  if (a.weight.layout != RLHF_ROW_MAJOR) return ctx.fail("weight is packed, wanted row-major");
+  float* base = static_cast<float*>(ctx.scratch(BackwardMemory(head, ctx.threads, nullptr).total * int64_t(sizeof(float)) + 64));
+  if (!base) return;
+  const BackwardMemory memory(head, ctx.threads, base);
+  zero_rows(ctx, a.dh);
+  for (int64_t m0 = 0; m0 < head.M; m0 += BACKWARD_ROWS) {
+    const int64_t count = smaller(BACKWARD_ROWS, head.M - m0);
+    gather(ctx, head, m0, m0 + count, memory.gathered);
+    split_block(ctx, count, head.tiles, [&](int thread, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
+      for (int64_t tile = t0; tile < t1; tile++) {
+        float* g = memory.logits + tile * VOCABULARY_TILE;
+        tile_logits(head, memory.gathered, tile, r0, r1, g, memory.stride, memory.scratch + thread * memory.thread_floats);
+        for (int64_t r = r0; r < r1; r++) {
+          const int64_t m = m0 + r;
+          float* x = g + r * memory.stride;
+          logits_grad(x, x, head.tile_size(tile), head.target(m, tile), {a.logp[m], a.lse[m], a.entropy[m]}, a.dlogp[m], a.dentropy ? a.dentropy[m] : 0.0f, head.inverse_temperature);
+        }
+      }
+    });
+    head_backward(ctx, head, memory, m0, count, a.dh, a.dweight);
+  }
+}
+
+// KL(p || q) = sum_j p_j (expm1(d_j) - d_j), d = log q - log p: a sum of terms that are never negative
+void full_kl(Context& ctx, const full_kl_args& a) {
+  const int64_t V_ = a.logits.dim[1];
+  const float inverse = float(1 / a.temperature);
+  ctx.split(a.logits.dim[0], 1, 8192 / (V_ + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; m++) {
+      const float *x = a.logits.row(m), *y = a.ref_logits.row(m);
+      const V t = set(inverse), lse_p = set(row_stats(x, V_, 0, inverse).lse), lse_q = set(row_stats(y, V_, 0, inverse).lse);
+      double kl = 0;
+      for (int64_t j = 0; j < V_; j += VOCABULARY_TILE) {
+        D total = setd(0);
+        const int64_t end_of_tile = smaller(V_, j + VOCABULARY_TILE);
+        for (int64_t i = j; i < end_of_tile; i += LANES) {
+          const int n = int(smaller(LANES, end_of_tile - i));
+          const V log_p = load(x + i, n) * t - lse_p, log_q = load(y + i, n) * t - lse_q, p = exp(log_p);
+          const B counts = first(n) & (zero() < p);
+          const V d = select(counts, log_q - log_p, zero());
+          total = fma(widen(select(counts, p, zero())), expm1_wide(d) - widen(d), total);
+        }
+        kl = kl + sum(total);
+      }
+      a.kl[m] = float(kl);
+    }
+  });
+}
+
+}  // namespace rlhf::RLHF_ISA
