@@ -113,7 +113,7 @@ class Device : public Napi::ObjectWrap<Device> {
     auto frame = info[1].As<Napi::Float64Array>();
     const double* next = frame.Data();
     const auto& arguments = op_table()[size_t(op)].arguments;
-    std::vector<Value> values(arguments.size());
+    std::vector<rlhf::Value> values(arguments.size());
     std::vector<rlhf_tensor> tensors;
     tensors.reserve(arguments.size());
     for (size_t i = 0; i < arguments.size(); i++) {

@@ -53,7 +53,7 @@ if (Number(process.versions.node.split(".")[0]) < 20) fail(`Node.js is ${process
 step("packages", {
   sources: ["package.json", "package-lock.json"],
   makes: join(root, "node_modules", ".package-lock.json"),
-  run: () => execute(process.platform === "win32" ? "npm.cmd" : "npm", ["ci", "--ignore-scripts", "--no-audit", "--no-fund"]),
+  run: () => execute(process.platform === "win32" ? "npm.cmd" : "npm", ["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"]),
 });
 
 step("native", {

@@ -3,7 +3,7 @@
 
 namespace rlhf::RLHF_ISA {
 
-#define OP(name, arguments) __attribute__((weak)) void name(Context&, const name##_args&);
+#define OP(name, arguments) void name(Context&, const name##_args&);
 #include "native/ops.h"
 #include "native/ops_end.h"
 
