@@ -9,6 +9,7 @@
 //   OFFSETS        (name, dims, total)  int32, from 0 to total, monotone: packed sequences (cuSeqlens)
 //   REAL, INT      (name)               double, int64
 //   CHOICE         (list, name)         one of a list of names (ops_choices.h)
+//   SCRATCH                             the op asks for workspace
 //
 // type: F32, F64, I32: contiguous;  ROWS: F32 whose dimension 0 may be strided;  WEIGHT: F32, row-major or packed.
 // dims: one letter per dimension, the same letter is the same size in the whole op; "B+1"; a number; "..." is any
@@ -17,12 +18,16 @@
 // N tokens  B sequences  M scored tokens  H, G query and key/value heads  D head size  C width  V vocabulary
 // I, O inputs and outputs of a linear layer  S cache slots  P pairs
 
+#ifndef SCRATCH
+#define SCRATCH
+#endif
+
 // ---- linear layers: y = x W^T + b, W [O,I]
 // packed: the panels that gemm reads; lanes over O (transposed = 0: for linear) or over I (1: for linear_grad_input)
 OP(pack, IN(F32, weight, "O,I") INT(transposed) OUT(F32, packed, "P"))
-OP(linear, IN(ROWS, x, "N,I") IN(WEIGHT, weight, "O,I") OPT(F32, bias, "O") OUT(F32, y, "N,O"))
-OP(linear_grad_input, IN(ROWS, dy, "N,O") IN(WEIGHT, weight, "O,I") OUT(F32, dx, "N,I"))
-OP(linear_grad_weight, IN(ROWS, dy, "N,O") IN(ROWS, x, "N,I") ADD(F32, dweight, "O,I") OPT_ADD(F32, dbias, "O"))
+OP(linear, SCRATCH IN(ROWS, x, "N,I") IN(WEIGHT, weight, "O,I") OPT(F32, bias, "O") OUT(F32, y, "N,O"))
+OP(linear_grad_input, SCRATCH IN(ROWS, dy, "N,O") IN(WEIGHT, weight, "O,I") OUT(F32, dx, "N,I"))
+OP(linear_grad_weight, SCRATCH IN(ROWS, dy, "N,O") IN(ROWS, x, "N,I") ADD(F32, dweight, "O,I") OPT_ADD(F32, dbias, "O"))
 // a head with one output, scored at chosen rows: value[m] = h[rows[m]] . w + b
 OP(score, IN(ROWS, h, "N,C") IN(F32, weight, "1,C") OPT(F32, bias, "1") IDS(rows, "M", "N") OUT(F32, value, "M"))
 OP(score_grad, IN(F32, dvalue, "M") IN(ROWS, h, "N,C") IN(F32, weight, "1,C") IDS(rows, "M", "N")
@@ -31,7 +36,7 @@ OP(score_grad, IN(F32, dvalue, "M") IN(ROWS, h, "N,C") IN(F32, weight, "1,C") ID
 // ---- embedding, positions, norms, activations
 OP(embedding, IDS(ids, "N", "V") IN(ROWS, table, "V,C") OUT(F32, y, "N,C"))
 OP(embedding_grad, IDS(ids, "N", "V") IN(ROWS, dy, "N,C") ADD(F32, dtable, "V,C"))
-OP(rope, IN(ROWS, x, "N,H,D") IN(I32, positions, "N") IN(F32, inverse_frequency, "R") INT(inverse)
+OP(rope, SCRATCH IN(ROWS, x, "N,H,D") IN(I32, positions, "N") IN(F32, inverse_frequency, "R") INT(inverse)
      OUT(F32, y, "N,H,D"))
 OP(layer_norm, IN(ROWS, x, "N,C") IN(F32, gain, "C") OPT(F32, bias, "C") REAL(eps)
      OUT(F32, y, "N,C") OUT(F32, mean, "N") OUT(F32, rstd, "N"))
@@ -46,9 +51,9 @@ OP(swiglu, IN(F32, gate, "...") IN(F32, up, "...") OUT(F32, y, "..."))
 OP(swiglu_grad, IN(F32, dy, "...") IN(F32, gate, "...") IN(F32, up, "...") OUT(F32, dgate, "...") OUT(F32, dup, "..."))
 
 // ---- attention: causal, grouped-query, packed
-OP(attention, IN(ROWS, q, "N,H,D") IN(ROWS, k, "N,G,D") IN(ROWS, v, "N,G,D") OFFSETS(cu_seqlens, "B+1", "N")
+OP(attention, SCRATCH IN(ROWS, q, "N,H,D") IN(ROWS, k, "N,G,D") IN(ROWS, v, "N,G,D") OFFSETS(cu_seqlens, "B+1", "N")
      OPT(I32, prefix, "B") REAL(scale) OUT(F32, o, "N,H,D") OUT(F32, lse, "N,H"))
-OP(attention_grad, IN(ROWS, d_o, "N,H,D") IN(ROWS, q, "N,H,D") IN(ROWS, k, "N,G,D") IN(ROWS, v, "N,G,D")
+OP(attention_grad, SCRATCH IN(ROWS, d_o, "N,H,D") IN(ROWS, q, "N,H,D") IN(ROWS, k, "N,G,D") IN(ROWS, v, "N,G,D")
      IN(F32, o, "N,H,D") IN(F32, lse, "N,H") OFFSETS(cu_seqlens, "B+1", "N") OPT(I32, prefix, "B") REAL(scale)
      OUT(F32, dq, "N,H,D") OUT(F32, dk, "N,G,D") OUT(F32, dv, "N,G,D"))
 // the cache of a layer: per slot and head, T = capacity in tokens (a multiple of 64), in the layout that decode reads
@@ -56,7 +61,7 @@ OP(kv_write, IN(ROWS, k, "N,G,D") IN(ROWS, v, "N,G,D") IDS(slots, "N", "S") IDS(
      ADD(F32, k_cache, "S,G,T,D") ADD(F32, v_cache, "S,G,T,D"))
 OP(kv_copy, IDS(from, "M", "S") IDS(to, "M", "S") ADD(F32, k_cache, "S,G,T,D") ADD(F32, v_cache, "S,G,T,D"))
 // lengths[b]: tokens of the slot that the query sees, itself included
-OP(attention_decode, IN(ROWS, q, "B,H,D") IN(F32, k_cache, "S,G,T,D") IN(F32, v_cache, "S,G,T,D")
+OP(attention_decode, SCRATCH IN(ROWS, q, "B,H,D") IN(F32, k_cache, "S,G,T,D") IN(F32, v_cache, "S,G,T,D")
      IDS(slots, "B", "S") IN(I32, lengths, "B") REAL(scale) OUT(F32, o, "B,H,D"))
 
 // ---- log-probs: logits / temperature; lse = log sum exp; entropy in nats
@@ -64,9 +69,9 @@ OP(logprob, IN(ROWS, logits, "M,V") IDS(y, "M", "V") REAL(temperature)
      OUT(F32, logp, "M") OUT(F32, lse, "M") OUT(F32, entropy, "M"))
 OP(logprob_grad, IN(ROWS, logits, "M,V") IDS(y, "M", "V") IN(F32, logp, "M") IN(F32, lse, "M") IN(F32, entropy, "M")
      IN(F32, dlogp, "M") OPT(F32, dentropy, "M") REAL(temperature) OUT(F32, dlogits, "M,V"))
-OP(linear_logprob, IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V") REAL(temperature)
+OP(linear_logprob, SCRATCH IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V") REAL(temperature)
      OUT(F32, logp, "M") OUT(F32, lse, "M") OUT(F32, entropy, "M"))
-OP(linear_logprob_grad, IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V")
+OP(linear_logprob_grad, SCRATCH IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V")
      IN(F32, logp, "M") IN(F32, lse, "M") IN(F32, entropy, "M") IN(F32, dlogp, "M") OPT(F32, dentropy, "M")
      REAL(temperature) OPT_OUT(F32, dh, "N,C") OPT_ADD(F32, dweight, "V,C"))
 // full KL(p || q) of each row, p and q given by their logits
@@ -98,13 +103,13 @@ OP(sequence_sum_grad, IN(F32, dy, "B") OFFSETS(cu_seqlens, "B+1", "N") INT(mean)
   ADD(F64, stats, "12")
 // stats, each weighted as the aggregation says, summed on: loss, policy loss, kl loss, entropy, clipped, clipped by
 // clip_ratio_c, k1 to the old policy, k3 to the old policy, ratio, then counts: tokens, tokens with ratio != 1, sequences
-OP(policy_loss, IN(F32, logp, "M") OPT(F32, entropy, "M") POLICY_LOSS
+OP(policy_loss, SCRATCH IN(F32, logp, "M") OPT(F32, entropy, "M") POLICY_LOSS
      OUT(F32, loss, "1") OUT(F32, dlogp, "M") OPT_OUT(F32, dentropy, "M"))
-OP(linear_policy_loss, IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V")
+OP(linear_policy_loss, SCRATCH IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V")
      REAL(temperature) POLICY_LOSS
      OUT(F32, loss, "1") OUT(F32, logp, "M") OUT(F32, entropy, "M") OPT_OUT(F32, dh, "N,C") OPT_ADD(F32, dweight, "V,C"))
 // stats: loss, clipped, value, squared error to the return, return, squared return (weighted as the loss); tokens; 0
-OP(value_loss, IN(F32, values, "M") OPT(F32, old_values, "M") IN(F32, returns, "M") OPT(I32, mask, "M")
+OP(value_loss, SCRATCH IN(F32, values, "M") OPT(F32, old_values, "M") IN(F32, returns, "M") OPT(I32, mask, "M")
      OFFSETS(cu_seqlens, "B+1", "M") REAL(clip_range) CHOICE(Aggregation, aggregation) REAL(denominator) REAL(scale)
      ADD(F64, stats, "8") OUT(F32, loss, "1") OUT(F32, dvalues, "M"))
 // pair p prefers scores[chosen[p]] to scores[rejected[p]]; a score may stand in many pairs (rankings)
@@ -115,13 +120,13 @@ OP(preference_loss, IN(F32, scores, "M") OPT(F32, ref_scores, "M") IDS(chosen, "
      ADD(F64, stats, "8") OUT(F32, loss, "1") OUT(F32, dscores, "M"))
 
 // ---- optimizer
-OP(norm_squared, IN(F32, x, "...") ADD(F64, total, "1"))
+OP(norm_squared, SCRATCH IN(F32, x, "...") ADD(F64, total, "1"))
 // grad is scaled by min(1, max_norm / (sqrt(norm_squared) + 1e-6)); step counts from 1
 OP(adamw, ADD(F32, weight, "...") IN(F32, grad, "...") ADD(F32, m, "...") ADD(F32, v, "...") IN(F64, norm_squared, "1")
      REAL(lr) REAL(beta1) REAL(beta2) REAL(eps) REAL(weight_decay) REAL(max_norm) INT(step))
 
 // ---- sampling and random numbers: Philox 4x32-10, key (seed, stream), counter [update, prompt, sample, position]
-OP(sample, IN(ROWS, logits, "M,V") IN(I32, counter, "M,4") INT(seed) INT(stream) REAL(temperature) INT(top_k)
+OP(sample, SCRATCH IN(ROWS, logits, "M,V") IN(I32, counter, "M,4") INT(seed) INT(stream) REAL(temperature) INT(top_k)
      REAL(top_p) REAL(min_p) OUT(I32, token, "M") OUT(F32, logp, "M") OUT(F32, truncated_logp, "M"))
 OP(normal, INT(seed) INT(stream) REAL(mean) REAL(deviation) OUT(F32, y, "..."))
 

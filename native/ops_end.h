@@ -12,3 +12,4 @@
 #undef CHOICE
 #undef OP
 #undef POLICY_LOSS
+#undef SCRATCH

@@ -274,6 +274,25 @@ void poison(const Op& op, const Value* values) {
 
 }  // namespace
 
+// which ops ask for workspace
+#define IN(type, name, dims)
+#define OPT IN
+#define OUT IN
+#define OPT_OUT IN
+#define ADD IN
+#define OPT_ADD IN
+#define IDS IN
+#define OFFSETS IN
+#define REAL(name)
+#define INT(name)
+#define CHOICE(list, name)
+#define SCRATCH || true
+#define OP(name, arguments) (false arguments),
+const bool asks_for_workspace[] = {
+#include "native/ops.h"
+#include "native/ops_end.h"
+};
+
 rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* workspace, int64_t workspace_bytes, int64_t* bytes_wanted) {
   const Op& op = op_table()[size_t(index)];
   Checker checker(on, op);
@@ -283,6 +302,7 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
     if (s != RLHF_BAD_ARGUMENT && !bytes_wanted) poison(op, values);
     return s;
   }
+  if (bytes_wanted && !asks_for_workspace[index]) return *bytes_wanted = 0, RLHF_OK;
   KeepDenormals keep;
   Context ctx{on->pool.get(), on->pool->size(), static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr};
   if (bytes_wanted) ctx.workspace = nullptr, ctx.workspace_bytes = 0;

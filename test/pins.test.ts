@@ -48,7 +48,7 @@ function uploaded({ inputs }: Pin): Record<string, Tensor> {
   return Object.fromEntries(Object.entries(inputs).map(([name, value]) => [name, upload(name, value)]));
 }
 
-const POLICY = { clipRatioC: Infinity, logRatioClamp: Infinity, klCoef: 0, estimator: "k3", entropyCoef: 0, scale: 1 };
+const POLICY = { objective: "clipped-ratio", clipRatioC: Infinity, logRatioClamp: Infinity, klCoef: 0, estimator: "k3", entropyCoef: 0, scale: 1 };
 const PREFERENCE = { beta: 1, labelSmoothing: 0, centerCoef: 0, scale: 1 };
 
 // The call of each op with everything that a case leaves out; what it returns is compared by name.

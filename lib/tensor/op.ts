@@ -37,6 +37,7 @@ export function run(
   const tape = activeTape(); // what a recorded op makes is the tape's, whatever scope stands between
   const call = tape ? withOwner(tape, () => new Call(spec, args, sizes)) : new Call(spec, args, sizes);
   call.device.call(spec, call.values);
+  for (const tensor of call.temporary) tensor.dispose(); // the queue is in order: freed memory is reused after this call
   call.record(gradient);
   return call.outputs;
 }
@@ -49,7 +50,7 @@ class Call {
   private readonly tracked: Record<string, Tensor | Parameter> = {};
   private readonly letters: Record<string, number>;
   private any: readonly number[] | undefined;
-  private readonly temporary: Tensor[] = [];
+  readonly temporary: Tensor[] = [];
 
   constructor(
     private readonly spec: OpSpec,
@@ -68,7 +69,6 @@ class Call {
       this.values.push(value);
       if (value instanceof Tensor) this.tensors[argument.name] = value;
     }
-    for (const tensor of this.temporary) tensor.dispose(); // the queue is in order: freed memory is reused after this call
   }
 
   record(gradient: Gradient | undefined): void {

@@ -1,5 +1,5 @@
 import { run, type Input } from "../op.js";
-import type { Tensor } from "../tensor.js";
+import { Tensor } from "../tensor.js";
 
 export interface Logprobs {
   /** f32 [M], log softmax(logits / temperature)[y], nats, never above 0 */
@@ -49,4 +49,4 @@ export function linearLogprob(h: Input, weight: Input, rows: Input, y: Input, { 
   return { logp, lse, entropy };
 }
 
-const zerosLike = (x: Tensor) => run("scale", { x, factor: 0, shift: 0 }).y;
+const zerosLike = (x: Tensor) => run("fill", { value: 0, y: Tensor.empty(x.shape, "f32", x.device) }).y;
