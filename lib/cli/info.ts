@@ -2,6 +2,7 @@ import { cpus } from "node:os";
 import { device } from "../device/device.js";
 import { fmaPeak, readBandwidth } from "../device/limits.js";
 import { native } from "../device/native.js";
+import { specs } from "../device/ops.js";
 
 /** The machine as the kernels see it. */
 export async function info() {
@@ -19,3 +20,17 @@ export async function info() {
 }
 
 export const cpuName = () => cpus()[0]?.model.trim() ?? process.arch;
+
+/** Each op with the shapes that it takes and gives, and the dtypes that a device has it at. */
+export function opList() {
+  const shaped = ({ name, dimsText }: { name: string; dimsText: string }) => (dimsText ? `${name}[${dimsText}]` : name);
+  return [...specs.values()].map(({ name, arguments: all }) => ({
+    name,
+    inputs: all.filter(({ kind }) => !kind.includes("out")).map(shaped),
+    outputs: all.filter(({ kind }) => kind.includes("out") || kind.includes("add")).map(shaped),
+    cpu: ["f32"],
+    webgpu: [] as string[],
+    cuda: [] as string[],
+    receipt: null,
+  }));
+}

@@ -2,10 +2,14 @@ import { existsSync } from "node:fs";
 import { appendFile, mkdir, readFile, rm, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import type { Device } from "../device/device.js";
+import { typeError } from "../device/errors.js";
 import { readSafetensorsFile, writeFileDurably, writeSafetensors, type StoredTensor } from "../model/safetensors.js";
 import type { Transformer } from "../model/transformer.js";
 import type { AdamW } from "../rlhf/optimizer.js";
+import { configText } from "./config.js";
 import type { Config } from "./schema.js";
+
+const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoint.safetensors", "config.yaml"];
 
 export interface StageResult {
   name: string;
@@ -25,11 +29,17 @@ export class Run {
     readonly device: Device,
   ) {}
 
-  /** Opens the folder; without `resume` what an earlier run left there is removed. */
+  /**
+   * Opens the folder; without `resume`, the progress of an earlier run in it is forgotten.
+   * @throws TypeError `RESUME` if the earlier run had another configuration
+   */
   static async open(folder: string, config: Config, device: Device, resume: boolean): Promise<Run> {
     const run = new Run(folder, config, device);
-    if (!resume) await rm(folder, { recursive: true, force: true });
     await mkdir(folder, { recursive: true });
+    if (!resume) for (const file of PROGRESS_FILES) await rm(run.path(file), { force: true });
+    else if (existsSync(run.path("config.yaml")) && (await readFile(run.path("config.yaml"), "utf8")) !== configText(config))
+      throw typeError("RESUME", `--resume: ${run.path("config.yaml")} differs from this configuration, and a run goes on only as it began`);
+    await writeFileDurably(run.path("config.yaml"), configText(config));
     if (existsSync(run.path("stages.json"))) {
       const { stages, metricsBytes } = JSON.parse(await readFile(run.path("stages.json"), "utf8")) as { stages: StageResult[]; metricsBytes: number };
       run.done.push(...stages);

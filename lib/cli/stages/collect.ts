@@ -18,6 +18,8 @@ export interface Sampling {
   minP?: number;
   stop?: readonly number[];
   seed: number;
+  /** Part of the random counter: keeps the samples of stages apart. */
+  update?: number;
 }
 
 /** Samples completions of prompts, prompt by prompt. */

@@ -1,4 +1,5 @@
-import { mkdir } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { copyFile, mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { trainBpe } from "../../model/bpe.js";
 import { loadModel, saveModel } from "../../model/checkpoint.js";
@@ -85,4 +86,9 @@ async function newTokenizer({ text, out }: SftFiles, vocabulary: number, progres
   bar.advance(1);
   bar.done(`${vocabulary} tokens`);
   return Tokenizer.load(out);
+}
+
+/** A model's tokenizer goes where the model goes. */
+export async function copyTokenizer(from: string, to: string): Promise<void> {
+  for (const file of ["tokenizer.json", "tokenizer_config.json"]) if (existsSync(join(from, file))) await copyFile(join(from, file), join(to, file));
 }

@@ -1,0 +1,180 @@
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { cutPrompts, stateOfTheUnion, type Address } from "../data/corpus.js";
+import { byPrompt, readCompletions, writeCompletions } from "../data/completions.js";
+import { writeJsonl } from "../data/jsonl.js";
+import { readComparisons } from "../data/preferences.js";
+import type { Device } from "../device/device.js";
+import { native } from "../device/native.js";
+import { Random } from "../device/philox.js";
+import { loadModel, saveModel } from "../model/checkpoint.js";
+import { writeFileDurably } from "../model/safetensors.js";
+import { Tokenizer } from "../model/tokenizer.js";
+import type { Transformer } from "../model/transformer.js";
+import { textBatches } from "../rlhf/text.js";
+import { cpuName } from "./info.js";
+import { duration, type Progress } from "./progress.js";
+import { report } from "./report.js";
+import { Run } from "./run.js";
+import type { Config } from "./schema.js";
+import { completionRow, sampleAll, type Prompt } from "./stages/collect.js";
+import { evaluate, type EvalRow } from "./stages/eval.js";
+import { comparison, labelAll } from "./stages/label.js";
+import { ppoStage } from "./stages/ppo.js";
+import { rewardStage } from "./stages/reward.js";
+import { copyTokenizer, sftStage } from "./stages/sft.js";
+import { table } from "./table.js";
+
+const PROMPT_STREAMS = { collect: 32, ppo: 33, eval: 34 };
+/** The updates that the samplers outside PPO count as, so that no two stages share random numbers. */
+const SAMPLING_ROUND = { collect: 2 ** 30, eval: 2 ** 30 + 1 };
+const HELD_OUT_BYTES = 2 ** 18;
+
+export interface Summary extends Record<string, unknown> {
+  seconds: number;
+  stages: Record<string, number>;
+  winRate: number;
+  policySha256: string;
+}
+
+/** All of RLHF on two centuries of speeches: from text to a policy that the annotators prefer. */
+export async function demo(folder: string, config: Config, device: Device, progress: Progress, resume: boolean): Promise<Summary> {
+  const run = await Run.open(folder, config, device, resume);
+  const context = { config, device, run, progress };
+  const { seed } = config;
+  const corpus = stateOfTheUnion();
+  const [baseDir, rewardDir, policyDir] = ["base", "reward", "policy"].map((name) => run.path(name));
+  const load = (directory: string) => loadModel(directory, device);
+  const using_ = async <T>(models: Transformer[], work: () => Promise<T>): Promise<T> => {
+    try {
+      return await work();
+    } finally {
+      for (const model of models) model.dispose();
+    }
+  };
+
+  const sft = await run.stage("sft", async () => {
+    const heldOut = firstBytes(corpus.heldOut, HELD_OUT_BYTES);
+    await writeFileDurably(run.path("held-out.txt"), heldOut);
+    return sftStage(context, { text: corpus.train.map(({ text }) => text), heldOut: [heldOut], out: baseDir });
+  });
+  const tokenizer = await Tokenizer.load(baseDir);
+  const prompts = (stage: keyof typeof PROMPT_STREAMS, count: number): Prompt[] =>
+    cutPrompts(stage === "eval" ? corpus.evaluation : corpus.heldOut, tokenizer, { ...config.prompts, count, random: new Random(seed, PROMPT_STREAMS[stage]) });
+  const stop = [tokenizer.eosId!];
+
+  const collect = await run.stage("collect", async () => {
+    const base = await load(baseDir);
+    return using_([base], async () => {
+      const sampling = { ...config.collect, seed, stop, update: SAMPLING_ROUND.collect };
+      const asked = prompts("collect", config.collect.prompts);
+      const completions = await sampleAll(base, asked, sampling, progress, "collect");
+      const rows = completions.map((completion) => completionRow(asked[completion.index], completion, tokenizer, sampling));
+      await writeCompletions(run.path("completions.jsonl"), rows);
+      const [first] = byPrompt(rows);
+      return { prompts: asked.length, completions: rows.length, example: { prompt: first[0].prompt, completions: first.slice(0, 2).map(({ completion }) => completion) } };
+    });
+  });
+
+  const label = await run.stage("label", async () => {
+    const rows = labelAll(await readCompletions(run.path("completions.jsonl")), config);
+    await writeJsonl(run.path("preferences.jsonl"), rows);
+    const bar = progress.stage("label", rows.length, "comparisons");
+    bar.done(`${rows.length} comparisons`);
+    const disagreed = rows.filter(({ agreement }) => agreement !== 1).length;
+    return { comparisons: rows.length, disagreed, annotators: config.label.annotators, example: rows[0] };
+  });
+
+  const reward = await run.stage("reward", async () => {
+    const base = await load(baseDir);
+    const model = base.copy("score", seed);
+    return using_([base, model], async () => {
+      const rows = await readComparisons(run.path("preferences.jsonl"));
+      const result = await rewardStage(context, model, rows.map((row) => comparison(row, tokenizer, config.reward.softLabels)));
+      await saveModel(model, rewardDir);
+      await copyTokenizer(baseDir, rewardDir);
+      return result;
+    });
+  });
+
+  const ppo = await run.stage("ppo", async () => {
+    const [policy, reference, rewardModel, critic] = await Promise.all([load(baseDir), load(baseDir), load(rewardDir), load(rewardDir)]);
+    return using_([policy, reference, rewardModel, critic], async () => {
+      const { rolloutBatch, updates, ptxCoef, ptxBatchTokens } = config.ppo;
+      const asked = prompts("ppo", rolloutBatch * updates);
+      const batch = (update: number) =>
+        asked.slice(update * rolloutBatch, (update + 1) * rolloutBatch).map(({ ids }, index) => ({ prompt: ids, index, sample: 0 }));
+      const { sequenceLength: length } = config.sft;
+      const pretraining = ptxCoef > 0 ? textBatches(encodeAll(corpus.train, tokenizer), { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed }) : undefined;
+      const result = await ppoStage(context, { policy, reference, reward: rewardModel, critic }, batch, { ...config.ppo, seed, stop }, pretraining);
+      await saveModel(policy, policyDir);
+      await copyTokenizer(baseDir, policyDir);
+      return result;
+    });
+  });
+
+  const evaluation = await run.stage("eval", async () => {
+    const [base, policy, rewardModel] = await Promise.all([load(baseDir), load(policyDir), load(rewardDir)]);
+    return using_([base, policy, rewardModel], async () => {
+      const sampling = { ...config.eval, samples: 1, seed, stop, update: SAMPLING_ROUND.eval };
+      const { result, rows } = await evaluate(context, { base, policy, reward: rewardModel }, tokenizer, prompts("eval", config.eval.prompts), sampling);
+      await writeJsonl(run.path("eval.jsonl"), rows);
+      return { ...result, samples: rows.slice(0, 6) };
+    });
+  });
+
+  const stages = Object.fromEntries(run.done.map(({ name, seconds }) => [name, seconds]));
+  const { samples, ...figures } = evaluation;
+  const summary = {
+    seconds: Object.values(stages).reduce((a, b) => a + b, 0),
+    stages,
+    ...figures,
+    bitsPerByte: sft.bitsPerByte,
+    rewardModelAccuracy: reward.accuracy,
+    rewardModelCalibrationError: reward.calibration.error,
+    policySha256: createHash("sha256").update(await readFile(`${policyDir}/model.safetensors`)).digest("hex"),
+    seed,
+    lawVersion: native.lawVersion,
+    peakBytes: device.memory().peak,
+    isa: device.isa,
+    threads: device.threads,
+    cpu: cpuName(),
+  };
+  await writeFileDurably(run.path("summary.json"), JSON.stringify(summary, null, 2) + "\n");
+  await writeFileDurably(run.path("report.html"), await report(run, { sft, collect, label, reward, ppo, eval: evaluation, summary }));
+  return summary;
+}
+
+/** What the demo ends with. */
+export function summaryTable(summary: Summary, folder: string): string {
+  const s = summary as Record<string, number> & Summary;
+  const [low, high] = s.winRateInterval as unknown as [number, number];
+  const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
+  const rows = [
+    ["win rate by the annotator", "50.0 %", `${percent(s.winRate)}  (95 %: ${percent(low)} to ${percent(high)})`],
+    ["sentiment of a completion", s.scoreBefore.toFixed(2), s.scoreAfter.toFixed(2)],
+    ["reward of a completion", s.rewardBefore.toFixed(2), s.rewardAfter.toFixed(2)],
+    ["KL to the base model, nats per completion", "0.00", s.klPerCompletion.toFixed(2)],
+    ["tokens of a completion", s.lengthBefore.toFixed(1), s.lengthAfter.toFixed(1)],
+    ["distinct-2", s.distinct2Before.toFixed(3), s.distinct2After.toFixed(3)],
+  ];
+  const lines = [
+    `base model ${s.bitsPerByte.toFixed(3)} bits per held-out byte; reward model ${percent(s.rewardModelAccuracy)} of held-out comparisons right`,
+    `${duration(s.seconds)} on ${s.cpu} (${s.isa}, ${s.threads} threads), ${(s.peakBytes / 2 ** 20).toFixed(0)} MiB; policy ${s.policySha256.slice(0, 16)}`,
+    `${folder}/report.html`,
+  ];
+  return `${table([`${s.prompts} prompts that no stage saw`, "base", "policy"], rows)}\n\n${lines.join("\n")}`;
+}
+
+/** One sample, before and after, for people to read. */
+export const sampleText = ({ prompt, base, policy }: EvalRow): string => `\u25b8${prompt}\n  base:  ${base.replace(/\s+/g, " ")}\n  policy:${policy.replace(/\s+/g, " ")}`;
+
+function firstBytes(addresses: readonly Address[], bytes: number): string {
+  const text = addresses.map(({ text }) => text).join("\n");
+  return Buffer.from(text).subarray(0, bytes).toString("utf8").replace(/\ufffd+$/, "");
+}
+
+function encodeAll(addresses: readonly Address[], tokenizer: Tokenizer): Int32Array {
+  return Int32Array.from(addresses.flatMap(({ text }) => [tokenizer.eosId!, ...tokenizer.encode(text)]));
+}
+

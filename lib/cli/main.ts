@@ -1,0 +1,153 @@
+#!/usr/bin/env node
+import { Command, InvalidArgumentError, Option } from "@commander-js/extra-typings";
+import { join } from "node:path";
+
+const whole = (least: number) => (text: string): number => {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < least) throw new InvalidArgumentError(`wanted a whole number from ${least}`);
+  return value;
+};
+const number = (low: number, high = Infinity) => (text: string): number => {
+  const value = Number(text);
+  if (text.trim() === "" || !(value >= low && value <= high)) throw new InvalidArgumentError(`wanted a number from ${low}${high < Infinity ? ` to ${high}` : ""}`);
+  return value;
+};
+const collected = (value: string, before: string[]) => [...before, value];
+
+const program = new Command("rlhf").description("All of RLHF on hand-written kernels").showHelpAfterError("(rlhf --help lists the commands)");
+
+/** What every stage that is configured takes. */
+const stage = (name: string, description: string) =>
+  program
+    .command(name)
+    .description(description)
+    .option("--config <file>", "YAML configuration")
+    .option("--set <name=value>", "override one option, as in --set ppo.klCoef=0.1", collected, [] as string[])
+    .option("--seed <n>", "seed of all random numbers", whole(0))
+    .option("--threads <n>", "compute threads", whole(1));
+const resume = new Option("--resume", "go on from the last checkpoint").default(false);
+
+stage("demo", "the whole of RLHF in minutes: base model, completions, comparisons, reward model, PPO, evaluation")
+  .option("--name <name>", "the run's name", "demo")
+  .option("--runs <dir>", "where runs are kept", "runs")
+  .addOption(resume)
+  .action(async ({ name, runs, resume: resumed, ...options }) => {
+    const [{ demo, sampleText, summaryTable }, { readFile }] = await Promise.all([import("./demo.js"), import("node:fs/promises")]);
+    const { config, device, progress } = await opened(options);
+    const folder = join(runs, name);
+    const summary = await demo(folder, config, device, progress, resumed);
+    const samples = (await readFile(join(folder, "eval.jsonl"), "utf8")).split("\n").slice(0, 6).map((line) => sampleText(JSON.parse(line)));
+    console.log(`\n${samples.join("\n")}\n\n${summaryTable(summary, folder)}`);
+    await device.close();
+  });
+
+stage("sft", "train a language model on text, from nothing or from a model")
+  .requiredOption("--data <file>", "text (.txt), or JSONL with text, or with prompt and completion")
+  .option("--held-out <file>", "text or JSONL that judges the model")
+  .option("--model <dir>", "start from this model")
+  .requiredOption("--out <dir>", "Hugging Face directory to write")
+  .addOption(resume)
+  .action(async ({ data, heldOut, model, out, resume: resumed, ...options }) => (await import("./commands.js")).sft(await opened(options), { data, heldOut, model, out }, resumed));
+
+program
+  .command("collect")
+  .description("sample completions of prompts")
+  .requiredOption("--model <dir>")
+  .requiredOption("--prompts <file>", "JSONL with prompt")
+  .requiredOption("--out <file>", "JSONL to write")
+  .option("--samples <k>", "completions of each prompt", whole(1), 2)
+  .option("--max-tokens <r>", "tokens of a completion at most", whole(1), 32)
+  .option("--temperature <t>", "0 takes the likeliest token", number(0), 1)
+  .option("--top-k <k>", "0 is off", whole(0), 0)
+  .option("--top-p <p>", "1 is off", number(0, 1), 1)
+  .option("--min-p <p>", "0 is off", number(0, 1), 0)
+  .option("--seed <s>", "seed of all random numbers", whole(0), 0)
+  .option("--threads <n>", "compute threads", whole(1))
+  .action(async ({ threads, ...options }) => (await import("./commands.js")).collect(await opened({ threads, seed: options.seed }), options));
+
+stage("label", "compare completions two by two, as scripted annotators do")
+  .requiredOption("--data <file>", "JSONL of rlhf collect")
+  .requiredOption("--out <file>", "JSONL with prompt, chosen, rejected, agreement")
+  .action(async ({ data, out, ...options }) => (await import("./commands.js")).label(await opened(options), { data, out }));
+
+stage("reward", "train a reward model on comparisons")
+  .requiredOption("--model <dir>", "the language model to start from")
+  .requiredOption("--data <file>", "JSONL with prompt, chosen, rejected (agreement, margin), or prompt, ranking")
+  .requiredOption("--out <dir>", "Hugging Face directory to write")
+  .addOption(resume)
+  .action(async ({ model, data, out, resume: resumed, ...options }) => (await import("./commands.js")).reward(await opened(options), { model, data, out }, resumed));
+
+stage("ppo", "fine-tune a policy against a reward model, near its base")
+  .requiredOption("--model <dir>", "the policy's start and its reference")
+  .requiredOption("--reward <dir>", "the reward model, which the value function starts from")
+  .requiredOption("--prompts <file>", "JSONL with prompt")
+  .option("--pretraining <file>", "text of the pretraining mix, with ppo.ptxCoef")
+  .requiredOption("--out <dir>", "Hugging Face directory to write")
+  .addOption(resume)
+  .action(async ({ model, reward, prompts, pretraining, out, resume: resumed, ...options }) =>
+    (await import("./commands.js")).ppo(await opened(options), { model, reward, prompts, pretraining, out }, resumed),
+  );
+
+stage("eval", "compare a policy with its base model on prompts")
+  .requiredOption("--base <dir>")
+  .requiredOption("--policy <dir>")
+  .requiredOption("--prompts <file>", "JSONL with prompt")
+  .option("--reward <dir>", "a reward model to ask too")
+  .requiredOption("--out <file>", "JSONL with both completions of each prompt")
+  .action(async ({ base, policy, prompts, reward, out, ...options }) => (await import("./commands.js")).evaluation(await opened(options), { base, policy, prompts, reward, out }));
+
+program
+  .command("logp")
+  .description("log-probs of completions by the training forward pass")
+  .requiredOption("--model <dir>")
+  .requiredOption("--data <file>", "JSONL of rlhf collect")
+  .requiredOption("--out <file>", "the same lines with logprobs, entropy, and value where the model has a head for it")
+  .option("--micro-batch <m>", "completions at once", whole(1), 64)
+  .option("--temperature <t>", "instead of each line's own", number(0))
+  .option("--threads <n>", "compute threads", whole(1))
+  .action(async ({ threads, ...options }) => (await import("./commands.js")).logp(await opened({ threads }), options));
+
+program
+  .command("info")
+  .description("this machine as the kernels see it")
+  .option("--json", "as JSON", false)
+  .action(async ({ json }) => {
+    const found = await (await import("./info.js")).info();
+    if (json) return console.log(JSON.stringify(found, null, 2));
+    for (const [name, value] of Object.entries(found)) {
+      const text = typeof value === "object" ? (Array.isArray(value) ? value.join(", ") : Object.entries(value).map(([key, state]) => `${key}: ${String(state)}`).join("; ")) : value;
+      console.log(`${name.padEnd(14)} ${name === "fmaPeak" ? `${(Number(value) / 1e9).toFixed(0)} GFLOP/s` : name === "readBandwidth" ? `${(Number(value) / 1e9).toFixed(1)} GB/s` : String(text)}`);
+    }
+  });
+
+program
+  .command("ops")
+  .description("the list of ops")
+  .option("--json", "as JSON", false)
+  .action(async ({ json }) => {
+    const [{ opList }, { table }] = await Promise.all([import("./info.js"), import("./table.js")]);
+    const list = opList();
+    if (json) return console.log(JSON.stringify(list, null, 2));
+    console.log(table(["op", "inputs", "outputs", "cpu"], list.map(({ name, inputs, outputs, cpu }) => [name, inputs.join(" "), outputs.join(" "), cpu.join(" ")])));
+  });
+
+interface Common {
+  config?: string;
+  set?: string[];
+  seed?: number;
+  threads?: number;
+}
+
+async function opened({ config: file, set = [], seed, threads }: Common) {
+  const [{ readConfig }, { device }, { progressTo }] = await Promise.all([import("./config.js"), import("../device/device.js"), import("./progress.js")]);
+  const config = await readConfig(file, seed === undefined ? set : [...set, `seed=${seed}`]);
+  return { config, device: await device("cpu", { threads }), progress: progressTo() };
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  const { code, message, stack } = error as Error & { code?: string };
+  console.error(code ? `rlhf: ${message}` : (stack ?? message)); // an error without a code is ours
+  process.exitCode = 1;
+}

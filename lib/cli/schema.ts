@@ -1,0 +1,151 @@
+import { z } from "zod";
+
+// A run's configuration: every option once, with its default and what it means.
+
+const whole = (least: number) => z.number().int().min(least);
+const positive = z.number().positive();
+const atLeast0 = z.number().min(0);
+const share = z.number().min(0).max(1);
+/** Numbers that may be switched off with `.inf`. */
+const limit = z.union([z.number().min(0), z.literal(Infinity)]);
+
+const optimizer = {
+  betas: z.tuple([share, share]).default([0.9, 0.95]).describe("AdamW's two decay rates"),
+  eps: positive.default(1e-8),
+  weightDecay: atLeast0.default(0).describe("decoupled, on matrices only"),
+  clipNorm: limit.default(1).describe("global gradient norm at most"),
+  schedule: z.enum(["constant", "linear", "cosine"]).default("cosine").describe("after the warm-up"),
+  warmup: whole(0).default(0).describe("steps of linear rise"),
+};
+
+const sampling = {
+  maxTokens: whole(1).default(32).describe("tokens of a completion at most"),
+  temperature: atLeast0.default(1).describe("0 takes the likeliest token"),
+  topK: whole(0).default(0).describe("0 is off"),
+  topP: z.number().gt(0).max(1).default(1).describe("1 is off"),
+  minP: share.default(0).describe("0 is off"),
+};
+
+const section = <T extends z.ZodRawShape>(shape: T) => z.strictObject(shape).prefault({} as never);
+
+export const schema = z.strictObject({
+  seed: whole(0).max(2 ** 32 - 1).default(0),
+  model: section({
+    kind: z.enum(["llama", "gpt2"]).default("llama"),
+    layers: whole(1).default(4),
+    width: whole(16).default(256),
+    heads: whole(1).default(4),
+    kvHeads: whole(1).default(4).describe("key/value heads, a divisor of heads"),
+    mlp: whole(1).default(704).describe("width of the MLP"),
+    vocabulary: whole(257).default(4096).describe("tokens of the tokenizer that is trained"),
+    context: whole(2).default(128).describe("tokens at most"),
+    tied: z.boolean().default(true).describe("the head is the embedding"),
+  }),
+  sft: section({
+    steps: whole(1).default(240),
+    batchTokens: whole(1).default(4096),
+    sequenceLength: whole(1).default(128),
+    learningRate: positive.default(3e-3),
+    ...optimizer,
+    weightDecay: atLeast0.default(0.1).describe("decoupled, on matrices only"),
+    warmup: whole(0).default(20).describe("steps of linear rise"),
+    microBatch: whole(1).default(32).describe("sequences at once; bounds memory, changes no bit"),
+  }),
+  prompts: section({
+    minTokens: whole(1).default(8).describe("tokens of a prompt at least"),
+    maxTokens: whole(1).default(16).describe("and at most"),
+  }),
+  collect: section({
+    prompts: whole(1).default(768),
+    samples: whole(2).default(4).describe("completions of each prompt"),
+    ...sampling,
+  }),
+  label: section({
+    annotators: whole(1).default(3).describe("who vote on each pair"),
+    noise: atLeast0.default(1).describe("Bradley-Terry temperature, in units of the lexicon's score; 0 is none"),
+  }),
+  reward: section({
+    epochs: whole(1).default(2),
+    batch: whole(1).default(32).describe("comparisons of a step"),
+    learningRate: positive.default(5e-4),
+    ...optimizer,
+    weightDecay: atLeast0.default(0.1).describe("decoupled, on matrices only"),
+    warmup: whole(0).default(5).describe("steps of linear rise"),
+    heldOut: share.default(0.1).describe("share of the comparisons that judges the model"),
+    softLabels: z.boolean().default(true).describe("learn from the share of annotators who agree, not from their majority"),
+    labelSmoothing: z.number().min(0).max(0.5).default(0),
+    centerCoef: atLeast0.default(0.01).describe("pulls scores toward 0"),
+    microBatch: whole(1).default(32).describe("comparisons at once; bounds memory, changes no bit"),
+  }),
+  ppo: section({
+    updates: whole(1).default(46),
+    rolloutBatch: whole(1).default(64).describe("completions of an update"),
+    epochs: whole(1).default(2),
+    minibatches: whole(1).default(2),
+    learningRate: positive.default(3e-4),
+    valueLearningRate: positive.default(5e-4),
+    ...optimizer,
+    schedule: z.enum(["constant", "linear", "cosine"]).default("linear").describe("after the warm-up"),
+    ...sampling,
+    klCoef: atLeast0.default(0.25).describe("of the KL to the base model in the reward, per nat"),
+    klController: z.enum(["fixed", "adaptive"]).default("fixed"),
+    klTarget: positive.default(6).describe("nats per completion that the adaptive controller aims at"),
+    klHorizon: positive.default(10000).describe("completions over which it adapts"),
+    klEstimator: z.enum(["k1", "abs", "k2", "k3"]).default("k1").describe("of the KL in the reward"),
+    gamma: share.default(1),
+    lambda: share.default(0.95),
+    clipRatioLow: share.default(0.2),
+    clipRatioHigh: atLeast0.default(0.2),
+    clipRatioC: limit.default(Infinity).describe("dual clip"),
+    logRatioClamp: limit.default(20),
+    aggregation: z.enum(["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]).default("token-mean"),
+    valueClip: limit.default(0.2),
+    entropyCoef: atLeast0.default(0),
+    ptxCoef: atLeast0.default(0).describe("of the pretraining mix (PPO-ptx)"),
+    ptxBatchTokens: whole(1).default(1024).describe("pretraining tokens of a minibatch"),
+    whitenAdvantages: z.boolean().default(true),
+    whitenRewards: z.boolean().default(false),
+    rewardNormalise: z.boolean().default(false).describe("by running mean and deviation"),
+    rewardClip: limit.default(Infinity),
+    missingEosPenalty: atLeast0.default(0),
+    targetKl: limit.default(Infinity).describe("an update stops early beyond this KL to the rollout policy"),
+    microBatch: whole(1).default(32).describe("completions at once; bounds memory, changes no bit"),
+  }),
+  eval: section({
+    prompts: whole(1).default(500),
+    ...sampling,
+  }),
+  checkpoint: section({
+    every: atLeast0.default(15).describe("seconds between checkpoints"),
+  }),
+});
+
+export type Config = z.infer<typeof schema>;
+
+/** Options that mean something only where another is set so: given without it, they are an error. */
+export const usedOnlyWhen: { options: string[]; when: (config: Config) => boolean; because: string }[] = [
+  { options: ["model.kvHeads"], when: ({ model }) => model.kind === "llama", because: "model.kind is gpt2, which has as many key/value heads as heads" },
+  { options: ["ppo.klTarget", "ppo.klHorizon"], when: ({ ppo }) => ppo.klController === "adaptive", because: "ppo.klController is fixed" },
+  { options: ["ppo.ptxBatchTokens"], when: ({ ppo }) => ppo.ptxCoef > 0, because: "ppo.ptxCoef is 0" },
+  { options: ["ppo.klEstimator"], when: ({ ppo }) => ppo.klCoef > 0, because: "ppo.klCoef is 0" },
+  ...(["collect", "ppo", "eval"] as const).map((stage) => ({
+    options: ["topK", "topP", "minP"].map((name) => `${stage}.${name}`),
+    when: (config: Config) => config[stage].temperature > 0,
+    because: `${stage}.temperature is 0`,
+  })),
+];
+
+/** What must hold between options. */
+export const rules: { option: string; holds: (config: Config) => boolean; wanted: string }[] = [
+  { option: "model.heads", holds: ({ model }) => model.width % model.heads === 0 && (model.width / model.heads) % 2 === 0, wanted: "a divisor of model.width with an even quotient" },
+  { option: "model.kvHeads", holds: ({ model }) => model.kind === "gpt2" || model.heads % model.kvHeads === 0, wanted: "a divisor of model.heads" },
+  { option: "sft.sequenceLength", holds: ({ sft, model }) => sft.sequenceLength <= model.context, wanted: "at most model.context" },
+  { option: "prompts.maxTokens", holds: ({ prompts }) => prompts.minTokens <= prompts.maxTokens, wanted: "at least prompts.minTokens" },
+  ...(["collect", "ppo", "eval"] as const).map((stage) => ({
+    option: `${stage}.maxTokens`,
+    holds: (config: Config) => config.prompts.maxTokens + config[stage].maxTokens <= config.model.context,
+    wanted: "at most model.context less prompts.maxTokens",
+  })),
+  { option: "ppo.minibatches", holds: ({ ppo }) => ppo.minibatches <= ppo.rolloutBatch, wanted: "at most ppo.rolloutBatch" },
+  { option: "ppo.temperature", holds: ({ ppo }) => ppo.temperature > 0, wanted: "above 0: PPO learns from samples" },
+];
