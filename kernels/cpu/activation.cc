@@ -1,4 +1,5 @@
-// gelu_tanh(x) = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3);  gelu_erf(x) = x/2 (1 + erf(x / sqrt 2))
+// gelu_tanh(x) = x/2 (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps the digits of the tail
+// gelu_erf(x) = x/2 (1 + erf(x / sqrt 2))
 // swiglu(gate, up) = gate sigmoid(gate) up
 // Plan: sixteen at a time, threads take contiguous ranges; memory is the limit.
 #include "kernels/cpu/math.h"
@@ -17,7 +18,9 @@ RLHF_INLINE void map(Context& ctx, int64_t size, F&& f) {
 
 constexpr float ROOT_2_PI = 0.797884561f, CUBIC = 0.044715f, ROOT_HALF = 0.707106781f, DENSITY = 0.398942280f;
 
-RLHF_INLINE V tanh_argument(V x) { return set(ROOT_2_PI) * fma(set(CUBIC) * x, x * x, x); }
+// 2u, of x limited to where the sigmoid is not yet 0 or 1
+RLHF_INLINE V limited(V x) { return select(isnan(x), x, max(min(x, set(16.0f)), set(-16.0f))); }
+RLHF_INLINE V twice_argument(V x) { return set(2 * ROOT_2_PI) * fma(set(CUBIC) * x, x * x, x); }
 
 }  // namespace
 
@@ -25,8 +28,8 @@ void gelu(Context& ctx, const gelu_args& a) {
   const V half = set(0.5f), one = set(1.0f);
   map(ctx, a.y.size(), [&](int64_t i, int n) {
     const V x = load(&a.x[i], n);
-    const V inner = a.form == GeluForm::tanh ? tanh(tanh_argument(x)) : erf(x * set(ROOT_HALF));
-    store(&a.y[i], half * x * (one + inner), n);
+    if (a.form == GeluForm::tanh) store(&a.y[i], x * sigmoid(twice_argument(limited(x))), n);
+    else store(&a.y[i], half * x * (one + erf(x * set(ROOT_HALF))), n);
   });
 }
 
@@ -36,9 +39,9 @@ void gelu_grad(Context& ctx, const gelu_grad_args& a) {
     const V x = load(&a.x[i], n);
     V slope;
     if (a.form == GeluForm::tanh) {
-      const V t = tanh(tanh_argument(x));
-      const V du = set(ROOT_2_PI) * fma(set(3 * CUBIC) * x, x, one);
-      slope = fma(half * x * fma(-t, t, one), du, half * (one + t));
+      const V z = limited(x), u = twice_argument(z), s = sigmoid(u);
+      const V du = set(2 * ROOT_2_PI) * fma(set(3 * CUBIC) * z, z, one);
+      slope = fma(z * s * sigmoid(-u), du, s);
     } else {
       const V density = set(DENSITY) * exp(set(-0.5f) * x * x);
       slope = fma(x, density, half * (one + erf(x * set(ROOT_HALF))));

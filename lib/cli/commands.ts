@@ -13,7 +13,7 @@ import { Run } from "./run.js";
 import type { Config } from "./schema.js";
 import { completionRow, sampleAll, type Prompt } from "./stages/collect.js";
 import { evaluate } from "./stages/eval.js";
-import { comparison, labelAll } from "./stages/label.js";
+import { comparisons, labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage } from "./stages/reward.js";
 import { copyTokenizer, sftStage } from "./stages/sft.js";
@@ -78,7 +78,7 @@ export async function reward({ config, device, progress }: Opened, { model: fold
   const [base, tokenizer, rows] = [await loadModel(folder, device), await Tokenizer.load(folder), await readComparisons(data)];
   const model = base.headKind === "score" ? base : base.copy("score", config.seed);
   const result = await run.stage("reward", async () => {
-    const done = await rewardStage({ config, device, run, progress }, model, rows.map((row) => comparison(row, tokenizer, config.reward.softLabels)));
+    const done = await rewardStage({ config, device, run, progress }, model, comparisons(rows, tokenizer, config.reward.softLabels));
     await saveModel(model, out);
     await copyTokenizer(folder, out);
     return done;

@@ -19,7 +19,7 @@ import { Run } from "./run.js";
 import type { Config } from "./schema.js";
 import { completionRow, sampleAll, type Prompt } from "./stages/collect.js";
 import { evaluate, type EvalRow } from "./stages/eval.js";
-import { comparison, labelAll } from "./stages/label.js";
+import { comparisons, labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage } from "./stages/reward.js";
 import { copyTokenizer, sftStage } from "./stages/sft.js";
@@ -90,7 +90,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
     const model = base.copy("score", seed);
     return using_([base, model], async () => {
       const rows = await readComparisons(run.path("preferences.jsonl"));
-      const result = await rewardStage(context, model, rows.map((row) => comparison(row, tokenizer, config.reward.softLabels)));
+      const result = await rewardStage(context, model, comparisons(rows, tokenizer, config.reward.softLabels));
       await saveModel(model, rewardDir);
       await copyTokenizer(baseDir, rewardDir);
       return result;

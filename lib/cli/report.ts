@@ -1,4 +1,169 @@
+import { createRequire } from "node:module";
+import { readFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import type { Calibration } from "../data/metrics.js";
+import { readJsonl } from "../data/jsonl.js";
+import { duration } from "./progress.js";
 import type { Run } from "./run.js";
-export async function report(_run: Run, _parts: Record<string, unknown>): Promise<string> {
-  return "";
+import type { EvalRow } from "./stages/eval.js";
+
+/** What the stages of a run tell. */
+export interface Parts {
+  sft: { parameters: number; tokens: number; bitsPerByte: number; loss: number };
+  collect: { prompts: number; completions: number; example: { prompt: string; completions: string[] } };
+  label: { comparisons: number; disagreed: number; annotators: number; example: { prompt: string; chosen: string; rejected: string; agreement?: number } };
+  reward: { comparisons: number; heldOut: number; accuracy: number; calibration: Calibration };
+  ppo: { updates: number; episodes: number; tokens: number };
+  eval: { prompts: number; winRate: number; winRateInterval: [number, number]; klPerCompletion: number; samples: EvalRow[] };
+  summary: Record<string, unknown>;
 }
+
+interface Series {
+  label: string;
+  x: number[];
+  y: number[];
+}
+
+interface Chart {
+  title: string;
+  about: string;
+  x: string;
+  series: Series[];
+  points?: boolean;
+}
+
+/** One page that needs nothing else: the chain of stages, the curves, the samples. */
+export async function report(run: Run, parts: Parts): Promise<string> {
+  const folder = dirname(createRequire(import.meta.url).resolve("uplot"));
+  const [script, style] = await Promise.all(["uPlot.iife.min.js", "uPlot.min.css"].map((file) => readFile(join(folder, file), "utf8")));
+  const charts = await curves(run, parts);
+  const seconds = Object.fromEntries(run.done.map((stage) => [stage.name, stage.seconds]));
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>rlhf: ${escape(run.folder)}</title>
+<style>${style}${css}</style>
+</head>
+<body>
+<header>
+<h1>${percent(parts.eval.winRate)} of completions preferred to the base model's</h1>
+<p>${parts.eval.prompts} prompts that no stage saw; 95 %: ${parts.eval.winRateInterval.map(percent).join(" to ")}; ${parts.eval.klPerCompletion.toFixed(1)} nats of KL per completion.
+${escape(String(parts.summary.cpu))}, ${escape(String(parts.summary.isa))}, ${String(parts.summary.threads)} threads, ${duration(parts.summary.seconds as number)}.</p>
+</header>
+<h2>The chain</h2>
+<div class="chain">${boxes(parts, seconds).join('<div class="arrow" aria-hidden="true">\u2192</div>')}</div>
+<h2>Curves</h2>
+<div class="charts">${charts.map(({ title, about }, i) => `<figure><figcaption><b>${escape(title)}</b> ${escape(about)}</figcaption><div id="chart${i}"></div></figure>`).join("")}</div>
+<h2>Samples</h2>
+<table class="samples"><thead><tr><th>prompt</th><th>base</th><th>policy</th></tr></thead><tbody>
+${parts.eval.samples.map(sampleRow).join("\n")}
+</tbody></table>
+<h2>Summary</h2>
+<table class="summary">${Object.entries(parts.summary).filter(([, value]) => typeof value !== "object").map(([name, value]) => `<tr><th>${escape(name)}</th><td>${escape(typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value))}</td></tr>`).join("")}</table>
+<script>${script}</script>
+<script>const charts = ${JSON.stringify(charts).replaceAll("<", "\\u003c")};${drawing}</script>
+</body>
+</html>
+`;
+}
+
+function boxes(parts: Parts, seconds: Record<string, number>): string[] {
+  const { sft, collect, label, reward, ppo, summary } = parts;
+  const { prompt, completions } = collect.example;
+  const [sample] = parts.eval.samples;
+  const box = (stage: string, title: string, about: string, counts: string, example: string) =>
+    `<section><h3>${title}</h3><p class="count">${counts}<br>${duration(seconds[stage] ?? 0)}</p><p>${about}</p><p class="example">${example}</p></section>`;
+  return [
+    box("sft", "base model", "A tokenizer and a transformer learn the language of the speeches, token by token.", `${count(sft.parameters)} weights, ${count(sft.tokens)} tokens`, `${sft.bitsPerByte.toFixed(3)} bits per held-out byte`),
+    box("collect", "completions", "The base model continues prompts from text that it has not read, several times each.", `${count(collect.prompts)} prompts, ${count(collect.completions)} completions`, `\u2026${escape(prompt)}<ins>${escape(completions[0])}</ins>`),
+    box("label", "comparisons", `${label.annotators} scripted annotators say which of two completions sounds better; they read a sentiment lexicon, and disagree as people do.`, `${count(label.comparisons)} pairs, ${count(label.disagreed)} not unanimous`, `<b>\u2713</b> ${escape(label.example.chosen)}<br><b>\u2717</b> ${escape(label.example.rejected)}`),
+    box("reward", "reward model", "The base model with a scalar head learns to score as the annotators choose (Bradley and Terry).", `${count(reward.comparisons)} pairs, ${count(reward.heldOut)} held out`, `${percent(reward.accuracy)} of held-out pairs right, calibration error ${reward.calibration.error.toFixed(3)}`),
+    box("ppo", "PPO", "The policy is moved toward what the reward model scores high, and pays for every nat that it leaves the base model.", `${ppo.updates} updates, ${count(ppo.episodes)} completions`, `reward ${fixed(summary.rewardBefore)} \u2192 ${fixed(summary.rewardAfter)}`),
+    box("eval", "evaluation", "Base and policy continue the same new prompts; the annotator, without noise and never seen by the policy, judges.", `${count(parts.eval.prompts)} prompts`, sample ? `\u2026${escape(sample.prompt)}<ins>${escape(sample.policy)}</ins>` : ""),
+  ];
+}
+
+async function curves(run: Run, parts: Parts): Promise<Chart[]> {
+  const stages = new Map<string, Record<string, number>[]>();
+  for await (const row of readJsonl(run.path("metrics.jsonl"))) {
+    const line = row.value as Record<string, number> & { stage: string };
+    if (!stages.has(line.stage)) stages.set(line.stage, []);
+    stages.get(line.stage)!.push(line);
+  }
+  const of = (stage: string) => stages.get(stage) ?? [];
+  const series = (stage: string, name: string, label = name): Series => thin({ label, x: of(stage).map(({ step }) => step), y: of(stage).map((line) => line[name]) });
+  const ppo = (title: string, about: string, ...names: [string, string][]): Chart => ({ title, about, x: "update", series: names.map(([name, label]) => series("ppo", name, label)) });
+  const { bins } = parts.reward.calibration;
+  return [
+    { title: "Base model", about: "loss, nats per token", x: "step", series: [series("sft", "loss")] },
+    { title: "Reward model", about: "share of each batch's comparisons that it gets right", x: "step", series: [series("reward", "accuracy")] },
+    {
+      title: "Calibration", about: "held-out: how often A was preferred, where the model says so with this probability", x: "P(A preferred)", points: true,
+      series: [{ label: "observed", x: bins.map(({ probability }) => probability), y: bins.map(({ outcome }) => outcome) }, { label: "ideal", x: bins.map(({ probability }) => probability), y: bins.map(({ probability }) => probability) }],
+    },
+    ppo("Reward", "mean score of the reward model", ["reward", "reward"]),
+    ppo("KL", "to the base model, nats per completion", ["kl", "KL"]),
+    { title: "Reward against KL", about: "what a nat buys", x: "KL, nats per completion", points: true, series: [{ label: "reward", ...sorted(of("ppo").map(({ kl }) => kl), of("ppo").map(({ reward }) => reward)) }] },
+    ppo("Entropy", "of the policy, nats per token", ["entropy", "entropy"]),
+    ppo("Clip fraction", "share of tokens whose ratio was clipped", ["clipFraction", "clip fraction"]),
+    ppo("Value loss", "half the mean squared error", ["valueLoss", "value loss"]),
+    ppo("Explained variance", "of the returns, by the value function", ["explainedVariance", "explained variance"]),
+    ppo("Length", "tokens per completion", ["length", "tokens"]),
+    ppo("Gradient norm", "before clipping", ["gradientNorm", "policy"], ["valueGradientNorm", "value"]),
+  ];
+}
+
+const MOST_POINTS = 600;
+
+function thin({ label, x, y }: Series): Series {
+  const every = Math.ceil(x.length / MOST_POINTS);
+  const kept = (values: number[]) => values.filter((_, i) => i % every === 0);
+  return { label, x: kept(x), y: kept(y) };
+}
+
+function sorted(x: number[], y: number[]): { x: number[]; y: number[] } {
+  const order = x.map((_, i) => i).sort((a, b) => x[a] - x[b]);
+  return { x: order.map((i) => x[i]), y: order.map((i) => y[i]) };
+}
+
+const sampleRow = ({ prompt, base, policy, baseScore, policyScore }: EvalRow) =>
+  `<tr><td>\u2026${escape(prompt)}</td><td>${escape(base)} <span class="score">${baseScore.toFixed(1)}</span></td><td>${escape(policy)} <span class="score">${policyScore.toFixed(1)}</span></td></tr>`;
+
+const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
+const count = (n: number) => n.toLocaleString("en-US");
+const fixed = (value: unknown) => (typeof value === "number" ? value.toFixed(2) : "\u2013");
+const escape = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
+
+const css = `
+:root { color-scheme: light dark; --ink: light-dark(#1d2430, #e6e9ef); --faint: light-dark(#667085, #98a2b3); --line: light-dark(#d9dee7, #394150); --box: light-dark(#f7f8fa, #1b212b); --accent: light-dark(#0a6e5c, #4fd1b5); }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: light-dark(#fff, #12161c); max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .8rem; } header p { color: var(--faint); margin: .3rem 0; }
+.chain { display: flex; align-items: stretch; gap: .35rem; flex-wrap: wrap; }
+.chain section { flex: 1 1 165px; border: 1px solid var(--line); border-radius: 8px; background: var(--box); padding: .6rem .7rem; font-size: .82rem; min-width: 0; }
+.chain h3 { margin: 0; font-size: .98rem; } .chain p { margin: .35rem 0; } .count { color: var(--accent); font-variant-numeric: tabular-nums; }
+.example { color: var(--faint); border-top: 1px dashed var(--line); padding-top: .35rem; overflow-wrap: anywhere; } .example ins { text-decoration: none; color: var(--ink); }
+.arrow { align-self: center; color: var(--faint); font-size: 1.2rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem; } figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; min-width: 0; }
+figcaption { font-size: .85rem; color: var(--faint); } figcaption b { color: var(--ink); }
+table { border-collapse: collapse; font-size: .88rem; } th, td { text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); padding: .4rem .6rem .4rem 0; }
+.samples td { width: 33%; } .score { color: var(--accent); font-variant-numeric: tabular-nums; white-space: nowrap; } .summary td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.u-legend { font-size: .75rem; }
+`;
+
+// Runs in the page.
+const drawing = `
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+const ink = dark ? "#98a2b3" : "#667085", grid = { stroke: dark ? "#2a313c" : "#eceff3", width: 1 }, colours = dark ? ["#4fd1b5", "#f0a35e"] : ["#0a6e5c", "#c2570c"];
+charts.forEach((chart, i) => {
+  const place = document.getElementById("chart" + i);
+  const data = [chart.series[0].x, ...chart.series.map((s) => s.y)];
+  const axis = { stroke: ink, grid, ticks: grid };
+  const plot = new uPlot({
+    width: place.clientWidth, height: 190, scales: { x: { time: false } }, axes: [{ ...axis, label: chart.x, labelSize: 18, labelFont: "11px system-ui" }, { ...axis, size: 58 }],
+    series: [{ label: chart.x }, ...chart.series.map((s, k) => ({ label: s.label, stroke: colours[k], width: chart.points && k === 0 ? 0 : 1.6, dash: chart.points && k > 0 ? [4, 4] : undefined, points: { show: !!chart.points && k === 0, size: 6, fill: colours[k] } }))],
+  }, data, place);
+  new ResizeObserver(() => plot.setSize({ width: place.clientWidth, height: 190 })).observe(place);
+});
+`;

@@ -62,6 +62,7 @@ export const schema = z.strictObject({
   }),
   label: section({
     annotators: whole(1).default(3).describe("who vote on each pair"),
+    pairs: z.enum(["all", "disjoint"]).default("all").describe("which completions of a prompt are compared"),
     noise: atLeast0.default(1).describe("Bradley-Terry temperature, in units of the lexicon's score; 0 is none"),
   }),
   reward: section({

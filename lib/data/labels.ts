@@ -8,18 +8,23 @@ export interface Candidates extends PromptRow {
 }
 
 /**
- * Compares the completions of each prompt two by two, in their order: (0, 1), (2, 3), ... An odd one is left out, and so is a
- * pair of equal or empty texts, which tells nothing. Which of a pair is looked at first is drawn.
+ * Compares the completions of each prompt: all pairs (Ouyang et al. 2022), or disjoint ones in their order, (0, 1), (2, 3), ...
+ * A pair of equal or empty texts is left out: it tells nothing.
  *
  * @param random the numbers of prompt i: its own counter, so that a label depends on nothing but its prompt's place
  * @param options `margins`: also write `margin`, the difference of the scores
  */
-export function label(groups: readonly Candidates[], annotator: Annotator, random: Random, { margins = false } = {}): PreferenceRow[] {
+export function label(
+  groups: readonly Candidates[],
+  annotator: Annotator,
+  random: Random,
+  { pairs = "all", margins = false }: { pairs?: "all" | "disjoint"; margins?: boolean } = {},
+): PreferenceRow[] {
   return groups.flatMap(({ prompt, completions }, index) => {
     const own = random.at(index);
     const rows: PreferenceRow[] = [];
-    for (let i = 0; i + 1 < completions.length; i += 2) {
-      const [a, b] = [completions[i], completions[i + 1]];
+    for (const [i, j] of pairsOf(completions.length, pairs)) {
+      const [a, b] = [completions[i], completions[j]];
       if (a === b || a === "" || b === "") continue;
       const { preferred, agreement, margin } = annotator.compare(a, b, own);
       rows.push({
@@ -49,4 +54,9 @@ export function rank(groups: readonly Candidates[], annotator: Annotator, random
     // sort keeps the order of texts that won as often
     return [{ prompt, ranking: texts.sort((a, b) => wins.get(b)! - wins.get(a)!) }];
   });
+}
+
+function pairsOf(count: number, pairs: "all" | "disjoint"): [number, number][] {
+  const all = Array.from({ length: count }, (_, i) => Array.from({ length: count - i - 1 }, (_, k): [number, number] => [i, i + 1 + k])).flat();
+  return pairs === "all" ? all : all.filter(([i, j]) => i % 2 === 0 && j === i + 1);
 }

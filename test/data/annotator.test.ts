@@ -70,7 +70,7 @@ describe("labels", () => {
   const annotator = new Annotator(0, 1, Number);
 
   test("compare two by two, leave out what tells nothing, and agreement is that with the chosen", () => {
-    const rows = label([{ prompt: "p", completions: ["1", "2", "5", "4", "7", "7", "", "3", "9"] }], annotator, random(), { margins: true });
+    const rows = label([{ prompt: "p", completions: ["1", "2", "5", "4", "7", "7", "", "3", "9"] }], annotator, random(), { pairs: "disjoint", margins: true });
     expect(rows).toEqual([
       { prompt: "p", chosen: "2", rejected: "1", agreement: 1, margin: 1 },
       { prompt: "p", chosen: "5", rejected: "4", agreement: 1, margin: 1 },

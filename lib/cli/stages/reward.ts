@@ -15,9 +15,10 @@ export interface RewardResult extends Record<string, unknown> {
 /** Trains a reward model on comparisons; the last share of them is held out and judges it. */
 export async function rewardStage({ config, run, progress }: Context, model: Transformer, comparisons: readonly Comparison[]): Promise<RewardResult> {
   const { reward: options, seed } = config;
-  const held = Math.round(comparisons.length * options.heldOut);
+  const held = Math.round(comparisons.length * options.heldOut); // whole prompts
   const training = comparisons.slice(0, comparisons.length - held);
   const heldOut = comparisons.slice(comparisons.length - held);
+  const pairsIn = (units: readonly Comparison[]) => units.reduce((n, { pairs }) => n + pairs.length, 0);
   const steps = Math.ceil(training.length / options.batch) * options.epochs;
   const optimizer = new AdamW([...model.parameters.values()], options);
   const checkpoint = run.checkpoint("reward", { models: { model }, optimizers: { model: optimizer } });
@@ -33,7 +34,7 @@ export async function rewardStage({ config, run, progress }: Context, model: Tra
   optimizer.dispose();
   const judged = await judge(model, heldOut, seed);
   bar.done(`held-out accuracy ${judged.accuracy.toFixed(3)}`);
-  return { comparisons: training.length, heldOut: heldOut.length, ...judged };
+  return { comparisons: pairsIn(training), heldOut: pairsIn(heldOut), ...judged };
 }
 
 /** Accuracy and calibration of P(A preferred to B) on comparisons; which of a pair is A is alternated. */

@@ -1,0 +1,176 @@
+import { ops } from "../../lib/index.js";
+import { constant, ids, normal, truth, widen, type Case, type Numbers, type Widened } from "../truth.js";
+import type { Random } from "../random.js";
+
+type Round = (x: number) => number;
+interface Row {
+  logp: number;
+  lse: number;
+  entropy: number;
+}
+
+/** Log-softmax of one row, the target's own term kept out of the sum so that confident tokens keep their digits. */
+function row(x: number[], y: number, f: Round): Row {
+  const m = x.reduce((a, b) => Math.max(a, b), -Infinity);
+  const others = x.reduce((s, v, j) => (j === y ? s : f(s + f(Math.exp(f(v - m))))), 0);
+  const own = f(Math.exp(f(x[y] - m)));
+  const tail = x[y] === m ? Math.log1p(others) : Math.log(f(others + own));
+  const total = f(others + own);
+  const mean = f(x.reduce((s, v) => (v === -Infinity ? s : f(s + f(f(Math.exp(f(v - m))) * f(v - m)))), 0) / total);
+  return { logp: x[y] === m ? -f(tail) : f(f(x[y] - m) - f(tail)), lse: f(m + f(tail)), entropy: f(f(tail) - mean) };
+}
+
+/** d(logits) of one row. */
+function rowGrad(x: number[], y: number, { logp, lse, entropy }: Row, dlogp: number, dentropy: number, T: number, f: Round): number[] {
+  return x.map((v, j) => {
+    const p = f(Math.exp(f(v - lse)));
+    const own = j === y ? -f(dlogp * f(Math.expm1(logp))) : -f(dlogp * p);
+    const spread = dentropy && p > 0 ? -f(dentropy * f(p * f(f(v - lse) + entropy))) : 0;
+    return f(f(own + spread) / T);
+  });
+}
+
+const logitsOf = (h: Float64Array, C: number, weight: Float64Array, V: number, at: number, f: Round) =>
+  Array.from({ length: V }, (_, j) => {
+    let sum = 0;
+    for (let c = 0; c < C; c++) sum = f(sum + f(h[at * C + c] * weight[j * C + c]));
+    return sum;
+  });
+
+function collect(rows: Row[]): Record<string, number[]> {
+  return { logp: rows.map(({ logp }) => logp), lse: rows.map(({ lse }) => lse), entropy: rows.map(({ entropy }) => entropy) };
+}
+
+// ---- from logits
+
+const given = ({ logits, temperature }: Widened, f: Round): number[][] => {
+  const [M, V] = logits.shape;
+  return Array.from({ length: M as number }, (_, i) => Array.from(logits.slice(i * V, (i + 1) * V) as number[], (v) => f(v * f(1 / temperature))));
+};
+const fromLogits = (inputs: Widened, f: Round) => collect(given(inputs, f).map((x, i) => row(x, inputs.y[i], f)));
+
+const draw = (random: Random): Case[] => [
+  ...[[0, 5], [1, 1], [3, 2], [5, 511], [4, 513], [3, 1031]].map(([M, V], i): Case => ({ logits: normal(random, [M, V], 3), y: ids(random, M, V), temperature: [1, 0.7, 1.3][i % 3] })),
+];
+function withNone(random: Random): Case {
+  const logits = normal(random, [3, 700], 4);
+  logits.data.forEach((_, j) => {
+    if (random.below(2)) (logits.data as Float32Array)[j] = -Infinity;
+  });
+  logits.data[5] = logits.data[705] = logits.data[1405] = 1;
+  return { logits, y: { shape: [3], data: Int32Array.of(5, 5, 5) }, temperature: 1 };
+}
+function confident(V: number): Case {
+  const data = new Float32Array(2 * V).fill(-18.4);
+  data[3] = 0;
+  data[V + 3] = 90;
+  return { logits: { shape: [2, V], data }, y: { shape: [2], data: Int32Array.of(3, 3) }, temperature: 1 };
+}
+const extremes = (random: Random): Case[] => [
+  withNone(random),
+  confident(600),
+  { logits: constant([2, 530], -1e5), y: ids(random, 2, 530), temperature: 1 },
+  { logits: normal(random, [2, 530], 1e4), y: ids(random, 2, 530), temperature: 1 },
+  { logits: constant([2, 530], 3e38), y: ids(random, 2, 530), temperature: 1 },
+];
+
+export const logprob = truth({
+  op: "logprob",
+  reference: fromLogits,
+  draw,
+  extremes,
+  gradient: { wrt: ["logits"], outputs: ["logp", "entropy"], call: ({ logits, y, temperature }) => ({ ...ops.logprob(logits, y, { temperature: temperature as unknown as number }) }) },
+});
+
+const kept = (values: ArrayLike<number>): Numbers => ({ shape: [values.length], data: Float32Array.from(values) });
+const rowsIn = (inputs: Case, M: number, random: Random, made: Record<string, ArrayLike<number>>): Case => ({
+  ...inputs, logp: kept(made.logp), lse: kept(made.lse), entropy: kept(made.entropy), dlogp: normal(random, [M]), dentropy: random.below(2) ? normal(random, [M]) : undefined,
+});
+
+export const logprobGrad = truth({
+  op: "logprobGrad",
+  reference(inputs: Widened, f) {
+    const { y, logp, lse, entropy, dlogp, dentropy, temperature } = inputs;
+    return { dlogits: given(inputs, f).flatMap((x, i) => rowGrad(x, y[i], { logp: logp[i], lse: lse[i], entropy: entropy[i] }, dlogp[i], dentropy?.[i] ?? 0, temperature, f)) };
+  },
+  draw: (random) => [...draw(random), withNone(random)].map((one) => rowsIn(one, (one.y as Numbers).shape[0], random, fromLogits(widen(one), (x) => x))),
+  ulp: 4,
+});
+
+// ---- from the hidden state and the head
+
+const fromHidden = ({ h, weight, rows, y, temperature }: Widened, f: Round) =>
+  collect(Array.from(rows as number[], (at, i) => row(logitsOf(h, h.shape[1], weight, weight.shape[0], at, f).map((v) => f(v * f(1 / temperature))), y[i], f)));
+
+const hidden = (random: Random): Case[] =>
+  [[3, 2, 5, 0], [1, 1, 1, 1], [5, 19, 67, 9], [6, 33, 1031, 7], [40, 16, 520, 300]].map(([N, C, V, M], i): Case => ({
+    h: normal(random, [N, C]), weight: normal(random, [V, C]), rows: ids(random, M, N), y: ids(random, M, V), temperature: [1, 0.7, 1.3][i % 3],
+  }));
+
+export const linearLogprob = truth({
+  op: "linearLogprob",
+  reference: fromHidden,
+  draw: hidden,
+  extremes: (random) => [{ h: normal(random, [3, 20], 50), weight: normal(random, [600, 20], 50), rows: ids(random, 4, 3), y: ids(random, 4, 600), temperature: 1 }],
+  gradient: {
+    wrt: ["h", "weight"], outputs: ["logp", "entropy"],
+    call: ({ h, weight, rows, y, temperature }) => ({ ...ops.linearLogprob(h, weight, rows, y, { temperature: temperature as unknown as number }) }),
+  },
+});
+
+export const linearLogprobGrad = truth({
+  op: "linearLogprobGrad",
+  reference({ h, weight, rows, y, logp, lse, entropy, dlogp, dentropy, temperature, dweight }: Widened, f) {
+    const [N, C] = h.shape;
+    const V = weight.shape[0];
+    const dh = new Float64Array(N * C);
+    const dw = Float64Array.from(dweight);
+    (rows as Float64Array).forEach((at, i) => {
+      const x = logitsOf(h, C, weight, V, at, f).map((v) => f(v * f(1 / temperature)));
+      const g = rowGrad(x, y[i], { logp: logp[i], lse: lse[i], entropy: entropy[i] }, dlogp[i], dentropy?.[i] ?? 0, temperature, f);
+      for (let c = 0; c < C; c++) {
+        let sum = 0;
+        for (let j = 0; j < V; j++) {
+          sum = f(sum + f(g[j] * weight[j * C + c]));
+          dw[j * C + c] = f(dw[j * C + c] + f(g[j] * h[at * C + c]));
+        }
+        dh[at * C + c] = f(dh[at * C + c] + sum);
+      }
+    });
+    return { dh, dweight: dw };
+  },
+  draw: (random) =>
+    hidden(random).map((one) => ({
+      ...rowsIn(one, (one.rows as Numbers).shape[0], random, fromHidden(widen(one), (x) => x)), dh: true, dweight: normal(random, (one.weight as Numbers).shape),
+    })),
+  ulp: 8,
+});
+
+export const fullKl = truth({
+  op: "fullKl",
+  reference(inputs: Widened, f) {
+    const p = given(inputs, f);
+    const q = given({ ...inputs, logits: inputs.refLogits }, f);
+    const lse = (x: number[]) => {
+      const m = x.reduce((a, b) => Math.max(a, b), -Infinity);
+      return f(m + f(Math.log(x.reduce((s, v) => f(s + f(Math.exp(f(v - m)))), 0))));
+    };
+    return {
+      kl: p.map((x, i) => {
+        const [a, b] = [lse(x), lse(q[i])];
+        return x.reduce((total, v, j) => {
+          if (v === -Infinity) return total;
+          const logp = f(v - a);
+          const d = f(f(q[i][j] - b) - logp);
+          return f(total + f(f(Math.exp(logp)) * f(f(Math.expm1(d)) - d)));
+        }, 0);
+      }),
+    };
+  },
+  draw: (random) => [[0, 3], [1, 1], [5, 513], [3, 70]].map(([M, V]): Case => ({ logits: normal(random, [M, V], 2), refLogits: normal(random, [M, V], 2), temperature: 0.8 })),
+  extremes: (random) => {
+    const same = normal(random, [2, 600], 3);
+    return [{ logits: same, refLogits: { shape: same.shape, data: same.data.slice() as Float32Array }, temperature: 1 }];
+  },
+  ulp: 8,
+});
