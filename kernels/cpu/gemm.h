@@ -89,41 +89,79 @@ struct Matrix {
   RLHF_INLINE const float* at(int64_t i) const { return data + i * row; }
 };
 
+// MR rows of `width` steps each, transposed: to[s][r] = in[r][s]. Stores run past MR lanes, into what the next step writes.
+#if RLHF_VECTOR_AVX2
+constexpr int STEPS = 4;
+RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
+  const auto pair = [&](int r) {
+    const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(in + r * row));
+    return r + 4 < MR ? _mm256_insertf128_ps(low, _mm_loadu_ps(in + (r + 4) * row), 1) : _mm256_insertf128_ps(low, _mm_setzero_ps(), 1);
+  };
+  const __m256 x0 = pair(0), x1 = pair(1), x2 = pair(2), x3 = pair(3);
+  const __m256 a = _mm256_unpacklo_ps(x0, x1), b = _mm256_unpackhi_ps(x0, x1), c = _mm256_unpacklo_ps(x2, x3), d = _mm256_unpackhi_ps(x2, x3);
+  _mm256_storeu_ps(to, _mm256_shuffle_ps(a, c, 0x44)), _mm256_storeu_ps(to + MR, _mm256_shuffle_ps(a, c, 0xee));
+  _mm256_storeu_ps(to + 2 * MR, _mm256_shuffle_ps(b, d, 0x44)), _mm256_storeu_ps(to + 3 * MR, _mm256_shuffle_ps(b, d, 0xee));
+}
+constexpr int ROWS_READ = MR;
+#elif RLHF_VECTOR_AVX512
+constexpr int STEPS = LANES, ROWS_READ = LANES;
+RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) { transpose(in, row, to, MR); }
+#else
+constexpr int STEPS = 1, ROWS_READ = MR;
+RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
+  for (int r = 0; r < MR; r++) to[r] = in[r * row];
+}
+#endif
+
 // a's rows [begin, begin + m) of `rows_there`, steps [from, from + k) as [m/MR][k][MR], with LANES floats to spare behind
 RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_there, int64_t from, int64_t k, float* to) {
-  for (int64_t i = 0; i < m; i += MR, to += MR * k) {
+  int64_t done = 0;  // rows packed already
+  if (a.row == 1 && a.column != 1) {  // each step's rows lie side by side: read once through, into all panels
+    done = smaller(m, rows_there - begin - LANES) / MR * MR;
+    if (done < 0) done = 0;
+    for (int64_t s = 0; s < k; s++) {
+      const float* in = a.data + begin + (from + s) * a.column;
+      const int lanes = int(smaller(LANES, (k - s) * MR));  // within the panel
+      if (lanes == LANES)
+        for (int64_t i = 0; i < done; i += MR) store(to + i * k + s * MR, load(in + i));
+      else
+        for (int64_t i = 0; i < done; i += MR) store(to + i * k + s * MR, load(in + i), lanes);
+    }
+    to += done * k;
+  }
+  for (int64_t i = done; i < m; i += MR, to += MR * k) {
     const int rows = int(smaller(MR, m - i));
+    const float* in = a.data + (begin + i) * a.row + from * a.column;
+    int64_t s = 0;
     if (a.column == 1) {
-      const float* in[MR];
-      for (int r = 0; r < MR; r++) in[r] = a.at(begin + i + (r < rows ? r : 0)) + from;
-      int64_t s = 0;
-      if (MR > 8 && begin + i + LANES <= rows_there)  // a transposed row is 16 wide: its end is overwritten by the next
-        for (; s + LANES <= k; s += LANES) transpose(in[0] + s, a.row, to + s * MR, MR);
-      for (; s < k; s++)
-        for (int r = 0; r < MR; r++) to[s * MR + r] = in[r][s];
-    } else {
-      for (int64_t s = 0; s < k; s++) {
-        const float* in = a.data + (begin + i) * a.row + (from + s) * a.column;
-        for (int r = 0; r < rows; r++) to[s * MR + r] = in[r * a.row];
-        for (int r = rows; r < MR; r++) to[s * MR + r] = 0;
-      }
+      if (rows == MR && begin + i + ROWS_READ <= rows_there)
+        for (; s + STEPS <= k; s += STEPS) transpose_rows(in + s, a.row, to + s * MR);
+    }
+    for (; s < k; s++) {
+      for (int r = 0; r < rows; r++) to[s * MR + r] = in[r * a.row + s * a.column];
+      for (int r = rows; r < MR; r++) to[s * MR + r] = 0;
     }
   }
 }
 
 // b's steps [from, from + k), columns [begin, begin + n) as [n/32][k][32]; padding columns are 0
 RLHF_INLINE void pack_b(const Matrix& b, int64_t from, int64_t k, int64_t begin, int64_t n, float* to) {
-  for (int64_t j = 0; j < n; j += PANEL, to += PANEL * k) {
+  int64_t done = 0;
+  if (b.column == 1) {  // each step's columns lie side by side: read once through, into all whole panels
+    done = n / PANEL * PANEL;
+    for (int64_t s = 0; s < k; s++) {
+      const float* in = b.at(from + s) + begin;
+      for (int64_t j = 0; j < done; j += PANEL) store(to + j * k + s * PANEL, load(in + j)), store(to + j * k + s * PANEL + LANES, load(in + j + LANES));
+    }
+    to += done * k;
+  }
+  for (int64_t j = done; j < n; j += PANEL, to += PANEL * k) {
     const int64_t columns = smaller(PANEL, n - j);
     if (b.column == 1) {
       for (int64_t s = 0; s < k; s++) {
         const float* in = b.at(from + s) + begin + j;
         float* out = to + s * PANEL;
-        if (columns == PANEL) {
-          store(out, load(in)), store(out + LANES, load(in + LANES));
-        } else {
-          for (int64_t c = 0; c < PANEL; c++) out[c] = c < columns ? in[c] : 0.0f;
-        }
+        for (int64_t c = 0; c < PANEL; c++) out[c] = c < columns ? in[c] : 0.0f;
       }
     } else {  // columns of b are rows in memory
       const float* in = b.data + (begin + j) * b.column + from * b.row;

@@ -32,20 +32,20 @@ export async function rewardStage({ config, run, progress }: Context, model: Tra
     await checkpoint.due();
   }
   optimizer.dispose();
-  const judged = await judge(model, heldOut, seed);
+  const judged = await judge(model, heldOut);
   bar.done(`held-out accuracy ${judged.accuracy.toFixed(3)}`);
   return { comparisons: pairsIn(training), heldOut: pairsIn(heldOut), ...judged };
 }
 
-/** Accuracy and calibration of P(A preferred to B) on comparisons; which of a pair is A is alternated. */
-export async function judge(model: Transformer, comparisons: readonly Comparison[], _seed: number): Promise<{ accuracy: number; calibration: Calibration }> {
-  const pairs = comparisons.flatMap(({ episodes, pairs }) => pairs.map(({ chosen, rejected }) => ({ chosen: episodes[chosen], rejected: episodes[rejected] })));
+/** Accuracy (against the majority) and calibration (against the share of annotators) of P(A preferred to B); A is the chosen of every other pair. */
+export async function judge(model: Transformer, comparisons: readonly Comparison[]): Promise<{ accuracy: number; calibration: Calibration }> {
+  const pairs = comparisons.flatMap(({ episodes, pairs }) => pairs.map(({ chosen, rejected, label = 1 }) => ({ chosen: episodes[chosen], rejected: episodes[rejected], label })));
   const p = await preferences(model, pairs.map(({ chosen, rejected }, i) => (i % 2 === 0 ? { a: chosen, b: rejected } : { a: rejected, b: chosen })));
   let right = 0;
   const outcomes = Array.from(p, (probability, i) => {
     const first = i % 2 === 0;
     right += probability === 0.5 ? 0.5 : Number(probability > 0.5 === first);
-    return { probability, outcome: first };
+    return { probability, outcome: first ? pairs[i].label : 1 - pairs[i].label };
   });
   return { accuracy: right / pairs.length, calibration: calibration(outcomes) };
 }
