@@ -28,11 +28,10 @@ class Device : public Napi::ObjectWrap<Device> {
  public:
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "Device",
-                       {InstanceMethod<&Device::allocate>("allocate"), InstanceMethod<&Device::release>("release"),
-                        InstanceMethod<&Device::write>("write"), InstanceMethod<&Device::read>("read"),
-                        InstanceMethod<&Device::call>("call"), InstanceMethod<&Device::memory>("memory"),
-                        InstanceMethod<&Device::trim>("trim"), InstanceMethod<&Device::close>("close"),
-                        InstanceAccessor<&Device::isa>("isa"), InstanceAccessor<&Device::threads>("threads")});
+        {InstanceMethod<&Device::allocate>("allocate"), InstanceMethod<&Device::release>("release"), InstanceMethod<&Device::write>("write"),
+            InstanceMethod<&Device::read>("read"), InstanceMethod<&Device::call>("call"), InstanceMethod<&Device::memory>("memory"),
+            InstanceMethod<&Device::trim>("trim"), InstanceMethod<&Device::close>("close"), InstanceAccessor<&Device::isa>("isa"),
+            InstanceAccessor<&Device::threads>("threads")});
   }
 
   // new Device(isa | undefined, threads: 0 for one per core)
@@ -146,9 +145,7 @@ class Device : public Napi::ObjectWrap<Device> {
   }
 
   // trim(): gives cached memory back once nothing queued uses it, and starts the peak anew
-  void trim(const Napi::CallbackInfo&) {
-    memory_.reset_peak();
-  }
+  void trim(const Napi::CallbackInfo&) { memory_.reset_peak(); }
 
   void close(const Napi::CallbackInfo&) { shut(); }
   Napi::Value isa(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), stream_ ? rlhf_stream_isa(stream_) : ""); }

@@ -71,10 +71,10 @@ struct Threads {
 struct Context {
   Threads* pool;
   int threads;
-  char* workspace;          // null while the workspace is being measured
+  char* workspace;  // null while the workspace is being measured
   int64_t workspace_bytes;  // in: what there is; out: what the kernel asked for
   bool measuring;
-  const char* failure;      // set by fail(): the first thing that was wrong, a literal
+  const char* failure;  // set by fail(): the first thing that was wrong, a literal
 
   // The kernel's one request for memory, before any other work, 64-byte aligned. A kernel that gets null returns at once.
   RLHF_INLINE void* scratch(int64_t bytes) {

@@ -12,12 +12,12 @@ class Memory {
  public:
   ~Memory();
   void* allocate(size_t bytes);  // 64-byte aligned; null if there is none
-  bool release(void*);           // false if it is not ours, or released already
+  bool release(void*);  // false if it is not ours, or released already
   size_t current() const { return current_; }
   size_t peak() const { return peak_; }
   size_t held() const { return held_; }  // in use and cached
   void reset_peak() { peak_ = current_; }
-  void trim();                           // gives the cached memory back
+  void trim();  // gives the cached memory back
 
  private:
   std::unordered_map<void*, size_t> live_;

@@ -16,9 +16,9 @@ inline bool is_written(Kind k) { return k == Kind::out || k == Kind::opt_out; }
 
 struct Argument {
   Kind kind;
-  const char* type;   // F32, F64, I32, ROWS, WEIGHT; of a choice: the name of its list
+  const char* type;  // F32, F64, I32, ROWS, WEIGHT; of a choice: the name of its list
   const char* name;
-  const char* dims;   // "N,H,D"; "" for scalars
+  const char* dims;  // "N,H,D"; "" for scalars
   const char* limit;  // of ids and offsets: the letter
 };
 

@@ -18,6 +18,7 @@
 // N tokens  B sequences  M scored tokens  H, G query and key/value heads  D head size  C width  V vocabulary
 // I, O inputs and outputs of a linear layer  S cache slots  P pairs
 
+// clang-format off
 #ifndef SCRATCH
 #define SCRATCH
 #endif

@@ -23,16 +23,16 @@ typedef enum { RLHF_ROW_MAJOR = 0, RLHF_PANELS = 1, RLHF_PANELS_TRANSPOSED = 2 }
 typedef enum {
   RLHF_OK = 0,
   RLHF_BAD_ARGUMENT = 1,  // null, dtype, rank, size, stride, layout
-  RLHF_BAD_ID = 2,        // an id outside its range; float outputs are NaN
-  RLHF_BAD_OFFSETS = 3,   // offsets that do not run monotonically from 0 to their total; float outputs are NaN
+  RLHF_BAD_ID = 2,  // an id outside its range; float outputs are NaN
+  RLHF_BAD_OFFSETS = 3,  // offsets that do not run monotonically from 0 to their total; float outputs are NaN
   RLHF_BAD_WORKSPACE = 4  // too small
 } rlhf_status;
 
 typedef struct {
   void* data;
-  int32_t dtype;   // rlhf_dtype
+  int32_t dtype;  // rlhf_dtype
   int32_t layout;  // rlhf_layout; dims stay those of the matrix
-  int32_t rank;    // 0 to 4
+  int32_t rank;  // 0 to 4
   int32_t reserved;
   int64_t dims[4];
   int64_t stride;  // elements from one index of dimension 0 to the next
@@ -53,18 +53,18 @@ double rlhf_log(double x);
 double rlhf_cos(double x);
 double rlhf_pow(double x, double y);
 
-#define IN(type, name, dims) const rlhf_tensor* name,
-#define OPT(type, name, dims) const rlhf_tensor* name,
-#define OUT(type, name, dims) const rlhf_tensor* name,
-#define OPT_OUT(type, name, dims) const rlhf_tensor* name,
-#define ADD(type, name, dims) const rlhf_tensor* name,
-#define OPT_ADD(type, name, dims) const rlhf_tensor* name,
-#define IDS(name, dims, limit) const rlhf_tensor* name,
-#define OFFSETS(name, dims, total) const rlhf_tensor* name,
+#define IN(type, name, dims) const rlhf_tensor *name,
+#define OPT(type, name, dims) const rlhf_tensor *name,
+#define OUT(type, name, dims) const rlhf_tensor *name,
+#define OPT_OUT(type, name, dims) const rlhf_tensor *name,
+#define ADD(type, name, dims) const rlhf_tensor *name,
+#define OPT_ADD(type, name, dims) const rlhf_tensor *name,
+#define IDS(name, dims, limit) const rlhf_tensor *name,
+#define OFFSETS(name, dims, total) const rlhf_tensor *name,
 #define REAL(name) double name,
 #define INT(name) int64_t name,
 #define CHOICE(list, name) int64_t name,
-#define OP(name, arguments)                                                                         \
+#define OP(name, arguments)                                                                     \
   rlhf_status rlhf_##name(rlhf_stream* on, arguments void* workspace, int64_t workspace_bytes); \
   int64_t rlhf_##name##_workspace(arguments rlhf_stream* on);
 #include "ops.h"

@@ -17,7 +17,9 @@ function fail(message) {
 function files(place) {
   if (!existsSync(place)) return [];
   if (statSync(place).isFile()) return [place];
-  return readdirSync(place).sort().flatMap((name) => files(join(place, name)));
+  return readdirSync(place)
+    .sort()
+    .flatMap((name) => files(join(place, name)));
 }
 
 function hashOf(places) {

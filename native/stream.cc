@@ -15,15 +15,23 @@
 namespace rlhf {
 
 #if RLHF_HAS_avx512
-namespace avx512 { extern const Kernels kernels; }
+namespace avx512 {
+extern const Kernels kernels;
+}
 #endif
 #if RLHF_HAS_avx2
-namespace avx2 { extern const Kernels kernels; }
+namespace avx2 {
+extern const Kernels kernels;
+}
 #endif
 #if RLHF_HAS_neon
-namespace neon { extern const Kernels kernels; }
+namespace neon {
+extern const Kernels kernels;
+}
 #endif
-namespace scalar { extern const Kernels kernels; }
+namespace scalar {
+extern const Kernels kernels;
+}
 
 namespace {
 
@@ -33,13 +41,15 @@ struct Isa {
   bool (*there)();
 };
 
-const Isa isas[] = {  // best first
+// clang-format off
+const Isa isas[] = {
+    // best first
 #if RLHF_HAS_avx512
     {"avx512", &avx512::kernels,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
-     }},
+        [] {
+          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
+        }},
 #endif
 #if RLHF_HAS_avx2
     {"avx2", &avx2::kernels, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
@@ -49,6 +59,7 @@ const Isa isas[] = {  // best first
 #endif
     {"scalar", &scalar::kernels, [] { return true; }},
 };
+// clang-format on
 
 // ---- the tables, expanded from the list
 
@@ -84,12 +95,12 @@ struct Cursor {
 #define REAL(name) a.name = (c.value++)->real;
 #define INT(name) a.name = (c.value++)->integer;
 #define CHOICE(list, name) a.name = static_cast<list>((c.value++)->integer);
-#define OP(op, arguments)                                                 \
+#define OP(op, arguments)                                                   \
   void run_##op(const Kernels& kernels, Context& ctx, const Value* value) { \
-    op##_args a;                                                          \
-    Cursor c{value};                                                      \
-    arguments;                                                            \
-    kernels.op(ctx, a);                                                   \
+    op##_args a;                                                            \
+    Cursor c{value};                                                        \
+    arguments;                                                              \
+    kernels.op(ctx, a);                                                     \
   }
 #include "native/ops.h"
 #include "native/ops_end.h"
@@ -170,9 +181,7 @@ class Checker {
 
   rlhf_status check(const Value* values) {
     for (size_t i = 0; i < op_.arguments.size(); i++)
-      if (rlhf_status s = is_tensor(op_.arguments[i].kind) ? tensor(op_.arguments[i], values[i].tensor)
-                                                            : scalar(op_.arguments[i], values[i]))
-        return s;
+      if (rlhf_status s = is_tensor(op_.arguments[i].kind) ? tensor(op_.arguments[i], values[i].tensor) : scalar(op_.arguments[i], values[i])) return s;
     for (size_t i = 0; i < op_.arguments.size(); i++)
       if (rlhf_status s = contents(op_.arguments[i], values[i].tensor)) return s;
     return RLHF_OK;
@@ -195,8 +204,7 @@ class Checker {
     for (int i = t->rank - 1; i >= 0; i--) {
       if (t->dims[i] < 0) return refuse(RLHF_BAD_ARGUMENT, "%s has the negative size %lld", a.name, (long long)t->dims[i]);
       inner = size;
-      if (__builtin_mul_overflow(size, t->dims[i], &size) || size > (int64_t(1) << 56))
-        return refuse(RLHF_BAD_ARGUMENT, "%s is too large", a.name);
+      if (__builtin_mul_overflow(size, t->dims[i], &size) || size > (int64_t(1) << 56)) return refuse(RLHF_BAD_ARGUMENT, "%s is too large", a.name);
     }
     if (size > 0 && !t->data) return refuse(RLHF_BAD_ARGUMENT, "%s has no data", a.name);
     bool rows = std::strcmp(a.type, "ROWS") == 0;
@@ -232,7 +240,8 @@ class Checker {
         if (size < 0) return refuse(RLHF_BAD_ARGUMENT, "%s is empty, wanted [%s]", a.name, a.dims);
       }
       if (t->dims[rank] != wanted)
-        return refuse(RLHF_BAD_ARGUMENT, "%s has size %lld in dimension %d, wanted %lld ([%s])", a.name, (long long)t->dims[rank], rank, (long long)wanted, a.dims);
+        return refuse(
+            RLHF_BAD_ARGUMENT, "%s has size %lld in dimension %d, wanted %lld ([%s])", a.name, (long long)t->dims[rank], rank, (long long)wanted, a.dims);
       if (*d == ',') d++;
     }
     return rank == t->rank ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s has rank %d, wanted [%s]", a.name, t->rank, a.dims);
@@ -370,15 +379,15 @@ enum OpIndex {
 #define REAL(name) (double, name)
 #define INT(name) (int64_t, name)
 #define CHOICE(list, name) (int64_t, name)
-#define OP(op, arguments)                                                                                      \
-  rlhf_status rlhf_##op(rlhf_stream* on, PARAMETERS(arguments) void* workspace, int64_t workspace_bytes) {     \
-    const rlhf::Value values_[] = {VALUES(arguments)};                                                          \
-    return rlhf::invoke(on, op_##op, values_, workspace, workspace_bytes, nullptr);                             \
-  }                                                                                                            \
-  int64_t rlhf_##op##_workspace(PARAMETERS(arguments) rlhf_stream* on) {                                       \
-    const rlhf::Value values_[] = {VALUES(arguments)};                                                          \
-    int64_t bytes = 0;                                                                                         \
-    return rlhf::invoke(on, op_##op, values_, nullptr, 0, &bytes) == RLHF_OK ? bytes : -1;                      \
+#define OP(op, arguments)                                                                                  \
+  rlhf_status rlhf_##op(rlhf_stream* on, PARAMETERS(arguments) void* workspace, int64_t workspace_bytes) { \
+    const rlhf::Value values_[] = {VALUES(arguments)};                                                     \
+    return rlhf::invoke(on, op_##op, values_, workspace, workspace_bytes, nullptr);                        \
+  }                                                                                                        \
+  int64_t rlhf_##op##_workspace(PARAMETERS(arguments) rlhf_stream* on) {                                   \
+    const rlhf::Value values_[] = {VALUES(arguments)};                                                     \
+    int64_t bytes = 0;                                                                                     \
+    return rlhf::invoke(on, op_##op, values_, nullptr, 0, &bytes) == RLHF_OK ? bytes : -1;                 \
   }
 #include "native/ops.h"
 #include "native/ops_end.h"

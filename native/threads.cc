@@ -25,8 +25,7 @@ template <class T, class Done>
 void wait(std::atomic<T>& value, Done done) {
   for (int spin = 0; spin < SPINS; spin++, pause())
     if (done(value.load(std::memory_order_acquire))) return;
-  for (T seen = value.load(std::memory_order_acquire); !done(seen); seen = value.load(std::memory_order_acquire))
-    value.wait(seen, std::memory_order_acquire);
+  for (T seen = value.load(std::memory_order_acquire); !done(seen); seen = value.load(std::memory_order_acquire)) value.wait(seen, std::memory_order_acquire);
 }
 
 }  // namespace

@@ -21,8 +21,8 @@ class Pool final : public Threads {
   std::vector<std::thread> workers_;
   void (*f_)(void*, int) = nullptr;
   void* state_ = nullptr;
-  std::atomic<unsigned> round_{0};    // one more for every run
-  std::atomic<int> running_{0};       // workers that have not finished this round
+  std::atomic<unsigned> round_{0};  // one more for every run
+  std::atomic<int> running_{0};  // workers that have not finished this round
   std::atomic<bool> stop_{false};
 };
 

@@ -11,7 +11,9 @@ import { isNumbers, widen, type Case, type Numbers, type Truth } from "./truth.j
 
 const folder = join(dirname(fileURLToPath(import.meta.url)), "ops");
 const truths: Truth[] = [];
-for (const file of readdirSync(folder).filter((name) => name.endsWith(".js")).sort()) {
+for (const file of readdirSync(folder)
+  .filter((name) => name.endsWith(".js"))
+  .sort()) {
   const exports = (await import(pathToFileURL(join(folder, file)).href)) as Record<string, Truth>;
   truths.push(...Object.values(exports).filter((entry) => typeof entry === "object" && "reference" in entry));
 }
@@ -36,12 +38,15 @@ async function runOn(on: Device, entry: Truth, inputs: Case): Promise<Outputs> {
   }
   const outputs = run(entry.op, args, undefined, entry.sizes?.(inputs));
   const result: Outputs = {};
-  for (const [name, tensor] of Object.entries(outputs)) result[name] = (await tensor.read()) as Outputs[string];
+  for (const [name, tensor] of Object.entries(outputs)) result[name] = await tensor.read();
   for (const tensor of [...Object.values(args), ...Object.values(outputs)]) if (tensor instanceof Tensor) tensor.dispose();
   return result;
 }
 
-const sizes = (inputs: Case) => Object.entries(inputs).map(([name, value]) => `${name} ${isNumbers(value) ? `[${value.shape}]` : String(value)}`).join(", ");
+const sizes = (inputs: Case) =>
+  Object.entries(inputs)
+    .map(([name, value]) => `${name} ${isNumbers(value) ? `[${value.shape}]` : String(value)}`)
+    .join(", ");
 
 // |got - f64| <= 2 max |naive f32 - f64| + ulps of the largest value
 function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number>, naive: ArrayLike<number>, ulps: number, what: string): void {
@@ -89,7 +94,9 @@ describe.each(truths.map((entry) => [entry.op, entry] as const))("%s", (name, en
       const got = await runOn(devices[0], entry, inputs);
       const wanted = entry.reference(widen(inputs), (x) => x);
       const naive = entry.reference(widen(inputs), Math.fround);
-      const left = Object.keys(got).filter((output) => !(output in wanted) && !entry.bitsOnly?.includes(output) && !(entry.gradients && output in entry.gradients));
+      const left = Object.keys(got).filter(
+        (output) => !(output in wanted) && !entry.bitsOnly?.includes(output) && !(entry.gradients && output in entry.gradients),
+      );
       expect(left).toEqual([]);
       for (const output of Object.keys(wanted))
         if (output in got) expectNear(got[output], wanted[output], naive[output], entry.ulp ?? 2, `${name} (${sizes(inputs)}): ${output}`);
@@ -134,7 +141,7 @@ function expectGradient(got: ArrayLike<number>, inputs: Case, name: string, what
 async function checkGradient(entry: Truth, random: Random): Promise<void> {
   const { wrt, outputs, call } = entry.gradient!;
   for (const inputs of entry.draw(random)) {
-    if (wrt.some((name) => isNumbers(inputs[name]) && (inputs[name] as Numbers).data.length === 0)) continue;
+    if (wrt.some((name) => isNumbers(inputs[name]) && inputs[name].data.length === 0)) continue;
     const on = devices[0];
     const args: Record<string, unknown> = {};
     for (const [name, value] of Object.entries(inputs)) {

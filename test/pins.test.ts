@@ -90,8 +90,7 @@ function expectPinned(got: ArrayLike<number>, { f64, f32 }: Pin, output: string,
   const error = Math.max(...places.map((i) => Math.abs(naive[i] - wanted[i])));
   const allowed = 2 * error + 4 * 2 ** -23 * Math.max(...places.map((i) => Math.abs(wanted[i])));
   for (const i of places)
-    if (!(Math.abs(got[i] - wanted[i]) <= allowed))
-      throw new Error(`${output}[${i}] is ${got[i]}, the source's is ${wanted[i]}, allowed ${allowed}`);
+    if (!(Math.abs(got[i] - wanted[i]) <= allowed)) throw new Error(`${output}[${i}] is ${got[i]}, the source's is ${wanted[i]}, allowed ${allowed}`);
 }
 
 /** What a masked slot holds is not part of the contract, but for gradients. */
@@ -152,7 +151,12 @@ test.each(cases.filter(({ op }) => op === "gae").map((pin) => [pin.name, pin] as
   const outputs = run("gaePadded", { ...(Object.fromEntries(inputs) as Record<string, Tensor>), ...pin.options });
   for (const output of ["advantages", "returns"]) {
     const got = await outputs[output].read();
-    expectPinned(places.map((place) => got[place]), pin, output, counted(pin, output));
+    expectPinned(
+      places.map((place) => got[place]),
+      pin,
+      output,
+      counted(pin, output),
+    );
   }
 });
 

@@ -20,7 +20,9 @@ function native(sanitize) {
     counts.failed++;
     return;
   }
-  for (const name of readdirSync(folder).filter((file) => /^test_\w+$/.test(file)).sort()) {
+  for (const name of readdirSync(folder)
+    .filter((file) => /^test_\w+$/.test(file))
+    .sort()) {
     const environment = { ...process.env, TSAN_OPTIONS: "halt_on_error=1", ASAN_OPTIONS: "detect_leaks=1", UBSAN_OPTIONS: "print_stacktrace=1" };
     const { status, stdout, stderr } = run(join(folder, name), [], { env: environment });
     const ok = status === 0;
@@ -35,7 +37,11 @@ if (only.length === 0) for (const sanitize of ["", ...(process.env.RLHF_SANITIZE
 
 mkdirSync("build", { recursive: true });
 const report = "build/jest.json";
-const jest = run(process.execPath, ["--experimental-vm-modules", "--no-warnings", "node_modules/jest/bin/jest.js", "--json", `--outputFile=${report}`, ...only], { stdio: ["ignore", "inherit", "inherit"] });
+const jest = run(
+  process.execPath,
+  ["--experimental-vm-modules", "--no-warnings", "node_modules/jest/bin/jest.js", "--json", `--outputFile=${report}`, ...only],
+  { stdio: ["ignore", "inherit", "inherit"] },
+);
 if (existsSync(report)) {
   const { numPassedTests, numFailedTests, numFailedTestSuites, testResults } = JSON.parse(readFileSync(report, "utf8"));
   counts.passed += numPassedTests;

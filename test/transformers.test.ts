@@ -124,8 +124,7 @@ describe.each(["gpt2-tiny", "llama-tiny", "qwen2-tiny", "gpt2-reward-tiny", "lla
       const { stdout } = await promisify(execFile)(python!, args, { maxBuffer: 2 ** 26 });
       const printed = JSON.parse(stdout) as { missing: string[]; unexpected: string[]; logits?: number[][][]; values?: number[][] };
       expect(printed).toMatchObject({ missing: [], unexpected: [] });
-      for (const [i, sequence] of ids.entries())
-        expectNear(await outputs([sequence]), (printed.logits ?? printed.values)![i].flat(), `sequence ${i}`);
+      for (const [i, sequence] of ids.entries()) expectNear(await outputs([sequence]), (printed.logits ?? printed.values)![i].flat(), `sequence ${i}`);
     } finally {
       await rm(copy, { recursive: true });
     }

@@ -1,6 +1,6 @@
 // The truth of an op: its f64 reference, the inputs it is tried on, what it costs. One entry serves the tests, the
 // benchmarks and the receipts of other devices.
-import { Parameter, Tensor, type Input } from "../lib/index.js";
+import { Parameter, type Tensor } from "../lib/index.js";
 import { Random } from "./random.js";
 
 /** A tensor of a case. */
@@ -34,7 +34,7 @@ export interface Truth {
   /** Extra tolerance in ulp of the largest value of the output, over 2. */
   ulp?: number;
   /** The public function, for the gradient check: gets inputs (those of `wrt` as parameters), returns the outputs to differentiate. */
-  gradient?: { wrt: readonly string[]; outputs: readonly string[]; call(inputs: Record<string, Input & never>): Record<string, Tensor> };
+  gradient?: { wrt: readonly string[]; outputs: readonly string[]; call(inputs: Record<string, never>): Record<string, Tensor> };
   /** For losses: output name -> the input that it is the gradient of `loss` for. */
   gradients?: Record<string, string>;
   /** Benchmarks: a case at a size, and what it must cost at least. */
@@ -80,10 +80,7 @@ export function isNumbers(value: Case[string]): value is Numbers {
 }
 export function widen(inputs: Case): Widened {
   return Object.fromEntries(
-    Object.entries(inputs).map(([name, value]) => [
-      name,
-      isNumbers(value) ? Object.assign(Float64Array.from(value.data), { shape: value.shape }) : value,
-    ]),
+    Object.entries(inputs).map(([name, value]) => [name, isNumbers(value) ? Object.assign(Float64Array.from(value.data), { shape: value.shape }) : value]),
   );
 }
 export { Parameter };

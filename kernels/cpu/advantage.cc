@@ -87,7 +87,6 @@ RLHF_INLINE void gae_all(Context& ctx, int64_t sequences, int64_t tokens, double
   });
 }
 
-
 RLHF_INLINE D ones(B counts) { return widen(select(counts, set(1.0f), zero())); }
 
 }  // namespace
@@ -150,9 +149,7 @@ void whiten(Context& ctx, const whiten_args& a) {
 
 void moments(Context&, const moments_args& a) {
   double low = __builtin_inf(), high = -__builtin_inf(), bad = 0;
-  const auto each = [&](auto&& f) {
-    return packed_total(0, a.cu_seqlens, [&](int64_t i, int n) { return f(i, n, unmasked(a.mask, i, n)); });
-  };
+  const auto each = [&](auto&& f) { return packed_total(0, a.cu_seqlens, [&](int64_t i, int n) { return f(i, n, unmasked(a.mask, i, n)); }); };
   a.moments[0] = each([&](int64_t, int, B counts) { return ones(counts); });
   a.moments[1] = each([&](int64_t i, int n, B counts) { return widen(load_where(&a.x[i], n, counts)); });
   a.moments[2] = each([&](int64_t i, int n, B counts) {

@@ -25,7 +25,7 @@ constexpr int64_t BLOCK = 8 * GROUP;
 
 // Packed keys and values of one chain under one head, filled up to `filled` tiles.
 struct Packed {
-  float* keys;    // [tiles][D][64]
+  float* keys;  // [tiles][D][64]
   float* values;  // [tiles][64][width(D)]
   int64_t g = -1, b = -1, filled = 0;
 

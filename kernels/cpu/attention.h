@@ -49,8 +49,8 @@ enum class Start { zero, resume, scaled };  // a chain starts from 0, from what 
 // c[R][16 C]: one chain of fused multiply-adds per element, n steps (law 1). Plain numbers as arguments: a struct would
 // be copied through the stack in pieces that the core cannot forward, a bubble per call.
 template <int R, int C>
-__attribute__((noinline)) void register_tile(int64_t n, const float* a, int64_t a_rows, int64_t a_steps, const float* b, int64_t b_steps,
-                                             float* c, int64_t c_rows, Start start, const float* scale) {
+__attribute__((noinline)) void register_tile(
+    int64_t n, const float* a, int64_t a_rows, int64_t a_steps, const float* b, int64_t b_steps, float* c, int64_t c_rows, Start start, const float* scale) {
   V sum[R][C];
 #pragma GCC unroll 8
   for (int i = 0; i < R; i++)
@@ -85,9 +85,7 @@ __attribute__((noinline)) void register_tile(int64_t n, const float* a, int64_t 
 template <int R>
 RLHF_INLINE void product(int64_t columns, int64_t n, Left a, Right b, Result c, Start start, const float* scale = nullptr) {
   constexpr int C = abreast(R);
-  const auto tile = [&]<int width>() {
-    register_tile<R, width>(n, a.data, a.rows, a.steps, b.data, b.steps, c.data, c.rows, start, scale);
-  };
+  const auto tile = [&]<int width>() { register_tile<R, width>(n, a.data, a.rows, a.steps, b.data, b.steps, c.data, c.rows, start, scale); };
   for (; columns >= C; columns -= C, b.data += LANES * C, c.data += LANES * C) tile.template operator()<C>();
   if constexpr (C > 3)
     if (columns == 3) tile.template operator()<3>();
@@ -136,8 +134,8 @@ RLHF_INLINE B first_of(int64_t seen, int j) { return first(int(most(0, least(LAN
 // One tile of the online softmax for the rows from `from` to `rows`; row i sees the tile's first seen[i] keys (1 to 64,
 // ascending in i). An unseen key has the score -inf, so p = 0. Each step runs over all rows before the next, to hide
 // the latency of the row maxima and of exp.
-[[maybe_unused]] __attribute__((noinline)) void attend(int64_t D, float scale, const Rows x, int64_t from, int64_t rows, const float* keys,
-                                      const float* values, const int64_t* seen) {
+[[maybe_unused]] __attribute__((noinline)) void attend(
+    int64_t D, float scale, const Rows x, int64_t from, int64_t rows, const float* keys, const float* values, const int64_t* seen) {
   const int64_t W = width(D);
   for (int64_t i = from; i < rows; i += GROUP)
     with_rows(least(GROUP, rows - i), [&]<int R>() {
@@ -214,7 +212,8 @@ RLHF_INLINE void share(Context& ctx, int64_t total, F&& f) {
   const int64_t parts = most(1, least(ctx.threads, total / worth_waking));
   if (parts == 1) return f(0, int64_t(0), total);
   ctx.each([&](int thread) {
-    if (thread < parts) f(thread, int64_t(double(total) / double(parts) * thread), thread + 1 == parts ? total : int64_t(double(total) / double(parts) * (thread + 1)));
+    if (thread < parts)
+      f(thread, int64_t(double(total) / double(parts) * thread), thread + 1 == parts ? total : int64_t(double(total) / double(parts) * (thread + 1)));
   });
 }
 

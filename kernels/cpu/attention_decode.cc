@@ -23,8 +23,7 @@ void kv_write(Context& ctx, const kv_write_args& a) {
         const int64_t g = column / D, d = column % D, columns = least(end - column, D - d);
         const int64_t head = (a.slots[n] * G + g) * T * D;
         float* keys = a.k_cache.data + head + at / TILE * TILE * D;
-        for (int64_t i = 0; i < run; i++)
-          memcpy(a.v_cache.data + head + (at + i) * D + d, a.v.row(n + i) + column, size_t(columns) * sizeof(float));
+        for (int64_t i = 0; i < run; i++) memcpy(a.v_cache.data + head + (at + i) * D + d, a.v.row(n + i) + column, size_t(columns) * sizeof(float));
         pack_keys(a.k.row(n) + column, a.k.stride, run, columns, keys + d * TILE, at % TILE);
         column += columns;
       }

@@ -25,21 +25,20 @@ constexpr int64_t BLOCK = 16 * GROUP;
 // Everything packed of one tree under one head.
 struct Region {
   float *keys, *values, *rows;  // per tile: k and v as [D][64], k as [64][width(D)]
-  float *dk, *dv;               // [N][width(D)] by token row
+  float *dk, *dv;  // [N][width(D)] by token row
 };
 
 // What a thread works on: a block of queries of one head.
 struct Block {
-  float *q, *d_o;   // [BLOCK][width(D)]
-  float* dq;        // [BLOCK][width(D)]
-  float *p, *ds;    // [BLOCK][64]
+  float *q, *d_o;  // [BLOCK][width(D)]
+  float* dq;  // [BLOCK][width(D)]
+  float *p, *ds;  // [BLOCK][64]
   float *lse, *delta;
 };
 
 // p and ds of R rows against one tile; row i sees its first seen[i] keys.
 template <int R>
-__attribute__((noinline)) void probabilities(int64_t D, float scale, const Block& x, int64_t row, const float* keys, const float* values,
-                                             const int64_t* seen) {
+__attribute__((noinline)) void probabilities(int64_t D, float scale, const Block& x, int64_t row, const float* keys, const float* values, const int64_t* seen) {
   const int64_t columns = (seen[R - 1] + LANES - 1) / LANES, W = width(D);
   float *p = x.p + row * TILE, *ds = x.ds + row * TILE;
   product<R>(columns, D, {x.q + row * W, W, 1}, {keys, TILE}, {p, TILE}, Start::zero);

@@ -9,7 +9,7 @@ namespace {
 struct Chains {
   int64_t B;
   const int32_t* offsets;  // cuSeqlens
-  const int32_t* prefix;   // or null
+  const int32_t* prefix;  // or null
   const int64_t* base;
 
   RLHF_INLINE int64_t length(int64_t b) const { return offsets[b + 1] - offsets[b]; }

@@ -13,9 +13,7 @@ void pack(Context& ctx, const pack_args& a) {
   const int64_t lanes = a.transposed ? I : O, depth = a.transposed ? O : I;
   if (a.packed.dim[0] != round_up(lanes, PANEL) * depth) return ctx.fail("packed has another size than the panels of weight");
   const Matrix b = a.transposed ? Matrix{a.weight.data, I, 1} : Matrix{a.weight.data, 1, I};
-  ctx.split(lanes, PANEL, 16384 / (depth + 1) + 1, [&](int64_t begin, int64_t end) {
-    pack_b(b, 0, depth, begin, end - begin, a.packed.data + begin * depth);
-  });
+  ctx.split(lanes, PANEL, 16384 / (depth + 1) + 1, [&](int64_t begin, int64_t end) { pack_b(b, 0, depth, begin, end - begin, a.packed.data + begin * depth); });
 }
 
 void linear(Context& ctx, const linear_args& a) {
@@ -24,7 +22,9 @@ void linear(Context& ctx, const linear_args& a) {
   const bool packed = a.weight.layout == RLHF_PANELS;
   float* scratch = static_cast<float*>(ctx.scratch(parallel_scratch(ctx.threads, N, O, I, packed) * int64_t(sizeof(float)) + 64));
   if (!scratch) return;
-  product(ctx, {N, O, I, {a.x.data, a.x.stride, 1}, {a.weight.data, 1, I}, packed ? a.weight.data : nullptr, a.y.data, O, false, a.bias ? a.bias.data : nullptr}, scratch);
+  product(ctx,
+      {N, O, I, {a.x.data, a.x.stride, 1}, {a.weight.data, 1, I}, packed ? a.weight.data : nullptr, a.y.data, O, false, a.bias ? a.bias.data : nullptr},
+      scratch);
 }
 
 void linear_grad_input(Context& ctx, const linear_grad_input_args& a) {

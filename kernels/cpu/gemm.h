@@ -74,11 +74,13 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const float* b, 
 
 RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const float* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
   switch (rows) {
+    // clang-format off
 #define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR>(k, a, b, c, c_row, columns, continued, bias);
     ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8)
     ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) ROWS_CASE(13)
 #undef ROWS_CASE
-    default: return micro<MR>(k, a, b, c, c_row, columns, continued, bias);
+        // clang-format on
+        default : return micro<MR>(k, a, b, c, c_row, columns, continued, bias);
   }
 }
 
@@ -212,8 +214,8 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
           const float* panel = p.panels ? p.panels + ((j0 + j) / PANEL * p.k + k0) * PANEL : packed_b + j / PANEL * k * PANEL;
           panel += j % PANEL;
           for (int64_t i = 0; i < m; i += MR)
-            micro_rows(int(smaller(MR, m - i)), k, packed_a + i * k, panel, p.c + (i0 + i) * p.c_row + j0 + j, p.c_row,
-                       int(smaller(NR, n - j)), continued, bias ? bias + j0 + j : nullptr);
+            micro_rows(int(smaller(MR, m - i)), k, packed_a + i * k, panel, p.c + (i0 + i) * p.c_row + j0 + j, p.c_row, int(smaller(NR, n - j)), continued,
+                bias ? bias + j0 + j : nullptr);
         }
       }
     }

@@ -15,8 +15,15 @@ struct Head {
 
   template <class A>
   explicit Head(const A& a)
-      : h(a.h), weight(a.weight), rows(a.rows), y(a.y), inverse_temperature(float(1 / a.temperature)), M(a.rows.dim[0]),
-        C(a.weight.dim[1]), V_(a.weight.dim[0]), tiles((V_ + VOCABULARY_TILE - 1) / VOCABULARY_TILE) {}
+      : h(a.h),
+        weight(a.weight),
+        rows(a.rows),
+        y(a.y),
+        inverse_temperature(float(1 / a.temperature)),
+        M(a.rows.dim[0]),
+        C(a.weight.dim[1]),
+        V_(a.weight.dim[0]),
+        tiles((V_ + VOCABULARY_TILE - 1) / VOCABULARY_TILE) {}
 
   RLHF_INLINE int64_t tile_size(int64_t tile) const { return smaller(VOCABULARY_TILE, V_ - tile * VOCABULARY_TILE); }
   RLHF_INLINE int64_t target(int64_t m, int64_t tile) const {
@@ -61,7 +68,7 @@ struct BackwardMemory {
   int64_t rows, stride, thread_floats, total;
   float *gathered, *logits, *dh, *scratch;
   TileStats* stats;  // [tiles][rows]
-  float* targets;    // [rows]
+  float* targets;  // [rows]
 
   BackwardMemory(const Head& head, int threads, float* base) {
     rows = smaller(BACKWARD_ROWS, head.M);
@@ -98,7 +105,8 @@ RLHF_INLINE void head_backward(Context& ctx, const Head& head, const BackwardMem
     });
   }
   if (dweight)
-    product(ctx, {head.V_, head.C, count, {memory.logits, 1, memory.stride}, {memory.gathered, head.C, 1}, nullptr, dweight.data, head.C, true}, memory.scratch);
+    product(
+        ctx, {head.V_, head.C, count, {memory.logits, 1, memory.stride}, {memory.gathered, head.C, 1}, nullptr, dweight.data, head.C, true}, memory.scratch);
 }
 
 RLHF_INLINE void zero_rows(Context& ctx, View<float> x) {

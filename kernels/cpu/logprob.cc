@@ -87,7 +87,8 @@ void linear_logprob_grad(Context& ctx, const linear_logprob_grad_args& a) {
         for (int64_t r = r0; r < r1; r++) {
           const int64_t m = m0 + r;
           float* x = g + r * memory.stride;
-          logits_grad(x, x, head.tile_size(tile), head.target(m, tile), {a.logp[m], a.lse[m], a.entropy[m]}, a.dlogp[m], a.dentropy ? a.dentropy[m] : 0.0f, head.inverse_temperature);
+          logits_grad(x, x, head.tile_size(tile), head.target(m, tile), {a.logp[m], a.lse[m], a.entropy[m]}, a.dlogp[m], a.dentropy ? a.dentropy[m] : 0.0f,
+              head.inverse_temperature);
         }
       }
     });

@@ -81,8 +81,7 @@ RLHF_INLINE RowStats finish(const TileStats& row, float target) {
 RLHF_INLINE RowStats row_stats(const float* logits, int64_t V_, int64_t y, float inverse_temperature) {
   TileStats row{-__builtin_inf(), 0, 0};
   for (int64_t j = 0; j < V_; j += VOCABULARY_TILE)
-    join(row, tile_stats(logits + j, V_ - j < VOCABULARY_TILE ? V_ - j : VOCABULARY_TILE, inverse_temperature,
-                         y >= j && y < j + VOCABULARY_TILE ? y - j : -1));
+    join(row, tile_stats(logits + j, V_ - j < VOCABULARY_TILE ? V_ - j : VOCABULARY_TILE, inverse_temperature, y >= j && y < j + VOCABULARY_TILE ? y - j : -1));
   return finish(row, logits[y] * inverse_temperature);
 }
 

@@ -145,10 +145,9 @@ RLHF_INLINE double erf(double x) {
     return 1.1283791670955126 * x * p;
   }
   if (a > 6) return x < 0 ? -1 : 1;
-  const double g[16] = {-1.2655175814997767, 1.0001934826283552,  0.37183794382599518, 0.11492450509574627,
-                        -0.3015794019176219, 0.92044953188240657, -4.007490658480246,  10.936695173210958,
-                        -22.946019909425923, 36.927009797880583,  -43.348835465549466, 36.055768892691734,
-                        -20.717908156929874, 7.8530820378583222,  -1.7742153260230882, 0.18160513475234548};
+  const double g[16] = {-1.2655175814997767, 1.0001934826283552, 0.37183794382599518, 0.11492450509574627, -0.3015794019176219, 0.92044953188240657,
+      -4.007490658480246, 10.936695173210958, -22.946019909425923, 36.927009797880583, -43.348835465549466, 36.055768892691734, -20.717908156929874,
+      7.8530820378583222, -1.7742153260230882, 0.18160513475234548};
   const double t = 1 / (1 + 0.5 * a);
   double p = g[15];
   for (int k = 14; k >= 0; k--) p = __builtin_fma(p, t, g[k]);
@@ -259,8 +258,12 @@ RLHF_INLINE V lanewise(V x, F&& f) {  // f in f64 on each lane
   for (int i = 0; i < LANES; i++) lanes[i] = float(f(double(lanes[i])));
   return load(lanes);
 }
-RLHF_INLINE V log1p(V x) { return lanewise(x, [](double y) { return log1p(y); }); }
-RLHF_INLINE V erf(V x) { return lanewise(x, [](double y) { return erf(y); }); }
+RLHF_INLINE V log1p(V x) {
+  return lanewise(x, [](double y) { return log1p(y); });
+}
+RLHF_INLINE V erf(V x) {
+  return lanewise(x, [](double y) { return erf(y); });
+}
 RLHF_INLINE V log_sigmoid(V x) { return min(x, zero()) - log1p(exp(-abs(x))); }
 
 // sin and cos of an angle up to 1e6: reduced in f64, polynomials in f32

@@ -11,9 +11,8 @@ void policy_loss(Context& ctx, const policy_loss_args& a) {
   if (a.kl_coef != 0 && !a.ref_logp) return ctx.fail("kl_coef is not 0, and ref_logp is missing");
   if (a.entropy_coef != 0 && !a.entropy) return ctx.fail("entropy_coef is not 0, and entropy is missing");
   const int64_t sequences = token_weights(a, w);
-  ctx.split(M, LANES, 8192, [&](int64_t begin, int64_t end) {
-    policy_loss_tokens(a, a.logp.data, w, a.dlogp.data, a.dentropy ? a.dentropy.data : nullptr, begin, end);
-  });
+  ctx.split(M, LANES, 8192,
+      [&](int64_t begin, int64_t end) { policy_loss_tokens(a, a.logp.data, w, a.dlogp.data, a.dentropy ? a.dentropy.data : nullptr, begin, end); });
   a.loss[0] = policy_loss_sums(a, a.logp.data, a.entropy ? a.entropy.data : nullptr, w, sequences);
 }
 

@@ -35,7 +35,7 @@ RLHF_INLINE int64_t token_weights(const A& a, float* w) {
 }
 
 struct TokenLoss {
-  V loss, dlogp;       // of the policy term
+  V loss, dlogp;  // of the policy term
   V kl, dkl;
   V d, ratio;
   B clipped, clipped_c;

@@ -30,7 +30,7 @@ void preference_loss(Context& ctx, const preference_loss_args& a) {
       beta = reference ? a.beta : 1;
       z = beta * (chosen - rejected) - margin;
       const double given = a.label ? a.label[p] : 1.0, e = a.label_smoothing, q = given * (1 - e) + (1 - given) * e;
-      const double size = z < 0 ? -z : z, tail = log1p(exp(-size));        // softplus(-|z|)
+      const double size = z < 0 ? -z : z, tail = log1p(exp(-size));  // softplus(-|z|)
       const double positive = (z > 0 ? 0 : size) + tail, negative = (z > 0 ? size : 0) + tail;  // -log sigmoid(z), -log sigmoid(-z)
       l = q * positive + (1 - q) * negative;
       const double small = exp(-size), sigmoid = z < 0 ? small / (1 + small) : 1 / (1 + small);

@@ -18,8 +18,7 @@ RLHF_INLINE double block_sum(int64_t begin, int64_t end, F&& value) {
 // total continued with the elements begin .. end of one sequence
 template <class F>
 RLHF_INLINE double sequence_total(double total, int64_t begin, int64_t end, F&& value) {
-  for (int64_t block = begin; block < end; block += SUM_BLOCK)
-    total = total + block_sum(block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, value);
+  for (int64_t block = begin; block < end; block += SUM_BLOCK) total = total + block_sum(block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, value);
   return total;
 }
 

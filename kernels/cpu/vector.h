@@ -11,6 +11,7 @@
 #include <arm_neon.h>
 #endif
 
+// clang-format off
 namespace rlhf::RLHF_ISA {
 
 constexpr int LANES = 16;

@@ -33,7 +33,12 @@ const PROMPT_ORDER_STREAM = 48;
 
 /** Documents of a text file (one), or of JSONL with `text`, or with `prompt` and `completion`. */
 async function documents(file: string): Promise<string[]> {
-  if (!file.endsWith(".jsonl")) return [await readFile(file, "utf8").catch((error: Error) => { throw typeError("FILE", `${file}: ${error.message}`); })];
+  if (!file.endsWith(".jsonl"))
+    return [
+      await readFile(file, "utf8").catch((error: Error) => {
+        throw typeError("FILE", `${file}: ${error.message}`);
+      }),
+    ];
   return readRows(file, (row: Row) => (row.has("text") ? row.text("text") : row.text("prompt") + row.text("completion")));
 }
 
@@ -44,25 +49,50 @@ async function prompts(file: string, tokenizer: Tokenizer): Promise<Prompt[]> {
 
 const stopIds = (tokenizer: Tokenizer) => (tokenizer.eosId === undefined ? [] : [tokenizer.eosId]);
 
-export async function sft({ config, device, progress }: Opened, files: { data: string; heldOut?: string; model?: string; out: string }, resume: boolean): Promise<void> {
+export async function sft(
+  { config, device, progress }: Opened,
+  files: { data: string; heldOut?: string; model?: string; out: string },
+  resume: boolean,
+): Promise<void> {
   const run = await Run.open(files.out, config, device, resume);
   const text = await documents(files.data);
   const heldOut = files.heldOut ? await documents(files.heldOut) : [];
   const result = await run.stage("sft", () => sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }));
   if (files.model) await copyTokenizer(files.model, files.out);
-  console.log(`${files.out}: ${result.parameters} weights, loss ${result.loss.toFixed(3)}${heldOut.length > 0 ? `, ${result.bitsPerByte.toFixed(3)} bits per held-out byte` : ""}`);
+  console.log(
+    `${files.out}: ${result.parameters} weights, loss ${result.loss.toFixed(3)}${heldOut.length > 0 ? `, ${result.bitsPerByte.toFixed(3)} bits per held-out byte` : ""}`,
+  );
   await device.close();
 }
 
 export async function collect(
   { device, progress }: Opened,
-  { model: folder, prompts: file, out, ...sampling }: { model: string; prompts: string; out: string; samples: number; maxTokens: number; temperature: number; topK: number; topP: number; minP: number; seed: number },
+  {
+    model: folder,
+    prompts: file,
+    out,
+    ...sampling
+  }: {
+    model: string;
+    prompts: string;
+    out: string;
+    samples: number;
+    maxTokens: number;
+    temperature: number;
+    topK: number;
+    topP: number;
+    minP: number;
+    seed: number;
+  },
 ): Promise<void> {
   const [model, tokenizer] = await Promise.all([loadModel(folder, device), Tokenizer.load(folder)]);
   const asked = await prompts(file, tokenizer);
   const options = { ...sampling, stop: stopIds(tokenizer) };
   const completions = await sampleAll(model, asked, options, progress, "collect");
-  await writeCompletions(out, completions.map((completion) => completionRow(asked[completion.index], completion, tokenizer, options)));
+  await writeCompletions(
+    out,
+    completions.map((completion) => completionRow(asked[completion.index], completion, tokenizer, options)),
+  );
   await device.close();
 }
 
@@ -73,7 +103,11 @@ export async function label({ config, device }: Opened, { data, out }: { data: s
   await device.close();
 }
 
-export async function reward({ config, device, progress }: Opened, { model: folder, data, out }: { model: string; data: string; out: string }, resume: boolean): Promise<void> {
+export async function reward(
+  { config, device, progress }: Opened,
+  { model: folder, data, out }: { model: string; data: string; out: string },
+  resume: boolean,
+): Promise<void> {
   const run = await Run.open(out, config, device, resume);
   const [base, tokenizer, rows] = [await loadModel(folder, device), await Tokenizer.load(folder), await readComparisons(data)];
   const model = base.headKind === "score" ? base : base.copy("score", config.seed);
@@ -83,7 +117,9 @@ export async function reward({ config, device, progress }: Opened, { model: fold
     await copyTokenizer(folder, out);
     return done;
   });
-  console.log(`${out}: ${(100 * result.accuracy).toFixed(1)} % of ${result.heldOut} held-out comparisons right, calibration error ${result.calibration.error.toFixed(3)}`);
+  console.log(
+    `${out}: ${(100 * result.accuracy).toFixed(1)} % of ${result.heldOut} held-out comparisons right, calibration error ${result.calibration.error.toFixed(3)}`,
+  );
   await device.close();
 }
 
@@ -92,12 +128,20 @@ export async function ppo(
   files: { model: string; reward: string; prompts: string; pretraining?: string; out: string },
   resume: boolean,
 ): Promise<void> {
-  const { seed, sft: { sequenceLength: length }, ppo: options } = config;
-  if (options.ptxCoef > 0 !== (files.pretraining !== undefined)) throw typeError("CONFIG", "--pretraining goes with ppo.ptxCoef above 0, and the other way round");
+  const {
+    seed,
+    sft: { sequenceLength: length },
+    ppo: options,
+  } = config;
+  if (options.ptxCoef > 0 !== (files.pretraining !== undefined))
+    throw typeError("CONFIG", "--pretraining goes with ppo.ptxCoef above 0, and the other way round");
   const run = await Run.open(files.out, config, device, resume);
   const tokenizer = await Tokenizer.load(files.model);
-  const [policy, reference, rewardModel, critic] = await Promise.all([files.model, files.model, files.reward, files.reward].map((folder) => loadModel(folder, device)));
-  for (const model of [rewardModel, critic]) if (model.headKind !== "score") throw typeError("MODEL", `--reward: ${files.reward} has no score head, wanted a reward model`);
+  const [policy, reference, rewardModel, critic] = await Promise.all(
+    [files.model, files.model, files.reward, files.reward].map((folder) => loadModel(folder, device)),
+  );
+  for (const model of [rewardModel, critic])
+    if (model.headKind !== "score") throw typeError("MODEL", `--reward: ${files.reward} has no score head, wanted a reward model`);
   const all = await prompts(files.prompts, tokenizer);
   const batch = (update: number) => {
     const order = Array.from({ length: options.rolloutBatch }, (_, i) => update * options.rolloutBatch + i);
@@ -107,10 +151,18 @@ export async function ppo(
       return { prompt: all[shuffled[place % all.length]].ids, index, sample: 0 };
     });
   };
-  const stream = files.pretraining ? Int32Array.from((await documents(files.pretraining)).flatMap((text) => [...stopIds(tokenizer), ...tokenizer.encode(text)])) : undefined;
+  const stream = files.pretraining
+    ? Int32Array.from((await documents(files.pretraining)).flatMap((text) => [...stopIds(tokenizer), ...tokenizer.encode(text)]))
+    : undefined;
   const pretraining = stream && textBatches(stream, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
   const result = await run.stage("ppo", async () => {
-    const done = await ppoStage({ config, device, run, progress }, { policy, reference, reward: rewardModel, critic }, batch, { ...options, seed, stop: stopIds(tokenizer) }, pretraining);
+    const done = await ppoStage(
+      { config, device, run, progress },
+      { policy, reference, reward: rewardModel, critic },
+      batch,
+      { ...options, seed, stop: stopIds(tokenizer) },
+      pretraining,
+    );
     await saveModel(policy, files.out);
     await copyTokenizer(files.model, files.out);
     return done;
@@ -129,11 +181,22 @@ export async function evaluation(
   const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: stopIds(tokenizer) };
   const { result, rows } = await evaluate({ progress }, { base, policy, reward: rewardModel }, tokenizer, await prompts(files.prompts, tokenizer), sampling);
   await writeJsonl(files.out, rows);
-  console.log(table(["figure", "value"], Object.entries(result).map(([name, value]) => [name, Array.isArray(value) ? value.map((x) => x.toFixed(4)).join(" to ") : typeof value === "number" ? String(Number(value.toFixed(4))) : String(value)])));
+  console.log(
+    table(
+      ["figure", "value"],
+      Object.entries(result).map(([name, value]) => [
+        name,
+        Array.isArray(value) ? value.map((x) => x.toFixed(4)).join(" to ") : typeof value === "number" ? String(Number(value.toFixed(4))) : String(value),
+      ]),
+    ),
+  );
   await device.close();
 }
 
-export async function logp({ device }: Opened, { model: folder, data, out, microBatch, temperature }: { model: string; data: string; out: string; microBatch: number; temperature?: number }): Promise<void> {
+export async function logp(
+  { device }: Opened,
+  { model: folder, data, out, microBatch, temperature }: { model: string; data: string; out: string; microBatch: number; temperature?: number },
+): Promise<void> {
   const model = await loadModel(folder, device);
   const rows = await readCompletions(data);
   const episodes = rows.map(({ prompt_ids, completion_ids }) => ({ prompt: prompt_ids, completion: completion_ids }));
@@ -145,7 +208,11 @@ export async function logp({ device }: Opened, { model: folder, data, out, micro
     // lines of one temperature go through the model together
     for (const t of new Set(rows.map((row) => temperature ?? row.temperature))) {
       const chosen = rows.flatMap((row, i) => ((temperature ?? row.temperature) === t ? [i] : []));
-      const { logp, entropy } = await logps(model, chosen.map((i) => episodes[i]), { microBatch, temperature: t || 1 });
+      const { logp, entropy } = await logps(
+        model,
+        chosen.map((i) => episodes[i]),
+        { microBatch, temperature: t || 1 },
+      );
       chosen.forEach((i, k) => Object.assign(results[i], { temperature: t, logprobs: [...logp[k]], entropy: [...entropy[k]] }));
     }
   }

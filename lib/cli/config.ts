@@ -15,9 +15,12 @@ type Where = (path: Path) => string;
  */
 export async function readConfig(file: string | undefined, sets: readonly string[] = []): Promise<Config> {
   const lines = new LineCounter();
-  const text = file === undefined ? "" : await readFile(file, "utf8").catch((error: Error) => {
-    throw typeError("CONFIG", `--config: ${error.message}`);
-  });
+  const text =
+    file === undefined
+      ? ""
+      : await readFile(file, "utf8").catch((error: Error) => {
+          throw typeError("CONFIG", `--config: ${error.message}`);
+        });
   const document = parseDocument(text, { lineCounter: lines });
   const [fault] = document.errors;
   if (fault) throw typeError("CONFIG", `${file}: ${fault.message}`);
@@ -83,7 +86,11 @@ function message(issue: z.core.$ZodIssue, given: unknown, where: Where): string 
     return `${where([...path, key])}: there is no option "${full}", did you mean ${hint}?`;
   }
   const value = path.reduce<unknown>((at, name) => (at as Record<string | number, unknown> | undefined)?.[name], given);
-  const wanted = issue.message.replace(/^Invalid input: expected /, "").replace(/^Invalid option: expected /, "").replace(/, received .*$/, "").replace(/^Too (small|big): expected \w+ to be /, "a number ");
+  const wanted = issue.message
+    .replace(/^Invalid input: expected /, "")
+    .replace(/^Invalid option: expected /, "")
+    .replace(/, received .*$/, "")
+    .replace(/^Too (small|big): expected \w+ to be /, "a number ");
   return `${where(path)}: ${path.join(".")} is ${JSON.stringify(value)}, wanted ${wanted}`;
 }
 

@@ -72,7 +72,11 @@ export async function demo(folder: string, config: Config, device: Device, progr
       const rows = completions.map((completion) => completionRow(asked[completion.index], completion, tokenizer, sampling));
       await writeCompletions(run.path("completions.jsonl"), rows);
       const [first] = byPrompt(rows);
-      return { prompts: asked.length, completions: rows.length, example: { prompt: first[0].prompt, completions: first.slice(0, 2).map(({ completion }) => completion) } };
+      return {
+        prompts: asked.length,
+        completions: rows.length,
+        example: { prompt: first[0].prompt, completions: first.slice(0, 2).map(({ completion }) => completion) },
+      };
     });
   });
 
@@ -105,7 +109,8 @@ export async function demo(folder: string, config: Config, device: Device, progr
       const batch = (update: number) =>
         asked.slice(update * rolloutBatch, (update + 1) * rolloutBatch).map(({ ids }, index) => ({ prompt: ids, index, sample: 0 }));
       const { sequenceLength: length } = config.sft;
-      const pretraining = ptxCoef > 0 ? textBatches(encodeAll(corpus.train, tokenizer), { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed }) : undefined;
+      const pretraining =
+        ptxCoef > 0 ? textBatches(encodeAll(corpus.train, tokenizer), { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed }) : undefined;
       const result = await ppoStage(context, { policy, reference, reward: rewardModel, critic }, batch, { ...config.ppo, seed, stop }, pretraining);
       await saveModel(policy, policyDir);
       await copyTokenizer(baseDir, policyDir);
@@ -124,7 +129,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
   });
 
   const stages = Object.fromEntries(run.done.map(({ name, seconds }) => [name, seconds]));
-  const { samples, ...figures } = evaluation;
+  const { samples: _samples, ...figures } = evaluation;
   const summary = {
     seconds: Object.values(stages).reduce((a, b) => a + b, 0),
     stages,
@@ -132,7 +137,9 @@ export async function demo(folder: string, config: Config, device: Device, progr
     bitsPerByte: sft.bitsPerByte,
     rewardModelAccuracy: reward.accuracy,
     rewardModelCalibrationError: reward.calibration.error,
-    policySha256: createHash("sha256").update(await readFile(`${policyDir}/model.safetensors`)).digest("hex"),
+    policySha256: createHash("sha256")
+      .update(await readFile(`${policyDir}/model.safetensors`))
+      .digest("hex"),
     seed,
     lawVersion: native.lawVersion,
     peakBytes: device.memory().peak,
@@ -167,14 +174,17 @@ export function summaryTable(summary: Summary, folder: string): string {
 }
 
 /** One sample, before and after, for people to read. */
-export const sampleText = ({ prompt, base, policy }: EvalRow): string => `\u25b8${prompt}\n  base:  ${base.replace(/\s+/g, " ")}\n  policy:${policy.replace(/\s+/g, " ")}`;
+export const sampleText = ({ prompt, base, policy }: EvalRow): string =>
+  `\u25b8${prompt}\n  base:  ${base.replace(/\s+/g, " ")}\n  policy:${policy.replace(/\s+/g, " ")}`;
 
 function firstBytes(addresses: readonly Address[], bytes: number): string {
   const text = addresses.map(({ text }) => text).join("\n");
-  return Buffer.from(text).subarray(0, bytes).toString("utf8").replace(/\ufffd+$/, "");
+  return Buffer.from(text)
+    .subarray(0, bytes)
+    .toString("utf8")
+    .replace(/\ufffd+$/, "");
 }
 
 function encodeAll(addresses: readonly Address[], tokenizer: Tokenizer): Int32Array {
   return Int32Array.from(addresses.flatMap(({ text }) => [tokenizer.eosId!, ...tokenizer.encode(text)]));
 }
-

@@ -2,16 +2,21 @@
 import { Command, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { join } from "node:path";
 
-const whole = (least: number) => (text: string): number => {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < least) throw new InvalidArgumentError(`wanted a whole number from ${least}`);
-  return value;
-};
-const number = (low: number, high = Infinity) => (text: string): number => {
-  const value = Number(text);
-  if (text.trim() === "" || !(value >= low && value <= high)) throw new InvalidArgumentError(`wanted a number from ${low}${high < Infinity ? ` to ${high}` : ""}`);
-  return value;
-};
+const whole =
+  (least: number) =>
+  (text: string): number => {
+    const value = Number(text);
+    if (!Number.isInteger(value) || value < least) throw new InvalidArgumentError(`wanted a whole number from ${least}`);
+    return value;
+  };
+const number =
+  (low: number, high = Infinity) =>
+  (text: string): number => {
+    const value = Number(text);
+    if (text.trim() === "" || !(value >= low && value <= high))
+      throw new InvalidArgumentError(`wanted a number from ${low}${high < Infinity ? ` to ${high}` : ""}`);
+    return value;
+  };
 const collected = (value: string, before: string[]) => [...before, value];
 
 const program = new Command("rlhf").description("All of RLHF on hand-written kernels").showHelpAfterError("(rlhf --help lists the commands)");
@@ -36,7 +41,10 @@ stage("demo", "the whole of RLHF in minutes: base model, completions, comparison
     const { config, device, progress } = await opened(options);
     const folder = join(runs, name);
     const summary = await demo(folder, config, device, progress, resumed);
-    const samples = (await readFile(join(folder, "eval.jsonl"), "utf8")).split("\n").slice(0, 6).map((line) => sampleText(JSON.parse(line)));
+    const samples = (await readFile(join(folder, "eval.jsonl"), "utf8"))
+      .split("\n")
+      .slice(0, 6)
+      .map((line) => sampleText(JSON.parse(line)));
     console.log(`\n${samples.join("\n")}\n\n${summaryTable(summary, folder)}`);
     await device.close();
   });
@@ -47,7 +55,9 @@ stage("sft", "train a language model on text, from nothing or from a model")
   .option("--model <dir>", "start from this model")
   .requiredOption("--out <dir>", "Hugging Face directory to write")
   .addOption(resume)
-  .action(async ({ data, heldOut, model, out, resume: resumed, ...options }) => (await import("./commands.js")).sft(await opened(options), { data, heldOut, model, out }, resumed));
+  .action(async ({ data, heldOut, model, out, resume: resumed, ...options }) =>
+    (await import("./commands.js")).sft(await opened(options), { data, heldOut, model, out }, resumed),
+  );
 
 program
   .command("collect")
@@ -75,7 +85,9 @@ stage("reward", "train a reward model on comparisons")
   .requiredOption("--data <file>", "JSONL with prompt, chosen, rejected (agreement, margin), or prompt, ranking")
   .requiredOption("--out <dir>", "Hugging Face directory to write")
   .addOption(resume)
-  .action(async ({ model, data, out, resume: resumed, ...options }) => (await import("./commands.js")).reward(await opened(options), { model, data, out }, resumed));
+  .action(async ({ model, data, out, resume: resumed, ...options }) =>
+    (await import("./commands.js")).reward(await opened(options), { model, data, out }, resumed),
+  );
 
 stage("ppo", "fine-tune a policy against a reward model, near its base")
   .requiredOption("--model <dir>", "the policy's start and its reference")
@@ -94,7 +106,9 @@ stage("eval", "compare a policy with its base model on prompts")
   .requiredOption("--prompts <file>", "JSONL with prompt")
   .option("--reward <dir>", "a reward model to ask too")
   .requiredOption("--out <file>", "JSONL with both completions of each prompt")
-  .action(async ({ base, policy, prompts, reward, out, ...options }) => (await import("./commands.js")).evaluation(await opened(options), { base, policy, prompts, reward, out }));
+  .action(async ({ base, policy, prompts, reward, out, ...options }) =>
+    (await import("./commands.js")).evaluation(await opened(options), { base, policy, prompts, reward, out }),
+  );
 
 program
   .command("logp")
@@ -115,8 +129,17 @@ program
     const found = await (await import("./info.js")).info();
     if (json) return console.log(JSON.stringify(found, null, 2));
     for (const [name, value] of Object.entries(found)) {
-      const text = typeof value === "object" ? (Array.isArray(value) ? value.join(", ") : Object.entries(value).map(([key, state]) => `${key}: ${String(state)}`).join("; ")) : value;
-      console.log(`${name.padEnd(14)} ${name === "fmaPeak" ? `${(Number(value) / 1e9).toFixed(0)} GFLOP/s` : name === "readBandwidth" ? `${(Number(value) / 1e9).toFixed(1)} GB/s` : String(text)}`);
+      const text =
+        typeof value === "object"
+          ? Array.isArray(value)
+            ? value.join(", ")
+            : Object.entries(value)
+                .map(([key, state]) => `${key}: ${String(state)}`)
+                .join("; ")
+          : value;
+      console.log(
+        `${name.padEnd(14)} ${name === "fmaPeak" ? `${(Number(value) / 1e9).toFixed(0)} GFLOP/s` : name === "readBandwidth" ? `${(Number(value) / 1e9).toFixed(1)} GB/s` : String(text)}`,
+      );
     }
   });
 
@@ -128,7 +151,12 @@ program
     const [{ opList }, { table }] = await Promise.all([import("./info.js"), import("./table.js")]);
     const list = opList();
     if (json) return console.log(JSON.stringify(list, null, 2));
-    console.log(table(["op", "inputs", "outputs", "cpu"], list.map(({ name, inputs, outputs, cpu }) => [name, inputs.join(" "), outputs.join(" "), cpu.join(" ")])));
+    console.log(
+      table(
+        ["op", "inputs", "outputs", "cpu"],
+        list.map(({ name, inputs, outputs, cpu }) => [name, inputs.join(" "), outputs.join(" "), cpu.join(" ")]),
+      ),
+    );
   });
 
 interface Common {

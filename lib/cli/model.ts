@@ -6,6 +6,28 @@ export function modelConfig({ model }: Config, eosId: number | undefined): Model
   const { layers, width, heads, kvHeads, mlp, vocabulary, context, tied } = model;
   const common = { layers, width, heads, headSize: width / heads, mlp, vocabulary, context, ropeTheta: 10000, tied, eosId };
   if (model.kind === "gpt2")
-    return { ...common, kind: "gpt2", kvHeads: heads, positions: "learned", norm: "layer", normEps: 1e-5, activation: "gelu-tanh", qkvBias: true, outBias: true, mlpBias: true };
-  return { ...common, kind: "llama", kvHeads, positions: "rotary", norm: "rms", normEps: 1e-5, activation: "swiglu", qkvBias: false, outBias: false, mlpBias: false };
+    return {
+      ...common,
+      kind: "gpt2",
+      kvHeads: heads,
+      positions: "learned",
+      norm: "layer",
+      normEps: 1e-5,
+      activation: "gelu-tanh",
+      qkvBias: true,
+      outBias: true,
+      mlpBias: true,
+    };
+  return {
+    ...common,
+    kind: "llama",
+    kvHeads,
+    positions: "rotary",
+    norm: "rms",
+    normEps: 1e-5,
+    activation: "swiglu",
+    qkvBias: false,
+    outBias: false,
+    mlpBias: false,
+  };
 }

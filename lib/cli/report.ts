@@ -61,7 +61,13 @@ ${escape(String(parts.summary.cpu))}, ${escape(String(parts.summary.isa))}, ${St
 ${parts.eval.samples.map(sampleRow).join("\n")}
 </tbody></table>
 <h2>Summary</h2>
-<table class="summary">${Object.entries(parts.summary).filter(([, value]) => typeof value !== "object").map(([name, value]) => `<tr><th>${escape(name)}</th><td>${escape(typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value))}</td></tr>`).join("")}</table>
+<table class="summary">${Object.entries(parts.summary)
+    .filter(([, value]) => typeof value !== "object")
+    .map(
+      ([name, value]) =>
+        `<tr><th>${escape(name)}</th><td>${escape(typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value))}</td></tr>`,
+    )
+    .join("")}</table>
 <script>${script}</script>
 <script>const charts = ${JSON.stringify(charts).replaceAll("<", "\\u003c")};${drawing}</script>
 </body>
@@ -76,12 +82,48 @@ function boxes(parts: Parts, seconds: Record<string, number>): string[] {
   const box = (stage: string, title: string, about: string, counts: string, example: string) =>
     `<section><h3>${title}</h3><p class="count">${counts}<br>${duration(seconds[stage] ?? 0)}</p><p>${about}</p><p class="example">${example}</p></section>`;
   return [
-    box("sft", "base model", "A tokenizer and a transformer learn the language of the speeches, token by token.", `${count(sft.parameters)} weights, ${count(sft.tokens)} tokens`, `${sft.bitsPerByte.toFixed(3)} bits per held-out byte`),
-    box("collect", "completions", "The base model continues prompts from text that it has not read, several times each.", `${count(collect.prompts)} prompts, ${count(collect.completions)} completions`, `\u2026${escape(prompt)}<ins>${escape(completions[0])}</ins>`),
-    box("label", "comparisons", `${label.annotators} scripted annotators say which of two completions sounds better; they read a sentiment lexicon, and disagree as people do.`, `${count(label.comparisons)} pairs, ${count(label.disagreed)} not unanimous`, `<b>\u2713</b> ${escape(label.example.chosen)}<br><b>\u2717</b> ${escape(label.example.rejected)}`),
-    box("reward", "reward model", "The base model with a scalar head learns to score as the annotators choose (Bradley and Terry).", `${count(reward.comparisons)} pairs, ${count(reward.heldOut)} held out`, `${percent(reward.accuracy)} of held-out pairs right, calibration error ${reward.calibration.error.toFixed(3)}`),
-    box("ppo", "PPO", "The policy is moved toward what the reward model scores high, and pays for every nat that it leaves the base model.", `${ppo.updates} updates, ${count(ppo.episodes)} completions`, `reward ${fixed(summary.rewardBefore)} \u2192 ${fixed(summary.rewardAfter)}`),
-    box("eval", "evaluation", "Base and policy continue the same new prompts; the annotator, without noise and never seen by the policy, judges.", `${count(parts.eval.prompts)} prompts`, sample ? `\u2026${escape(sample.prompt)}<ins>${escape(sample.policy)}</ins>` : ""),
+    box(
+      "sft",
+      "base model",
+      "A tokenizer and a transformer learn the language of the speeches, token by token.",
+      `${count(sft.parameters)} weights, ${count(sft.tokens)} tokens`,
+      `${sft.bitsPerByte.toFixed(3)} bits per held-out byte`,
+    ),
+    box(
+      "collect",
+      "completions",
+      "The base model continues prompts from text that it has not read, several times each.",
+      `${count(collect.prompts)} prompts, ${count(collect.completions)} completions`,
+      `\u2026${escape(prompt)}<ins>${escape(completions[0])}</ins>`,
+    ),
+    box(
+      "label",
+      "comparisons",
+      `${label.annotators} scripted annotators say which of two completions sounds better; they read a sentiment lexicon, and disagree as people do.`,
+      `${count(label.comparisons)} pairs, ${count(label.disagreed)} not unanimous`,
+      `<b>\u2713</b> ${escape(label.example.chosen)}<br><b>\u2717</b> ${escape(label.example.rejected)}`,
+    ),
+    box(
+      "reward",
+      "reward model",
+      "The base model with a scalar head learns to score as the annotators choose (Bradley and Terry).",
+      `${count(reward.comparisons)} pairs, ${count(reward.heldOut)} held out`,
+      `${percent(reward.accuracy)} of held-out pairs right, calibration error ${reward.calibration.error.toFixed(3)}`,
+    ),
+    box(
+      "ppo",
+      "PPO",
+      "The policy is moved toward what the reward model scores high, and pays for every nat that it leaves the base model.",
+      `${ppo.updates} updates, ${count(ppo.episodes)} completions`,
+      `reward ${fixed(summary.rewardBefore)} \u2192 ${fixed(summary.rewardAfter)}`,
+    ),
+    box(
+      "eval",
+      "evaluation",
+      "Base and policy continue the same new prompts; the annotator, without noise and never seen by the policy, judges.",
+      `${count(parts.eval.prompts)} prompts`,
+      sample ? `\u2026${escape(sample.prompt)}<ins>${escape(sample.policy)}</ins>` : "",
+    ),
   ];
 }
 
@@ -93,19 +135,45 @@ async function curves(run: Run, parts: Parts): Promise<Chart[]> {
     stages.get(line.stage)!.push(line);
   }
   const of = (stage: string) => stages.get(stage) ?? [];
-  const series = (stage: string, name: string, label = name): Series => thin({ label, x: of(stage).map(({ step }) => step), y: of(stage).map((line) => line[name]) });
-  const ppo = (title: string, about: string, ...names: [string, string][]): Chart => ({ title, about, x: "update", series: names.map(([name, label]) => series("ppo", name, label)) });
+  const series = (stage: string, name: string, label = name): Series =>
+    thin({ label, x: of(stage).map(({ step }) => step), y: of(stage).map((line) => line[name]) });
+  const ppo = (title: string, about: string, ...names: [string, string][]): Chart => ({
+    title,
+    about,
+    x: "update",
+    series: names.map(([name, label]) => series("ppo", name, label)),
+  });
   const { bins } = parts.reward.calibration;
   return [
     { title: "Base model", about: "loss, nats per token", x: "step", series: [series("sft", "loss")] },
     { title: "Reward model", about: "share of each batch's comparisons that it gets right", x: "step", series: [series("reward", "accuracy")] },
     {
-      title: "Calibration", about: "held-out: how often A was preferred, where the model says so with this probability", x: "P(A preferred)", points: true,
-      series: [{ label: "observed", x: bins.map(({ probability }) => probability), y: bins.map(({ outcome }) => outcome) }, { label: "ideal", x: bins.map(({ probability }) => probability), y: bins.map(({ probability }) => probability) }],
+      title: "Calibration",
+      about: "held-out: how often A was preferred, where the model says so with this probability",
+      x: "P(A preferred)",
+      points: true,
+      series: [
+        { label: "observed", x: bins.map(({ probability }) => probability), y: bins.map(({ outcome }) => outcome) },
+        { label: "ideal", x: bins.map(({ probability }) => probability), y: bins.map(({ probability }) => probability) },
+      ],
     },
     ppo("Reward", "mean score of the reward model", ["reward", "reward"]),
     ppo("KL", "to the base model, nats per completion", ["kl", "KL"]),
-    { title: "Reward against KL", about: "what a nat buys", x: "KL, nats per completion", points: true, series: [{ label: "reward", ...sorted(of("ppo").map(({ kl }) => kl), of("ppo").map(({ reward }) => reward)) }] },
+    {
+      title: "Reward against KL",
+      about: "what a nat buys",
+      x: "KL, nats per completion",
+      points: true,
+      series: [
+        {
+          label: "reward",
+          ...sorted(
+            of("ppo").map(({ kl }) => kl),
+            of("ppo").map(({ reward }) => reward),
+          ),
+        },
+      ],
+    },
     ppo("Entropy", "of the policy, nats per token", ["entropy", "entropy"]),
     ppo("Clip fraction", "share of tokens whose ratio was clipped", ["clipFraction", "clip fraction"]),
     ppo("Value loss", "half the mean squared error", ["valueLoss", "value loss"]),

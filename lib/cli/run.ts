@@ -110,12 +110,19 @@ export class Checkpoint {
     if (!existsSync(this.file)) return;
     const { tensors, metadata } = await readSafetensorsFile(this.file);
     if (metadata.stage !== this.stage) return;
-    const { steps, state, metricsBytes } = JSON.parse(metadata.counters) as { steps: Record<string, number>; state: Record<string, unknown>; metricsBytes: number };
+    const { steps, state, metricsBytes } = JSON.parse(metadata.counters) as {
+      steps: Record<string, number>;
+      state: Record<string, unknown>;
+      metricsBytes: number;
+    };
     for (const [key, model] of Object.entries(this.parts.models))
-      for (const [name, { value }] of model.parameters) value.write(tensors.get(`${key}/${name}`)!.data as Float32Array);
+      for (const [name, { value }] of model.parameters) value.write(tensors.get(`${key}/${name}`)!.data);
     for (const [key, optimizer] of Object.entries(this.parts.optimizers)) {
       const prefix = `${key}:`;
-      optimizer.restore(steps[key], new Map([...tensors].filter(([name]) => name.startsWith(prefix)).map(([name, tensor]) => [name.slice(prefix.length), tensor])));
+      optimizer.restore(
+        steps[key],
+        new Map([...tensors].filter(([name]) => name.startsWith(prefix)).map(([name, tensor]) => [name.slice(prefix.length), tensor])),
+      );
     }
     this.parts.state?.set(state);
     await this.metrics.restore(metricsBytes);
@@ -131,9 +138,9 @@ export class Checkpoint {
   async save(): Promise<void> {
     const tensors = new Map<string, StoredTensor>();
     for (const [key, model] of Object.entries(this.parts.models))
-      for (const [name, { value }] of model.parameters) tensors.set(`${key}/${name}`, { shape: value.shape, data: (await value.read()) as Float32Array });
+      for (const [name, { value }] of model.parameters) tensors.set(`${key}/${name}`, { shape: value.shape, data: await value.read() });
     for (const [key, optimizer] of Object.entries(this.parts.optimizers))
-      for (const [name, { shape, data }] of await optimizer.state()) tensors.set(`${key}:${name}`, { shape, data: data as Float32Array });
+      for (const [name, { shape, data }] of await optimizer.state()) tensors.set(`${key}:${name}`, { shape, data: data });
     const counters = JSON.stringify({
       steps: Object.fromEntries(Object.entries(this.parts.optimizers).map(([key, { steps }]) => [key, steps])),
       state: this.parts.state?.get() ?? {},

@@ -29,7 +29,9 @@ const sampling = {
 const section = <T extends z.ZodRawShape>(shape: T) => z.strictObject(shape).prefault({} as never);
 
 export const schema = z.strictObject({
-  seed: whole(0).max(2 ** 32 - 1).default(0),
+  seed: whole(0)
+    .max(2 ** 32 - 1)
+    .default(0),
   model: section({
     kind: z.enum(["llama", "gpt2"]).default("llama"),
     layers: whole(1).default(4),
@@ -138,7 +140,11 @@ export const usedOnlyWhen: { options: string[]; when: (config: Config) => boolea
 
 /** What must hold between options. */
 export const rules: { option: string; holds: (config: Config) => boolean; wanted: string }[] = [
-  { option: "model.heads", holds: ({ model }) => model.width % model.heads === 0 && (model.width / model.heads) % 2 === 0, wanted: "a divisor of model.width with an even quotient" },
+  {
+    option: "model.heads",
+    holds: ({ model }) => model.width % model.heads === 0 && (model.width / model.heads) % 2 === 0,
+    wanted: "a divisor of model.width with an even quotient",
+  },
   { option: "model.kvHeads", holds: ({ model }) => model.kind === "gpt2" || model.heads % model.kvHeads === 0, wanted: "a divisor of model.heads" },
   { option: "sft.sequenceLength", holds: ({ sft, model }) => sft.sequenceLength <= model.context, wanted: "at most model.context" },
   { option: "prompts.maxTokens", holds: ({ prompts }) => prompts.minTokens <= prompts.maxTokens, wanted: "at least prompts.minTokens" },

@@ -16,10 +16,13 @@ const NEGATED = -0.75; // "not good" is less bad than "bad"
  */
 export function sentiment(text: string): number {
   let score = 0;
-  for (const clause of text.toLowerCase().replaceAll("\u2019", "'").split(/[.,:;!?()"]|--|\u2014/)) {
+  for (const clause of text
+    .toLowerCase()
+    .replaceAll("\u2019", "'")
+    .split(/[.,:;!?()"]|--|\u2014/)) {
     const words = clause.match(/\p{L}+(?:['-]\p{L}+)*/gu) ?? [];
     let negated = 0; // words that the last negation still reaches
-    for (let i = 0; i < words.length; ) {
+    for (let i = 0; i < words.length;) {
       const [valence, length] = phrase(words, i);
       score += negated > 0 ? NEGATED * valence : valence;
       negated = length === 1 && isNegation(words[i]) ? NEGATION_REACH : Math.max(0, negated - length);

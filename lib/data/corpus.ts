@@ -26,7 +26,12 @@ const TENTH = 10;
 
 /** Two centuries of State of the Union addresses, split by address: 80 % train, 10 % held out, 10 % evaluation. */
 export function stateOfTheUnion(): Corpus {
-  const addresses = (sotu() as { year: number; name: string; text: string }[]).map(({ year, name, text }, index) => ({ index, year, speaker: name, text: clean(text) }));
+  const addresses = (sotu() as { year: number; name: string; text: string }[]).map(({ year, name, text }, index) => ({
+    index,
+    year,
+    speaker: name,
+    text: clean(text),
+  }));
   const among = (...tenths: number[]) => addresses.filter(({ index }) => tenths.includes(index % TENTH));
   return { train: among(0, 1, 2, 4, 5, 6, 7, 9), heldOut: among(3), evaluation: among(8) };
 }

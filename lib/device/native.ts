@@ -53,10 +53,7 @@ export const root = packageRoot();
 function load(): Addon {
   const require = createRequire(import.meta.url);
   const tried: string[] = [];
-  for (const place of [
-    `@rlhf-kernels/${process.platform}-${process.arch}`,
-    join(root, "build/native/Release/rlhf_kernels.node"),
-  ])
+  for (const place of [`@rlhf-kernels/${process.platform}-${process.arch}`, join(root, "build/native/Release/rlhf_kernels.node")])
     try {
       return require(place) as Addon;
     } catch (error) {

@@ -111,6 +111,5 @@ export class Random {
 }
 
 function word(name: string, value: number): void {
-  if (!(Number.isInteger(value) && value >= 0 && value < 2 ** 32))
-    throw rangeError("RANGE", `${name} is ${value}, wanted a whole number from 0 to 2^32 - 1`);
+  if (!(Number.isInteger(value) && value >= 0 && value < 2 ** 32)) throw rangeError("RANGE", `${name} is ${value}, wanted a whole number from 0 to 2^32 - 1`);
 }

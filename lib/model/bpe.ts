@@ -27,7 +27,10 @@ export function trainBpe(texts: Iterable<string>, { vocabulary, specials = ["<|e
     if (token === "" || alphabet.includes(token) || specials.indexOf(token) !== i)
       throw typeError("TOKENIZER", `specials[${i}] is ${JSON.stringify(token)}, wanted a token that is neither empty, a byte's character nor given twice`);
   const tokens = [...specials, ...alphabet];
-  const corpus = new Corpus(texts, Int32Array.from(byteCharacters, (character) => tokens.indexOf(character)));
+  const corpus = new Corpus(
+    texts,
+    Int32Array.from(byteCharacters, (character) => tokens.indexOf(character)),
+  );
   return files(tokens, learn(corpus, tokens, vocabulary), specials);
 }
 
@@ -137,21 +140,34 @@ function files(tokens: readonly string[], merges: readonly [string, string][], s
       truncation: null,
       padding: null,
       added_tokens: specials.map((content, id) => ({
-        id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true,
+        id,
+        content,
+        single_word: false,
+        lstrip: false,
+        rstrip: false,
+        normalized: false,
+        special: true,
       })),
       normalizer: null,
       pre_tokenizer: byteLevel,
       post_processor: null,
       decoder: byteLevel,
       model: {
-        type: "BPE", dropout: null, unk_token: null, continuing_subword_prefix: null, end_of_word_suffix: null,
-        fuse_unk: false, byte_fallback: false, ignore_merges: false,
+        type: "BPE",
+        dropout: null,
+        unk_token: null,
+        continuing_subword_prefix: null,
+        end_of_word_suffix: null,
+        fuse_unk: false,
+        byte_fallback: false,
+        ignore_merges: false,
         vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
         merges: merges.map(([first, second]) => `${first} ${second}`),
       },
     },
     tokenizerConfig: {
-      tokenizer_class: "PreTrainedTokenizerFast", clean_up_tokenization_spaces: false,
+      tokenizer_class: "PreTrainedTokenizerFast",
+      clean_up_tokenization_spaces: false,
       ...(specials.length > 0 ? { eos_token: specials[0] } : {}),
     },
   };

@@ -22,22 +22,45 @@ function place(ours: string, { kind }: ModelConfig): Place {
   const [, layer, part, what] = /^layers\.(\d+)\.(\w+)\.(\w+)$/.exec(ours) ?? [];
   if (kind === "gpt2") {
     const top: Record<string, string> = {
-      embedding: "transformer.wte.weight", positions: "transformer.wpe.weight", "norm.gain": "transformer.ln_f.weight",
-      "norm.bias": "transformer.ln_f.bias", head: "lm_head.weight", score: "score.weight",
+      embedding: "transformer.wte.weight",
+      positions: "transformer.wpe.weight",
+      "norm.gain": "transformer.ln_f.weight",
+      "norm.bias": "transformer.ln_f.bias",
+      head: "lm_head.weight",
+      score: "score.weight",
     };
     if (top[ours]) return { name: top[ours] };
-    const modules: Record<string, string> = { attentionNorm: "ln_1", mlpNorm: "ln_2", q: "attn.c_attn", k: "attn.c_attn", v: "attn.c_attn", o: "attn.c_proj", up: "mlp.c_fc", down: "mlp.c_proj" };
+    const modules: Record<string, string> = {
+      attentionNorm: "ln_1",
+      mlpNorm: "ln_2",
+      q: "attn.c_attn",
+      k: "attn.c_attn",
+      v: "attn.c_attn",
+      o: "attn.c_proj",
+      up: "mlp.c_fc",
+      down: "mlp.c_proj",
+    };
     const name = `transformer.h.${layer}.${modules[part]}.${what === "gain" ? "weight" : what}`;
     const third = (["q", "k", "v"] as const).indexOf(part as "q");
     return { name, transposed: what === "weight", ...(third >= 0 ? { third: third as 0 | 1 | 2 } : {}) };
   }
   const top: Record<string, string> = {
-    embedding: "model.embed_tokens.weight", "norm.gain": "model.norm.weight", head: "lm_head.weight", score: "score.weight",
+    embedding: "model.embed_tokens.weight",
+    "norm.gain": "model.norm.weight",
+    head: "lm_head.weight",
+    score: "score.weight",
   };
   if (top[ours]) return { name: top[ours] };
   const modules: Record<string, string> = {
-    attentionNorm: "input_layernorm", mlpNorm: "post_attention_layernorm", q: "self_attn.q_proj", k: "self_attn.k_proj",
-    v: "self_attn.v_proj", o: "self_attn.o_proj", gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj",
+    attentionNorm: "input_layernorm",
+    mlpNorm: "post_attention_layernorm",
+    q: "self_attn.q_proj",
+    k: "self_attn.k_proj",
+    v: "self_attn.v_proj",
+    o: "self_attn.o_proj",
+    gate: "mlp.gate_proj",
+    up: "mlp.up_proj",
+    down: "mlp.down_proj",
   };
   return { name: `model.layers.${layer}.${modules[part]}.${what === "gain" ? "weight" : what}` };
 }
@@ -71,8 +94,7 @@ export async function loadModel(folder: string, on: Device = defaultDevice()): P
     const found = stored.get(where.name) ?? stored.get(where.name.replace(/^(transformer|model)\./, ""));
     if (!found) throw typeError("MODEL", `${folder}: the weight ${where.name} is missing`);
     const wanted = storedShape(shape, where);
-    if (found.shape.join() !== wanted.join())
-      throw typeError("MODEL", `${folder}: ${where.name} has shape [${found.shape}], wanted [${wanted}]`);
+    if (found.shape.join() !== wanted.join()) throw typeError("MODEL", `${folder}: ${where.name} has shape [${found.shape}], wanted [${wanted}]`);
     model.set(name, Tensor.from(taken(found, shape, where), shape, on));
   }
   return model;

@@ -48,10 +48,25 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
     const width = number("n_embd");
     const heads = number("n_head");
     return {
-      kind, layers: number("n_layer"), width, heads, kvHeads: heads, headSize: width / heads, mlp: number("n_inner", 4 * width),
-      vocabulary: number("vocab_size"), context: number("n_positions", 1024), positions: "learned", ropeTheta: 10000, norm: "layer",
-      normEps: number("layer_norm_epsilon", 1e-5), activation: activation as ModelConfig["activation"],
-      qkvBias: true, outBias: true, mlpBias: true, tied: json.tie_word_embeddings !== false, eosId,
+      kind,
+      layers: number("n_layer"),
+      width,
+      heads,
+      kvHeads: heads,
+      headSize: width / heads,
+      mlp: number("n_inner", 4 * width),
+      vocabulary: number("vocab_size"),
+      context: number("n_positions", 1024),
+      positions: "learned",
+      ropeTheta: 10000,
+      norm: "layer",
+      normEps: number("layer_norm_epsilon", 1e-5),
+      activation: activation as ModelConfig["activation"],
+      qkvBias: true,
+      outBias: true,
+      mlpBias: true,
+      tied: json.tie_word_embeddings !== false,
+      eosId,
     };
   }
   if (kind === "llama" || kind === "qwen2" || kind === "mistral") {
@@ -67,11 +82,25 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
       throw wrong(`sliding_window is ${json.sliding_window}, less than max_position_embeddings; it is not supported`);
     const bias = kind === "qwen2" || json.attention_bias === true;
     return {
-      kind, layers: number("num_hidden_layers"), width, heads, kvHeads: number("num_key_value_heads", heads),
-      headSize: number("head_dim", width / heads), mlp: number("intermediate_size"), vocabulary: number("vocab_size"), context,
-      positions: "rotary", ropeTheta: number("rope_theta", typeof rope.rope_theta === "number" ? rope.rope_theta : 10000), norm: "rms",
-      normEps: number("rms_norm_eps", 1e-6), activation: "swiglu", qkvBias: bias, outBias: kind !== "qwen2" && bias,
-      mlpBias: json.mlp_bias === true, tied: json.tie_word_embeddings === true, eosId,
+      kind,
+      layers: number("num_hidden_layers"),
+      width,
+      heads,
+      kvHeads: number("num_key_value_heads", heads),
+      headSize: number("head_dim", width / heads),
+      mlp: number("intermediate_size"),
+      vocabulary: number("vocab_size"),
+      context,
+      positions: "rotary",
+      ropeTheta: number("rope_theta", typeof rope.rope_theta === "number" ? rope.rope_theta : 10000),
+      norm: "rms",
+      normEps: number("rms_norm_eps", 1e-6),
+      activation: "swiglu",
+      qkvBias: bias,
+      outBias: kind !== "qwen2" && bias,
+      mlpBias: json.mlp_bias === true,
+      tied: json.tie_word_embeddings === true,
+      eosId,
     };
   }
   throw wrong(`model_type is ${JSON.stringify(kind)}, wanted gpt2, llama, qwen2 or mistral`);
@@ -92,14 +121,32 @@ export function toHuggingFace(config: ModelConfig, head: "logits" | "score"): Js
   };
   if (config.kind === "gpt2")
     return {
-      ...common, n_layer: config.layers, n_embd: config.width, n_head: config.heads, n_inner: config.mlp, n_positions: config.context,
-      n_ctx: config.context, layer_norm_epsilon: config.normEps, activation_function: config.activation === "gelu-erf" ? "gelu" : "gelu_new",
-      attn_pdrop: 0, embd_pdrop: 0, resid_pdrop: 0,
+      ...common,
+      n_layer: config.layers,
+      n_embd: config.width,
+      n_head: config.heads,
+      n_inner: config.mlp,
+      n_positions: config.context,
+      n_ctx: config.context,
+      layer_norm_epsilon: config.normEps,
+      activation_function: config.activation === "gelu-erf" ? "gelu" : "gelu_new",
+      attn_pdrop: 0,
+      embd_pdrop: 0,
+      resid_pdrop: 0,
     };
   return {
-    ...common, num_hidden_layers: config.layers, hidden_size: config.width, num_attention_heads: config.heads,
-    num_key_value_heads: config.kvHeads, head_dim: config.headSize, intermediate_size: config.mlp, max_position_embeddings: config.context,
-    rope_theta: config.ropeTheta, rms_norm_eps: config.normEps, hidden_act: "silu", attention_dropout: 0,
+    ...common,
+    num_hidden_layers: config.layers,
+    hidden_size: config.width,
+    num_attention_heads: config.heads,
+    num_key_value_heads: config.kvHeads,
+    head_dim: config.headSize,
+    intermediate_size: config.mlp,
+    max_position_embeddings: config.context,
+    rope_theta: config.ropeTheta,
+    rms_norm_eps: config.normEps,
+    hidden_act: "silu",
+    attention_dropout: 0,
     ...(config.kind === "llama" ? { attention_bias: config.qkvBias, mlp_bias: config.mlpBias } : {}),
     ...(config.kind === "mistral" ? { sliding_window: null } : {}),
   };

@@ -90,8 +90,11 @@ export async function generate(
       free.push(one.slot);
       const { request } = one;
       results[one.place] = {
-        ...request, completion: Int32Array.from(one.tokens), logp: Float32Array.from(one.logp),
-        truncatedLogp: Float32Array.from(one.truncatedLogp), stopped,
+        ...request,
+        completion: Int32Array.from(one.tokens),
+        logp: Float32Array.from(one.logp),
+        truncatedLogp: Float32Array.from(one.truncatedLogp),
+        stopped,
       };
       onDone?.(results[one.place]);
       return false;
@@ -200,8 +203,14 @@ async function sample(batch: readonly Running[], logits: Tensor, options: Sampli
   batch.forEach(({ request, tokens }, i) => counter.set([options.update ?? 0, request.index, request.sample, tokens.length], i * 4));
   const drawn = scope(() => {
     const { token, logp, truncatedLogp } = run("sample", {
-      logits, counter: Tensor.from(counter, [batch.length, 4], logits.device), seed: options.seed, stream: SAMPLING_STREAM,
-      temperature: options.temperature ?? 1, topK: options.topK ?? 0, topP: options.topP ?? 1, minP: options.minP ?? 0,
+      logits,
+      counter: Tensor.from(counter, [batch.length, 4], logits.device),
+      seed: options.seed,
+      stream: SAMPLING_STREAM,
+      temperature: options.temperature ?? 1,
+      topK: options.topK ?? 0,
+      topP: options.topP ?? 1,
+      minP: options.minP ?? 0,
     });
     return { token, logp, truncatedLogp };
   });

@@ -61,14 +61,19 @@ export async function readSafetensors(folder: string): Promise<Map<string, Store
 async function filesOf(folder: string): Promise<Map<string, string[] | undefined>> {
   const single = join(folder, "model.safetensors");
   const index = join(folder, "model.safetensors.index.json");
-  const exists = (file: string) => stat(file).then((found) => found.isFile(), () => false);
+  const exists = (file: string) =>
+    stat(file).then(
+      (found) => found.isFile(),
+      () => false,
+    );
   if (await exists(single)) return new Map([[single, undefined]]);
   if (!(await exists(index))) throw malformed(folder, "there is neither model.safetensors nor model.safetensors.index.json");
   const places = parse(index, await readFile(index, "utf8")).weight_map;
   if (!isObject(places)) throw malformed(index, "weight_map is missing");
   const files = new Map<string, string[]>();
   for (const [name, shard] of Object.entries(places)) {
-    if (typeof shard !== "string" || shard !== basename(shard)) throw malformed(index, `weight_map of ${name} is ${JSON.stringify(shard)}, wanted the name of a file beside it`);
+    if (typeof shard !== "string" || shard !== basename(shard))
+      throw malformed(index, `weight_map of ${name} is ${JSON.stringify(shard)}, wanted the name of a file beside it`);
     const file = join(folder, shard);
     files.set(file, [...(files.get(file) ?? []), name]);
   }
@@ -102,7 +107,7 @@ export async function readSafetensorsFile(file: string): Promise<{ tensors: Map<
 
 async function bytesAt(handle: FileHandle, file: string, position: number, length: number): Promise<ArrayBuffer> {
   const buffer = new ArrayBuffer(length);
-  for (let at = 0; at < length; ) {
+  for (let at = 0; at < length;) {
     const { bytesRead } = await handle.read(new Uint8Array(buffer, at, Math.min(READ_LIMIT, length - at)), { position: position + at });
     if (bytesRead === 0) throw malformed(file, `it ends at byte ${position + at}, wanted ${position + length}`);
     at += bytesRead;
@@ -172,7 +177,7 @@ export async function writeFileDurably(file: string, content: string | Iterable<
     const handle = await open(beside, "wx");
     try {
       for (const part of typeof content === "string" ? [Buffer.from(content)] : content)
-        for (let at = 0; at < part.length; ) at += (await handle.write(part, at, Math.min(READ_LIMIT, part.length - at))).bytesWritten;
+        for (let at = 0; at < part.length;) at += (await handle.write(part, at, Math.min(READ_LIMIT, part.length - at))).bytesWritten;
       await handle.sync();
     } finally {
       await handle.close();

@@ -104,7 +104,10 @@ export class Tokenizer {
    * @throws TypeError `TOKENIZER`
    */
   static async load(path: string): Promise<Tokenizer> {
-    const isFolder = await stat(path).then((found) => found.isDirectory(), () => false);
+    const isFolder = await stat(path).then(
+      (found) => found.isDirectory(),
+      () => false,
+    );
     const file = isFolder ? join(path, "tokenizer.json") : path;
     const tokenizer = await readJson(file);
     if (!tokenizer) throw typeError("TOKENIZER", `${file} is missing`);
@@ -130,9 +133,17 @@ export class Tokenizer {
 
   private isPlainByteLevel({ normalizer, pre_tokenizer, added_tokens, model }: TokenizerJson): boolean {
     return (
-      model.type === "BPE" && !normalizer && !model.dropout && !model.ignore_merges && !model.continuing_subword_prefix &&
-      !model.end_of_word_suffix && pre_tokenizer?.type === "ByteLevel" && pre_tokenizer.use_regex !== false &&
-      !pre_tokenizer.add_prefix_space && this.tokens.length <= PAIR && byteCharacters.every((character) => this.ids.has(character)) &&
+      model.type === "BPE" &&
+      !normalizer &&
+      !model.dropout &&
+      !model.ignore_merges &&
+      !model.continuing_subword_prefix &&
+      !model.end_of_word_suffix &&
+      pre_tokenizer?.type === "ByteLevel" &&
+      pre_tokenizer.use_regex !== false &&
+      !pre_tokenizer.add_prefix_space &&
+      this.tokens.length <= PAIR &&
+      byteCharacters.every((character) => this.ids.has(character)) &&
       added_tokens.every(({ content, single_word, lstrip, rstrip }) => content !== "" && !single_word && !lstrip && !rstrip)
     );
   }
@@ -254,8 +265,7 @@ function exact(step: Step | null): Step | null {
   const split = (Regex: string) => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false });
   const sequence = (...pretokenizers: (Step | null)[]) => ({ type: "Sequence", pretokenizers });
   if (step?.type === "Sequence") return sequence(...(step.pretokenizers as Step[]).map(exact));
-  if (step?.type === "ByteLevel" && step.use_regex !== false && !step.add_prefix_space)
-    return sequence(split(wordPattern), { ...step, use_regex: false });
+  if (step?.type === "ByteLevel" && step.use_regex !== false && !step.add_prefix_space) return sequence(split(wordPattern), { ...step, use_regex: false });
   if (step?.type === "Digits") return split(step.individual_digits ? "\\p{N}" : "\\p{N}+");
   return step;
 }

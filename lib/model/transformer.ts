@@ -27,7 +27,7 @@ export function pack(sequences: readonly ArrayLike<number>[]): Packed & { ids: I
   const ids = new Int32Array(cuSeqlens[sequences.length]);
   const positions = new Int32Array(ids.length);
   sequences.forEach((sequence, b) => {
-    ids.set(sequence as ArrayLike<number>, cuSeqlens[b]);
+    ids.set(sequence, cuSeqlens[b]);
     for (let i = 0; i < sequence.length; i++) positions[cuSeqlens[b] + i] = i;
   });
   return { ids, cuSeqlens, positions };

@@ -6,7 +6,12 @@ export interface KlController {
 }
 
 /** Fixed, or adaptive as in Ziegler et al. 2019: proportional to the error, clipped to +-20 %, over `klHorizon` episodes. */
-export function klController({ klCoef, klController, klTarget, klHorizon }: {
+export function klController({
+  klCoef,
+  klController,
+  klTarget,
+  klHorizon,
+}: {
   klCoef: number;
   klController: "fixed" | "adaptive";
   klTarget?: number;

@@ -4,7 +4,12 @@ import type { Episode } from "./episode.js";
 import { fullKl, logps } from "./logp.js";
 
 /** KL of the policy to the reference per completion, exact at each token, summed over the completion; in nats. */
-export async function klPerCompletion(policy: Transformer, reference: Transformer, completions: readonly Completion[], options: { temperature?: number } = {}): Promise<Float64Array> {
+export async function klPerCompletion(
+  policy: Transformer,
+  reference: Transformer,
+  completions: readonly Completion[],
+  options: { temperature?: number } = {},
+): Promise<Float64Array> {
   const kl = await fullKl(policy, reference, completions, options);
   return Float64Array.from(kl, (tokens) => tokens.reduce((a, b) => a + b, 0));
 }

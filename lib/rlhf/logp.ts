@@ -35,7 +35,7 @@ export async function scores(model: Transformer, episodes: readonly Episode[], {
   for (const part of microBatches(episodes, microBatch)) {
     const batch = packWhole(part);
     using value = scope(() => model.score(model.hidden(batch), batch.rows));
-    all.set((await value.read()) as Float32Array, at);
+    all.set(await value.read(), at);
     at += part.length;
   }
   return all;
@@ -53,7 +53,12 @@ export async function values(model: Transformer, episodes: readonly Episode[], {
 }
 
 /** KL(model || reference) at each token of the completions, over the whole vocabulary, in nats. */
-export async function fullKl(model: Transformer, reference: Transformer, episodes: readonly Episode[], { microBatch = 16, temperature = 1 } = {}): Promise<Float32Array[]> {
+export async function fullKl(
+  model: Transformer,
+  reference: Transformer,
+  episodes: readonly Episode[],
+  { microBatch = 16, temperature = 1 } = {},
+): Promise<Float32Array[]> {
   const all: Float32Array[] = [];
   for (const part of microBatches(episodes, microBatch)) {
     const batch = packEpisodes(part);

@@ -36,8 +36,17 @@ export class AdamW {
       if (!grad) return;
       const { value: weight } = this.parameters[i];
       run("adamw", {
-        weight, grad, ...this.moments[i], normSquared: total, lr: learningRate, beta1: betas[0], beta2: betas[1], eps,
-        weightDecay: weight.shape.length > 1 ? weightDecay : 0, maxNorm: clipNorm, step: this.steps,
+        weight,
+        grad,
+        ...this.moments[i],
+        normSquared: total,
+        lr: learningRate,
+        beta1: betas[0],
+        beta2: betas[1],
+        eps,
+        weightDecay: weight.shape.length > 1 ? weightDecay : 0,
+        maxNorm: clipNorm,
+        step: this.steps,
       });
       this.parameters[i].zeroGrad();
     });
@@ -50,8 +59,7 @@ export class AdamW {
   async state(): Promise<Map<string, { shape: readonly number[]; data: Data }>> {
     const state = new Map<string, { shape: readonly number[]; data: Data }>();
     for (const [i, { name }] of this.parameters.entries())
-      for (const [moment, tensor] of Object.entries(this.moments[i]))
-        state.set(`${moment}.${name}`, { shape: tensor.shape, data: await tensor.read() });
+      for (const [moment, tensor] of Object.entries(this.moments[i])) state.set(`${moment}.${name}`, { shape: tensor.shape, data: await tensor.read() });
     return state;
   }
 

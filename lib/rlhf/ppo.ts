@@ -135,7 +135,7 @@ export async function* ppo(
   pretraining?: (step: number) => readonly Episode[],
 ): AsyncGenerator<PpoMetrics> {
   const { policy, reference, reward, critic } = models;
-  for (; state.updates < config.updates; ) {
+  for (; state.updates < config.updates;) {
     const update = state.updates;
     const learningRate = learningRateAt(update, { ...config, steps: config.updates });
     const valueLearningRate = learningRateAt(update, { ...config, learningRate: config.valueLearningRate ?? config.learningRate, steps: config.updates });
@@ -158,7 +158,10 @@ export async function* ppo(
         const stats = await policyStep(policy, minibatch, mix, config, state.policy, learningRate);
         const valueStats = await valueStep(critic, minibatch, config, state.critic, valueLearningRate);
         if (epoch === 0 && m === 0 && stats.moved > 0)
-          throw typeError("RATIO", `ppo: update ${update}: ${stats.moved} of ${stats.tokens} ratios are not 1 before the first step; the sampler and the trainer disagree`);
+          throw typeError(
+            "RATIO",
+            `ppo: update ${update}: ${stats.moved} of ${stats.tokens} ratios are not 1 before the first step; the sampler and the trainer disagree`,
+          );
         const share = minibatch.length / rollouts.length;
         metrics.policyLoss += stats.loss * share;
         metrics.entropy += stats.entropy * share;
@@ -175,10 +178,16 @@ export async function* ppo(
     const klCoef = state.controller.coef;
     state.controller.observe(klPerCompletion, completions.length);
     yield {
-      step: state.updates, reward: sum(rawScores) / rawScores.length, kl: klPerCompletion, klCoef, ...metrics,
+      step: state.updates,
+      reward: sum(rawScores) / rawScores.length,
+      kl: klPerCompletion,
+      klCoef,
+      ...metrics,
       explainedVariance: explainedVariance(concat(rollouts.map((r) => r.values)), concat(rollouts.map((r) => r.returns))),
       length: tokensIn(completions) / completions.length,
-      stopped: completions.filter((c) => c.stopped).length / completions.length, learningRate, tokens: kl.length,
+      stopped: completions.filter((c) => c.stopped).length / completions.length,
+      learningRate,
+      tokens: kl.length,
     };
   }
 }
@@ -216,22 +225,45 @@ async function advantages(
   for (const tensor of Object.values(made)) tensor.dispose();
   const [advantageOf, returnsOf] = [split(advantage, cuRows), split(returns, cuRows)];
   const rollouts = completions.map(({ prompt, completion, logp }, b) => ({
-    prompt, completion, logp, values: value[b], advantages: advantageOf[b], returns: returnsOf[b],
+    prompt,
+    completion,
+    logp,
+    values: value[b],
+    advantages: advantageOf[b],
+    returns: returnsOf[b],
   }));
   return { rollouts, kl };
 }
 
-const denominatorOf = (minibatch: readonly Rollout[], aggregation: Aggregation) =>
-  aggregation === "token-mean" ? tokensIn(minibatch) : minibatch.length;
+const denominatorOf = (minibatch: readonly Rollout[], aggregation: Aggregation) => (aggregation === "token-mean" ? tokensIn(minibatch) : minibatch.length);
 
-async function policyStep(policy: Transformer, minibatch: readonly Rollout[], mix: readonly Episode[], config: PpoConfig, optimizer: AdamW, learningRate: number) {
+async function policyStep(
+  policy: Transformer,
+  minibatch: readonly Rollout[],
+  mix: readonly Episode[],
+  config: PpoConfig,
+  optimizer: AdamW,
+  learningRate: number,
+) {
   const denominator = denominatorOf(minibatch, config.aggregation);
   using stats = Tensor.from(new Float64Array(12), [12], policy.device);
   accumulate(minibatch, config.microBatch, (part) => {
     const batch = packEpisodes(part);
-    return ops.linearPolicyLoss(policy.hidden(batch), policy.head, batch.rows, batch.y, concat(part.map((r) => r.logp)), concat(part.map((r) => r.advantages)), {
-      ...config, cuSeqlens: batch.cuRows, denominator, stats, klCoef: 0,
-    }).loss;
+    return ops.linearPolicyLoss(
+      policy.hidden(batch),
+      policy.head,
+      batch.rows,
+      batch.y,
+      concat(part.map((r) => r.logp)),
+      concat(part.map((r) => r.advantages)),
+      {
+        ...config,
+        cuSeqlens: batch.cuRows,
+        denominator,
+        stats,
+        klCoef: 0,
+      },
+    ).loss;
   });
   using ptxStats = Tensor.from(new Float64Array(12), [12], policy.device);
   if (mix.length > 0) accumulate(mix, config.microBatch, (part) => nll(policy, part, tokensIn(mix), ptxStats, config.ptxCoef), 1);
@@ -247,7 +279,12 @@ async function valueStep(critic: Transformer, minibatch: readonly Rollout[], con
     const batch = packEpisodes(part);
     const value = critic.score(critic.hidden(batch), batch.rows);
     return ops.valueLoss(value, concat(part.map((r) => r.returns)), {
-      oldValues: concat(part.map((r) => r.values)), clipRange: config.valueClip, cuSeqlens: batch.cuRows, aggregation: config.aggregation, denominator, stats,
+      oldValues: concat(part.map((r) => r.values)),
+      clipRange: config.valueClip,
+      cuSeqlens: batch.cuRows,
+      aggregation: config.aggregation,
+      denominator,
+      stats,
     }).loss;
   });
   const norm = await optimizer.step(learningRate);

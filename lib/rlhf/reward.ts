@@ -50,11 +50,14 @@ function loss(model: Transformer, part: readonly Comparison[], denominator: numb
     Int32Array.from(pairs, ({ chosen }) => chosen),
     Int32Array.from(pairs, ({ rejected }) => rejected),
     {
-      form: "bradley-terry", denominator, stats,
+      form: "bradley-terry",
+      denominator,
+      stats,
       label: Float32Array.from(pairs, ({ label = 1 }) => label),
       margin: Float32Array.from(pairs, ({ margin = 0 }) => margin),
       weight: Float32Array.from(pairs, ({ weight }) => weight),
-      labelSmoothing: config.labelSmoothing, centerCoef: config.centerCoef,
+      labelSmoothing: config.labelSmoothing,
+      centerCoef: config.centerCoef,
     },
   ).loss;
 }
@@ -82,7 +85,15 @@ export async function* rewardModel(
 export const probability = (score: number) => 1 / (1 + math.exp(-score));
 
 /** P(A preferred to B) for each pair. */
-export async function preferences(model: Transformer, pairs: readonly { a: Episode; b: Episode }[], options: { microBatch?: number } = {}): Promise<Float64Array> {
-  const r = await scores(model, pairs.flatMap(({ a, b }) => [a, b]), options);
+export async function preferences(
+  model: Transformer,
+  pairs: readonly { a: Episode; b: Episode }[],
+  options: { microBatch?: number } = {},
+): Promise<Float64Array> {
+  const r = await scores(
+    model,
+    pairs.flatMap(({ a, b }) => [a, b]),
+    options,
+  );
   return Float64Array.from(pairs, (_, i) => probability(r[2 * i] - r[2 * i + 1]));
 }

@@ -26,12 +26,7 @@ const NAMED = { f32: "f32", f64: "f64", i32: "int32" } as const;
  * @returns the outputs by name; an optional output is made where `args` has `true` for it
  * @throws TypeError `DTYPE` `DEVICE` `DISPOSED` `ARGUMENT` `CHOICE`, RangeError `SHAPE` `ID` `OFFSETS`, naming the argument
  */
-export function run(
-  name: string,
-  args: Arguments,
-  gradient?: Gradient,
-  sizes: Record<string, number> = {},
-): Record<string, Tensor> {
+export function run(name: string, args: Arguments, gradient?: Gradient, sizes: Record<string, number> = {}): Record<string, Tensor> {
   const spec = specs.get(name);
   if (!spec) throw typeError("OP", `there is no op "${name}"`);
   const tape = activeTape(); // what a recorded op makes is the tape's, whatever scope stands between
@@ -62,8 +57,7 @@ class Call {
     for (const name of Object.keys(args))
       if (!spec.arguments.some((a) => a.name === name))
         throw typeError("ARGUMENT", `${spec.name}: it has no argument "${name}", it takes ${spec.arguments.map((a) => a.name).join(", ")}`);
-    for (const argument of spec.arguments)
-      if (isInput(argument) && !isInto(args[argument.name])) this.bind(argument, args[argument.name]);
+    for (const argument of spec.arguments) if (isInput(argument) && !isInto(args[argument.name])) this.bind(argument, args[argument.name]);
     for (const argument of spec.arguments) {
       const value = this.value(argument, args[argument.name]);
       this.values.push(value);
@@ -100,12 +94,14 @@ class Call {
         throw rangeError("SHAPE", `${where} has shape [${shape}], wanted [${this.any}] as the argument before it`);
       return;
     }
-    if (shape.length !== argument.dims.length)
-      throw rangeError("SHAPE", `${where} has shape [${shape}], wanted [${argument.dimsText}]`);
+    if (shape.length !== argument.dims.length) throw rangeError("SHAPE", `${where} has shape [${shape}], wanted [${argument.dimsText}]`);
     argument.dims.forEach((dim, i) => {
       const wanted = typeof dim === "number" ? dim : (this.letters[dim.letter] ??= shape[i] - dim.plus) + dim.plus;
       if (shape[i] !== wanted || wanted < (typeof dim === "number" ? dim : dim.plus))
-        throw rangeError("SHAPE", `${where} has shape [${shape}], wanted [${argument.dimsText}] with ${typeof dim === "number" ? dim : `${dim.letter} = ${this.letters[dim.letter]}`}`);
+        throw rangeError(
+          "SHAPE",
+          `${where} has shape [${shape}], wanted [${argument.dimsText}] with ${typeof dim === "number" ? dim : `${dim.letter} = ${this.letters[dim.letter]}`}`,
+        );
     });
   }
 
@@ -143,22 +139,23 @@ class Call {
   private scalar(argument: Argument, given: Arguments[string]): number {
     const value = typeof given === "boolean" ? Number(given) : given;
     if (typeof value !== "number" || Number.isNaN(value) || (argument.kind === "integer" && !Number.isSafeInteger(value)))
-      throw typeError("ARGUMENT", `${this.spec.name}: ${argument.name} is ${String(given)}, wanted ${argument.kind === "integer" ? "a whole number" : "a number"}`);
+      throw typeError(
+        "ARGUMENT",
+        `${this.spec.name}: ${argument.name} is ${String(given)}, wanted ${argument.kind === "integer" ? "a whole number" : "a number"}`,
+      );
     return value;
   }
 
   private choice(argument: Argument, given: Arguments[string]): number {
     const index = argument.choices.indexOf(given as string);
-    if (index < 0)
-      throw typeError("CHOICE", `${this.spec.name}: ${argument.name} is "${String(given)}", wanted one of ${argument.choices.join(", ")}`);
+    if (index < 0) throw typeError("CHOICE", `${this.spec.name}: ${argument.name} is "${String(given)}", wanted one of ${argument.choices.join(", ")}`);
     return index;
   }
 
   private checked(argument: Argument, tensor: Tensor): Tensor {
     if (tensor.dtype !== argument.dtype)
       throw typeError("DTYPE", `${this.spec.name}: ${argument.name} is ${NAMED[tensor.dtype]}, wanted ${NAMED[argument.dtype]}`);
-    if (tensor.layout !== "rows" && !argument.weight)
-      throw typeError("LAYOUT", `${this.spec.name}: ${argument.name} is packed, wanted row-major`);
+    if (tensor.layout !== "rows" && !argument.weight) throw typeError("LAYOUT", `${this.spec.name}: ${argument.name} is packed, wanted row-major`);
     void tensor.address; // throws if it was disposed
     if (!isInput(argument)) this.bind(argument, tensor);
     return tensor;
@@ -176,7 +173,9 @@ class Call {
   }
 
   private upload(argument: Argument, given: Data | readonly number[]): Tensor {
-    const array = Array.isArray(given) ? (argument.dtype === "i32" ? Int32Array : argument.dtype === "f64" ? Float64Array : Float32Array).from(given) : (given as Data);
+    const array = Array.isArray(given)
+      ? (argument.dtype === "i32" ? Int32Array : argument.dtype === "f64" ? Float64Array : Float32Array).from(given)
+      : (given as Data);
     const where = `${this.spec.name}: ${argument.name}`;
     if (!ArrayBuffer.isView(array)) throw typeError("ARGUMENT", `${where} is ${typeof given}, wanted a tensor or numbers`);
     if (dtypeOf(array) !== argument.dtype) throw typeError("DTYPE", `${where} is ${array.constructor.name}, wanted ${NAMED[argument.dtype]}`);
@@ -189,8 +188,7 @@ class Call {
   }
 
   private checkIds(ids: Data, where: string, limit: number): void {
-    for (let i = 0; i < ids.length; i++)
-      if (ids[i] < 0 || ids[i] >= limit) throw rangeError("ID", `${where}[${i}] is ${ids[i]}, wanted 0 to ${limit - 1}`);
+    for (let i = 0; i < ids.length; i++) if (ids[i] < 0 || ids[i] >= limit) throw rangeError("ID", `${where}[${i}] is ${ids[i]}, wanted 0 to ${limit - 1}`);
   }
 }
 

@@ -68,11 +68,7 @@ export interface Wants {
 }
 
 /** From the gradients of the outputs (undefined where none came) and the op's tensors, the gradients of the inputs. */
-export type Gradient = (
-  d: Record<string, Tensor | undefined>,
-  t: Record<string, Tensor>,
-  wants: Wants,
-) => Record<string, Tensor | undefined | false> | void;
+export type Gradient = (d: Record<string, Tensor | undefined>, t: Record<string, Tensor>, wants: Wants) => Record<string, Tensor | undefined | false> | void;
 
 interface Entry {
   inputs: Record<string, Tensor | Parameter>;

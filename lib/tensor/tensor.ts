@@ -69,8 +69,7 @@ export class Tensor implements Placed {
   static from(data: Data | readonly number[], shape?: readonly number[], on: Device = defaultDevice()): Tensor {
     const array = Array.isArray(data) ? Float32Array.from(data) : (data as Data);
     const wanted = shape ?? [array.length];
-    if (sizeOf(wanted) !== array.length)
-      throw rangeError("SHAPE", `shape is [${wanted}], which holds ${sizeOf(wanted)} numbers; data has ${array.length}`);
+    if (sizeOf(wanted) !== array.length) throw rangeError("SHAPE", `shape is [${wanted}], which holds ${sizeOf(wanted)} numbers; data has ${array.length}`);
     const tensor = Tensor.empty(wanted, dtypeOf(array), on);
     if (array.length) on.write(tensor.address, array);
     return tensor;
@@ -102,15 +101,13 @@ export class Tensor implements Placed {
 
   /** The same numbers under another shape. */
   reshape(shape: readonly number[]): Tensor {
-    if (sizeOf(shape) !== this.size)
-      throw rangeError("SHAPE", `shape is [${shape}], which holds ${sizeOf(shape)} numbers; the tensor has ${this.size}`);
+    if (sizeOf(shape) !== this.size) throw rangeError("SHAPE", `shape is [${shape}], which holds ${sizeOf(shape)} numbers; the tensor has ${this.size}`);
     return this.view(shape, { layout: this.layout, offset: this.offset });
   }
 
   /** Rows [begin, end) of dimension 0, sharing memory. */
   rows(begin: number, end: number): Tensor {
-    if (!(0 <= begin && begin <= end && end <= this.shape[0]))
-      throw rangeError("RANGE", `rows ${begin} to ${end} of a tensor of shape [${this.shape}]`);
+    if (!(0 <= begin && begin <= end && end <= this.shape[0])) throw rangeError("RANGE", `rows ${begin} to ${end} of a tensor of shape [${this.shape}]`);
     return this.view([end - begin, ...this.shape.slice(1)], { offset: this.offset + begin * this.stride * BYTES[this.dtype] });
   }
 
@@ -171,7 +168,6 @@ export function scope<T>(f: () => T): T {
 export function tensorsIn(value: unknown): Tensor[] {
   if (value instanceof Tensor) return [value];
   if (Array.isArray(value)) return value.flatMap(tensorsIn);
-  if (value && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype)
-    return Object.values(value).flatMap(tensorsIn);
+  if (value && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype) return Object.values(value).flatMap(tensorsIn);
   return [];
 }

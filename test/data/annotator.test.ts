@@ -75,7 +75,11 @@ describe("labels", () => {
       { prompt: "p", chosen: "2", rejected: "1", agreement: 1, margin: 1 },
       { prompt: "p", chosen: "5", rejected: "4", agreement: 1, margin: 1 },
     ]);
-    const noisy = label(Array.from({ length: 200 }, () => ({ prompt: "p", completions: ["0", "0.5"] })), new Annotator(1, 4, Number), random());
+    const noisy = label(
+      Array.from({ length: 200 }, () => ({ prompt: "p", completions: ["0", "0.5"] })),
+      new Annotator(1, 4, Number),
+      random(),
+    );
     expect(noisy.every(({ agreement }) => agreement! >= 0.5)).toBe(true);
     expect(noisy.some(({ chosen }) => chosen === "0") && noisy.some(({ chosen }) => chosen === "0.5")).toBe(true);
     expect(noisy.every((row) => !("margin" in row))).toBe(true);
@@ -85,11 +89,24 @@ describe("labels", () => {
     const groups = Array.from({ length: 50 }, (_, i) => ({ prompt: `${i}`, completions: ["0", "0.1", "0.2", "0.3"] }));
     const noisy = new Annotator(1, 3, Number);
     const all = label(groups, noisy, random());
-    const changed = label(groups.map((group, i) => (i === 10 ? { ...group, completions: ["8", "9"] } : group)), noisy, random());
+    const changed = label(
+      groups.map((group, i) => (i === 10 ? { ...group, completions: ["8", "9"] } : group)),
+      noisy,
+      random(),
+    );
     expect(changed.filter(({ prompt }) => prompt !== "10")).toEqual(all.filter(({ prompt }) => prompt !== "10"));
   });
 
   test("rank by wins", () => {
-    expect(rank([{ prompt: "p", completions: ["1", "3", "2", "3", ""] }, { prompt: "q", completions: ["1"] }], annotator, random())).toEqual([{ prompt: "p", ranking: ["3", "2", "1"] }]);
+    expect(
+      rank(
+        [
+          { prompt: "p", completions: ["1", "3", "2", "3", ""] },
+          { prompt: "q", completions: ["1"] },
+        ],
+        annotator,
+        random(),
+      ),
+    ).toEqual([{ prompt: "p", ranking: ["3", "2", "1"] }]);
   });
 });

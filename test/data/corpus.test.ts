@@ -6,7 +6,12 @@ import { Tokenizer } from "../../lib/model/tokenizer.js";
 import { seed } from "../random.js";
 
 const corpus = stateOfTheUnion();
-const tokenizer = new Tokenizer(trainBpe(corpus.train.slice(0, 30).map(({ text }) => text), { vocabulary: 1000 }));
+const tokenizer = new Tokenizer(
+  trainBpe(
+    corpus.train.slice(0, 30).map(({ text }) => text),
+    { vocabulary: 1000 },
+  ),
+);
 const cut = (options: { count: number; minTokens: number; maxTokens: number }, from = seed) =>
   cutPrompts(corpus.heldOut, tokenizer, { ...options, random: new Random(from, 3) });
 
@@ -59,6 +64,8 @@ describe("prompts", () => {
     expect(() => cut({ count: 1, minTokens: 5, maxTokens: 4 })).toThrow(expect.objectContaining({ code: "RANGE" }));
     expect(() => cut({ count: 1, minTokens: 0, maxTokens: 4 })).toThrow(expect.objectContaining({ code: "RANGE" }));
     const short = [{ index: 0, year: 1790, speaker: "", text: "Only a few words here" }];
-    expect(() => cutPrompts(short, tokenizer, { count: 9, minTokens: 1, maxTokens: 4, random: new Random(seed, 3) })).toThrow(expect.objectContaining({ code: "RANGE" }));
+    expect(() => cutPrompts(short, tokenizer, { count: 9, minTokens: 1, maxTokens: 4, random: new Random(seed, 3) })).toThrow(
+      expect.objectContaining({ code: "RANGE" }),
+    );
   });
 });

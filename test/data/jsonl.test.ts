@@ -35,7 +35,10 @@ describe("JSONL", () => {
 
   test("takes carriage returns, blank lines and a last line without a line feed, and counts lines rightly", async () => {
     await writeFile(file, '{"a":1}\r\n\n  \n{"a":2}');
-    expect(await readRows(file, ({ value, place }) => [value.a, place])).toEqual([[1, `${file}:1`], [2, `${file}:4`]]);
+    expect(await readRows(file, ({ value, place }) => [value.a, place])).toEqual([
+      [1, `${file}:1`],
+      [2, `${file}:4`],
+    ]);
     await writeFile(file, "");
     expect(await values()).toEqual([]);
   });
@@ -65,8 +68,16 @@ describe("rows of preferences", () => {
   const write = (...rows: unknown[]) => writeFile(file, rows.map((row) => JSON.stringify(row)).join("\n"));
 
   test("may carry agreement, margin and columns of others; rankings may stand among them", async () => {
-    await write({ prompt: "p", chosen: "a", rejected: "b", agreement: 0.75, margin: null, source: 1 }, { prompt: "p", ranking: ["a", "b", "c"] }, { prompt: "p", chosen: "a", rejected: "b", margin: 2 });
-    expect(await readComparisons(file)).toEqual([{ prompt: "p", chosen: "a", rejected: "b", agreement: 0.75 }, { prompt: "p", ranking: ["a", "b", "c"] }, { prompt: "p", chosen: "a", rejected: "b", margin: 2 }]);
+    await write(
+      { prompt: "p", chosen: "a", rejected: "b", agreement: 0.75, margin: null, source: 1 },
+      { prompt: "p", ranking: ["a", "b", "c"] },
+      { prompt: "p", chosen: "a", rejected: "b", margin: 2 },
+    );
+    expect(await readComparisons(file)).toEqual([
+      { prompt: "p", chosen: "a", rejected: "b", agreement: 0.75 },
+      { prompt: "p", ranking: ["a", "b", "c"] },
+      { prompt: "p", chosen: "a", rejected: "b", margin: 2 },
+    ]);
     await write({ prompt: "p", completion: "c" });
     expect(await readDemonstrations(file)).toEqual([{ prompt: "p", completion: "c" }]);
     expect(await readPrompts(file)).toEqual([{ prompt: "p" }]);
@@ -83,7 +94,11 @@ describe("rows of preferences", () => {
     ["ranking", { prompt: "p", ranking: ["a"] }],
   ])("are refused by the column %s and the line", async (column, row) => {
     await write({ prompt: "p", chosen: "a", rejected: "b" }, row);
-    await expect(readComparisons(file)).rejects.toMatchObject({ name: "TypeError", code: "COLUMN", message: expect.stringContaining(`${file}:2: the column "${column}"`) });
+    await expect(readComparisons(file)).rejects.toMatchObject({
+      name: "TypeError",
+      code: "COLUMN",
+      message: expect.stringContaining(`${file}:2: the column "${column}"`),
+    });
   });
 
   test("do not take a column from Object.prototype", async () => {

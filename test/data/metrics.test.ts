@@ -4,14 +4,39 @@ import { Random, seed } from "../random.js";
 
 describe("distinct-n and repetition", () => {
   test("count n-grams over all sequences, and within each", () => {
-    expect(distinctN([["a", "b", "a", "b"], ["a", "b"]], 2)).toBe(2 / 4);
-    expect(distinctN([[1, 11], [11, 1], [1, 1, 1]], 2)).toBe(3 / 4);
+    expect(
+      distinctN(
+        [
+          ["a", "b", "a", "b"],
+          ["a", "b"],
+        ],
+        2,
+      ),
+    ).toBe(2 / 4);
+    expect(
+      distinctN(
+        [
+          [1, 11],
+          [11, 1],
+          [1, 1, 1],
+        ],
+        2,
+      ),
+    ).toBe(3 / 4);
     expect(repetition([["a", "b", "a", "b"], ["c", "d"], ["e"]], 2)).toBeCloseTo(1 / 6, 15);
     expect(repetition([Int32Array.of(5, 5, 5, 5)], 1)).toBe(0.75);
   });
 
   test("do not take two words for one that looks like them", () => {
-    expect(distinctN([["a,b", "c"], ["a", "b,c"]], 2)).toBe(1);
+    expect(
+      distinctN(
+        [
+          ["a,b", "c"],
+          ["a", "b,c"],
+        ],
+        2,
+      ),
+    ).toBe(1);
   });
 
   test("are NaN where there is no n-gram", () => {
@@ -42,7 +67,10 @@ describe("the win rate", () => {
     let covered = 0;
     for (let round = 0; round < 1000; round++) {
       const ours = Array.from({ length: 100 }, () => Number(random.uniform() < 0.8));
-      const [low, high] = winRate(ours, ours.map(() => 0.5)).interval;
+      const [low, high] = winRate(
+        ours,
+        ours.map(() => 0.5),
+      ).interval;
       covered += Number(low <= 0.8 && 0.8 <= high);
     }
     expect({ seed, covered: covered > 910 && covered < 985 }).toEqual({ seed, covered: true });
@@ -60,11 +88,20 @@ describe("calibration", () => {
     const predictions = [0.05, 0.25, 0.75, 1].flatMap((probability) => Array.from({ length: 20 }, (_, i) => ({ probability, outcome: i < probability * 20 })));
     const { error, bins } = calibration(predictions);
     expect(error).toBeCloseTo(0, 12);
-    expect(bins.map(({ from, count }) => [from, count])).toEqual([[0, 20], [0.2, 20], [0.7, 20], [0.9, 20]]);
+    expect(bins.map(({ from, count }) => [from, count])).toEqual([
+      [0, 20],
+      [0.2, 20],
+      [0.7, 20],
+      [0.9, 20],
+    ]);
   });
 
   test("weighs the distance of each bin by its count", () => {
-    const { error, brier } = calibration([{ probability: 0.9, outcome: false }, { probability: 0.1, outcome: 0 }, { probability: 0.1, outcome: 0.5 }]);
+    const { error, brier } = calibration([
+      { probability: 0.9, outcome: false },
+      { probability: 0.1, outcome: 0 },
+      { probability: 0.1, outcome: 0.5 },
+    ]);
     expect(error).toBeCloseTo((0.9 + 2 * 0.15) / 3, 12);
     expect(brier).toBeCloseTo((0.81 + 0.01 + 0.16) / 3, 12);
   });

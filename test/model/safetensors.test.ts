@@ -33,7 +33,8 @@ describe("dtypes", () => {
     const got = await stored("F16", bits, bits.length);
     for (let i = 0; i < 65536; i++) {
       const [exponent, fraction, sign] = [(i >> 10) & 31, i & 1023, i >> 15 ? -1 : 1];
-      const wanted = exponent === 31 ? (fraction ? NaN : sign * Infinity) : sign * (exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15));
+      const wanted =
+        exponent === 31 ? (fraction ? NaN : sign * Infinity) : sign * (exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15));
       if (!Object.is(got[i], wanted)) throw new Error(`half ${i} is ${got[i]}, wanted ${wanted}`);
     }
   });
@@ -51,7 +52,10 @@ describe("dtypes", () => {
     expect(await stored("U32", Uint32Array.of(2 ** 32 - 1), 1)).toEqual(Float64Array.of(2 ** 32 - 1));
     expect(await stored("I8", Int8Array.of(-128), 1)).toEqual(Int32Array.of(-128));
     expect(await stored("BOOL", Uint8Array.of(1, 0), 2)).toEqual(Int32Array.of(1, 0));
-    await expect(stored("I64", BigInt64Array.of(2n ** 53n), 1)).rejects.toMatchObject({ code: "SAFETENSORS", message: expect.stringContaining("x has 9007199254740992") });
+    await expect(stored("I64", BigInt64Array.of(2n ** 53n), 1)).rejects.toMatchObject({
+      code: "SAFETENSORS",
+      message: expect.stringContaining("x has 9007199254740992"),
+    });
   });
 });
 

@@ -9,7 +9,9 @@ import { trainBpe } from "../../lib/model/bpe.js";
 import { Tokenizer, type TokenizerFiles } from "../../lib/model/tokenizer.js";
 import { Random, seed } from "../random.js";
 
-const texts = stateOfTheUnion().train.slice(0, 12).map(({ text }) => text);
+const texts = stateOfTheUnion()
+  .train.slice(0, 12)
+  .map(({ text }) => text);
 const files = trainBpe([...texts, "naïve café ½ cup — 東京 🙂🙂 \ufeff"], { vocabulary: 700, specials: ["<|endoftext|>", "<|pad|>", "<|end"] });
 const tokenizer = new Tokenizer(files);
 
@@ -21,7 +23,41 @@ const library = throughLibrary(files);
 
 // White space of all kinds, U+FEFF, U+0085, numerals that are no digits, joiners, lone surrogates, contractions, specials.
 const piece = fc.oneof(
-  fc.constantFrom(" ", "  ", "\n", "\t", "\u0085", "\u00a0", "\ufeff", "\u2028", "\u3000", "½", "²", "Ⅷ", "٣", "e\u0301", "🙂", "👩‍👩‍👧", "\ud83d", "\ude00", "'s", "'ll", "don't", "'", "<|endoftext|>", "<|end", "<|pad|>", "Ġ", "Ċ", "the", " of", "1790", "$%", "\0", "\ufffd"),
+  fc.constantFrom(
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "\u0085",
+    "\u00a0",
+    "\ufeff",
+    "\u2028",
+    "\u3000",
+    "½",
+    "²",
+    "Ⅷ",
+    "٣",
+    "e\u0301",
+    "🙂",
+    "👩‍👩‍👧",
+    "\ud83d",
+    "\ude00",
+    "'s",
+    "'ll",
+    "don't",
+    "'",
+    "<|endoftext|>",
+    "<|end",
+    "<|pad|>",
+    "Ġ",
+    "Ċ",
+    "the",
+    " of",
+    "1790",
+    "$%",
+    "\0",
+    "\ufffd",
+  ),
   fc.string({ unit: "binary", maxLength: 6 }),
   fc.string({ unit: "grapheme", maxLength: 4 }),
 );
@@ -59,7 +95,10 @@ describe("training", () => {
 
 describe("encoding", () => {
   test("agrees with @huggingface/tokenizers on any text", () => {
-    fc.assert(fc.property(anyText, (text) => expect([...tokenizer.encode(text)]).toEqual([...library.encode(text)])), { seed, numRuns: 3000 });
+    fc.assert(
+      fc.property(anyText, (text) => expect([...tokenizer.encode(text)]).toEqual([...library.encode(text)])),
+      { seed, numRuns: 3000 },
+    );
   });
 
   test("agrees with it on real text", () => {
@@ -67,11 +106,17 @@ describe("encoding", () => {
   });
 
   test("is undone by decoding, but for lone surrogates, which become U+FFFD", () => {
-    fc.assert(fc.property(anyText, (text) => expect(tokenizer.decode(tokenizer.encode(text))).toBe(wellFormed(text))), { seed, numRuns: 3000 });
+    fc.assert(
+      fc.property(anyText, (text) => expect(tokenizer.decode(tokenizer.encode(text))).toBe(wellFormed(text))),
+      { seed, numRuns: 3000 },
+    );
   });
 
   test("cuts text into words that joined are the text", () => {
-    fc.assert(fc.property(anyText, (text) => expect(splitWords(text).join("")).toBe(text)), { seed });
+    fc.assert(
+      fc.property(anyText, (text) => expect(splitWords(text).join("")).toBe(text)),
+      { seed },
+    );
   });
 
   test("takes U+0085 for white space and U+FEFF for a sign, unlike JavaScript's own \\s", () => {
@@ -99,10 +144,16 @@ describe("decoding", () => {
 
   test("agrees with @huggingface/tokenizers where the bytes are UTF-8, and streams to the same text always", () => {
     fc.assert(
-      fc.property(fc.oneof(anyIds, anyText.map((text) => [...tokenizer.encode(text)])), (ids) => {
-        const stream = tokenizer.stream();
-        expect(ids.map((id) => stream.push(id)).join("") + stream.end()).toBe(tokenizer.decode(ids));
-      }),
+      fc.property(
+        fc.oneof(
+          anyIds,
+          anyText.map((text) => [...tokenizer.encode(text)]),
+        ),
+        (ids) => {
+          const stream = tokenizer.stream();
+          expect(ids.map((id) => stream.push(id)).join("") + stream.end()).toBe(tokenizer.decode(ids));
+        },
+      ),
       { seed, numRuns: 2000 },
     );
     for (const text of texts) expect(tokenizer.decode(library.encode(text))).toBe(text);
@@ -128,16 +179,62 @@ describe("decoding", () => {
 
 describe("other tokenizers", () => {
   // SentencePiece's BPE as Llama 2 has it: a space is "▁", unknown characters fall back to bytes.
-  const pieces = ["<unk>", "<s>", "</s>", ...Array.from({ length: 256 }, (_, byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`), "▁", "a", "b", "▁a", "ab", "▁ab"];
+  const pieces = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    ...Array.from({ length: 256 }, (_, byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`),
+    "▁",
+    "a",
+    "b",
+    "▁a",
+    "ab",
+    "▁ab",
+  ];
   const llama: TokenizerFiles = {
     tokenizer: {
       version: "1.0",
-      added_tokens: ["<unk>", "<s>", "</s>"].map((content, id) => ({ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true })),
-      normalizer: { type: "Sequence", normalizers: [{ type: "Prepend", prepend: "▁" }, { type: "Replace", pattern: { String: " " }, content: "▁" }] },
+      added_tokens: ["<unk>", "<s>", "</s>"].map((content, id) => ({
+        id,
+        content,
+        single_word: false,
+        lstrip: false,
+        rstrip: false,
+        normalized: false,
+        special: true,
+      })),
+      normalizer: {
+        type: "Sequence",
+        normalizers: [
+          { type: "Prepend", prepend: "▁" },
+          { type: "Replace", pattern: { String: " " }, content: "▁" },
+        ],
+      },
       pre_tokenizer: null,
-      post_processor: { type: "TemplateProcessing", single: [{ SpecialToken: { id: "<s>", type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }], pair: [], special_tokens: { "<s>": { id: "<s>", ids: [1], tokens: ["<s>"] } } },
-      decoder: { type: "Sequence", decoders: [{ type: "Replace", pattern: { String: "▁" }, content: " " }, { type: "ByteFallback" }, { type: "Fuse" }, { type: "Strip", content: " ", start: 1, stop: 0 }] },
-      model: { type: "BPE", dropout: null, unk_token: "<unk>", fuse_unk: true, byte_fallback: true, vocab: Object.fromEntries(pieces.map((token, id) => [token, id])), merges: ["▁ a", "a b", "▁ ab", "▁a b"] },
+      post_processor: {
+        type: "TemplateProcessing",
+        single: [{ SpecialToken: { id: "<s>", type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
+        pair: [],
+        special_tokens: { "<s>": { id: "<s>", ids: [1], tokens: ["<s>"] } },
+      },
+      decoder: {
+        type: "Sequence",
+        decoders: [
+          { type: "Replace", pattern: { String: "▁" }, content: " " },
+          { type: "ByteFallback" },
+          { type: "Fuse" },
+          { type: "Strip", content: " ", start: 1, stop: 0 },
+        ],
+      },
+      model: {
+        type: "BPE",
+        dropout: null,
+        unk_token: "<unk>",
+        fuse_unk: true,
+        byte_fallback: true,
+        vocab: Object.fromEntries(pieces.map((token, id) => [token, id])),
+        merges: ["▁ a", "a b", "▁ ab", "▁a b"],
+      },
     },
     tokenizerConfig: { bos_token: { content: "<s>" }, eos_token: "</s>", unk_token: "<unk>" },
   };
@@ -155,7 +252,10 @@ describe("other tokenizers", () => {
 
   test("cut digits as Unicode has them", () => {
     const halves = trainBpe(["x ½".repeat(9)], { vocabulary: 261 });
-    const pretokenizers = [{ type: "Digits", individual_digits: true }, { type: "ByteLevel", add_prefix_space: false, use_regex: true }];
+    const pretokenizers = [
+      { type: "Digits", individual_digits: true },
+      { type: "ByteLevel", add_prefix_space: false, use_regex: true },
+    ];
     const digits = { ...halves.tokenizer, pre_tokenizer: { type: "Sequence", pretokenizers } };
     const plain = new Tokenizer(halves);
     expect(plain.encode(" ½").length).toBe(1);
@@ -215,7 +315,8 @@ function naive(documents: string[], vocabulary: number): string[] {
   const merges: string[] = [];
   while (tokens.length < vocabulary) {
     const counts = new Map<string, number>();
-    for (const word of words) for (let i = 0; i + 1 < word.length; i++) counts.set(`${word[i]} ${word[i + 1]}`, (counts.get(`${word[i]} ${word[i + 1]}`) ?? 0) + 1);
+    for (const word of words)
+      for (let i = 0; i + 1 < word.length; i++) counts.set(`${word[i]} ${word[i + 1]}`, (counts.get(`${word[i]} ${word[i + 1]}`) ?? 0) + 1);
     const id = (pair: string, part: number) => tokens.indexOf(pair.split(" ")[part]);
     const [best] = [...counts].sort(([a, m], [b, n]) => n - m || id(a, 0) - id(b, 0) || id(a, 1) - id(b, 1));
     if (!best) break;

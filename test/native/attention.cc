@@ -145,7 +145,8 @@ void same_alone(const std::string& what, const Batch& x) {
     const Batch one = alone(x, b);
     const Forward y = forward(s, one);
     const int64_t skip = (one.N - own) * x.H;
-    expect(std::memcmp(&y.o[skip * x.D], &whole.o[x.offsets[b] * x.H * x.D], size_t(own * x.H * x.D) * 4) == 0, "%s: o of sequence %d alone", what.c_str(), int(b));
+    expect(std::memcmp(&y.o[skip * x.D], &whole.o[x.offsets[b] * x.H * x.D], size_t(own * x.H * x.D) * 4) == 0, "%s: o of sequence %d alone", what.c_str(),
+        int(b));
     expect(std::memcmp(&y.lse[skip], &whole.lse[x.offsets[b] * x.H], size_t(own * x.H) * 4) == 0, "%s: lse of sequence %d alone", what.c_str(), int(b));
     if (x.shared) continue;
     const Backward g = backward(s, one, y), all = backward(best, x, whole);
@@ -221,7 +222,8 @@ void refuses() {
   }
   Batch odd(3, 2, 4, {3}, random);
   Forward z(odd);
-  expect(rlhf_attention(s.handle, odd.q, odd.k, odd.v, odd.cu, nullptr, 1, z.o, z.lse, memory.data(), 1 << 20) == RLHF_BAD_ARGUMENT, "3 heads over 2 are refused");
+  expect(
+      rlhf_attention(s.handle, odd.q, odd.k, odd.v, odd.cu, nullptr, 1, z.o, z.lse, memory.data(), 1 << 20) == RLHF_BAD_ARGUMENT, "3 heads over 2 are refused");
 }
 
 }  // namespace

@@ -124,15 +124,15 @@ struct Stream {
 };
 
 // CALL(stream, gae, rewards, values, ...): runs the op with the workspace that it asks for and expects RLHF_OK.
-#define CALL(stream, op, ...)                                                                                      \
-  do {                                                                                                             \
-    int64_t bytes = rlhf_##op##_workspace(__VA_ARGS__, (stream).handle);                                           \
-    check::expect(bytes >= 0, "%s on %s: %s", #op, (stream).name.c_str(), rlhf_message((stream).handle));          \
-    if (bytes < 0) break;                                                                                          \
-    void* memory = bytes ? std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64)) : nullptr;                       \
-    rlhf_status status = rlhf_##op((stream).handle, __VA_ARGS__, memory, bytes);                                   \
-    std::free(memory);                                                                                             \
-    check::expect(status == RLHF_OK, "%s on %s: %s", #op, (stream).name.c_str(), rlhf_message((stream).handle));   \
+#define CALL(stream, op, ...)                                                                                    \
+  do {                                                                                                           \
+    int64_t bytes = rlhf_##op##_workspace(__VA_ARGS__, (stream).handle);                                         \
+    check::expect(bytes >= 0, "%s on %s: %s", #op, (stream).name.c_str(), rlhf_message((stream).handle));        \
+    if (bytes < 0) break;                                                                                        \
+    void* memory = bytes ? std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64)) : nullptr;                     \
+    rlhf_status status = rlhf_##op((stream).handle, __VA_ARGS__, memory, bytes);                                 \
+    std::free(memory);                                                                                           \
+    check::expect(status == RLHF_OK, "%s on %s: %s", #op, (stream).name.c_str(), rlhf_message((stream).handle)); \
   } while (0)
 
 // run(stream) for every available ISA with 1, 2 and 3 threads; what it returns must be the bits of scalar with 1.
@@ -148,7 +148,7 @@ void same_everywhere(const std::string& what, const std::function<std::vector<T>
       size_t at = 0;
       while (at < got.size() && at < wanted.size() && std::memcmp(&got[at], &wanted[at], sizeof(T)) == 0) at++;
       expect(same_bits(got, wanted), "%s: %s differs from scalar/1 at %zu: %.9g, wanted %.9g", what.c_str(), stream.name.c_str(), at,
-             at < got.size() ? double(got[at]) : 0.0, at < wanted.size() ? double(wanted[at]) : 0.0);
+          at < got.size() ? double(got[at]) : 0.0, at < wanted.size() ? double(wanted[at]) : 0.0);
     }
 }
 

@@ -19,7 +19,10 @@ function chain(rewards: number[], values: number[], mask: number[] | undefined, 
   return { advantages, returns };
 }
 
-const mask = (random: Random, shape: readonly number[]): Numbers => ({ shape, data: Int32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => Number(random.below(4) > 0)) });
+const mask = (random: Random, shape: readonly number[]): Numbers => ({
+  shape,
+  data: Int32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => Number(random.below(4) > 0)),
+});
 /** Masked slots hold anything. */
 function poisoned(values: Numbers, { data }: Numbers, random: Random): Numbers {
   return { shape: values.shape, data: Float32Array.from(values.data, (x, i) => (data[i] ? x : random.pick([NaN, Infinity, 1e30]))) };
@@ -28,7 +31,7 @@ function poisoned(values: Numbers, { data }: Numbers, random: Random): Numbers {
 export const gae = truth({
   op: "gae",
   reference({ rewards, values, mask, cuSeqlens, gamma, lambda }: Widened, f) {
-    const parts = sequences(cuSeqlens).map(([a, b]) => chain([...rewards.slice(a, b)], [...values.slice(a, b)], mask && [...mask.slice(a, b)], gamma, lambda, f));
+    const parts = sequences(cuSeqlens).map(([a, b]) => chain(rewards.slice(a, b), values.slice(a, b), mask && mask.slice(a, b), gamma, lambda, f));
     return { advantages: parts.flatMap(({ advantages }) => advantages), returns: parts.flatMap(({ returns }) => returns) };
   },
   draw: (random) =>
@@ -36,15 +39,40 @@ export const gae = truth({
       const N = lengths.reduce((a, b) => a + b, 0);
       const kept = i % 2 ? mask(random, [N]) : undefined;
       const of = (values: Numbers) => (kept ? poisoned(values, kept, random) : values);
-      return { rewards: of(normal(random, [N])), values: of(normal(random, [N])), mask: kept, cuSeqlens: offsets(lengths), gamma: i % 3 ? 1 : 0.99, lambda: i % 2 ? 1 : 0.95 };
+      return {
+        rewards: of(normal(random, [N])),
+        values: of(normal(random, [N])),
+        mask: kept,
+        cuSeqlens: offsets(lengths),
+        gamma: i % 3 ? 1 : 0.99,
+        lambda: i % 2 ? 1 : 0.95,
+      };
     }),
   extremes: (random) => [
     { rewards: constant([20], 1e30), values: constant([20], 1e30), cuSeqlens: offsets([20]), gamma: 1, lambda: 1 },
     { rewards: normal(random, [20]), values: normal(random, [20]), cuSeqlens: offsets([20]), gamma: 0, lambda: 0 },
   ],
   bench: [
-    { shape: "64 x 1024", draw: (random) => ({ rewards: normal(random, [65536]), values: normal(random, [65536]), cuSeqlens: offsets(Array<number>(64).fill(1024)), gamma: 1, lambda: 0.95 }) },
-    { shape: "1024 x 4096", draw: (random) => ({ rewards: normal(random, [2 ** 22]), values: normal(random, [2 ** 22]), cuSeqlens: offsets(Array<number>(1024).fill(4096)), gamma: 1, lambda: 0.95 }) },
+    {
+      shape: "64 x 1024",
+      draw: (random) => ({
+        rewards: normal(random, [65536]),
+        values: normal(random, [65536]),
+        cuSeqlens: offsets(Array<number>(64).fill(1024)),
+        gamma: 1,
+        lambda: 0.95,
+      }),
+    },
+    {
+      shape: "1024 x 4096",
+      draw: (random) => ({
+        rewards: normal(random, [2 ** 22]),
+        values: normal(random, [2 ** 22]),
+        cuSeqlens: offsets(Array<number>(1024).fill(4096)),
+        gamma: 1,
+        lambda: 0.95,
+      }),
+    },
   ],
   cost: ({ rewards }) => {
     const N = (rewards as Numbers).data.length;
@@ -56,13 +84,26 @@ export const gaePadded = truth({
   op: "gaePadded",
   reference({ rewards, values, mask, gamma, lambda }: Widened, f) {
     const [B, T] = rewards.shape;
-    const parts = Array.from({ length: B as number }, (_, b) => chain([...rewards.slice(b * T, (b + 1) * T)], [...values.slice(b * T, (b + 1) * T)], [...mask.slice(b * T, (b + 1) * T)], gamma, lambda, f));
+    const parts = Array.from({ length: B as number }, (_, b) =>
+      chain(rewards.slice(b * T, (b + 1) * T), values.slice(b * T, (b + 1) * T), mask.slice(b * T, (b + 1) * T), gamma, lambda, f),
+    );
     return { advantages: parts.flatMap(({ advantages }) => advantages), returns: parts.flatMap(({ returns }) => returns) };
   },
   draw: (random) =>
-    [[0, 5], [1, 1], [3, 40], [33, 16]].map((shape): Case => {
+    [
+      [0, 5],
+      [1, 1],
+      [3, 40],
+      [33, 16],
+    ].map((shape): Case => {
       const kept = mask(random, shape);
-      return { rewards: poisoned(normal(random, shape), kept, random), values: poisoned(normal(random, shape), kept, random), mask: kept, gamma: 0.99, lambda: 0.95 };
+      return {
+        rewards: poisoned(normal(random, shape), kept, random),
+        values: poisoned(normal(random, shape), kept, random),
+        mask: kept,
+        gamma: 0.99,
+        lambda: 0.95,
+      };
     }),
 });
 
@@ -83,7 +124,14 @@ export const tokenRewards = truth({
     return { rewards, kl };
   },
   draw: (random) =>
-    Object.keys(estimators).map((estimator): Case => ({ logp: normal(random, [41]), refLogp: normal(random, [41]), scores: normal(random, [4]), cuSeqlens: offsets([3, 0, 37, 1]), klCoef: 0.25, estimator })),
+    Object.keys(estimators).map((estimator): Case => ({
+      logp: normal(random, [41]),
+      refLogp: normal(random, [41]),
+      scores: normal(random, [4]),
+      cuSeqlens: offsets([3, 0, 37, 1]),
+      klCoef: 0.25,
+      estimator,
+    })),
   extremes: () => [{ logp: constant([3], -50), refLogp: constant([3], 0), scores: constant([1], 1), cuSeqlens: offsets([3]), klCoef: 1, estimator: "k3" }],
 });
 
@@ -116,11 +164,12 @@ export const moments = truth({
     const sum = (values: number[]) => values.reduce((a, b) => f(a + b), 0);
     return { moments: [kept.length, sum(kept), sum(kept.map((v) => f(v * v))), Math.min(...kept), Math.max(...kept)] };
   },
-  draw: (random) => [[0], [1], [3, 5000]].map((lengths, i): Case => {
-    const N = lengths.reduce((a, b) => a + b, 0);
-    const kept = i === 2 ? mask(random, [N]) : undefined;
-    return { x: kept ? poisoned(normal(random, [N]), kept, random) : normal(random, [N]), mask: kept, cuSeqlens: offsets(lengths) };
-  }),
+  draw: (random) =>
+    [[0], [1], [3, 5000]].map((lengths, i): Case => {
+      const N = lengths.reduce((a, b) => a + b, 0);
+      const kept = i === 2 ? mask(random, [N]) : undefined;
+      return { x: kept ? poisoned(normal(random, [N]), kept, random) : normal(random, [N]), mask: kept, cuSeqlens: offsets(lengths) };
+    }),
 });
 
 const lengths = [3, 0, 41, 1];
@@ -137,7 +186,9 @@ export const sequenceSum = truth({
 });
 export const sequenceSumGrad = truth({
   op: "sequenceSumGrad",
-  reference: ({ dy, cuSeqlens, mean }: Widened, f) => ({ dx: sequences(cuSeqlens).flatMap(([a, b], i) => new Array<number>(b - a).fill(mean ? f(dy[i] / (b - a)) : dy[i])) }),
+  reference: ({ dy, cuSeqlens, mean }: Widened, f) => ({
+    dx: sequences(cuSeqlens).flatMap(([a, b], i) => new Array<number>(b - a).fill(mean ? f(dy[i] / (b - a)) : dy[i])),
+  }),
   draw: (random) => [0, 1].map((mean): Case => ({ dy: normal(random, [4]), cuSeqlens: offsets(lengths), mean })),
   sizes: () => ({ N: 45 }),
 });

@@ -1,4 +1,4 @@
-import { ops, type Input } from "../../lib/index.js";
+import { ops } from "../../lib/index.js";
 import { Random } from "../random.js";
 import { ids, ints, normal, offsets, sequences, size, truth, widen, type Case, type Numbers, type Truth, type Wide, type Widened } from "../truth.js";
 
@@ -131,7 +131,7 @@ export const attention: Truth = truth({
   gradient: {
     wrt: ["q", "k", "v"],
     outputs: ["o"],
-    call: ({ q, k, v, cuSeqlens, prefix, scale }: Record<string, Input & never>) => ({
+    call: ({ q, k, v, cuSeqlens, prefix, scale }: Record<string, never>) => ({
       o: ops.attention(q, k, v, cuSeqlens, { prefix, scale }),
     }),
   },
@@ -169,7 +169,8 @@ export const attentionGrad: Truth = truth({
 const keyAt = (token: number, d: number, D: number): number => (Math.floor(token / 64) * D + d) * 64 + (token % 64);
 
 function cache(random: Random, [S, G, T, D]: number[], rubbish?: number): Case {
-  const tensor = (): Numbers => (rubbish === undefined ? normal(random, [S, G, T, D]) : { shape: [S, G, T, D], data: new Float32Array(S * G * T * D).fill(rubbish) });
+  const tensor = (): Numbers =>
+    rubbish === undefined ? normal(random, [S, G, T, D]) : { shape: [S, G, T, D], data: new Float32Array(S * G * T * D).fill(rubbish) };
   return { kCache: tensor(), vCache: tensor() };
 }
 

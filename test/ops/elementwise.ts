@@ -20,7 +20,7 @@ export const scale = truth({
   op: "scale",
   reference: ({ x, factor, shift }: Widened, f) => ({ y: Array.from(x as number[], (v) => f(f(v * f(factor)) + f(shift))) }),
   draw: (random) => sizes.map((shape): Case => ({ x: normal(random, shape), factor: 0.375, shift: -2.5 })),
-  gradient: { wrt: ["x"], outputs: ["y"], call: ({ x, factor, shift }) => ({ y: ops.scale(x, factor as unknown as number, shift as unknown as number) }) },
+  gradient: { wrt: ["x"], outputs: ["y"], call: ({ x, factor, shift }) => ({ y: ops.scale(x, factor, shift) }) },
 });
 export const clamp = truth({
   op: "clamp",

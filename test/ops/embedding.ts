@@ -2,11 +2,18 @@ import { ops } from "../../lib/index.js";
 import { ids, normal, truth, type Case, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
-const sizes: [N: number, V: number, C: number][] = [[0, 3, 4], [1, 1, 1], [37, 5, 19], [20, 131, 40]];
+const sizes: [N: number, V: number, C: number][] = [
+  [0, 3, 4],
+  [1, 1, 1],
+  [37, 5, 19],
+  [20, 131, 40],
+];
 
 export const embedding = truth({
   op: "embedding",
-  reference: ({ ids: rows, table }: Widened) => ({ y: Array.from(rows as number[]).flatMap((row) => Array.from(table.slice(row * table.shape[1], (row + 1) * table.shape[1]) as number[])) }),
+  reference: ({ ids: rows, table }: Widened) => ({
+    y: Array.from(rows as number[]).flatMap((row) => Array.from(table.slice(row * table.shape[1], (row + 1) * table.shape[1]) as number[])),
+  }),
   draw: (random) => sizes.map(([N, V, C]): Case => ({ ids: ids(random, N, V), table: normal(random, [V, C]) })),
   gradient: { wrt: ["table"], outputs: ["y"], call: ({ ids: rows, table }) => ({ y: ops.embedding(rows, table) }) },
 });

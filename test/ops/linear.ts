@@ -1,12 +1,20 @@
 import { ops } from "../../lib/index.js";
 import { packedSize } from "../../lib/tensor/op.js";
-import { normal, truth, type Case, type Numbers, type Widened } from "../truth.js";
+import { normal, truth, uniform, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 type Round = (x: number) => number;
 
 /** out[i][j] = start + sum over k of a(i, k) b(k, j), rounded as plain f32 code would. */
-function product(m: number, n: number, k: number, a: (i: number, k: number) => number, b: (k: number, j: number) => number, f: Round, start?: ArrayLike<number>): Float64Array {
+function product(
+  m: number,
+  n: number,
+  k: number,
+  a: (i: number, k: number) => number,
+  b: (k: number, j: number) => number,
+  f: Round,
+  start?: ArrayLike<number>,
+): Float64Array {
   const out = new Float64Array(m * n);
   for (let i = 0; i < m; i++)
     for (let j = 0; j < n; j++) {
@@ -32,13 +40,40 @@ export const linear = truth({
   reference({ x, weight, bias }: Widened, f) {
     const [N, I] = x.shape;
     const [O] = weight.shape;
-    const y = product(N, O, I, (i, k) => x[i * I + k], (k, j) => weight[j * I + k], f);
+    const y = product(
+      N,
+      O,
+      I,
+      (i, k) => x[i * I + k],
+      (k, j) => weight[j * I + k],
+      f,
+    );
     return { y: bias ? y.map((v, i) => f(v + bias[i % O])) : y };
   },
   draw: (random) =>
-    sizes(random).map(([N, O, I], i): Case => ({ x: normal(random, [N, I]), weight: normal(random, [O, I]), bias: i % 2 === 0 ? normal(random, [O]) : undefined })),
-  extremes: (random) => [{ x: normal(random, [5, 40], 1e18), weight: normal(random, [9, 40], 1e18) }, { x: normal(random, [5, 40], 1e-22), weight: normal(random, [9, 40], 1e-22) }],
+    sizes(random).map(([N, O, I], i): Case => ({
+      x: normal(random, [N, I]),
+      weight: normal(random, [O, I]),
+      bias: i % 2 === 0 ? normal(random, [O]) : undefined,
+    })),
+  extremes: (random) => [
+    { x: normal(random, [5, 40], 1e18), weight: normal(random, [9, 40], 1e18) },
+    { x: normal(random, [5, 40], 1e-22), weight: normal(random, [9, 40], 1e-22) },
+  ],
   gradient: { wrt: ["x", "weight", "bias"], outputs: ["y"], call: ({ x, weight, bias }) => ({ y: ops.linear(x, weight, bias) }) },
+  bench: [
+    [2048, 2048, 2048],
+    [1024, 768, 768],
+    [2048, 3072, 768],
+    [1024, 50257, 768],
+  ].map(([N, O, I]) => ({
+    shape: `N ${N}, O ${O}, I ${I}`,
+    draw: (random) => ({ x: uniform(random, [N, I], -1, 1), weight: uniform(random, [O, I], -1, 1) }),
+  })),
+  cost({ x, weight }) {
+    const [[N, I], [O]] = [x, weight].map((one) => (one as Numbers).shape);
+    return { flops: 2 * N * O * I, read: 4 * (N * I + O * I), write: 4 * N * O };
+  },
 });
 
 export const linearGradInput = truth({
@@ -46,7 +81,16 @@ export const linearGradInput = truth({
   reference({ dy, weight }: Widened, f) {
     const [N, O] = dy.shape;
     const I = weight.shape[1];
-    return { dx: product(N, I, O, (i, k) => dy[i * O + k], (k, j) => weight[k * I + j], f) };
+    return {
+      dx: product(
+        N,
+        I,
+        O,
+        (i, k) => dy[i * O + k],
+        (k, j) => weight[k * I + j],
+        f,
+      ),
+    };
   },
   draw: (random) => sizes(random).map(([N, O, I]): Case => ({ dy: normal(random, [N, O]), weight: normal(random, [O, I]) })),
 });
@@ -61,11 +105,25 @@ export const linearGradWeight = truth({
       for (let n = 0; n < N; n++) total = f(total + dy[n * O + o]);
       return total;
     };
-    return { dweight: product(O, I, N, (i, k) => dy[k * O + i], (k, j) => x[k * I + j], f, dweight), ...(dbias ? { dbias: Array.from({ length: O }, (_, o) => sum(o)) } : {}) };
+    return {
+      dweight: product(
+        O,
+        I,
+        N,
+        (i, k) => dy[k * O + i],
+        (k, j) => x[k * I + j],
+        f,
+        dweight,
+      ),
+      ...(dbias ? { dbias: Array.from({ length: O }, (_, o) => sum(o)) } : {}),
+    };
   },
   draw: (random) =>
     sizes(random).map(([N, O, I], i): Case => ({
-      dy: normal(random, [N, O]), x: normal(random, [N, I]), dweight: normal(random, [O, I]), dbias: i % 2 === 0 ? normal(random, [O]) : undefined,
+      dy: normal(random, [N, O]),
+      x: normal(random, [N, I]),
+      dweight: normal(random, [O, I]),
+      dbias: i % 2 === 0 ? normal(random, [O]) : undefined,
     })),
 });
 
@@ -73,7 +131,14 @@ export const linearGradWeight = truth({
 export const pack = truth({
   op: "pack",
   reference: () => ({}),
-  draw: (random) => [0, 1].flatMap((transposed) => [[1, 1], [33, 7], [64, 40]].map((shape): Case => ({ weight: normal(random, shape), transposed }))),
+  draw: (random) =>
+    [0, 1].flatMap((transposed) =>
+      [
+        [1, 1],
+        [33, 7],
+        [64, 40],
+      ].map((shape): Case => ({ weight: normal(random, shape), transposed })),
+    ),
   sizes: ({ weight, transposed }) => ({ P: packedSize((weight as Numbers).shape, Boolean(transposed)) }),
   bitsOnly: ["packed"],
 });

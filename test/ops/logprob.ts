@@ -1,5 +1,5 @@
 import { ops } from "../../lib/index.js";
-import { constant, ids, normal, truth, widen, type Case, type Numbers, type Widened } from "../truth.js";
+import { constant, ids, normal, truth, uniform, widen, type Case, type Numbers, type Truth, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 type Round = (x: number) => number;
@@ -49,9 +49,15 @@ const given = ({ logits, temperature }: Widened, f: Round): number[][] => {
 };
 const fromLogits = (inputs: Widened, f: Round) => collect(given(inputs, f).map((x, i) => row(x, inputs.y[i], f)));
 
-const draw = (random: Random): Case[] => [
-  ...[[0, 5], [1, 1], [3, 2], [5, 511], [4, 513], [3, 1031]].map(([M, V], i): Case => ({ logits: normal(random, [M, V], 3), y: ids(random, M, V), temperature: [1, 0.7, 1.3][i % 3] })),
-];
+const draw = (random: Random): Case[] =>
+  [
+    [0, 5],
+    [1, 1],
+    [3, 2],
+    [5, 511],
+    [4, 513],
+    [3, 1031],
+  ].map(([M, V], i): Case => ({ logits: normal(random, [M, V], 3), y: ids(random, M, V), temperature: [1, 0.7, 1.3][i % 3] }));
 function withNone(random: Random): Case {
   const logits = normal(random, [3, 700], 4);
   logits.data.forEach((_, j) => {
@@ -79,44 +85,108 @@ export const logprob = truth({
   reference: fromLogits,
   draw,
   extremes,
-  gradient: { wrt: ["logits"], outputs: ["logp", "entropy"], call: ({ logits, y, temperature }) => ({ ...ops.logprob(logits, y, { temperature: temperature as unknown as number }) }) },
+  gradient: {
+    wrt: ["logits"],
+    outputs: ["logp", "entropy"],
+    call: ({ logits, y, temperature }) => ({ ...ops.logprob(logits, y, { temperature: temperature as unknown as number }) }),
+  },
 });
 
 const kept = (values: ArrayLike<number>): Numbers => ({ shape: [values.length], data: Float32Array.from(values) });
 const rowsIn = (inputs: Case, M: number, random: Random, made: Record<string, ArrayLike<number>>): Case => ({
-  ...inputs, logp: kept(made.logp), lse: kept(made.lse), entropy: kept(made.entropy), dlogp: normal(random, [M]), dentropy: random.below(2) ? normal(random, [M]) : undefined,
+  ...inputs,
+  logp: kept(made.logp),
+  lse: kept(made.lse),
+  entropy: kept(made.entropy),
+  dlogp: normal(random, [M]),
+  dentropy: random.below(2) ? normal(random, [M]) : undefined,
 });
 
 export const logprobGrad = truth({
   op: "logprobGrad",
   reference(inputs: Widened, f) {
     const { y, logp, lse, entropy, dlogp, dentropy, temperature } = inputs;
-    return { dlogits: given(inputs, f).flatMap((x, i) => rowGrad(x, y[i], { logp: logp[i], lse: lse[i], entropy: entropy[i] }, dlogp[i], dentropy?.[i] ?? 0, temperature, f)) };
+    return {
+      dlogits: given(inputs, f).flatMap((x, i) =>
+        rowGrad(x, y[i], { logp: logp[i], lse: lse[i], entropy: entropy[i] }, dlogp[i], dentropy?.[i] ?? 0, temperature, f),
+      ),
+    };
   },
-  draw: (random) => [...draw(random), withNone(random)].map((one) => rowsIn(one, (one.y as Numbers).shape[0], random, fromLogits(widen(one), (x) => x))),
+  draw: (random) =>
+    [...draw(random), withNone(random)].map((one) =>
+      rowsIn(
+        one,
+        (one.y as Numbers).shape[0],
+        random,
+        fromLogits(widen(one), (x) => x),
+      ),
+    ),
   ulp: 4,
 });
 
 // ---- from the hidden state and the head
 
 const fromHidden = ({ h, weight, rows, y, temperature }: Widened, f: Round) =>
-  collect(Array.from(rows as number[], (at, i) => row(logitsOf(h, h.shape[1], weight, weight.shape[0], at, f).map((v) => f(v * f(1 / temperature))), y[i], f)));
+  collect(
+    Array.from(rows as number[], (at, i) =>
+      row(
+        logitsOf(h, h.shape[1], weight, weight.shape[0], at, f).map((v) => f(v * f(1 / temperature))),
+        y[i],
+        f,
+      ),
+    ),
+  );
 
 const hidden = (random: Random): Case[] =>
-  [[3, 2, 5, 0], [1, 1, 1, 1], [5, 19, 67, 9], [6, 33, 1031, 7], [40, 16, 520, 300]].map(([N, C, V, M], i): Case => ({
-    h: normal(random, [N, C]), weight: normal(random, [V, C]), rows: ids(random, M, N), y: ids(random, M, V), temperature: [1, 0.7, 1.3][i % 3],
+  [
+    [3, 2, 5, 0],
+    [1, 1, 1, 1],
+    [5, 19, 67, 9],
+    [6, 33, 1031, 7],
+    [40, 16, 520, 300],
+  ].map(([N, C, V, M], i): Case => ({
+    h: normal(random, [N, C]),
+    weight: normal(random, [V, C]),
+    rows: ids(random, M, N),
+    y: ids(random, M, V),
+    temperature: [1, 0.7, 1.3][i % 3],
   }));
 
 export const linearLogprob = truth({
   op: "linearLogprob",
   reference: fromHidden,
   draw: hidden,
-  extremes: (random) => [{ h: normal(random, [3, 20], 50), weight: normal(random, [600, 20], 50), rows: ids(random, 4, 3), y: ids(random, 4, 600), temperature: 1 }],
+  extremes: (random) => [
+    { h: normal(random, [3, 20], 50), weight: normal(random, [600, 20], 50), rows: ids(random, 4, 3), y: ids(random, 4, 600), temperature: 1 },
+  ],
   gradient: {
-    wrt: ["h", "weight"], outputs: ["logp", "entropy"],
+    wrt: ["h", "weight"],
+    outputs: ["logp", "entropy"],
     call: ({ h, weight, rows, y, temperature }) => ({ ...ops.linearLogprob(h, weight, rows, y, { temperature: temperature as unknown as number }) }),
   },
+  bench: [{ shape: "M 1024, C 768, V 50257", draw: (random) => head(random) }],
+  cost: headCost(1),
 });
+
+/** A language model's head at the shape that other stacks are measured at. */
+export const head = (random: Random): Case => {
+  const [M, C, V] = [1024, 768, 50257];
+  return {
+    h: uniform(random, [M, C], -1, 1),
+    weight: uniform(random, [V, C], -0.08, 0.08),
+    rows: { shape: [M], data: Int32Array.from({ length: M }, (_, i) => i) },
+    y: ids(random, M, V),
+    temperature: 1,
+  };
+};
+/** So many products of the head's size; inputs and their gradients once. */
+export function headCost(products: number): Truth["cost"] {
+  return ({ h, weight }) => {
+    const [[M, C], [V]] = [h, weight].map((one) => (one as Numbers).shape);
+    const bytes = 4 * (M * C + V * C);
+    return { flops: 2 * products * M * C * V, read: bytes, write: products > 1 ? bytes : 12 * M };
+  };
+}
 
 export const linearLogprobGrad = truth({
   op: "linearLogprobGrad",
@@ -141,7 +211,14 @@ export const linearLogprobGrad = truth({
   },
   draw: (random) =>
     hidden(random).map((one) => ({
-      ...rowsIn(one, (one.rows as Numbers).shape[0], random, fromHidden(widen(one), (x) => x)), dh: true, dweight: normal(random, (one.weight as Numbers).shape),
+      ...rowsIn(
+        one,
+        (one.rows as Numbers).shape[0],
+        random,
+        fromHidden(widen(one), (x) => x),
+      ),
+      dh: true,
+      dweight: normal(random, (one.weight as Numbers).shape),
     })),
   ulp: 8,
 });
@@ -167,7 +244,13 @@ export const fullKl = truth({
       }),
     };
   },
-  draw: (random) => [[0, 3], [1, 1], [5, 513], [3, 70]].map(([M, V]): Case => ({ logits: normal(random, [M, V], 2), refLogits: normal(random, [M, V], 2), temperature: 0.8 })),
+  draw: (random) =>
+    [
+      [0, 3],
+      [1, 1],
+      [5, 513],
+      [3, 70],
+    ].map(([M, V]): Case => ({ logits: normal(random, [M, V], 2), refLogits: normal(random, [M, V], 2), temperature: 0.8 })),
   extremes: (random) => {
     const same = normal(random, [2, 600], 3);
     return [{ logits: same, refLogits: { shape: same.shape, data: same.data.slice() as Float32Array }, temperature: 1 }];

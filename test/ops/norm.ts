@@ -1,4 +1,4 @@
-import { ops, type Input } from "../../lib/index.js";
+import { ops } from "../../lib/index.js";
 import { constant, normal, truth, type Case, type Numbers, type Truth, type Widened, widen } from "../truth.js";
 import type { Random } from "../random.js";
 
@@ -7,7 +7,12 @@ const sum = (values: number[], f: Round) => values.reduce((a, b) => f(a + b), 0)
 
 function statistics(x: number[], eps: number, centred: boolean, f: Round): { mean: number; rstd: number } {
   const mean = centred ? f(sum(x, f) / x.length) : 0;
-  const variance = f(sum(x.map((v) => f(f(v - mean) * f(v - mean))), f) / x.length);
+  const variance = f(
+    sum(
+      x.map((v) => f(f(v - mean) * f(v - mean))),
+      f,
+    ) / x.length,
+  );
   return { mean, rstd: f(1 / f(Math.sqrt(f(variance + eps)))) };
 }
 
@@ -32,7 +37,12 @@ function backward(centred: boolean): Truth["reference"] {
     for (let n = 0; n < N; n++) {
       const unit = Array.from({ length: C }, (_, c) => f(f(x[n * C + c] - (centred ? mean[n] : 0)) * rstd[n]));
       const g = Array.from({ length: C }, (_, c) => f(dy[n * C + c] * gain[c]));
-      const along = f(sum(unit.map((u, c) => f(u * g[c])), f) / C);
+      const along = f(
+        sum(
+          unit.map((u, c) => f(u * g[c])),
+          f,
+        ) / C,
+      );
       const level = centred ? f(sum(g, f) / C) : 0;
       unit.forEach((u, c) => {
         dx[n * C + c] = f(rstd[n] * f(f(g[c] - level) - f(u * along)));
@@ -44,9 +54,20 @@ function backward(centred: boolean): Truth["reference"] {
   };
 }
 
-const sizes: [number, number][] = [[0, 4], [1, 1], [3, 19], [33, 64], [2, 300]];
+const sizes: [number, number][] = [
+  [0, 4],
+  [1, 1],
+  [3, 19],
+  [33, 64],
+  [2, 300],
+];
 const inputs = (random: Random, centred: boolean): Case[] =>
-  sizes.map(([N, C], i) => ({ x: normal(random, [N, C]), gain: normal(random, [C]), ...(centred ? { bias: i % 2 ? normal(random, [C]) : undefined } : {}), eps: 1e-5 }));
+  sizes.map(([N, C], i) => ({
+    x: normal(random, [N, C]),
+    gain: normal(random, [C]),
+    ...(centred ? { bias: i % 2 ? normal(random, [C]) : undefined } : {}),
+    eps: 1e-5,
+  }));
 const extremes = (random: Random): Case[] => [
   { x: normal(random, [2, 40], 1e15), gain: constant([40], 1), eps: 1e-5 },
   { x: normal(random, [2, 40], 1e-20), gain: constant([40], 1), eps: 1e-5 },
@@ -58,7 +79,12 @@ const backwardInputs = (random: Random, centred: boolean): Case[] =>
     const { shape } = x as Numbers;
     const kept = (name: string): Numbers => ({ shape: [shape[0]], data: Float32Array.from(made[name]) });
     return {
-      dy: normal(random, shape), x, gain, rstd: kept("rstd"), ...(centred ? { mean: kept("mean"), dbias: bias && normal(random, [shape[1]]) } : {}), dgain: normal(random, [shape[1]]),
+      dy: normal(random, shape),
+      x,
+      gain,
+      rstd: kept("rstd"),
+      ...(centred ? { mean: kept("mean"), dbias: bias && normal(random, [shape[1]]) } : {}),
+      dgain: normal(random, [shape[1]]),
     };
   });
 
@@ -67,7 +93,7 @@ export const layerNorm = truth({
   reference: forward(true),
   draw: (random) => inputs(random, true),
   extremes,
-  gradient: { wrt: ["x", "gain", "bias"], outputs: ["y"], call: ({ x, gain, bias }) => ({ y: ops.layerNorm(x, gain, bias as Input | undefined) }) },
+  gradient: { wrt: ["x", "gain", "bias"], outputs: ["y"], call: ({ x, gain, bias }) => ({ y: ops.layerNorm(x, gain, bias) }) },
 });
 export const rmsNorm = truth({
   op: "rmsNorm",

@@ -4,14 +4,26 @@ import type { Random } from "../random.js";
 export const normSquared = truth({
   op: "normSquared",
   reference: ({ x, total }: Widened, f) => ({ total: [(x as Float64Array).reduce((a, b) => f(a + f(b * b)), total[0])] }),
-  draw: (random) => [[0], [1], [3, 1500], [20001]].map((shape): Case => ({ x: normal(random, shape), total: { shape: [1], data: Float64Array.of(random.uniform()) } })),
+  draw: (random) =>
+    [[0], [1], [3, 1500], [20001]].map((shape): Case => ({ x: normal(random, shape), total: { shape: [1], data: Float64Array.of(random.uniform()) } })),
   extremes: () => [{ x: constant([5], 3e38), total: { shape: [1], data: Float64Array.of(0) } }],
 });
 
 function draw(random: Random, shape: number[], more: Case = {}): Case {
   return {
-    weight: normal(random, shape), grad: normal(random, shape), m: normal(random, shape, 0.1), v: uniform(random, shape, 0, 0.1),
-    normSquared: { shape: [1], data: Float64Array.of(6.25) }, lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0.1, maxNorm: 1, step: 3, ...more,
+    weight: normal(random, shape),
+    grad: normal(random, shape),
+    m: normal(random, shape, 0.1),
+    v: uniform(random, shape, 0, 0.1),
+    normSquared: { shape: [1], data: Float64Array.of(6.25) },
+    lr: 1e-2,
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weightDecay: 0.1,
+    maxNorm: 1,
+    step: 3,
+    ...more,
   };
 }
 

@@ -1,5 +1,6 @@
 import { constant, ids, normal, offsets, sequences, truth, uniform, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
+import { head, headCost } from "./logprob.js";
 
 type Round = (x: number) => number;
 
@@ -21,7 +22,8 @@ const klOf: Record<string, (d: number, f: Round) => number> = {
 
 /** The loss from log-probs and entropies, and its statistics. */
 function losses(inputs: Widened, logp: ArrayLike<number>, entropy: ArrayLike<number> | undefined, f: Round) {
-  const { oldLogp, advantages, refLogp, importance, objective, clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, klCoef, estimator, entropyCoef, scale } = inputs;
+  const { oldLogp, advantages, refLogp, importance, objective, clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, klCoef, estimator, entropyCoef, scale } =
+    inputs;
   const stats = Float64Array.from(inputs.stats);
   let loss = 0;
   weights(inputs).forEach((w, i) => {
@@ -43,21 +45,54 @@ function losses(inputs: Widened, logp: ArrayLike<number>, entropy: ArrayLike<num
     const h = entropy ? entropy[i] : 0;
     loss += scale * w * (l + klCoef * kl - entropyCoef * h);
     const ratio = objective === "clipped-ratio";
-    const one = [scale * w * (l + klCoef * kl - entropyCoef * h), w * l, w * kl, w * h, w * Number(clipped), w * Number(clippedC), ratio ? -w * d : 0, ratio ? w * (Math.expm1(d) - d) : 0, ratio ? w * r : 0, 1, 0];
+    const one = [
+      scale * w * (l + klCoef * kl - entropyCoef * h),
+      w * l,
+      w * kl,
+      w * h,
+      w * Number(clipped),
+      w * Number(clippedC),
+      ratio ? -w * d : 0,
+      ratio ? w * (Math.expm1(d) - d) : 0,
+      ratio ? w * r : 0,
+      1,
+      0,
+    ];
     one.forEach((value, k) => (stats[k] += value));
     if (ratio && Math.fround(r) !== 1) stats[10]++;
   });
-  stats[11] += sequences(inputs.cuSeqlens).filter(([a, b]) => Array.from({ length: b - a }, (_, i) => !inputs.mask || inputs.mask[a + i] !== 0).some(Boolean)).length;
+  stats[11] += sequences(inputs.cuSeqlens).filter(([a, b]) =>
+    Array.from({ length: b - a }, (_, i) => !inputs.mask || inputs.mask[a + i] !== 0).some(Boolean),
+  ).length;
   return { loss: [loss], stats };
 }
 
-const options = { objective: "clipped-ratio", clipRatioLow: 0.2, clipRatioHigh: 0.28, clipRatioC: Infinity, logRatioClamp: 20, aggregation: "token-mean", klCoef: 0, estimator: "k3", entropyCoef: 0, scale: 1 };
+const options = {
+  objective: "clipped-ratio",
+  clipRatioLow: 0.2,
+  clipRatioHigh: 0.28,
+  clipRatioC: Infinity,
+  logRatioClamp: 20,
+  aggregation: "token-mean",
+  klCoef: 0,
+  estimator: "k3",
+  entropyCoef: 0,
+  scale: 1,
+};
 const stats = (): Numbers => ({ shape: [12], data: new Float64Array(12).fill(0.5) });
 const lengths = [5, 0, 37, 1, 16];
 const M = 59;
 
 function common(random: Random, more: Case): Case {
-  return { oldLogp: uniform(random, [M], -3, -0.1), advantages: normal(random, [M]), cuSeqlens: offsets(lengths), denominator: 29, ...options, stats: stats(), ...more };
+  return {
+    oldLogp: uniform(random, [M], -3, -0.1),
+    advantages: normal(random, [M]),
+    cuSeqlens: offsets(lengths),
+    denominator: 29,
+    ...options,
+    stats: stats(),
+    ...more,
+  };
 }
 const kept = (random: Random): Numbers => ({ shape: [M], data: Int32Array.from({ length: M }, () => Number(random.below(4) > 0)) });
 
@@ -65,16 +100,34 @@ export const policyLoss = truth({
   op: "policyLoss",
   reference: (inputs: Widened, f) => losses(inputs, inputs.logp, inputs.entropy, f),
   draw(random) {
-    const near = (one: Case): Case => ({ logp: { shape: [M], data: Float32Array.from((one.oldLogp as Numbers).data, (x) => x + 0.4 * random.normal()) }, ...one });
+    const near = (one: Case): Case => ({
+      logp: { shape: [M], data: Float32Array.from((one.oldLogp as Numbers).data, (x) => x + 0.4 * random.normal()) },
+      ...one,
+    });
     return [
       near(common(random, {})),
       near(common(random, { clipRatioC: 1.1, mask: kept(random), aggregation: "seq-mean-token-mean", scale: 0.3 })),
-      near(common(random, { refLogp: uniform(random, [M], -3, -0.1), klCoef: 0.1, importance: uniform(random, [M], 0.5, 2), aggregation: "seq-mean-token-sum" })),
-      near(common(random, { refLogp: uniform(random, [M], -3, -0.1), klCoef: 0.1, estimator: "k2", entropy: uniform(random, [M], 0, 3), entropyCoef: 0.01, dentropy: true, aggregation: "seq-mean-token-sum-norm" })),
+      near(
+        common(random, { refLogp: uniform(random, [M], -3, -0.1), klCoef: 0.1, importance: uniform(random, [M], 0.5, 2), aggregation: "seq-mean-token-sum" }),
+      ),
+      near(
+        common(random, {
+          refLogp: uniform(random, [M], -3, -0.1),
+          klCoef: 0.1,
+          estimator: "k2",
+          entropy: uniform(random, [M], 0, 3),
+          entropyCoef: 0.01,
+          dentropy: true,
+          aggregation: "seq-mean-token-sum-norm",
+        }),
+      ),
       near(common(random, { objective: "log-likelihood" })),
     ];
   },
-  extremes: (random) => [common(random, { logp: constant([M], -1000), oldLogp: constant([M], -0.1) }), common(random, { logp: constant([M], -0.1), oldLogp: constant([M], -1000) })],
+  extremes: (random) => [
+    common(random, { logp: constant([M], -1000), oldLogp: constant([M], -0.1) }),
+    common(random, { logp: constant([M], -0.1), oldLogp: constant([M], -1000) }),
+  ],
   bitsOnly: ["dlogp", "dentropy"],
   gradients: { dlogp: "logp", dentropy: "entropy" },
   bench: [
@@ -84,8 +137,13 @@ export const policyLoss = truth({
         const N = 2 ** 20;
         const oldLogp = uniform(random, [N], -3, -0.1);
         return {
-          logp: { shape: [N], data: Float32Array.from(oldLogp.data, (x) => x + 0.1 * random.normal()) }, oldLogp, advantages: normal(random, [N]),
-          cuSeqlens: offsets(Array<number>(1024).fill(1024)), denominator: N, ...options, stats: stats(),
+          logp: { shape: [N], data: Float32Array.from(oldLogp.data, (x) => x + 0.1 * random.normal()) },
+          oldLogp,
+          advantages: normal(random, [N]),
+          cuSeqlens: offsets(Array<number>(1024).fill(1024)),
+          denominator: N,
+          ...options,
+          stats: stats(),
         };
       },
     },
@@ -123,12 +181,44 @@ export const linearPolicyLoss = truth({
   },
   draw(random) {
     const one = (C: number, V: number, more: Case): Case => ({
-      h: normal(random, [23, C]), weight: normal(random, [V, C], 0.5), rows: ids(random, M, 23), y: ids(random, M, V), temperature: 0.9,
-      ...common(random, { oldLogp: uniform(random, [M], -6, -1), ...more }), dh: true, dweight: { shape: [V, C], data: new Float32Array(V * C) },
+      h: normal(random, [23, C]),
+      weight: normal(random, [V, C], 0.5),
+      rows: ids(random, M, 23),
+      y: ids(random, M, V),
+      temperature: 0.9,
+      ...common(random, { oldLogp: uniform(random, [M], -6, -1), ...more }),
+      dh: true,
+      dweight: { shape: [V, C], data: new Float32Array(V * C) },
     });
-    return [one(8, 37, {}), one(19, 530, { entropyCoef: 0.05, mask: kept(random) }), one(8, 37, { objective: "log-likelihood", refLogp: uniform(random, [M], -6, -1), klCoef: 0.2, estimator: "k1" })];
+    return [
+      one(8, 37, {}),
+      one(19, 530, { entropyCoef: 0.05, mask: kept(random) }),
+      one(8, 37, { objective: "log-likelihood", refLogp: uniform(random, [M], -6, -1), klCoef: 0.2, estimator: "k1" }),
+    ];
   },
   bitsOnly: ["dh", "dweight"],
   gradients: { dh: "h", dweight: "weight" },
   ulp: 8,
+  bench: [
+    {
+      shape: "M 1024, C 768, V 50257",
+      draw(random) {
+        const inputs = head(random);
+        const M = (inputs.y as Numbers).shape[0];
+        const { shape } = inputs.weight as Numbers;
+        return {
+          ...inputs,
+          oldLogp: uniform(random, [M], -13, -9),
+          advantages: normal(random, [M]),
+          cuSeqlens: offsets(Array<number>(16).fill(M / 16)),
+          denominator: M,
+          ...options,
+          stats: stats(),
+          dh: true,
+          dweight: { shape, data: new Float32Array(shape[0] * shape[1]) },
+        };
+      },
+    },
+  ],
+  cost: headCost(3),
 });

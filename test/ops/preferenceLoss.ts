@@ -5,14 +5,39 @@ const softplus = (x: number) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x
 
 function draw(random: Random, form: string, more: Case = {}): Case {
   return {
-    scores: normal(random, [11], 2), chosen: ids(random, 17, 11), rejected: ids(random, 17, 11), form, beta: 0.3, labelSmoothing: 0, centerCoef: 0, denominator: 13, scale: 1,
-    ...(form === "bradley-terry" ? {} : { refScores: normal(random, [11], 2) }), stats: { shape: [8], data: new Float64Array(8).fill(0.5) }, ...more,
+    scores: normal(random, [11], 2),
+    chosen: ids(random, 17, 11),
+    rejected: ids(random, 17, 11),
+    form,
+    beta: 0.3,
+    labelSmoothing: 0,
+    centerCoef: 0,
+    denominator: 13,
+    scale: 1,
+    ...(form === "bradley-terry" ? {} : { refScores: normal(random, [11], 2) }),
+    stats: { shape: [8], data: new Float64Array(8).fill(0.5) },
+    ...more,
   };
 }
 
 export const preferenceLoss = truth({
   op: "preferenceLoss",
-  reference({ scores, refScores, chosen, rejected, margin, label, weight, form, beta, labelSmoothing, centerCoef, denominator, scale, stats: before }: Widened) {
+  reference({
+    scores,
+    refScores,
+    chosen,
+    rejected,
+    margin,
+    label,
+    weight,
+    form,
+    beta,
+    labelSmoothing,
+    centerCoef,
+    denominator,
+    scale,
+    stats: before,
+  }: Widened) {
     const stats = Float64Array.from(before);
     let loss = 0;
     (chosen as Float64Array).forEach((c, p) => {
@@ -30,13 +55,17 @@ export const preferenceLoss = truth({
   },
   draw: (random) => [
     ...["bradley-terry", "dpo", "ipo"].map((form) => draw(random, form)),
-    draw(random, "bradley-terry", { margin: uniform(random, [17], 0, 2), label: uniform(random, [17], 0, 1), weight: uniform(random, [17], 0, 1), labelSmoothing: 0.1, centerCoef: 0.01, scale: 0.7 }),
+    draw(random, "bradley-terry", {
+      margin: uniform(random, [17], 0, 2),
+      label: uniform(random, [17], 0, 1),
+      weight: uniform(random, [17], 0, 1),
+      labelSmoothing: 0.1,
+      centerCoef: 0.01,
+      scale: 0.7,
+    }),
     draw(random, "dpo", { chosen: ids(random, 0, 11), rejected: ids(random, 0, 11) }),
   ],
-  extremes: (random) => [
-    draw(random, "bradley-terry", { scores: normal(random, [11], 1e4) }),
-    draw(random, "bradley-terry", { scores: constant([11], 1e30) }),
-  ],
+  extremes: (random) => [draw(random, "bradley-terry", { scores: normal(random, [11], 1e4) }), draw(random, "bradley-terry", { scores: constant([11], 1e30) })],
   bitsOnly: ["dscores"],
   gradients: { dscores: "scores" },
   ulp: 4,

@@ -23,8 +23,17 @@ export const rope = truth({
     return { y };
   },
   draw: (random) =>
-    [[0, 1, 2, 1], [1, 1, 2, 1], [7, 3, 10, 5], [5, 2, 64, 32], [4, 1, 40, 11]].map(([N, H, D, R]): Case => ({
-      x: normal(random, [N, H, D]), positions: ints(Array.from({ length: N }, () => random.below(2000))), inverseFrequency: frequencies(R), inverse: 0,
+    [
+      [0, 1, 2, 1],
+      [1, 1, 2, 1],
+      [7, 3, 10, 5],
+      [5, 2, 64, 32],
+      [4, 1, 40, 11],
+    ].map(([N, H, D, R]): Case => ({
+      x: normal(random, [N, H, D]),
+      positions: ints(Array.from({ length: N }, () => random.below(2000))),
+      inverseFrequency: frequencies(R),
+      inverse: 0,
     })),
   extremes: (random) => [
     { x: normal(random, [3, 1, 8], 1e30), positions: ints([0, 1, 131071]), inverseFrequency: frequencies(4), inverse: 0 },

@@ -4,8 +4,15 @@ import type { Random } from "../random.js";
 
 function draw(random: Random, M: number, V: number, more: Case = {}): Case {
   return {
-    logits: normal(random, [M, V], 2), counter: { shape: [M, 4], data: Int32Array.from({ length: 4 * M }, (_, i) => (i % 4 === 3 ? 0 : random.below(1000))) },
-    seed: random.below(2 ** 31), stream: 1, temperature: 1, topK: 0, topP: 1, minP: 0, ...more,
+    logits: normal(random, [M, V], 2),
+    counter: { shape: [M, 4], data: Int32Array.from({ length: 4 * M }, (_, i) => (i % 4 === 3 ? 0 : random.below(1000))) },
+    seed: random.below(2 ** 31),
+    stream: 1,
+    temperature: 1,
+    topK: 0,
+    topP: 1,
+    minP: 0,
+    ...more,
   };
 }
 
@@ -20,7 +27,10 @@ export const sample = truth({
       const m = Math.max(...x);
       const lse = m + Math.log(x.reduce((s, v) => s + Math.exp(v - m), 0));
       const p = x.map((v) => Math.exp(v - lse));
-      let order = x.map((_, j) => j).filter((j) => p[j] > 0).sort((a, b) => p[b] - p[a] || a - b);
+      let order = x
+        .map((_, j) => j)
+        .filter((j) => p[j] > 0)
+        .sort((a, b) => p[b] - p[a] || a - b);
       if (temperature === 0) order = order.slice(0, 1);
       if (topK) order = order.slice(0, topK);
       const mass = order.reduce((s, j) => s + p[j], 0);

@@ -1,10 +1,18 @@
-import { ops, type Input } from "../../lib/index.js";
+import { ops } from "../../lib/index.js";
 import { ids, normal, truth, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 const draw = (random: Random): Case[] =>
-  [[1, 1, 1], [4, 19, 0], [9, 33, 30], [5, 64, 3]].map(([N, C, M], i) => ({
-    h: normal(random, [N, C]), weight: normal(random, [1, C]), bias: i % 2 === 0 ? normal(random, [1]) : undefined, rows: ids(random, M, N),
+  [
+    [1, 1, 1],
+    [4, 19, 0],
+    [9, 33, 30],
+    [5, 64, 3],
+  ].map(([N, C, M], i) => ({
+    h: normal(random, [N, C]),
+    weight: normal(random, [1, C]),
+    bias: i % 2 === 0 ? normal(random, [1]) : undefined,
+    rows: ids(random, M, N),
   }));
 
 export const score = truth({
@@ -20,7 +28,11 @@ export const score = truth({
     };
   },
   draw,
-  gradient: { wrt: ["h", "weight", "bias"], outputs: ["value"], call: ({ h, weight, rows, bias }) => ({ value: ops.score(h, weight, rows, bias as Input | undefined) }) },
+  gradient: {
+    wrt: ["h", "weight", "bias"],
+    outputs: ["value"],
+    call: ({ h, weight, rows, bias }) => ({ value: ops.score(h, weight, rows, bias) }),
+  },
 });
 
 export const scoreGrad = truth({
@@ -39,5 +51,13 @@ export const scoreGrad = truth({
     });
     return { dh, dweight: dw, dbias: [db] };
   },
-  draw: (random) => draw(random).map((one) => ({ ...one, bias: undefined, dvalue: normal(random, (one.rows as Numbers).shape), dh: true, dweight: normal(random, [1, (one.h as Numbers).shape[1]]), dbias: one.bias })),
+  draw: (random) =>
+    draw(random).map((one) => ({
+      ...one,
+      bias: undefined,
+      dvalue: normal(random, (one.rows as Numbers).shape),
+      dh: true,
+      dweight: normal(random, [1, (one.h as Numbers).shape[1]]),
+      dbias: one.bias,
+    })),
 });

@@ -6,8 +6,16 @@ const M = 59;
 
 function draw(random: Random, more: Case): Case {
   return {
-    values: normal(random, [M]), oldValues: normal(random, [M]), returns: normal(random, [M]), cuSeqlens: offsets(lengths), clipRange: 0.4, aggregation: "token-mean",
-    denominator: 41, scale: 1, stats: { shape: [8], data: new Float64Array(8).fill(0.5) }, ...more,
+    values: normal(random, [M]),
+    oldValues: normal(random, [M]),
+    returns: normal(random, [M]),
+    cuSeqlens: offsets(lengths),
+    clipRange: 0.4,
+    aggregation: "token-mean",
+    denominator: 41,
+    scale: 1,
+    stats: { shape: [8], data: new Float64Array(8).fill(0.5) },
+    ...more,
   };
 }
 
@@ -33,7 +41,11 @@ export const valueLoss = truth({
   },
   draw: (random) => [
     draw(random, {}),
-    draw(random, { aggregation: "seq-mean-token-mean", scale: 0.5, mask: { shape: [M], data: Int32Array.from({ length: M }, () => Number(random.below(3) > 0)) } }),
+    draw(random, {
+      aggregation: "seq-mean-token-mean",
+      scale: 0.5,
+      mask: { shape: [M], data: Int32Array.from({ length: M }, () => Number(random.below(3) > 0)) },
+    }),
     draw(random, { oldValues: undefined, clipRange: Infinity }),
   ],
   bitsOnly: ["dvalues"],
@@ -44,8 +56,15 @@ export const valueLoss = truth({
       draw: (random) => {
         const N = 2 ** 20;
         return {
-          values: normal(random, [N]), oldValues: normal(random, [N]), returns: normal(random, [N]), cuSeqlens: offsets(Array<number>(1024).fill(1024)), clipRange: 0.2, aggregation: "token-mean",
-          denominator: N, scale: 1, stats: { shape: [8], data: new Float64Array(8) },
+          values: normal(random, [N]),
+          oldValues: normal(random, [N]),
+          returns: normal(random, [N]),
+          cuSeqlens: offsets(Array<number>(1024).fill(1024)),
+          clipRange: 0.2,
+          aggregation: "token-mean",
+          denominator: N,
+          scale: 1,
+          stats: { shape: [8], data: new Float64Array(8) },
         };
       },
     },

@@ -23,7 +23,13 @@ export interface Sampling {
 }
 
 /** Samples completions of prompts, prompt by prompt. */
-export async function sampleAll(model: Transformer, prompts: readonly Prompt[], sampling: Sampling, progress: Context["progress"], title: string): Promise<Completion[]> {
+export async function sampleAll(
+  model: Transformer,
+  prompts: readonly Prompt[],
+  sampling: Sampling,
+  progress: Context["progress"],
+  title: string,
+): Promise<Completion[]> {
   const requests: Request[] = prompts.flatMap(({ ids }, index) => Array.from({ length: sampling.samples }, (_, sample) => ({ prompt: ids, index, sample })));
   const bar = progress.stage(title, requests.length, "completions");
   const completions = await generate(model, requests, { ...sampling, slots: 128 }, () => bar.advance(1));

@@ -57,22 +57,42 @@ export async function evaluate(
   const rows = prompts.map(({ text }, i): EvalRow => {
     const [base, policy] = [before[i], after[i]].map(({ completion }) => tokenizer.decode(completion));
     return {
-      prompt: text, base, policy, baseScore: sentiment(base), policyScore: sentiment(policy),
-      ...(rewardBefore && rewardAfter ? { baseReward: rewardBefore[i], policyReward: rewardAfter[i] } : {}), kl: kl[i],
+      prompt: text,
+      base,
+      policy,
+      baseScore: sentiment(base),
+      policyScore: sentiment(policy),
+      ...(rewardBefore && rewardAfter ? { baseReward: rewardBefore[i], policyReward: rewardAfter[i] } : {}),
+      kl: kl[i],
     };
   });
-  const { rate, interval, wins, ties, losses } = winRate(rows.map(({ policyScore }) => policyScore), rows.map(({ baseScore }) => baseScore));
+  const { rate, interval, wins, ties, losses } = winRate(
+    rows.map(({ policyScore }) => policyScore),
+    rows.map(({ baseScore }) => baseScore),
+  );
   const length = (completions: readonly Completion[]) => mean(completions.map(({ completion }) => completion.length));
   const result: EvalResult = {
-    prompts: prompts.length, winRate: rate, winRateInterval: interval, wins, ties, losses,
+    prompts: prompts.length,
+    winRate: rate,
+    winRateInterval: interval,
+    wins,
+    ties,
+    losses,
     klPerCompletion: mean(kl),
     rewardBefore: rewardBefore ? mean(rewardBefore) : null,
     rewardAfter: rewardAfter ? mean(rewardAfter) : null,
     scoreBefore: mean(rows.map(({ baseScore }) => baseScore)),
     scoreAfter: mean(rows.map(({ policyScore }) => policyScore)),
-    lengthBefore: length(before), lengthAfter: length(after),
-    distinct2Before: distinctN(before.map(({ completion }) => completion), 2),
-    distinct2After: distinctN(after.map(({ completion }) => completion), 2),
+    lengthBefore: length(before),
+    lengthAfter: length(after),
+    distinct2Before: distinctN(
+      before.map(({ completion }) => completion),
+      2,
+    ),
+    distinct2After: distinctN(
+      after.map(({ completion }) => completion),
+      2,
+    ),
   };
   return { result, rows };
 }

@@ -22,7 +22,13 @@ export async function ppoStage(
     models: { policy: models.policy, critic: models.critic },
     optimizers: { policy: state.policy, critic: state.critic },
     state: {
-      get: () => ({ updates: state.updates, klCoef: state.controller.coef, ...state.moments }),
+      get: () => ({
+        updates: state.updates,
+        klCoef: state.controller.coef,
+        count: state.moments.count,
+        mean: state.moments.mean,
+        squares: state.moments.squares,
+      }),
       set(saved) {
         state.updates = saved.updates as number;
         state.controller.coef = saved.klCoef as number;

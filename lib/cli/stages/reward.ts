@@ -39,8 +39,13 @@ export async function rewardStage({ config, run, progress }: Context, model: Tra
 
 /** Accuracy (against the majority) and calibration (against the share of annotators) of P(A preferred to B); A is the chosen of every other pair. */
 export async function judge(model: Transformer, comparisons: readonly Comparison[]): Promise<{ accuracy: number; calibration: Calibration }> {
-  const pairs = comparisons.flatMap(({ episodes, pairs }) => pairs.map(({ chosen, rejected, label = 1 }) => ({ chosen: episodes[chosen], rejected: episodes[rejected], label })));
-  const p = await preferences(model, pairs.map(({ chosen, rejected }, i) => (i % 2 === 0 ? { a: chosen, b: rejected } : { a: rejected, b: chosen })));
+  const pairs = comparisons.flatMap(({ episodes, pairs }) =>
+    pairs.map(({ chosen, rejected, label = 1 }) => ({ chosen: episodes[chosen], rejected: episodes[rejected], label })),
+  );
+  const p = await preferences(
+    model,
+    pairs.map(({ chosen, rejected }, i) => (i % 2 === 0 ? { a: chosen, b: rejected } : { a: rejected, b: chosen })),
+  );
   let right = 0;
   const outcomes = Array.from(p, (probability, i) => {
     const first = i % 2 === 0;

@@ -13,7 +13,12 @@ import type { KlEstimator } from "./policyLoss.js";
  * @returns advantages and returns = advantages + values, f32 [N]; no gradient flows through them
  * @throws RangeError `SHAPE`, `OFFSETS` if cuSeqlens is not monotone from 0 to N
  */
-export function gae(rewards: Input, values: Input, cuSeqlens: Input, { gamma = 1, lambda = 0.95, mask }: { gamma?: number; lambda?: number; mask?: Input } = {}): { advantages: Tensor; returns: Tensor } {
+export function gae(
+  rewards: Input,
+  values: Input,
+  cuSeqlens: Input,
+  { gamma = 1, lambda = 0.95, mask }: { gamma?: number; lambda?: number; mask?: Input } = {},
+): { advantages: Tensor; returns: Tensor } {
   const { advantages, returns } = run("gae", { rewards, values, mask, cuSeqlens, gamma, lambda });
   return { advantages, returns };
 }
@@ -33,7 +38,13 @@ export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 
  * @param logp f32 [M];  @param refLogp f32 [M];  @param scores f32 [B];  @param cuSeqlens int32 [B+1]
  * @returns rewards and kl, f32 [M]
  */
-export function tokenRewards(logp: Input, refLogp: Input, scores: Input, cuSeqlens: Input, { klCoef, estimator = "k1" }: { klCoef: number; estimator?: KlEstimator }): { rewards: Tensor; kl: Tensor } {
+export function tokenRewards(
+  logp: Input,
+  refLogp: Input,
+  scores: Input,
+  cuSeqlens: Input,
+  { klCoef, estimator = "k1" }: { klCoef: number; estimator?: KlEstimator },
+): { rewards: Tensor; kl: Tensor } {
   const { rewards, kl } = run("tokenRewards", { logp, refLogp, scores, cuSeqlens, klCoef, estimator });
   return { rewards, kl };
 }
@@ -43,12 +54,18 @@ export function tokenRewards(logp: Input, refLogp: Input, scores: Input, cuSeqle
  *
  * @param x f32 [N];  @param cuSeqlens int32 [B+1];  @param shiftMean false adds the mean back
  */
-export function whiten(x: Input, cuSeqlens: Input, { mask, shiftMean = true, form = "verl" }: { mask?: Input; shiftMean?: boolean; form?: "verl" | "trl" | "openrlhf" } = {}): Tensor {
+export function whiten(
+  x: Input,
+  cuSeqlens: Input,
+  { mask, shiftMean = true, form = "verl" }: { mask?: Input; shiftMean?: boolean; form?: "verl" | "trl" | "openrlhf" } = {},
+): Tensor {
   return run("whiten", { x, mask, cuSeqlens, shiftMean, form }).y;
 }
 
 /** Sum, or mean, of each sequence's tokens: f32 [N] -> [B]. Sequence log-probs for DPO and its family. */
 export function sequenceSum(x: Input, cuSeqlens: Input, { mean = false } = {}): Tensor {
-  return run("sequenceSum", { x, cuSeqlens, mean }, ({ y: dy }, { cuSeqlens }) => ({ x: run("sequenceSumGrad", { dy, cuSeqlens, mean }, undefined, { N: x instanceof Array ? x.length : sizeIn(x) }).dx })).y;
+  return run("sequenceSum", { x, cuSeqlens, mean }, ({ y: dy }, { cuSeqlens }) => ({
+    x: run("sequenceSumGrad", { dy, cuSeqlens, mean }, undefined, { N: x instanceof Array ? x.length : sizeIn(x) }).dx,
+  })).y;
 }
 const sizeIn = (x: Input) => ("value" in x ? x.value.size : "size" in x ? x.size : x.length);

@@ -41,8 +41,18 @@ export function linearLogprob(h: Input, weight: Input, rows: Input, y: Input, { 
   const { logp, lse, entropy } = run("linearLogprob", { h, weight, rows, y, temperature }, (d, t, wants) => {
     const { h, weight, rows, y, logp, lse, entropy } = t;
     const { dh } = run("linearLogprobGrad", {
-      h, weight, rows, y, logp, lse, entropy, dlogp: d.logp ?? zerosLike(logp), dentropy: d.entropy, temperature,
-      dh: wants.needs("h"), dweight: wants.into("weight"),
+      h,
+      weight,
+      rows,
+      y,
+      logp,
+      lse,
+      entropy,
+      dlogp: d.logp ?? zerosLike(logp),
+      dentropy: d.entropy,
+      temperature,
+      dh: wants.needs("h"),
+      dweight: wants.into("weight"),
     });
     return { h: dh };
   });

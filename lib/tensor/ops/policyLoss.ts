@@ -38,8 +38,22 @@ const resolved = ({ stats, ...options }: PolicyLossOptions, objective: "clipped-
   const { cuSeqlens, denominator, aggregation = "token-mean", clipRatioLow = 0.2, clipRatioHigh = 0.2, clipRatioC = Infinity } = options;
   const { logRatioClamp = 20, refLogp, klCoef = 0, estimator = "k3", entropyCoef = 0, importance, mask, scale = 1 } = options;
   return {
-    objective, cuSeqlens, denominator, aggregation, clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, refLogp, klCoef, estimator,
-    entropyCoef, importance, mask, scale, stats: stats ?? Tensor.from(new Float64Array(12)),
+    objective,
+    cuSeqlens,
+    denominator,
+    aggregation,
+    clipRatioLow,
+    clipRatioHigh,
+    clipRatioC,
+    logRatioClamp,
+    refLogp,
+    klCoef,
+    estimator,
+    entropyCoef,
+    importance,
+    mask,
+    scale,
+    stats: stats ?? Tensor.from(new Float64Array(12)),
   };
 };
 
@@ -72,7 +86,15 @@ export function policyLoss(logp: Input, oldLogp: Input, advantages: Input, optio
  * @param y      int32 [M], the sampled tokens
  * @returns loss f32 [1], which ends the tape; logp and entropy f32 [M]; stats f64 [12]
  */
-export function linearPolicyLoss(h: Input, weight: Input, rows: Input, y: Input, oldLogp: Input, advantages: Input, options: PolicyLossOptions & { temperature?: number }): { loss: Tensor; logp: Tensor; entropy: Tensor; stats: Tensor } {
+export function linearPolicyLoss(
+  h: Input,
+  weight: Input,
+  rows: Input,
+  y: Input,
+  oldLogp: Input,
+  advantages: Input,
+  options: PolicyLossOptions & { temperature?: number },
+): { loss: Tensor; logp: Tensor; entropy: Tensor; stats: Tensor } {
   const { temperature = 1, ...rest } = options;
   return fused({ h, weight, rows, y, oldLogp, advantages, temperature, ...resolved(rest) });
 }
@@ -81,7 +103,13 @@ export function linearPolicyLoss(h: Input, weight: Input, rows: Input, y: Input,
  * Negative log-likelihood of tokens from the hidden state and the head, as `linearPolicyLoss` with the loss -log p.
  * @returns loss f32 [1], which ends the tape; stats as for the policy loss
  */
-export function linearNll(h: Input, weight: Input, rows: Input, y: Input, options: Pick<PolicyLossOptions, "cuSeqlens" | "denominator" | "aggregation" | "mask" | "scale" | "stats">): { loss: Tensor; logp: Tensor; entropy: Tensor; stats: Tensor } {
+export function linearNll(
+  h: Input,
+  weight: Input,
+  rows: Input,
+  y: Input,
+  options: Pick<PolicyLossOptions, "cuSeqlens" | "denominator" | "aggregation" | "mask" | "scale" | "stats">,
+): { loss: Tensor; logp: Tensor; entropy: Tensor; stats: Tensor } {
   const ones = new Float32Array((y as ArrayLike<number>).length ?? (y as Tensor).size).fill(1);
   return fused({ h, weight, rows, y, oldLogp: ones, advantages: ones, temperature: 1, ...resolved(options, "log-likelihood") });
 }

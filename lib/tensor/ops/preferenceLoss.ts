@@ -37,7 +37,22 @@ export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, op
   const { form, denominator, refScores, beta = 1, margin, label, weight, labelSmoothing = 0, centerCoef = 0, scale = 1, stats: given } = options;
   const { loss, stats } = run(
     "preferenceLoss",
-    { scores, refScores, chosen, rejected, margin, label, weight, form, beta, labelSmoothing, centerCoef, denominator, scale, stats: given ?? Tensor.from(new Float64Array(8)) },
+    {
+      scores,
+      refScores,
+      chosen,
+      rejected,
+      margin,
+      label,
+      weight,
+      form,
+      beta,
+      labelSmoothing,
+      centerCoef,
+      denominator,
+      scale,
+      stats: given ?? Tensor.from(new Float64Array(8)),
+    },
     (d, t) => {
       endOfTape("preferenceLoss", d);
       return { scores: t.dscores };

@@ -30,7 +30,18 @@ export function valueLoss(values: Input, returns: Input, options: ValueLossOptio
   const { oldValues, clipRange = Infinity, cuSeqlens, aggregation = "token-mean", denominator, mask, scale = 1, stats: given } = options;
   const { loss, stats } = run(
     "valueLoss",
-    { values, oldValues: clipRange === Infinity ? undefined : oldValues, returns, mask, cuSeqlens, clipRange, aggregation, denominator, scale, stats: given ?? Tensor.from(new Float64Array(8)) },
+    {
+      values,
+      oldValues: clipRange === Infinity ? undefined : oldValues,
+      returns,
+      mask,
+      cuSeqlens,
+      clipRange,
+      aggregation,
+      denominator,
+      scale,
+      stats: given ?? Tensor.from(new Float64Array(8)),
+    },
     (d, t) => {
       endOfTape("valueLoss", d);
       return { values: t.dvalues };

@@ -1,0 +1,63 @@
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+import { pathToFileURL } from "node:url";
+import { root } from "../lib/device/native.js";
+import { specs } from "../lib/device/ops.js";
+import { Tensor, type Device } from "../lib/index.js";
+import { run } from "../lib/tensor/op.js";
+import { Random } from "../test/random.js";
+import { isNumbers, type Case, type Truth } from "../test/truth.js";
+import type { Cost } from "./limit.js";
+import type { Timer } from "./measure.js";
+
+/** Benchmarks that the truths of the ops state: the same inputs and costs that the tests know. */
+export interface KernelRow {
+  name: string;
+  shape: string;
+  prepare(on: Device): { timer: Timer; cost: Cost; dispose(): void };
+}
+
+const COPIES = 2; // inputs in turns, so that a cache is not what is measured
+
+export async function kernelRows(): Promise<KernelRow[]> {
+  const folder = join(root, "dist/test/ops");
+  const rows: KernelRow[] = [];
+  for (const file of readdirSync(folder)
+    .filter((name) => name.endsWith(".js"))
+    .sort()) {
+    const exports = (await import(pathToFileURL(join(folder, file)).href)) as Record<string, Truth>;
+    for (const entry of Object.values(exports))
+      for (const { shape, draw } of entry.bench ?? []) rows.push({ name: entry.op, shape, prepare: (on) => prepared(entry, draw, on) });
+  }
+  return rows;
+}
+
+function prepared(entry: Truth, draw: (random: Random) => Case, on: Device): { timer: Timer; cost: Cost; dispose(): void } {
+  const random = new Random(entry.op, 1);
+  const inputs = draw(random);
+  const taken = new Set(specs.get(entry.op)!.arguments.map(({ name }) => name));
+  const copies = Array.from({ length: COPIES }, () =>
+    Object.fromEntries(
+      Object.entries(inputs)
+        .filter(([name]) => taken.has(name))
+        .map(([name, value]) => [name, isNumbers(value) ? Tensor.from(value.data, value.shape, on) : value]),
+    ),
+  );
+  let turn = 0;
+  return {
+    cost: entry.cost!(inputs),
+    async timer() {
+      const args = copies[turn++ % COPIES];
+      await on.read(0, 0);
+      const start = performance.now();
+      const outputs = run(entry.op, args);
+      await on.read(0, 0);
+      const ms = performance.now() - start;
+      for (const [name, tensor] of Object.entries(outputs)) if (!(args[name] instanceof Tensor)) tensor.dispose();
+      return ms;
+    },
+    dispose() {
+      for (const copy of copies) for (const value of Object.values(copy)) if (value instanceof Tensor) value.dispose();
+    },
+  };
+}

@@ -1,0 +1,185 @@
+import { Transformer, weightShapes } from "../lib/model/transformer.js";
+import type { ModelConfig } from "../lib/model/config.js";
+import { generate, type Request } from "../lib/model/generate.js";
+import { AdamW } from "../lib/rlhf/optimizer.js";
+import { ppo, ppoState, type PpoConfig } from "../lib/rlhf/ppo.js";
+import { sft } from "../lib/rlhf/sft.js";
+import type { Device } from "../lib/index.js";
+import type { Cost } from "./limit.js";
+import type { Timer } from "./measure.js";
+
+/** Whole steps at the shapes that other stacks are measured at. */
+interface Shape {
+  layers: number;
+  width: number;
+  heads: number;
+  vocabulary: number;
+  batch: number;
+  prompt: number;
+  response: number;
+}
+
+const shapes: Record<string, Shape> = {
+  demo: { layers: 4, width: 256, heads: 4, vocabulary: 8192, batch: 64, prompt: 32, response: 48 },
+  gpt2: { layers: 12, width: 768, heads: 12, vocabulary: 50257, batch: 16, prompt: 64, response: 64 },
+};
+
+export interface StepRow {
+  name: string;
+  shape: string;
+  cost: Cost;
+  tokens: number;
+  prepare(on: Device): { timer: Timer; dispose(): void };
+}
+
+const configOf = ({ layers, width, heads, vocabulary, prompt, response }: Shape): ModelConfig => ({
+  kind: "gpt2",
+  layers,
+  width,
+  heads,
+  kvHeads: heads,
+  headSize: width / heads,
+  mlp: 4 * width,
+  vocabulary,
+  context: prompt + response,
+  positions: "learned",
+  ropeTheta: 10000,
+  norm: "layer",
+  normEps: 1e-5,
+  activation: "gelu-tanh",
+  qkvBias: true,
+  outBias: true,
+  mlpBias: true,
+  tied: true,
+});
+
+/** Weights that a token goes through without the head, and the head's. */
+function weights(shape: Shape): { body: number; head: number; all: number } {
+  const size = (s: readonly number[]) => s.reduce((a, b) => a * b, 1);
+  const matrices = weightShapes(configOf(shape), "logits").filter(({ shape: s }) => s.length === 2);
+  const body = matrices.filter(({ name }) => name.startsWith("layers.")).reduce((sum, { shape: s }) => sum + size(s), 0);
+  return { body, head: shape.vocabulary * shape.width, all: body + shape.vocabulary * shape.width };
+}
+
+/** FLOPs of a forward pass over `tokens` in sequences of `length`, `scored` of them by the head. */
+function forward(shape: Shape, tokens: number, length: number, scored: number): number {
+  const { body, head } = weights(shape);
+  return 2 * body * tokens + 2 * shape.layers * shape.width * (length + 1) * tokens + 2 * head * scored;
+}
+
+const adamBytes = (shape: Shape): Pick<Cost, "read" | "write"> => ({ read: 16 * weights(shape).all, write: 12 * weights(shape).all });
+
+const ids = (n: number, below: number, seed: number): Int32Array => {
+  let state = seed;
+  return Int32Array.from({ length: n }, () => ((state = (Math.imul(state, 1103515245) + 12345) >>> 0) >>> 8) % below);
+};
+const prompts = ({ batch, prompt, vocabulary }: Shape): Request[] =>
+  Array.from({ length: batch }, (_, i) => ({ prompt: ids(prompt, vocabulary, i + 1), index: i, sample: 0 }));
+
+const timed =
+  (work: () => Promise<unknown>): Timer =>
+  async () => {
+    const start = performance.now();
+    await work();
+    return performance.now() - start;
+  };
+
+const optimizer = { betas: [0.9, 0.999] as const, clipNorm: 1 };
+
+function rows(name: string, shape: Shape): StepRow[] {
+  const { batch, prompt, response, vocabulary } = shape;
+  const length = prompt + response;
+  const model = (on: Device, head: "logits" | "score" = "logits") => Transformer.random(configOf(shape), head, on, 0);
+  const generated = batch * response;
+  const generation: StepRow = {
+    name: "generation",
+    shape: `${name} (${batch} x ${prompt} + ${response} tokens)`,
+    tokens: generated,
+    // each step reads every weight once
+    cost: { flops: forward(shape, batch * length, length, generated), read: 4 * weights(shape).all * response, write: 0 },
+    prepare(on) {
+      const policy = model(on);
+      return { timer: timed(() => generate(policy, prompts(shape), { maxTokens: response, seed: 0, slots: batch })), dispose: () => policy.dispose() };
+    },
+  };
+  const sftStep: StepRow = {
+    name: "SFT step",
+    shape: `${name} (${batch} x ${length} tokens)`,
+    tokens: batch * (length - 1),
+    cost: { flops: 3 * forward(shape, batch * (length - 1), length, batch * (length - 1)), ...adamBytes(shape) },
+    prepare(on) {
+      const policy = model(on);
+      const adam = new AdamW([...policy.parameters.values()], optimizer);
+      const episodes = Array.from({ length: batch }, (_, i) => {
+        const all = ids(length, vocabulary, i + 1);
+        return { prompt: all.subarray(0, 1), completion: all.subarray(1) };
+      });
+      const step = async () => {
+        for await (const _ of sft(policy, () => episodes, { learningRate: 1e-4, schedule: "constant", warmup: 0, steps: adam.steps + 1 }, adam));
+      };
+      return { timer: timed(step), dispose: () => (adam.dispose(), policy.dispose()) };
+    },
+  };
+  const epochs = 4;
+  const score = { ...shape, vocabulary: 0 };
+  const ppoUpdate: StepRow = {
+    name: "PPO update",
+    shape: `${name} (${batch} x ${prompt} + ${response} tokens, 4 epochs of 4 minibatches)`,
+    tokens: generated,
+    cost: {
+      flops:
+        2 * forward(shape, batch * length, length, generated) +
+        2 * forward(score, batch * length, length, 0) +
+        3 * epochs * (forward(shape, batch * length, length, generated) + forward(score, batch * length, length, 0)),
+      read: 4 * epochs * 2 * adamBytes(shape).read,
+      write: 4 * epochs * 2 * adamBytes(shape).write,
+    },
+    prepare(on) {
+      const models = { policy: model(on), reference: model(on), reward: model(on, "score"), critic: model(on, "score") };
+      const config: PpoConfig = {
+        seed: 0,
+        updates: 1,
+        epochs,
+        minibatches: 4,
+        learningRate: 1e-5,
+        schedule: "constant",
+        warmup: 0,
+        maxTokens: response,
+        temperature: 1,
+        klCoef: 0.05,
+        klController: "fixed",
+        klEstimator: "k1",
+        gamma: 1,
+        lambda: 0.95,
+        clipRatioLow: 0.2,
+        clipRatioHigh: 0.2,
+        aggregation: "token-mean",
+        valueClip: 0.2,
+        entropyCoef: 0,
+        ptxCoef: 0,
+        whitenAdvantages: true,
+        whitenRewards: false,
+        rewardNormalise: false,
+        rewardClip: Infinity,
+        missingEosPenalty: 0,
+        targetKl: Infinity,
+        ...optimizer,
+      };
+      const state = ppoState(models, config);
+      const update = async () => {
+        for await (const _ of ppo(models, () => prompts(shape), { ...config, updates: state.updates + 1 }, state));
+      };
+      return {
+        timer: timed(update),
+        dispose() {
+          state.policy.dispose();
+          state.critic.dispose();
+          for (const one of Object.values(models)) one.dispose();
+        },
+      };
+    },
+  };
+  return [generation, sftStep, ppoUpdate];
+}
+
+export const stepRows: StepRow[] = Object.entries(shapes).flatMap(([name, shape]) => rows(name, shape));
