@@ -30,8 +30,11 @@ function poisoned(values: Numbers, { data }: Numbers, random: Random): Numbers {
 
 export const gae = truth({
   op: "gae",
+  ulp: 8, // a chain of up to fifty roundings, where the naive one may be lucky
   reference({ rewards, values, mask, cuSeqlens, gamma, lambda }: Widened, f) {
-    const parts = sequences(cuSeqlens).map(([a, b]) => chain(rewards.slice(a, b), values.slice(a, b), mask && mask.slice(a, b), gamma, lambda, f));
+    const parts = sequences(cuSeqlens).map(([a, b]) =>
+      chain(Array.from(rewards.slice(a, b)), Array.from(values.slice(a, b)), mask && Array.from(mask.slice(a, b)), gamma, lambda, f),
+    );
     return { advantages: parts.flatMap(({ advantages }) => advantages), returns: parts.flatMap(({ returns }) => returns) };
   },
   draw: (random) =>
@@ -82,10 +85,11 @@ export const gae = truth({
 
 export const gaePadded = truth({
   op: "gaePadded",
+  ulp: 8,
   reference({ rewards, values, mask, gamma, lambda }: Widened, f) {
     const [B, T] = rewards.shape;
     const parts = Array.from({ length: B as number }, (_, b) =>
-      chain(rewards.slice(b * T, (b + 1) * T), values.slice(b * T, (b + 1) * T), mask.slice(b * T, (b + 1) * T), gamma, lambda, f),
+      chain(...([rewards, values, mask].map((x) => Array.from(x.slice(b * T, (b + 1) * T))) as [number[], number[], number[]]), gamma, lambda, f),
     );
     return { advantages: parts.flatMap(({ advantages }) => advantages), returns: parts.flatMap(({ returns }) => returns) };
   },
