@@ -1,0 +1,201 @@
+// Every op of the list on random arguments of random small sizes: the bits of every ISA and number of threads are those of
+// scalar with one; refused calls are refused, and under the sanitizers nothing is read or written beyond its end.
+#include <algorithm>
+#include <cctype>
+#include <map>
+
+#include "native/op_table.h"
+#include "test/native/check.h"
+
+using namespace rlhf;
+
+namespace {
+
+// One tensor argument's memory, exactly as long as the tensor.
+struct Memory {
+  std::vector<char> bytes;
+  rlhf_tensor tensor{};
+  bool absent = false;
+};
+
+struct Call {
+  const Op* op;
+  std::vector<Memory> memory;
+  std::vector<double> reals;
+  std::vector<int64_t> integers;
+  std::vector<Value> values(std::vector<Memory>& own) const {
+    std::vector<Value> list(op->arguments.size());
+    for (size_t i = 0; i < list.size(); i++) {
+      const Kind kind = op->arguments[i].kind;
+      if (is_tensor(kind)) {
+        own[i].tensor.data = own[i].bytes.data();
+        list[i].tensor = own[i].absent ? nullptr : &own[i].tensor;
+      } else if (kind == Kind::real) list[i].real = reals[i];
+      else list[i].integer = integers[i];
+    }
+    return list;
+  }
+};
+
+int64_t bytes_of(int32_t dtype) { return dtype == RLHF_F64 ? 8 : 4; }
+
+// Sizes of the letters, with what the ops demand of each other.
+struct Sizes {
+  std::string op;
+  check::Random& random;
+  std::map<std::string, int64_t> letters;
+  int64_t letter(const std::string& name) {
+    auto found = letters.find(name);
+    if (found != letters.end()) return found->second;
+    int64_t n = random.below(40);
+    if (name == "V" || name == "C" || name == "I" || name == "O" || name == "D" || name == "S" || name == "B") n++;
+    if (name == "V" && random.below(3) == 0) n += 500;  // beyond one tile
+    if (name == "G") n = 1 + random.below(3);
+    if (name == "H") n = letter("G") * (1 + random.below(3));
+    if (name == "D" && op == "rope") n = 2 * n;
+    if (name == "R") n = letter("D") / 2;
+    if (name == "T" && op.find("kv_") == 0) n = 64;
+    if (name == "T" && op == "attention_decode") n = 64;
+    if (name == "B" && op == "kv_copy") n = 2;
+    if (name == "P" && op == "pack") n = (letter(transposed ? "I" : "O") + 31) / 32 * 32 * letter(transposed ? "O" : "I");
+    return letters[name] = n;
+  }
+  bool transposed = false;
+  std::vector<int64_t> any = {};
+  std::vector<int64_t> dims(const std::string& text) {
+    if (text == "...") {
+      if (any.empty()) any = {1 + random.below(5), random.below(60)};
+      return any;
+    }
+    std::vector<int64_t> list;
+    std::istringstream parts(text);
+    for (std::string part; std::getline(parts, part, ',');) {
+      if (std::isdigit(part[0])) list.push_back(std::stoll(part));
+      else if (part.size() > 2) list.push_back(letter(part.substr(0, 1)) + std::stoll(part.substr(2)));
+      else list.push_back(letter(part));
+    }
+    return list;
+  }
+};
+
+Call make(const Op& op, check::Random& random) {
+  Sizes sizes{op.name, random, {}};
+  sizes.transposed = random.below(2);
+  Call call{&op, std::vector<Memory>(op.arguments.size()), std::vector<double>(op.arguments.size()), std::vector<int64_t>(op.arguments.size())};
+  for (size_t i = 0; i < op.arguments.size(); i++) {
+    const Argument& argument = op.arguments[i];
+    const std::string name = argument.name;
+    if (argument.kind == Kind::real) {
+      double value = 0.1 + random.uniform();
+      if (name == "eps") value = 1e-5;
+      if (name == "denominator") value = 7;
+      if (name == "low") value = -0.5;
+      if (name.find("beta") == 0 && op.name == std::string("adamw")) value = 0.9;
+      if (name == "top_p" || name == "min_p" || name == "label_smoothing") value = 0.3 * random.uniform() + (name == "top_p" ? 0.6 : 0);
+      call.reals[i] = value;
+      continue;
+    }
+    if (!is_tensor(argument.kind)) {
+      int64_t value = random.below(2);
+      if (name == "transposed") value = sizes.transposed;
+      if (name == "step" || name == "top_k") value = 1 + random.below(5);
+      if (name == "seed" || name == "stream") value = random.below(1000);
+      if (name == "rounds") value = 3;
+      if (argument.kind == Kind::choice) {
+        for (const Choice& choice : choice_table())
+          if (std::string(choice.name) == argument.type) value = random.below(int64_t(choice.items.size()));
+      }
+      call.integers[i] = value;
+      continue;
+    }
+    Memory& memory = call.memory[i];
+    memory.absent = is_optional(argument.kind) && random.below(3) == 0 && name != "ref_scores" && name != "old_values";
+    const std::string type = argument.kind == Kind::ids || argument.kind == Kind::offsets ? "I32" : argument.type;
+    std::vector<int64_t> dims = sizes.dims(argument.dims);
+    rlhf_tensor& t = memory.tensor;
+    t.dtype = type == "F64" ? RLHF_F64 : type == "I32" ? RLHF_I32 : RLHF_F32;
+    t.rank = int32_t(dims.size());
+    int64_t size = 1, inner = 1;
+    for (size_t d = 0; d < dims.size(); d++) {
+      t.dims[d] = dims[d], size *= dims[d];
+      if (d > 0) inner *= dims[d];
+    }
+    t.stride = inner;
+    memory.bytes.resize(size_t(size * bytes_of(t.dtype)));
+    for (int64_t k = 0; k < size; k++) {
+      if (t.dtype == RLHF_F32) {
+        float x = float(random.normal());
+        if (name == "v" && op.name == std::string("adamw")) x = std::abs(x);
+        std::memcpy(memory.bytes.data() + 4 * k, &x, 4);
+      } else if (t.dtype == RLHF_F64) {
+        double x = std::abs(random.normal());
+        std::memcpy(memory.bytes.data() + 8 * k, &x, 8);
+      } else {
+        int32_t x = int32_t(random.below(3));
+        if (argument.kind == Kind::ids) x = int32_t(random.below(std::max<int64_t>(1, sizes.letter(argument.limit))));
+        if (name == "prefix") x = int32_t(random.below(k + 1)) - 1;
+        if (name == "lengths") x = 1 + int32_t(random.below(64));
+        if (name == "slots" || name == "from" || name == "to") x = int32_t(k % sizes.letter(argument.limit));  // one writer each
+        if (name == "positions" && op.name == std::string("kv_write")) x = int32_t(k / sizes.letter("S"));
+        std::memcpy(memory.bytes.data() + 4 * k, &x, 4);
+      }
+    }
+    if (argument.kind == Kind::offsets) {
+      const int64_t total = sizes.letter(argument.limit);
+      std::vector<int32_t> cuts(static_cast<size_t>(size));
+      for (auto& cut : cuts) cut = int32_t(random.below(total + 1));
+      std::sort(cuts.begin(), cuts.end());
+      cuts.front() = 0, cuts.back() = int32_t(total);
+      std::memcpy(memory.bytes.data(), cuts.data(), cuts.size() * 4);
+    }
+  }
+  return call;
+}
+
+// The status, then the bits of everything that the op may write.
+std::vector<char> outcome(check::Stream& on, const Call& call, std::string* message) {
+  const Op& op = *call.op;
+  std::vector<Memory> own = call.memory;
+  const std::vector<Value> values = call.values(own);
+  int index = int(&op - op_table().data());
+  int64_t bytes = 0;
+  std::vector<char> result(1);
+  if (invoke(on.handle, index, values.data(), nullptr, 0, &bytes) != RLHF_OK) {
+    *message = rlhf_message(on.handle);
+    return result[0] = 1, result;
+  }
+  void* workspace = bytes ? std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64)) : nullptr;
+  result[0] = char(invoke(on.handle, index, values.data(), workspace, bytes, nullptr));
+  if (result[0]) *message = rlhf_message(on.handle);
+  std::free(workspace);
+  for (size_t i = 0; i < own.size(); i++)
+    if (op.arguments[i].kind != Kind::in && is_tensor(op.arguments[i].kind)) result.insert(result.end(), own[i].bytes.begin(), own[i].bytes.end());
+  return result;
+}
+
+}  // namespace
+
+int main() {
+  const int rounds = std::getenv("RLHF_TEST_ROUNDS") ? std::atoi(std::getenv("RLHF_TEST_ROUNDS")) : 12;
+  for (const Op& op : op_table()) {
+    if (std::string(op.name).find("limit") == 0) continue;
+    check::Random random(uint64_t(&op - op_table().data()));
+    int done = 0;
+    for (int round = 0; round < rounds; round++) {
+      const Call call = make(op, random);
+      check::Stream reference("scalar", 1);
+      std::string message;
+      const std::vector<char> wanted = outcome(reference, call, &message);
+      done += wanted[0] == 0;
+      if (wanted[0] != 0) continue;  // ids into an empty table, rows without a vocabulary
+      std::istringstream names(rlhf_isa_available());
+      for (std::string isa; names >> isa;)
+        for (int threads : {1, 3}) {
+          check::Stream stream(isa, threads);
+          check::expect(outcome(stream, call, &message) == wanted, "%s, round %d: %s differs from scalar/1", op.name, round, stream.name.c_str());
+        }
+    }
+    check::expect(done * 3 >= rounds, "%s: only %d of %d calls were accepted", op.name, done, rounds);
+  }
+  return check::report();
+}
