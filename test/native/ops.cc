@@ -152,6 +152,15 @@ Call make(const Op& op, check::Random& random) {
   return call;
 }
 
+// All NaN are one: which of them an operation on two gives is no part of the law.
+void one_nan(Memory& memory) {
+  for (size_t k = 0; memory.tensor.dtype == RLHF_F32 && k < memory.bytes.size(); k += 4) {
+    float x;
+    std::memcpy(&x, memory.bytes.data() + k, 4);
+    if (x != x) x = std::numeric_limits<float>::quiet_NaN(), std::memcpy(memory.bytes.data() + k, &x, 4);
+  }
+}
+
 // The status, then the bits of everything that the op may write.
 std::vector<char> outcome(check::Stream& on, const Call& call, std::string* message) {
   const Op& op = *call.op;
@@ -169,7 +178,10 @@ std::vector<char> outcome(check::Stream& on, const Call& call, std::string* mess
   if (result[0]) *message = rlhf_message(on.handle);
   std::free(workspace);
   for (size_t i = 0; i < own.size(); i++)
-    if (op.arguments[i].kind != Kind::in && is_tensor(op.arguments[i].kind)) result.insert(result.end(), own[i].bytes.begin(), own[i].bytes.end());
+    if (op.arguments[i].kind != Kind::in && is_tensor(op.arguments[i].kind)) {
+      one_nan(own[i]);
+      result.insert(result.end(), own[i].bytes.begin(), own[i].bytes.end());
+    }
   return result;
 }
 
