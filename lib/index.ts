@@ -1,6 +1,32 @@
 export { device, type Device, type DeviceKind, type DeviceOptions } from "./device/device.js";
+export type { CodedError } from "./device/errors.js";
 export { math } from "./device/native.js";
+export { Random } from "./device/philox.js";
 export { scope, Tensor } from "./tensor/tensor.js";
 export { Parameter, Tape } from "./tensor/tape.js";
 export type { Input } from "./tensor/op.js";
 export * as ops from "./tensor/ops/index.js";
+
+export { trainBpe } from "./model/bpe.js";
+export { loadModel, saveModel } from "./model/checkpoint.js";
+export type { ModelConfig } from "./model/config.js";
+export { generate, type Completion, type Request, type SamplingOptions } from "./model/generate.js";
+export { Tokenizer } from "./model/tokenizer.js";
+export { pack, Transformer, type Packed } from "./model/transformer.js";
+
+export { Annotator, sentiment } from "./data/annotator.js";
+export { readCompletions, writeCompletions, type CompletionRow } from "./data/completions.js";
+export { label, rank } from "./data/labels.js";
+export { calibration, distinctN, repetition, winRate } from "./data/metrics.js";
+export { readComparisons, readDemonstrations, readPrompts, type ComparisonRow, type PreferenceRow, type RankingRow } from "./data/preferences.js";
+
+export { klController, type KlController } from "./rlhf/controller.js";
+export { packEpisodes, packWhole, type Episode } from "./rlhf/episode.js";
+export { bitsPerByte, klPerCompletion } from "./rlhf/evaluate.js";
+export { fullKl, logps, scores, values } from "./rlhf/logp.js";
+export { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./rlhf/optimizer.js";
+export { ppo, ppoState, type PpoConfig, type PpoMetrics, type PpoModels } from "./rlhf/ppo.js";
+export { preferences, probability, ranking, rewardModel, type Comparison, type RewardConfig } from "./rlhf/reward.js";
+export { sft, type SftConfig } from "./rlhf/sft.js";
+export { itemBatches, textBatches, windows } from "./rlhf/text.js";
+export { accumulate, microBatches } from "./rlhf/update.js";

@@ -1,3 +1,4 @@
+import { rangeError } from "../device/errors.js";
 import { pack, type Packed } from "../model/transformer.js";
 
 /** A prompt and what followed it, as token ids. */
@@ -18,8 +19,15 @@ export interface Scored extends Packed {
 
 const joined = ({ prompt, completion }: Episode) => [...Array.from(prompt), ...Array.from(completion)];
 
-/** Packs episodes for the losses on their completions. The last token predicts nothing and is left out. */
+/**
+ * Packs episodes for the losses on their completions. The last token predicts nothing and is left out.
+ * @throws RangeError `EMPTY` for a prompt with nothing before the first completion token, or a completion without tokens
+ */
 export function packEpisodes(episodes: readonly Episode[]): Scored {
+  episodes.forEach(({ prompt, completion }, i) => {
+    if (prompt.length === 0) throw rangeError("EMPTY", `episode ${i}: the prompt has no tokens; the first token of the completion needs something before it`);
+    if (completion.length === 0) throw rangeError("EMPTY", `episode ${i}: the completion has no tokens`);
+  });
   const packed = pack(episodes.map((episode) => joined(episode).slice(0, -1)));
   const cuRows = new Int32Array(episodes.length + 1);
   episodes.forEach(({ completion }, b) => (cuRows[b + 1] = cuRows[b] + completion.length));
@@ -34,8 +42,14 @@ export function packEpisodes(episodes: readonly Episode[]): Scored {
   return { ...packed, rows, y, cuRows };
 }
 
-/** Packs whole episodes for a score at their last token: `rows` are those. */
+/**
+ * Packs whole episodes for a score at their last token: `rows` are those.
+ * @throws RangeError `EMPTY` for a completion without tokens
+ */
 export function packWhole(episodes: readonly Episode[]): Packed & { rows: Int32Array } {
+  episodes.forEach(({ completion }, i) => {
+    if (completion.length === 0) throw rangeError("EMPTY", `episode ${i}: the completion has no tokens`);
+  });
   const packed = pack(episodes.map(joined));
   return { ...packed, rows: Int32Array.from(episodes, (_, b) => packed.cuSeqlens[b + 1] - 1) };
 }

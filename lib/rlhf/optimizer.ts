@@ -1,3 +1,4 @@
+import { rangeError } from "../device/errors.js";
 import { math } from "../device/native.js";
 import { run } from "../tensor/op.js";
 import { zeros, type Parameter } from "../tensor/tape.js";
@@ -24,7 +25,10 @@ export class AdamW {
     this.moments = parameters.map(({ value }) => ({ m: zeros(value.shape, value.device), v: zeros(value.shape, value.device) }));
   }
 
-  /** Steps with the gradients that the parameters hold, forgets them, and returns their global norm once it is known. */
+  /**
+   * Steps with the gradients that the parameters hold, forgets them, and returns their global norm once it is known.
+   * @throws RangeError `NAN` if a gradient is not finite; the weights are untouched then
+   */
   async step(learningRate: number): Promise<number> {
     const { betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, clipNorm = Infinity } = this.options;
     const { device } = this.parameters[0].value;
@@ -50,9 +54,14 @@ export class AdamW {
       });
       this.parameters[i].zeroGrad();
     });
-    const [squared] = await total.read();
-    total.dispose();
-    return Math.sqrt(squared);
+    try {
+      const [squared] = await total.read();
+      return Math.sqrt(squared);
+    } catch (error) {
+      throw rangeError("NAN", `step ${this.steps}: ${(error as Error).message}; the weights are as they were before it`);
+    } finally {
+      total.dispose();
+    }
   }
 
   /** First and second moments by the names of the weights, for a checkpoint. */

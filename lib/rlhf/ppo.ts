@@ -10,7 +10,7 @@ import { concat, packEpisodes, split, type Episode } from "./episode.js";
 import { logps, scores, values } from "./logp.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
 import { nll, tokensIn } from "./sft.js";
-import { accumulate, microBatches } from "./update.js";
+import { accumulate, finite, microBatches } from "./update.js";
 
 export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-mean" | "seq-mean-token-sum-norm";
 export type KlEstimator = "k1" | "abs" | "k2" | "k3";
@@ -144,6 +144,7 @@ export async function* ppo(
     const rawScores = await scores(reward, completions, config);
     const refLogp = (await logps(reference, completions, config)).logp;
     const value = await values(critic, completions, config);
+    rawScores.forEach((score, i) => finite(`the score of completion ${i}`, score, update + 1));
     const score = shapeScores(rawScores, completions, config, state.moments);
     const { rollouts, kl } = await advantages(policy, completions, refLogp, value, score, state.controller.coef, config);
 
@@ -163,11 +164,11 @@ export async function* ppo(
             `ppo: update ${update}: ${stats.moved} of ${stats.tokens} ratios are not 1 before the first step; the sampler and the trainer disagree`,
           );
         const share = minibatch.length / rollouts.length;
-        metrics.policyLoss += stats.loss * share;
+        metrics.policyLoss += finite("the policy loss", stats.loss, update + 1) * share;
         metrics.entropy += stats.entropy * share;
         metrics.clipFraction += stats.clipped * share;
         metrics.approxKl += stats.k3 * share;
-        metrics.valueLoss += valueStats.loss * share;
+        metrics.valueLoss += finite("the value loss", valueStats.loss, update + 1) * share;
         metrics.gradientNorm = stats.norm;
         metrics.valueGradientNorm = valueStats.norm;
       }

@@ -5,7 +5,7 @@ import { Tensor } from "../tensor/tensor.js";
 import { packWhole, type Episode } from "./episode.js";
 import { scores } from "./logp.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
-import { accumulate } from "./update.js";
+import { accumulate, finite } from "./update.js";
 
 /** Completions of one prompt that were compared: pair i prefers `episodes[chosen[i]]` to `episodes[rejected[i]]`. */
 export interface Comparison {
@@ -77,7 +77,7 @@ export async function* rewardModel(
     const learningRate = learningRateAt(step, config);
     const gradientNorm = await optimizer.step(learningRate);
     const [total, wins, difference, , , pairs] = await stats.read();
-    yield { step: step + 1, loss: total, accuracy: wins / pairs, difference: difference / pairs, gradientNorm, learningRate };
+    yield { step: step + 1, loss: finite("the loss", total, step + 1), accuracy: wins / pairs, difference: difference / pairs, gradientNorm, learningRate };
   }
 }
 

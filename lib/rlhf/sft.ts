@@ -3,7 +3,7 @@ import * as ops from "../tensor/ops/index.js";
 import { Tensor } from "../tensor/tensor.js";
 import { packEpisodes, type Episode } from "./episode.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
-import { accumulate } from "./update.js";
+import { accumulate, finite } from "./update.js";
 
 export interface SftConfig extends Schedule, AdamWOptions {
   /** Episodes of a micro-batch; all of them by default. Bounds memory, changes no bit. */
@@ -44,6 +44,6 @@ export async function* sft(
     const learningRate = learningRateAt(step, config);
     const gradientNorm = await optimizer.step(learningRate);
     const [loss] = await stats.read();
-    yield { step: step + 1, loss, gradientNorm, learningRate, tokens };
+    yield { step: step + 1, loss: finite("the loss", loss, step + 1), gradientNorm, learningRate, tokens };
   }
 }

@@ -1,3 +1,4 @@
+import { rangeError } from "../device/errors.js";
 import { Tape } from "../tensor/tape.js";
 import type { Tensor } from "../tensor/tensor.js";
 
@@ -23,4 +24,10 @@ export function accumulate<T>(units: readonly T[], microBatch: number | undefine
     tape.backward(...losses);
     for (const one of losses) one.dispose();
   }
+}
+
+/** @throws RangeError `NAN` naming what is not finite, and the step */
+export function finite(what: string, value: number, step: number): number {
+  if (!Number.isFinite(value)) throw rangeError("NAN", `step ${step}: ${what} is ${value}`);
+  return value;
 }

@@ -1,0 +1,238 @@
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { readConfig } from "../lib/cli/config.js";
+import {
+  AdamW,
+  device,
+  generate,
+  loadModel,
+  logps,
+  ops,
+  packEpisodes,
+  packWhole,
+  Parameter,
+  ppo,
+  readComparisons,
+  readCompletions,
+  readPrompts,
+  sft,
+  Tape,
+  Tensor,
+  type CodedError,
+  type Device,
+} from "../lib/index.js";
+import { episodes, lively, llama, ppoConfig } from "./models.js";
+import { Random } from "./random.js";
+
+let on: Device;
+let folder: string;
+beforeAll(async () => {
+  on = await device("cpu", { threads: 2 });
+  folder = await mkdtemp(join(tmpdir(), "rlhf-errors-"));
+});
+afterAll(async () => {
+  await on.close();
+  await rm(folder, { recursive: true });
+});
+
+async function failure(work: () => unknown): Promise<CodedError> {
+  try {
+    await work();
+  } catch (error) {
+    expect(typeof (error as CodedError).code).toBe("string");
+    return error as CodedError;
+  }
+  throw new Error("nothing was thrown");
+}
+async function expectError(work: () => unknown, kind: typeof TypeError | typeof RangeError, code: string, ...says: string[]): Promise<void> {
+  const error = await failure(work);
+  expect(error).toBeInstanceOf(kind);
+  expect(error.code).toBe(code);
+  for (const one of says) expect(error.message).toContain(one);
+}
+const tensor = (shape: number[], fill = 0.1) => Tensor.from(new Float32Array(shape.reduce((a, b) => a * b, 1)).fill(fill), shape, on);
+const offsets = (...values: number[]) => Int32Array.from(values);
+
+describe("a call of an op", () => {
+  test("names a wrong shape", async () => {
+    await expectError(() => ops.linear(tensor([2, 3]), tensor([4, 5])), RangeError, "SHAPE", "linear", "weight", "[4,5]", "I = 3");
+    await expectError(() => ops.gae(tensor([4]), tensor([5]), offsets(0, 4)), RangeError, "SHAPE", "gae", "values");
+    await expectError(() => ops.attention(tensor([4, 2]), tensor([4, 2, 8]), tensor([4, 2, 8]), offsets(0, 4)), RangeError, "SHAPE", "attention", "q");
+  });
+  test("names a wrong dtype", () =>
+    expectError(() => ops.gae(tensor([4]), Tensor.from(new Int32Array(4), [4], on), offsets(0, 4)), TypeError, "DTYPE", "gae", "values", "int32", "f32"));
+  test("names a token id out of range", async () => {
+    await expectError(() => ops.embedding(Int32Array.of(0, 9), tensor([9, 2])), RangeError, "ID", "embedding", "ids[1]", "9", "0 to 8");
+    await expectError(() => ops.logprob(tensor([2, 5]), Int32Array.of(0, -1)), RangeError, "ID", "logprob", "y[1]", "-1");
+    const late = Tensor.from(Int32Array.of(0, 77), [2], on); // on the device: found by the kernel, told by the next read
+    const { logp } = ops.logprob(tensor([2, 5]), late);
+    await expectError(() => logp.read(), RangeError, "ID", "logprob");
+  });
+  test("names offsets that are not monotone from 0 to the end", async () => {
+    await expectError(() => ops.gae(tensor([4]), tensor([4]), offsets(0, 3, 2, 4)), RangeError, "OFFSETS", "gae", "cuSeqlens[2]");
+    await expectError(() => ops.gae(tensor([4]), tensor([4]), offsets(1, 4)), RangeError, "OFFSETS", "cuSeqlens[0]");
+    await expectError(() => ops.gae(tensor([4]), tensor([4]), offsets(0, 3)), RangeError, "OFFSETS", "wanted 4");
+  });
+  test("names a tensor that was disposed", async () => {
+    const x = tensor([3]);
+    x.dispose();
+    await expectError(() => ops.add(x, tensor([3])), TypeError, "DISPOSED", "[3]");
+    await expectError(() => x.read(), TypeError, "DISPOSED");
+  });
+  test("names a tensor of another device", async () => {
+    await using other = await device("cpu", { threads: 1 });
+    await expectError(() => ops.add(tensor([3]), Tensor.from(new Float32Array(3), [3], other)), TypeError, "DEVICE", "add", "b");
+  });
+  test("names a choice that there is not", () =>
+    expectError(() => ops.gelu(tensor([3]), "sigmoid" as "tanh"), TypeError, "CHOICE", "gelu", "form", "sigmoid", "tanh, erf"));
+  test("names a number that is none", () => expectError(() => ops.scale(tensor([3]), NaN), TypeError, "ARGUMENT", "scale", "factor", "NaN"));
+  test("refuses a device that this build has not", async () => {
+    await expectError(() => device("webgpu"), RangeError, "DEVICE", "webgpu");
+    await expectError(() => device("cpu", { isa: "sse" }), RangeError, "ISA", "sse", "scalar");
+    await expectError(() => device("cpu", { threads: -1 }), RangeError, "THREADS", "-1");
+  });
+  test("whose gradient came with its loss refuses to be continued", async () => {
+    const tape = new Tape();
+    const values = new Parameter("values", tensor([3]));
+    await expectError(
+      () => tape.backward(tape.record(() => ops.scale(ops.valueLoss(values, new Float32Array(3), { cuSeqlens: offsets(0, 3), denominator: 3 }).loss, 2))),
+      TypeError,
+      "TAPE",
+      "valueLoss",
+    );
+  });
+});
+
+describe("a model", () => {
+  test("wants something before the first token, and a completion", async () => {
+    await expectError(() => packEpisodes([{ prompt: [], completion: [1] }]), RangeError, "EMPTY", "episode 0", "prompt");
+    await expectError(
+      () =>
+        packEpisodes([
+          { prompt: [1], completion: [1] },
+          { prompt: [1], completion: [] },
+        ]),
+      RangeError,
+      "EMPTY",
+      "episode 1",
+      "completion",
+    );
+    await expectError(() => packWhole([{ prompt: [1], completion: [] }]), RangeError, "EMPTY", "episode 0", "completion");
+    const model = await lively(llama, on);
+    const request = (prompt: number[]) => [{ prompt, index: 0, sample: 0 }];
+    const options = { maxTokens: 4, seed: 0 };
+    await expectError(() => generate(model, request([]), options), RangeError, "EMPTY", "prompt 0");
+    await expectError(() => generate(model, request([1, 97]), options), RangeError, "ID", "prompt 0", "token 1", "97", "0 to 96");
+    await expectError(() => generate(model, request(Array<number>(93).fill(1)), options), RangeError, "CONTEXT", "93", "96");
+    await expectError(() => generate(model, request([1]), { ...options, maxTokens: 0 }), RangeError, "RANGE", "maxTokens");
+    await expectError(() => logps(model, [{ prompt: [1], completion: [200] }]), RangeError, "ID", "200");
+    model.dispose();
+  });
+  test("names what is missing in its folder", async () => {
+    await expectError(() => loadModel(folder, on), TypeError, "MODEL", folder, "config.json");
+    await writeFile(join(folder, "config.json"), "{ no JSON");
+    await expectError(() => loadModel(folder, on), TypeError, "MODEL", "config.json", "JSON");
+  });
+  test("whose loss is NaN stops the training at that step, with its weights untouched", async () => {
+    const model = await lively(llama, on);
+    const [name, { value }] = [...model.parameters][0];
+    const before = (await value.read()) as Float32Array;
+    value.write(before.map((x, i) => (i === 40 ? NaN : x)));
+    const random = new Random("nan");
+    const config = { learningRate: 1e-3, schedule: "constant" as const, warmup: 0, steps: 9 };
+    const optimizer = new AdamW([...model.parameters.values()]);
+    optimizer.steps = 4;
+    const last = [...model.parameters.values()].at(-1)!.value;
+    const kept = Buffer.from((await last.read()).buffer);
+    await expectError(
+      async () => {
+        for await (const _ of sft(model, () => episodes(random, 8), config, optimizer));
+      },
+      RangeError,
+      "NAN",
+      "step 5",
+      "gradient norm",
+    );
+    expect(Buffer.from((await last.read()).buffer).equals(kept)).toBe(true);
+    expect(name).toBe("embedding");
+    model.dispose();
+  });
+  test("whose score is NaN stops PPO at that update", async () => {
+    const [policy, reference, reward, critic] = [
+      await lively(llama, on),
+      await lively(llama, on),
+      await lively(llama, on, "score"),
+      await lively(llama, on, "score"),
+    ];
+    const head = reward.parameter("score").value;
+    head.write(new Float32Array(head.size).fill(NaN));
+    await expectError(
+      async () => {
+        for await (const _ of ppo({ policy, reference, reward, critic }, () => [{ prompt: [1, 2], index: 0, sample: 0 }], { ...ppoConfig, minibatches: 1 }));
+      },
+      RangeError,
+      "NAN",
+      "step 1",
+      "score of completion 0",
+    );
+  });
+});
+
+describe("a file", () => {
+  const file = async (name: string, ...lines: string[]) => {
+    await writeFile(join(folder, name), lines.join("\n") + "\n");
+    return join(folder, name);
+  };
+  test("names the line that is not JSON", async () =>
+    expectError(async () => readPrompts(await file("a.jsonl", '{"prompt":"x"}', '{"prompt":')), TypeError, "JSON", "a.jsonl:2"));
+  test("names the column that is missing, and the line", async () => {
+    await expectError(async () => readPrompts(await file("b.jsonl", '{"prompt":"x"}', '{"text":"y"}')), TypeError, "COLUMN", "b.jsonl:2", '"prompt"');
+    await expectError(async () => readComparisons(await file("c.jsonl", '{"prompt":"x","chosen":"a"}')), TypeError, "COLUMN", "c.jsonl:1", '"rejected"');
+    await expectError(
+      async () => readComparisons(await file("d.jsonl", '{"prompt":"x","chosen":"a","rejected":""}')),
+      TypeError,
+      "COLUMN",
+      '"rejected"',
+      "empty",
+    );
+    await expectError(
+      async () => readCompletions(await file("e.jsonl", '{"prompt":"x","completion":"a","prompt_ids":[1],"completion_ids":[]}')),
+      TypeError,
+      "COLUMN",
+      '"completion_ids"',
+    );
+  });
+  test("that is not there is named", () => expectError(() => readPrompts(join(folder, "none.jsonl")), TypeError, "FILE", "none.jsonl"));
+});
+
+describe("a configuration", () => {
+  const config = async (text: string, sets: string[] = []) => {
+    await writeFile(join(folder, "config.yaml"), text);
+    return readConfig(join(folder, "config.yaml"), sets);
+  };
+  test("has its defaults, takes a file and overrides", async () => {
+    const { ppo: options, seed } = await config("seed: 4\nppo:\n  klCoef: 0.3\n  updates: 7\n", ["ppo.klCoef=0.1"]);
+    expect([seed, options.klCoef, options.updates, options.clipRatioLow]).toEqual([4, 0.1, 7, 0.2]);
+  });
+  test("names an unknown key, its line and the nearest known one", async () => {
+    await expectError(() => config("seed: 1\nppo:\n  klCoeff: 0.1\n"), TypeError, "CONFIG", "config.yaml:3", "ppo.klCoeff", "ppo.klCoef?");
+    await expectError(() => config("seed: 1\n\npppo:\n  klCoef: 0.1\n"), TypeError, "CONFIG", "config.yaml:3", "pppo", "ppo?");
+    await expectError(() => config("", ["ppo.klCoff=1"]), TypeError, "CONFIG", "--set ppo.klCoff=1", "ppo.klCoef?");
+    await expectError(() => config("sft:\n  klCoef: 1\n"), TypeError, "CONFIG", "config.yaml:2", "sft.klCoef", "ppo.klCoef?");
+  });
+  test("names a wrong type", async () => {
+    await expectError(() => config("ppo:\n  updates: many\n"), TypeError, "CONFIG", "config.yaml:2", "ppo.updates", "many", "number");
+    await expectError(() => config("ppo:\n  klController: fix\n"), TypeError, "CONFIG", "config.yaml:2", "ppo.klController", '"fix"', "adaptive");
+    await expectError(() => config("ppo: 3\n"), TypeError, "CONFIG", "config.yaml:1", "ppo");
+    await expectError(() => config("ppo:\n  - a\n b: ["), TypeError, "CONFIG", "config.yaml");
+  });
+  test("names an option that the chosen algorithm does not use", async () => {
+    await expectError(() => config("ppo:\n  klTarget: 5\n"), TypeError, "CONFIG", "config.yaml:2", "ppo.klTarget", "klController is fixed");
+    expect((await config("ppo:\n  klTarget: 5\n  klController: adaptive\n")).ppo.klTarget).toBe(5);
+    await expectError(() => config("collect:\n  temperature: 0\n  topK: 3\n"), TypeError, "CONFIG", "config.yaml:3", "collect.topK");
+  });
+  test("names options that do not fit each other", () =>
+    expectError(() => config("model:\n  heads: 5\n"), TypeError, "CONFIG", "config.yaml:2", "model.heads", "5", "divisor"));
+});

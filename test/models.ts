@@ -1,0 +1,88 @@
+import { Transformer, type Device, type Episode, type ModelConfig } from "../lib/index.js";
+import type { PpoConfig } from "../lib/rlhf/ppo.js";
+import type { Random } from "./random.js";
+
+/** Small models of both families for the tests of whole loops. */
+export const llama: ModelConfig = {
+  kind: "llama",
+  layers: 2,
+  width: 32,
+  heads: 4,
+  kvHeads: 2,
+  headSize: 8,
+  mlp: 48,
+  vocabulary: 97,
+  context: 96,
+  positions: "rotary",
+  ropeTheta: 10000,
+  norm: "rms",
+  normEps: 1e-5,
+  activation: "swiglu",
+  qkvBias: false,
+  outBias: false,
+  mlpBias: false,
+  tied: true,
+};
+export const gpt2: ModelConfig = {
+  ...llama,
+  kind: "gpt2",
+  kvHeads: 4,
+  positions: "learned",
+  norm: "layer",
+  activation: "gelu-tanh",
+  qkvBias: true,
+  outBias: true,
+  mlpBias: true,
+};
+
+/** A model whose weights are larger than a fresh one's, so that its distributions are not flat. */
+export async function lively(config: ModelConfig, on: Device, head: "logits" | "score" = "logits", seed = 1): Promise<Transformer> {
+  const model = Transformer.random(config, head, on, seed);
+  for (const { value } of model.parameters.values()) if (value.shape.length > 1) value.write(((await value.read()) as Float32Array).map((x) => 6 * x));
+  return model;
+}
+
+export const episodes = (random: Random, count: number, vocabulary = llama.vocabulary): Episode[] =>
+  Array.from({ length: count }, () => ({
+    prompt: Array.from({ length: 1 + random.below(9) }, () => random.below(vocabulary)),
+    completion: Array.from({ length: 1 + random.below(20) }, () => random.below(vocabulary)),
+  }));
+
+export const ppoConfig: PpoConfig = {
+  seed: 3,
+  updates: 2,
+  epochs: 2,
+  minibatches: 2,
+  learningRate: 1e-3,
+  schedule: "constant",
+  warmup: 0,
+  maxTokens: 12,
+  temperature: 0.9,
+  klCoef: 0.1,
+  klController: "adaptive",
+  klTarget: 3,
+  klHorizon: 100,
+  klEstimator: "k1",
+  gamma: 1,
+  lambda: 0.95,
+  clipRatioLow: 0.2,
+  clipRatioHigh: 0.2,
+  aggregation: "token-mean",
+  valueClip: 0.2,
+  entropyCoef: 0.01,
+  ptxCoef: 0,
+  whitenAdvantages: true,
+  whitenRewards: false,
+  rewardNormalise: false,
+  rewardClip: Infinity,
+  missingEosPenalty: 0,
+  targetKl: Infinity,
+  clipNorm: 1,
+};
+
+/** All weights, for comparison of bits. */
+export async function weightsOf(model: Transformer): Promise<Buffer> {
+  const parts: Buffer[] = [];
+  for (const { value } of model.parameters.values()) parts.push(Buffer.from((await value.read()).buffer));
+  return Buffer.concat(parts);
+}

@@ -1,0 +1,246 @@
+import { createHash } from "node:crypto";
+import { cp, mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, test } from "@jest/globals";
+import { device, fullKl, loadModel, ops, packEpisodes, ppo, saveModel, Tensor, type Device, type PpoConfig } from "../lib/index.js";
+import { readSafetensorsFile, writeSafetensors } from "../lib/model/safetensors.js";
+import { run } from "../lib/tensor/op.js";
+import { episodes, lively, llama, ppoConfig, weightsOf } from "./models.js";
+import { Random, seed } from "./random.js";
+
+// What users of other stacks suffer from, row by row. Masks, modes and formulas are in pins.test, splits and resumption in bits.test.
+
+let on: Device;
+beforeAll(async () => {
+  on = await device("cpu");
+});
+afterAll(() => on.close());
+
+/** log softmax(x)[y] in f64, the target's own term kept apart. */
+function logSoftmax(x: ArrayLike<number>, y: number): number {
+  let m = -Infinity;
+  for (let j = 0; j < x.length; j++) m = Math.max(m, x[j]);
+  let others = 0;
+  for (let j = 0; j < x.length; j++) if (j !== y) others += Math.exp(x[j] - m);
+  return x[y] === m ? -Math.log1p(others) : x[y] - m - Math.log(others + Math.exp(x[y] - m));
+}
+
+test.each([1, 2, 509, 4099, 65537, 2 ** 18])("log-probs keep their digits with a vocabulary of %d", async (V) => {
+  const random = new Random(`digits ${V}`);
+  const M = 12;
+  const logits = new Float32Array(M * V);
+  const y = Int32Array.from({ length: M }, () => random.below(V));
+  for (let i = 0; i < M; i++) {
+    const kind = i % 4; // usual; all far below zero; one confident token; huge
+    for (let j = 0; j < V; j++)
+      logits[i * V + j] =
+        kind === 0 ? 3 * random.normal() : kind === 1 ? -2e4 + random.normal() : kind === 2 ? -20 - 12 * random.uniform() : 1e4 * random.normal();
+    if (kind === 2) logits[i * V + y[i]] = 10;
+  }
+  const { logp } = ops.logprob(Tensor.from(logits, [M, V], on), y);
+  const got = await logp.read();
+  for (let i = 0; i < M; i++) {
+    const wanted = logSoftmax(logits.subarray(i * V, (i + 1) * V), y[i]);
+    expect(got[i]).toBeLessThanOrEqual(0);
+    if (!(Math.abs(got[i] - wanted) <= 4 * 2 ** -23 * Math.max(Math.abs(wanted), 1))) throw new Error(`row ${i}: ${got[i]}, wanted ${wanted} (seed ${seed})`);
+  }
+});
+
+test("a token that is all but certain has its log-prob to six digits", async () => {
+  const V = 1001;
+  const logits = new Float32Array(V).fill(Math.log(1e-8 / (V - 1)));
+  logits[7] = 0;
+  const { logp } = ops.logprob(Tensor.from(logits, [1, V], on), Int32Array.of(7));
+  const [got] = await logp.read();
+  const wanted = logSoftmax(logits, 7);
+  expect(wanted).toBeLessThan(-9e-9);
+  expect(Math.abs(got / wanted - 1)).toBeLessThan(1e-6);
+});
+
+test("probabilities sum to 1, also with a prime vocabulary and a fused head", async () => {
+  const random = new Random("sum");
+  const [C, V] = [24, 1031];
+  const h = Tensor.from(
+    Float32Array.from({ length: C }, () => random.normal()),
+    [1, C],
+    on,
+  );
+  const weight = Tensor.from(
+    Float32Array.from({ length: V * C }, () => random.normal()),
+    [V, C],
+    on,
+  );
+  const { logp } = ops.linearLogprob(
+    h,
+    weight,
+    new Int32Array(V),
+    Int32Array.from({ length: V }, (_, j) => j),
+  );
+  const values = (await logp.read()) as Float32Array;
+  expect(Math.abs(values.reduce((total, x) => total + Math.exp(x), 0) - 1)).toBeLessThan(1e-6);
+  expect(Math.max(...values)).toBeLessThanOrEqual(0);
+});
+
+test("no rows, one row and more than 65,535 rows", async () => {
+  const random = new Random("rows");
+  for (const M of [0, 1, 70001]) {
+    const logits = Float32Array.from({ length: 3 * M }, () => random.normal());
+    const { logp } = ops.logprob(
+      Tensor.from(logits, [M, 3], on),
+      Int32Array.from({ length: M }, (_, i) => i % 3),
+    );
+    const got = await logp.read();
+    expect(got.length).toBe(M);
+    for (const i of M > 0 ? [0, M >> 1, M - 1] : []) expect(got[i]).toBeCloseTo(logSoftmax(logits.subarray(3 * i, 3 * i + 3), i % 3), 5);
+  }
+  const { advantages } = ops.gae(
+    new Float32Array(70001).fill(1),
+    new Float32Array(70001),
+    Int32Array.from({ length: 70002 }, (_, i) => i),
+  );
+  expect((await advantages.read()).every((a) => a === 1)).toBe(true);
+});
+
+// ---- every option declares what it touches
+
+const objective: Partial<Record<keyof PpoConfig, Partial<PpoConfig>>> = {
+  seed: { seed: 4 },
+  epochs: { epochs: 3 },
+  minibatches: { minibatches: 1 },
+  learningRate: { learningRate: 2e-3 },
+  valueLearningRate: { valueLearningRate: 2e-3 },
+  schedule: { schedule: "linear" },
+  warmup: { warmup: 3 },
+  betas: { betas: [0.8, 0.9] },
+  eps: { eps: 1e-3 },
+  weightDecay: { weightDecay: 0.5 },
+  clipNorm: { clipNorm: 1e-3 },
+  maxTokens: { maxTokens: 11 },
+  temperature: { temperature: 1.1 },
+  topK: { topK: 5 },
+  topP: { topP: 0.5 },
+  minP: { minP: 0.3 },
+  stop: { stop: [1, 2, 3, 4, 5, 6, 7, 8, 9] },
+  klCoef: { klCoef: 1 },
+  klController: { klController: "fixed" },
+  klTarget: { klTarget: 1e6 },
+  klHorizon: { klHorizon: 9 },
+  klEstimator: { klEstimator: "k2" },
+  gamma: { gamma: 0.8 },
+  lambda: { lambda: 0.5 },
+  clipRatioLow: { clipRatioLow: 0.01 },
+  clipRatioHigh: { clipRatioHigh: 0.01 },
+  clipRatioC: { clipRatioC: 1.0001 },
+  logRatioClamp: { logRatioClamp: 0.001 },
+  aggregation: { aggregation: "seq-mean-token-sum" },
+  valueClip: { valueClip: Infinity },
+  entropyCoef: { entropyCoef: 0.5 },
+  ptxCoef: { ptxCoef: 1 },
+  whitenAdvantages: { whitenAdvantages: false },
+  whitenRewards: { whitenRewards: true },
+  rewardNormalise: { rewardNormalise: true },
+  rewardClip: { rewardClip: 0.01 },
+  missingEosPenalty: { missingEosPenalty: 2, stop: [1] },
+  targetKl: { targetKl: 1e-9 },
+  updates: { updates: 3 },
+};
+const memoryOnly: Partial<PpoConfig>[] = [{ microBatch: 1 }, { microBatch: 3 }];
+
+test("an option of the objective changes the result, an option of memory no bit", async () => {
+  const random = new Random("options", 5);
+  const prompts = episodes(random, 8).map(({ prompt }, index) => ({ prompt, index, sample: 0 }));
+  const mix = episodes(random, 3);
+  const trained = async (change: Partial<PpoConfig>) => {
+    const [policy, reference] = [await lively(llama, on), await lively(llama, on, "logits", 2)]; // a KL from the start
+    const [reward, critic] = [await lively(llama, on, "score", 3), await lively(llama, on, "score", 3)];
+    const models = { policy, reference, reward, critic };
+    // steps large enough that every clip has something to clip
+    const config = { ...ppoConfig, learningRate: 1e-2, klTarget: 1, ...change };
+    for await (const _ of ppo(
+      models,
+      () => prompts,
+      config,
+      undefined,
+      () => mix,
+    ));
+    const hash = createHash("sha256")
+      .update(await weightsOf(policy))
+      .update(await weightsOf(critic))
+      .digest("hex");
+    for (const model of Object.values(models)) model.dispose();
+    return hash;
+  };
+  const plain = await trained({});
+  const silent: string[] = [];
+  for (const [name, change] of Object.entries(objective)) {
+    const compared = name === "missingEosPenalty" ? await trained({ stop: [1] }) : plain;
+    if ((await trained(change)) === compared) silent.push(name);
+  }
+  expect(silent).toEqual([]);
+  for (const change of memoryOnly) expect(await trained(change)).toBe(plain);
+});
+
+test("a stop id inside a completion counts as any token: masks come from lengths", () => {
+  const { rows, y, cuRows } = packEpisodes([
+    { prompt: [0, 0], completion: [5, 0, 0] },
+    { prompt: [0], completion: [0] },
+  ]);
+  expect([Array.from(rows), Array.from(y), Array.from(cuRows)]).toEqual([
+    [1, 2, 3, 4],
+    [5, 0, 0, 0],
+    [0, 3, 4],
+  ]);
+});
+
+test("the full KL is never negative, and zero between equals", async () => {
+  const model = await lively(llama, on);
+  const other = await lively(llama, on, "logits", 9);
+  const batch = episodes(new Random("kl"), 5);
+  for (const tokens of await fullKl(model, other, batch)) for (const kl of tokens) expect(kl).toBeGreaterThan(0);
+  for (const tokens of await fullKl(model, model, batch)) for (const kl of tokens) expect(kl).toBe(0);
+  const kl = async (estimator: "k1" | "k2" | "k3" | "abs") =>
+    (await run("tokenRewards", { logp: [-1, -3], refLogp: [-2, -1], scores: [0], cuSeqlens: [0, 2], klCoef: 1, estimator }).kl.read()) as Float32Array;
+  expect(Array.from(await kl("k1"))).toEqual([1, -2]);
+  expect(Array.from(await kl("abs"))).toEqual([1, 2]);
+  expect(Array.from(await kl("k2"))).toEqual([0.5, 2]);
+  expect((await kl("k3"))[0]).toBeCloseTo(Math.exp(-1), 6);
+});
+
+test("an update runs no log-prob pass of the policy: those of the rollout are the old ones", async () => {
+  const [policy, reference, reward, critic] = [
+    await lively(llama, on),
+    await lively(llama, on),
+    await lively(llama, on, "score"),
+    await lively(llama, on, "score"),
+  ];
+  const random = new Random("passes");
+  const prompts = episodes(random, 8).map(({ prompt }, index) => ({ prompt, index, sample: 0 }));
+  const counts: Record<string, number> = {};
+  const call = on.call.bind(on);
+  on.call = (op, args) => {
+    counts[op.name] = (counts[op.name] ?? 0) + 1;
+    call(op, args);
+  };
+  try {
+    for await (const _ of ppo({ policy, reference, reward, critic }, () => prompts, { ...ppoConfig, updates: 1, epochs: 2, minibatches: 2 }));
+  } finally {
+    on.call = call;
+  }
+  expect(counts.linearLogprob).toBe(1); // the reference
+  expect(counts.linearPolicyLoss).toBe(4); // one forward and backward per minibatch
+  // prefill; reference, reward, critic; policy and critic of four minibatches: a layer's attention each
+  expect(counts.attention).toBe(llama.layers * (1 + 3 + 8));
+});
+
+test("a reward model without its head refuses to load", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "rlhf-head-"));
+  const model = await lively(llama, on, "score");
+  await saveModel(model, join(folder, "whole"));
+  await cp(join(folder, "whole"), join(folder, "cut"), { recursive: true });
+  const { tensors, metadata } = await readSafetensorsFile(join(folder, "whole/model.safetensors"));
+  tensors.delete("score.weight");
+  await writeSafetensors(join(folder, "cut/model.safetensors"), tensors, metadata);
+  await expect(loadModel(join(folder, "cut"), on)).rejects.toThrow(/score\.weight is missing/);
+  await rm(folder, { recursive: true });
+});
