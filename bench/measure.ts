@@ -9,15 +9,18 @@ export interface Measured {
 }
 
 const SECONDS = 2;
-const LEAST = 5;
 const MOST = 60;
 
-/** Runs the timers in turns, A B A B, after a warm-up of each, for about two seconds in all. */
+/** Rounds at least: work of many seconds is steadier, and there is no time for many. */
+const least = (ms: number) => (ms > 10_000 ? 1 : ms > 2000 ? 3 : 5);
+
+/** Runs the timers in turns, A B A B, after a warm-up of each, for about two seconds each. */
 export async function interleaved(timers: readonly Timer[]): Promise<Measured[]> {
   const times = timers.map((): number[] => []);
-  for (const timer of timers) await timer();
+  let warm = 0;
+  for (const timer of timers) warm = Math.max(warm, await timer());
   const start = performance.now();
-  for (let round = 0; round < MOST && (round < LEAST || performance.now() - start < 1000 * SECONDS * timers.length); round++)
+  for (let round = 0; round < MOST && (round < least(warm) || performance.now() - start < 1000 * SECONDS * timers.length); round++)
     for (const [i, timer] of timers.entries()) times[i].push(await timer());
   return times.map(summary);
 }

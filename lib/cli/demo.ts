@@ -142,7 +142,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
       .digest("hex"),
     seed,
     lawVersion: native.lawVersion,
-    peakBytes: device.memory().peak,
+    peakBytes: Math.max(...run.done.map(({ peakBytes }) => peakBytes)),
     isa: device.isa,
     threads: device.threads,
     cpu: cpuName(),

@@ -14,6 +14,8 @@ const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoint.safetensors"
 export interface StageResult {
   name: string;
   seconds: number;
+  /** Memory of the device, at most, up to the stage's end. */
+  peakBytes: number;
   /** What the stage has to tell: counts, figures, examples. */
   result: Record<string, unknown>;
 }
@@ -45,7 +47,6 @@ export class Run {
       run.done.push(...stages);
       run.metricsBytes = metricsBytes;
     }
-    await run.dropMetricsAfter(run.metricsBytes);
     return run;
   }
 
@@ -71,7 +72,7 @@ export class Run {
     if (before) return before.result as T;
     const start = performance.now();
     const result = await work();
-    this.done.push({ name, seconds: (performance.now() - start) / 1000, result });
+    this.done.push({ name, seconds: (performance.now() - start) / 1000, peakBytes: this.device.memory().peak, result });
     await writeFileDurably(this.path("stages.json"), JSON.stringify({ stages: this.done, metricsBytes: this.metricsBytes }, null, 2));
     await rm(this.path("checkpoint.safetensors"), { force: true });
     return result;
@@ -105,11 +106,11 @@ export class Checkpoint {
     private readonly metrics: { bytes(): number; restore(bytes: number): Promise<void> },
   ) {}
 
-  /** Restores what the file holds of this stage, if anything. */
+  /** Restores what the file holds of this stage, if anything; metrics of steps that will be done again are dropped. */
   async restore(): Promise<void> {
-    if (!existsSync(this.file)) return;
-    const { tensors, metadata } = await readSafetensorsFile(this.file);
-    if (metadata.stage !== this.stage) return;
+    const stored = existsSync(this.file) ? await readSafetensorsFile(this.file) : undefined;
+    if (stored?.metadata.stage !== this.stage) return this.metrics.restore(this.metrics.bytes());
+    const { tensors, metadata } = stored;
     const { steps, state, metricsBytes } = JSON.parse(metadata.counters) as {
       steps: Record<string, number>;
       state: Record<string, unknown>;

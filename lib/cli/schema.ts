@@ -90,7 +90,7 @@ export const schema = z.strictObject({
     ...optimizer,
     schedule: z.enum(["constant", "linear", "cosine"]).default("linear").describe("after the warm-up"),
     ...sampling,
-    klCoef: atLeast0.default(0.1).describe("of the KL to the base model in the reward, per nat"),
+    klCoef: atLeast0.default(0.09).describe("of the KL to the base model in the reward, per nat"),
     klController: z.enum(["fixed", "adaptive"]).default("fixed"),
     klTarget: positive.default(6).describe("nats per completion that the adaptive controller aims at"),
     klHorizon: positive.default(10000).describe("completions over which it adapts"),

@@ -1,0 +1,207 @@
+import { execFile } from "node:child_process";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { root } from "../lib/device/native.js";
+
+// The command as users run it: a demo of a minute's hundredth, then every stage by itself on its files.
+
+const run = promisify(execFile);
+const rlhf = (args: string[], env: Record<string, string> = {}) =>
+  run(process.execPath, [join(root, "dist/lib/cli/main.js"), ...args], { env: { ...process.env, ...env }, maxBuffer: 1 << 26 });
+
+let folder: string;
+const at = (...parts: string[]) => join(folder, ...parts);
+const rows = async (...parts: string[]) =>
+  (await readFile(at(...parts), "utf8"))
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line) as Record<string, unknown>);
+const json = async (...parts: string[]) => JSON.parse(await readFile(at(...parts), "utf8")) as Record<string, unknown>;
+
+const small = `
+seed: 1
+model: { layers: 1, width: 32, heads: 2, kvHeads: 2, mlp: 48, vocabulary: 300, context: 64 }
+sft: { steps: 6, batchTokens: 512, sequenceLength: 64, warmup: 2 }
+prompts: { minTokens: 4, maxTokens: 8 }
+collect: { prompts: 20, samples: 3, maxTokens: 10 }
+reward: { epochs: 1, warmup: 0 }
+ppo: { updates: 3, rolloutBatch: 8, maxTokens: 10, ptxCoef: 0.1, ptxBatchTokens: 128 }
+eval: { prompts: 12, maxTokens: 10 }
+checkpoint: { every: 0 }
+`;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "rlhf-cli-"));
+  await writeFile(at("small.yaml"), small);
+  await rlhf(["demo", "--config", at("small.yaml"), "--runs", folder, "--name", "first"]);
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+describe("rlhf demo", () => {
+  test("leaves the files that others build on", async () => {
+    for (const model of ["base", "reward", "policy"])
+      for (const file of ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+        expect((await readFile(at("first", model, file))).length).toBeGreaterThan(10);
+    expect((await rows("first", "completions.jsonl")).length).toBe(60);
+    expect((await rows("first", "preferences.jsonl"))[0]).toMatchObject({
+      prompt: expect.any(String),
+      chosen: expect.any(String),
+      rejected: expect.any(String),
+      agreement: expect.any(Number),
+    });
+    expect((await rows("first", "eval.jsonl")).length).toBe(12);
+    expect(await readFile(at("first", "config.yaml"), "utf8")).toContain("rolloutBatch: 8");
+    const stages = new Set((await rows("first", "metrics.jsonl")).map(({ stage }) => stage));
+    expect([...stages]).toEqual(["sft", "reward", "ppo"]);
+    const summary = await json("first", "summary.json");
+    for (const name of ["seconds", "winRate", "klPerCompletion", "rewardBefore", "rewardAfter", "rewardModelAccuracy", "peakBytes", "threads", "bitsPerByte"])
+      expect([name, typeof summary[name]]).toEqual([name, "number"]);
+    expect(summary.peakBytes).toBeGreaterThan(1e6);
+    expect(Object.keys(summary.stages as object)).toEqual(["sft", "collect", "label", "reward", "ppo", "eval"]);
+    expect(summary.winRateInterval).toHaveLength(2);
+    expect(summary.policySha256).toMatch(/^[0-9a-f]{64}$/);
+    expect(typeof summary.isa).toBe("string");
+    const page = await readFile(at("first", "report.html"), "utf8");
+    for (const part of ["uPlot", "The chain", "Samples", "Reward against KL"]) expect(page).toContain(part);
+    expect(page).not.toMatch(/(src|href)="http/);
+  });
+
+  test("ends with the same policy on another instruction set and number of threads", async () => {
+    await rlhf(["demo", "--config", at("small.yaml"), "--runs", folder, "--name", "scalar"], { RLHF_ISA: "scalar", RLHF_NUM_THREADS: "3" });
+    expect((await json("scalar", "summary.json")).policySha256).toBe((await json("first", "summary.json")).policySha256);
+  });
+
+  test("killed at any time and resumed, ends with the same policy and the same lines", async () => {
+    const lines = async (name: string) => (await readFile(at(name, "metrics.jsonl"), "utf8")).replace(/"seconds":[^,}]*/g, "");
+    for (let kills = 0; kills < 4; kills++)
+      await new Promise<void>((resolve) => {
+        const child = execFile(process.execPath, [
+          join(root, "dist/lib/cli/main.js"),
+          "demo",
+          "--config",
+          at("small.yaml"),
+          "--runs",
+          folder,
+          "--name",
+          "killed",
+          ...(kills > 0 ? ["--resume"] : []),
+        ]);
+        const timer = setTimeout(() => child.kill("SIGKILL"), 900 + 350 * kills);
+        child.on("exit", () => (clearTimeout(timer), resolve()));
+      });
+    await rlhf(["demo", "--config", at("small.yaml"), "--runs", folder, "--name", "killed", "--resume"]);
+    expect((await json("killed", "summary.json")).policySha256).toBe((await json("first", "summary.json")).policySha256);
+    expect(await lines("killed")).toBe(await lines("first"));
+  });
+
+  test("does not resume a run of another configuration", async () => {
+    await expect(rlhf(["demo", "--config", at("small.yaml"), "--runs", folder, "--name", "first", "--resume", "--set", "ppo.updates=4"])).rejects.toMatchObject(
+      {
+        stderr: expect.stringContaining("goes on only as it began"),
+      },
+    );
+  });
+});
+
+describe("a stage by itself", () => {
+  const first = (...parts: string[]) => at("first", ...parts);
+  const config = () => ["--config", at("small.yaml")];
+
+  test("collect samples, and logp finds the same log-probs, bit for bit, for any micro-batch", async () => {
+    await writeFile(at("prompts.jsonl"), ["We the people", " The state of the union is", " our"].map((prompt) => JSON.stringify({ prompt })).join("\n") + "\n");
+    const options = ["--model", first("base"), "--prompts", at("prompts.jsonl"), "--samples", "3", "--max-tokens", "12", "--temperature", "0.7", "--seed", "9"];
+    await rlhf(["collect", ...options, "--out", at("c.jsonl")]);
+    await rlhf(["collect", ...options, "--out", at("c2.jsonl")], { RLHF_ISA: "scalar", RLHF_NUM_THREADS: "1" });
+    expect(await readFile(at("c2.jsonl"), "utf8")).toBe(await readFile(at("c.jsonl"), "utf8"));
+    const collected = await rows("c.jsonl");
+    expect(collected).toHaveLength(9);
+    expect(collected[0]).toMatchObject({
+      prompt: "We the people",
+      temperature: 0.7,
+      prompt_ids: expect.any(Array),
+      completion_ids: expect.any(Array),
+      completion: expect.any(String),
+    });
+    for (const microBatch of ["1", "4", "64"]) {
+      await rlhf(["logp", "--model", first("base"), "--data", at("c.jsonl"), "--out", at("l.jsonl"), "--micro-batch", microBatch]);
+      const found = await rows("l.jsonl");
+      expect(found.map(({ logprobs }) => logprobs)).toEqual(collected.map(({ logprobs }) => logprobs));
+      expect((found[0].entropy as number[]).every((h) => h > 0)).toBe(true);
+    }
+    await rlhf(["logp", "--model", first("reward"), "--data", at("c.jsonl"), "--out", at("v.jsonl")]);
+    expect(((await rows("v.jsonl"))[0].value as number[]).length).toBe((collected[0].completion_ids as number[]).length);
+    await rlhf(["collect", ...options, "--top-k", "4", "--out", at("t.jsonl")]);
+    for (const row of await rows("t.jsonl")) {
+      const [whole, cut] = [row.logprobs as number[], row.truncated_logprobs as number[]];
+      whole.forEach((logp, i) => expect(cut[i]).toBeGreaterThanOrEqual(logp));
+    }
+  });
+
+  test("label, reward, ppo, eval and sft go from file to file", async () => {
+    await rlhf(["label", "--data", first("completions.jsonl"), "--out", at("p.jsonl"), ...config()]);
+    expect(await readFile(at("p.jsonl"), "utf8")).toBe(await readFile(first("preferences.jsonl"), "utf8"));
+    const { stdout: judged } = await rlhf(["reward", "--model", first("base"), "--data", at("p.jsonl"), "--out", at("r"), ...config()]);
+    expect(judged).toMatch(/held-out comparisons right/);
+    expect(await readFile(at("r", "model.safetensors"))).toEqual(await readFile(first("reward", "model.safetensors")));
+    const ppo = ["ppo", "--model", first("base"), "--reward", at("r"), "--prompts", at("prompts.jsonl"), "--out", at("o"), ...config()];
+    await rlhf([...ppo, "--pretraining", first("held-out.txt")]);
+    const { stdout } = await rlhf([
+      "eval",
+      "--base",
+      first("base"),
+      "--policy",
+      at("o"),
+      "--prompts",
+      at("prompts.jsonl"),
+      "--reward",
+      at("r"),
+      "--out",
+      at("e.jsonl"),
+      ...config(),
+    ]);
+    expect(stdout).toContain("winRate");
+    expect(await rows("e.jsonl")).toHaveLength(3);
+    const { stdout: trained } = await rlhf([
+      "sft",
+      "--data",
+      first("held-out.txt"),
+      "--held-out",
+      first("held-out.txt"),
+      "--model",
+      at("o"),
+      "--out",
+      at("s"),
+      ...config(),
+    ]);
+    expect(trained).toMatch(/bits per held-out byte/);
+  });
+
+  test("says what is wrong in one line", async () => {
+    const wrong = async (...args: string[]) => {
+      const error = (await rlhf(args).catch((thrown: unknown) => thrown)) as { code: number; stderr: string };
+      expect(error.code).toBe(1);
+      return error.stderr.trim();
+    };
+    expect(await wrong("reward", "--model", first("base"), "--data", at("none.jsonl"), "--out", at("x"))).toMatch(/^rlhf: .*none\.jsonl/);
+    expect(await wrong("demo", "--set", "ppo.klCof=1", "--runs", folder, "--name", "x")).toMatch(/^rlhf: --set ppo\.klCof=1: .*ppo\.klCoef\?$/);
+    expect(await wrong("collect", "--model", folder, "--prompts", at("prompts.jsonl"), "--out", at("x"))).toMatch(/^rlhf: .*config\.json/);
+    expect(await wrong("collect", "--samples", "0")).toContain("whole number from 1");
+  });
+});
+
+test("rlhf info and rlhf ops tell of the machine and the list", async () => {
+  const info = JSON.parse((await rlhf(["info", "--json"], { RLHF_NUM_THREADS: "1" })).stdout) as Record<string, unknown>;
+  expect(info).toMatchObject({
+    threads: 1,
+    isa: expect.any(String),
+    isaAvailable: expect.arrayContaining(["scalar"]),
+    devices: expect.objectContaining({ cpu: expect.any(String) }),
+  });
+  expect(info.fmaPeak).toBeGreaterThan(1e9);
+  expect(info.readBandwidth).toBeGreaterThan(1e8);
+  const ops = JSON.parse((await rlhf(["ops", "--json"])).stdout) as { name: string; cpu: string[] }[];
+  expect(ops.find(({ name }) => name === "linearPolicyLoss")).toMatchObject({ cpu: ["f32"] });
+});
