@@ -1,3 +1,5 @@
+import { setTimeout } from "node:timers/promises";
+
 /** Times one unit of work, in ms. */
 export type Timer = () => Promise<number>;
 
@@ -9,6 +11,7 @@ export interface Measured {
 }
 
 const SECONDS = 2;
+const PAUSE = 30; // ms, until the threads of whoever ran before have stopped spinning
 const MOST = 60;
 
 /** Rounds at least: work of many seconds is steadier, and there is no time for many. */
@@ -21,7 +24,10 @@ export async function interleaved(timers: readonly Timer[]): Promise<Measured[]>
   for (const timer of timers) warm = Math.max(warm, await timer());
   const start = performance.now();
   for (let round = 0; round < MOST && (round < least(warm) || performance.now() - start < 1000 * SECONDS * timers.length); round++)
-    for (const [i, timer] of timers.entries()) times[i].push(await timer());
+    for (const [i, timer] of timers.entries()) {
+      await setTimeout(PAUSE);
+      times[i].push(await timer());
+    }
   return times.map(summary);
 }
 

@@ -4,6 +4,7 @@ prepare {"name", "shape"}   ->  "ready NAME" | "none"
 run                         ->  milliseconds
 bytes                       ->  resident bytes beyond what there was before the row was prepared
 """
+import ctypes
 import gc
 import json
 import re
@@ -194,6 +195,7 @@ for line in sys.stdin:
         row = json.loads(rest)
         work = None
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
         before = resident()
         reset_peak()
         if row["name"] in ROWS:

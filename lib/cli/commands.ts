@@ -1,6 +1,6 @@
 import { dirname } from "node:path";
 import { mkdir, readFile } from "node:fs/promises";
-import { readCompletions, writeCompletions } from "../data/completions.js";
+import { readCompletions, writeCompletions, type CompletionRow } from "../data/completions.js";
 import { readRows, writeJsonl, type Row } from "../data/jsonl.js";
 import { readComparisons, readPrompts } from "../data/preferences.js";
 import { typeError } from "../device/errors.js";
@@ -203,7 +203,11 @@ export async function logp(
   const results: object[] = rows.map((row) => ({ ...row }));
   if (model.headKind === "score") {
     const value = await values(model, episodes, { microBatch });
-    results.forEach((row, i) => Object.assign(row, { value: [...value[i]] }));
+    results.forEach((row, i) => {
+      Object.assign(row, { value: [...value[i]] });
+      delete (row as Partial<CompletionRow>).logprobs; // those of another model
+      delete (row as Partial<CompletionRow>).truncated_logprobs;
+    });
   } else {
     // lines of one temperature go through the model together
     for (const t of new Set(rows.map((row) => temperature ?? row.temperature))) {

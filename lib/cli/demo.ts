@@ -137,6 +137,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
     bitsPerByte: sft.bitsPerByte,
     rewardModelAccuracy: reward.accuracy,
     rewardModelCalibrationError: reward.calibration.error,
+    referenceSha256: ppo.referenceSha256,
     policySha256: createHash("sha256")
       .update(await readFile(`${policyDir}/model.safetensors`))
       .digest("hex"),

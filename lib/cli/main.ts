@@ -169,7 +169,7 @@ interface Common {
 async function opened({ config: file, set = [], seed, threads }: Common) {
   const [{ readConfig }, { device }, { progressTo }] = await Promise.all([import("./config.js"), import("../device/device.js"), import("./progress.js")]);
   const config = await readConfig(file, seed === undefined ? set : [...set, `seed=${seed}`]);
-  return { config, device: await device("cpu", { threads }), progress: progressTo() };
+  return { config, device: await device(undefined, { threads }), progress: progressTo() };
 }
 
 try {

@@ -1,9 +1,13 @@
+import { createHash } from "node:crypto";
 import type { Request } from "../../model/generate.js";
 import { ppo, ppoState, type PpoConfig, type PpoModels } from "../../rlhf/ppo.js";
 import type { Episode } from "../../rlhf/episode.js";
+import type { Transformer } from "../../model/transformer.js";
 import type { Context } from "./context.js";
 
 export interface PpoResult extends Record<string, unknown> {
+  /** SHA-256 of the reference's weights: what every KL of the log is measured to. */
+  referenceSha256: string;
   updates: number;
   episodes: number;
   tokens: number;
@@ -17,6 +21,7 @@ export async function ppoStage(
   options: PpoConfig,
   pretraining?: (step: number) => readonly Episode[],
 ): Promise<PpoResult> {
+  const referenceSha256 = await contentHash(models.reference);
   const state = ppoState(models, options);
   const checkpoint = run.checkpoint("ppo", {
     models: { policy: models.policy, critic: models.critic },
@@ -42,12 +47,18 @@ export async function ppoStage(
   let tokens = 0;
   for await (const metrics of ppo(models, prompts, options, state, pretraining)) {
     tokens += metrics.tokens;
-    await run.log({ stage: "ppo", ...metrics });
+    await run.log({ stage: "ppo", reference: referenceSha256.slice(0, 16), ...metrics });
     bar.advance(1, `reward ${metrics.reward.toFixed(2)}, KL ${metrics.kl.toFixed(1)}`);
     await checkpoint.due();
   }
   bar.done();
   state.policy.dispose();
   state.critic.dispose();
-  return { updates: options.updates, episodes: options.updates * config.ppo.rolloutBatch, tokens };
+  return { referenceSha256, updates: options.updates, episodes: options.updates * config.ppo.rolloutBatch, tokens };
+}
+
+async function contentHash(model: Transformer): Promise<string> {
+  const hash = createHash("sha256");
+  for (const [name, { value }] of model.parameters) hash.update(`${name} ${value.shape.join()}\n`).update(new Uint8Array((await value.read()).buffer));
+  return hash.digest("hex");
 }
