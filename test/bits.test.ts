@@ -16,7 +16,6 @@ import {
   Transformer,
   type Device,
   type ModelConfig,
-  type Parameter,
 } from "../lib/index.js";
 import { pack } from "../lib/model/transformer.js";
 import { nll, tokensIn } from "../lib/rlhf/sft.js";
@@ -84,7 +83,7 @@ describe.each(configs)("%s", (_, config) => {
         const stats = Tensor.from(new Float64Array(12), [12], on);
         accumulate(batch, microBatch, (part) => nll(model, part, tokensIn(batch), stats));
         const parts: Buffer[] = [];
-        for (const parameter of model.parameters.values()) parts.push(Buffer.from((await (parameter as Parameter).gradient()!.read()).buffer));
+        for (const parameter of model.parameters.values()) parts.push(Buffer.from((await parameter.gradient()!.read()).buffer));
         const got = createHash("sha256")
           .update(Buffer.concat(parts))
           .update(Buffer.from((await stats.read()).buffer))
