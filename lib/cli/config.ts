@@ -1,5 +1,5 @@
 import { readFile } from "node:fs/promises";
-import { isMap, isScalar, LineCounter, parseDocument, stringify, type Document } from "yaml";
+import { Document, isMap, isNode, isScalar, isSeq, LineCounter, parseDocument, stringify } from "yaml";
 import type { z } from "zod";
 import { typeError } from "../device/errors.js";
 import { rules, schema, usedOnlyWhen, type Config } from "./schema.js";
@@ -32,6 +32,18 @@ export async function readConfig(file: string | undefined, sets: readonly string
 
 /** A configuration as YAML: the same text for the same options. */
 export const configText = (config: Config): string => stringify(config);
+
+/** Every option with its default and what it means, as YAML that can be edited. */
+export async function documentedDefaults(): Promise<string> {
+  const document = new Document(await readConfig(undefined));
+  for (const { name, fields } of sections)
+    for (const [option, description] of fields) {
+      const value = document.getIn([name, option], true);
+      if (isSeq(value)) value.flow = true;
+      if (description && isNode(value)) value.comment = ` ${description}`;
+    }
+  return document.toString({ lineWidth: 0 });
+}
 
 function override(document: Document, set: string): [key: string, where: string] {
   const equals = set.indexOf("=");
@@ -96,7 +108,10 @@ function message(issue: z.core.$ZodIssue, given: unknown, where: Where): string 
 
 const sections = Object.entries(schema.shape).map(([name, type]) => {
   const inner = "unwrap" in type ? (type.unwrap() as { shape?: object }) : undefined;
-  return { name, options: inner && "shape" in inner && inner.shape ? Object.keys(inner.shape) : [] };
+  const fields = Object.entries((inner?.shape ?? {}) as Record<string, { description?: string }>).map(
+    ([option, { description }]) => [option, description] as const,
+  );
+  return { name, fields, options: fields.map(([option]) => option) };
 });
 
 const keysAt = (path: Path): string[] =>

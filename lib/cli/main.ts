@@ -122,6 +122,11 @@ program
   .action(async ({ threads, ...options }) => (await import("./commands.js")).logp(await opened({ threads }), options));
 
 program
+  .command("config")
+  .description("every option with its default and what it means, as YAML")
+  .action(async () => console.log((await (await import("./config.js")).documentedDefaults()).trimEnd()));
+
+program
   .command("info")
   .description("this machine as the kernels see it")
   .option("--json", "as JSON", false)

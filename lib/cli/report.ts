@@ -22,6 +22,7 @@ interface Series {
   label: string;
   x: number[];
   y: number[];
+  faint?: boolean;
 }
 
 interface Chart {
@@ -145,8 +146,8 @@ async function curves(run: Run, parts: Parts): Promise<Chart[]> {
   });
   const { bins } = parts.reward.calibration;
   return [
-    { title: "Base model", about: "loss, nats per token", x: "step", series: [series("sft", "loss")] },
-    { title: "Reward model", about: "share of each batch's comparisons that it gets right", x: "step", series: [series("reward", "accuracy")] },
+    { title: "Base model", about: "loss, nats per token", x: "step", series: smoothed(series("sft", "loss")) },
+    { title: "Reward model", about: "share of each batch's comparisons that it gets right", x: "step", series: smoothed(series("reward", "accuracy")) },
     {
       title: "Calibration",
       about: "held-out: how often A was preferred, where the model says so with this probability",
@@ -183,6 +184,15 @@ async function curves(run: Run, parts: Parts): Promise<Chart[]> {
   ];
 }
 
+/** A noisy series with its exponential average over some twenty steps. */
+function smoothed(series: Series): Series[] {
+  let average = series.y[0];
+  return [
+    { ...series, faint: true },
+    { ...series, label: "average", y: series.y.map((y) => (average += (y - average) / 20)) },
+  ];
+}
+
 const MOST_POINTS = 600;
 
 function thin({ label, x, y }: Series): Series {
@@ -208,11 +218,11 @@ const css = `
 :root { color-scheme: light dark; --ink: light-dark(#1d2430, #e6e9ef); --faint: light-dark(#667085, #98a2b3); --line: light-dark(#d9dee7, #394150); --box: light-dark(#f7f8fa, #1b212b); --accent: light-dark(#0a6e5c, #4fd1b5); }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: light-dark(#fff, #12161c); max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .8rem; } header p { color: var(--faint); margin: .3rem 0; }
-.chain { display: flex; align-items: stretch; gap: .35rem; flex-wrap: wrap; }
-.chain section { flex: 1 1 165px; border: 1px solid var(--line); border-radius: 8px; background: var(--box); padding: .6rem .7rem; font-size: .82rem; min-width: 0; }
+.chain { display: flex; align-items: stretch; gap: .3rem; flex-wrap: wrap; }
+.chain section { box-sizing: border-box; flex: 1 1 150px; border: 1px solid var(--line); border-radius: 8px; background: var(--box); padding: .6rem .7rem; font-size: .82rem; min-width: 0; }
 .chain h3 { margin: 0; font-size: .98rem; } .chain p { margin: .35rem 0; } .count { color: var(--accent); font-variant-numeric: tabular-nums; }
 .example { color: var(--faint); border-top: 1px dashed var(--line); padding-top: .35rem; overflow-wrap: anywhere; } .example ins { text-decoration: none; color: var(--ink); }
-.arrow { align-self: center; color: var(--faint); font-size: 1.2rem; }
+.arrow { align-self: center; color: var(--faint); }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem; } figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; min-width: 0; }
 figcaption { font-size: .85rem; color: var(--faint); } figcaption b { color: var(--ink); }
 table { border-collapse: collapse; font-size: .88rem; } th, td { text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); padding: .4rem .6rem .4rem 0; }
@@ -223,14 +233,14 @@ table { border-collapse: collapse; font-size: .88rem; } th, td { text-align: lef
 // Runs in the page.
 const drawing = `
 const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-const ink = dark ? "#98a2b3" : "#667085", grid = { stroke: dark ? "#2a313c" : "#eceff3", width: 1 }, colours = dark ? ["#4fd1b5", "#f0a35e"] : ["#0a6e5c", "#c2570c"];
+const ink = dark ? "#98a2b3" : "#667085", grid = { stroke: dark ? "#2a313c" : "#eceff3", width: 1, faint: dark ? "#3d4654" : "#cdd3dc" }, colours = dark ? ["#4fd1b5", "#f0a35e"] : ["#0a6e5c", "#c2570c"];
 charts.forEach((chart, i) => {
   const place = document.getElementById("chart" + i);
   const data = [chart.series[0].x, ...chart.series.map((s) => s.y)];
   const axis = { stroke: ink, grid, ticks: grid };
   const plot = new uPlot({
     width: place.clientWidth, height: 190, scales: { x: { time: false } }, axes: [{ ...axis, label: chart.x, labelSize: 18, labelFont: "11px system-ui" }, { ...axis, size: 58 }],
-    series: [{ label: chart.x }, ...chart.series.map((s, k) => ({ label: s.label, stroke: colours[k], width: chart.points && k === 0 ? 0 : 1.6, dash: chart.points && k > 0 ? [4, 4] : undefined, points: { show: !!chart.points && k === 0, size: 6, fill: colours[k] } }))],
+    series: [{ label: chart.x }, ...chart.series.map((s, k) => ({ label: s.label, stroke: s.faint ? grid.faint : colours[k], width: chart.points && k === 0 ? 0 : 1.6, dash: chart.points && k > 0 ? [4, 4] : undefined, points: { show: !!chart.points && k === 0, size: 6, fill: colours[k] } }))],
   }, data, place);
   new ResizeObserver(() => plot.setSize({ width: place.clientWidth, height: 190 })).observe(place);
 });
