@@ -11,8 +11,11 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
   const Head head(a);
   if (a.weight.layout != RLHF_ROW_MAJOR) return ctx.fail("weight is packed, wanted row-major");
   const int64_t vector = round_up(head.M, LANES) + LANES;
-  float* base = static_cast<float*>(ctx.scratch((BackwardMemory(head, ctx.threads, nullptr).total + 4 * vector) * int64_t(sizeof(float)) + 64));
-  if (!base) return;
+  const int64_t sums = round_up(policy_sums_scratch(head.M, a.cu_seqlens), LANES);
+  double* sums_memory = static_cast<double*>(
+      ctx.scratch(sums * int64_t(sizeof(double)) + (BackwardMemory(head, ctx.threads, nullptr).total + 4 * vector) * int64_t(sizeof(float)) + 64));
+  if (!sums_memory) return;
+  float* base = reinterpret_cast<float*>(sums_memory + sums);
   if (a.kl_coef != 0 && !a.ref_logp) return ctx.fail("kl_coef is not 0, and ref_logp is missing");
   float *w = base, *dlogp = w + vector, *dentropy = dlogp + vector, *lse = dentropy + vector;
   const BackwardMemory memory(head, ctx.threads, lse + vector);
@@ -53,7 +56,7 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
     });
     head_backward(ctx, head, memory, m0, count, a.dh, a.dweight);
   }
-  a.loss[0] = policy_loss_sums(a, a.logp.data, a.entropy.data, w, sequences);
+  a.loss[0] = policy_loss_sums(ctx, a, a.logp.data, a.entropy.data, w, sequences, sums_memory);
 }
 
 }  // namespace rlhf::RLHF_ISA

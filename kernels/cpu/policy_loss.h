@@ -99,45 +99,48 @@ RLHF_INLINE void policy_loss_tokens(const A& a, const float* logp, const float* 
   }
 }
 
+constexpr int POLICY_SUMS = 11;
+// doubles of workspace
+RLHF_INLINE int64_t policy_sums_scratch(int64_t tokens, View<const int32_t> cu_seqlens) { return packed_sums_scratch(tokens, cu_seqlens, POLICY_SUMS + 1); }
+
 // The loss of all tokens, and the statistics, continued.
 template <class A>
-RLHF_INLINE float policy_loss_sums(const A& a, const float* logp, const float* entropy, const float* w, int64_t sequences) {
-  constexpr int SUMS = 11;
-  double loss = 0;
+RLHF_INLINE float policy_loss_sums(Context& ctx, const A& a, const float* logp, const float* entropy, const float* w, int64_t sequences, double* memory) {
   const D scale = setd(a.scale), kl_coef = setd(a.kl_coef), entropy_coef = setd(a.entropy_coef);
   const V one = set(1.0f);
-  for (int64_t b = 0; b + 1 < a.cu_seqlens.dim[0]; b++)
-    for (int64_t block = a.cu_seqlens[b]; block < a.cu_seqlens[b + 1]; block += SUM_BLOCK) {
-      const int64_t end = block + SUM_BLOCK < a.cu_seqlens[b + 1] ? block + SUM_BLOCK : a.cu_seqlens[b + 1];
-      D sums[SUMS];
-      for (auto& s : sums) s = setd(0);
-      for (int64_t i = block; i < end; i += LANES) {
-        const int n = end - i < LANES ? int(end - i) : LANES;
-        const V weight = load(w + i, n);
-        const B counts = zero() < weight;
-        const TokenLoss t = token_loss(a, logp, i, n, counts);
-        const D wide = widen(weight), policy = wide * widen(t.loss), kl = wide * widen(t.kl);
-        const D ent = entropy ? wide * widen(load_where(entropy + i, n, counts)) : setd(0);
-        const bool ratio = a.objective == Objective::clipped_ratio;
-        sums[0] = fma(scale, policy + kl_coef * kl - entropy_coef * ent, sums[0]);
-        sums[1] = sums[1] + policy;
-        sums[2] = sums[2] + kl;
-        sums[3] = sums[3] + ent;
-        sums[4] = sums[4] + wide * widen(select(t.clipped & counts, one, zero()));
-        sums[5] = sums[5] + wide * widen(select(t.clipped_c & counts, one, zero()));
-        if (ratio) {
-          sums[6] = sums[6] - wide * widen(t.d);
-          sums[7] = fma(wide, expm1_wide(t.d) - widen(t.d), sums[7]);
-          sums[8] = sums[8] + wide * widen(t.ratio);
-          sums[10] = sums[10] + widen(select(counts & !(t.ratio == one), one, zero()));
-        }
-        sums[9] = sums[9] + widen(select(counts, one, zero()));
+  double totals[POLICY_SUMS + 1] = {};  // the last one the loss of this call alone
+  for (int k = 0; k < POLICY_SUMS; k++) totals[k] = a.stats[k];
+  packed_sums(ctx, a.cu_seqlens, a.advantages.dim[0], POLICY_SUMS + 1, memory, totals, [&](int64_t begin, int64_t end, double* out) {
+    D sums[POLICY_SUMS];
+    for (auto& s : sums) s = setd(0);
+    for (int64_t i = begin; i < end; i += LANES) {
+      const int n = end - i < LANES ? int(end - i) : LANES;
+      const V weight = load(w + i, n);
+      const B counts = zero() < weight;
+      const TokenLoss t = token_loss(a, logp, i, n, counts);
+      const D wide = widen(weight), policy = wide * widen(t.loss), kl = wide * widen(t.kl);
+      const D ent = entropy ? wide * widen(load_where(entropy + i, n, counts)) : setd(0);
+      const bool ratio = a.objective == Objective::clipped_ratio;
+      sums[0] = fma(scale, policy + kl_coef * kl - entropy_coef * ent, sums[0]);
+      sums[1] = sums[1] + policy;
+      sums[2] = sums[2] + kl;
+      sums[3] = sums[3] + ent;
+      sums[4] = sums[4] + wide * widen(select(t.clipped & counts, one, zero()));
+      sums[5] = sums[5] + wide * widen(select(t.clipped_c & counts, one, zero()));
+      if (ratio) {
+        sums[6] = sums[6] - wide * widen(t.d);
+        sums[7] = fma(wide, expm1_wide(t.d) - widen(t.d), sums[7]);
+        sums[8] = sums[8] + wide * widen(t.ratio);
+        sums[10] = sums[10] + widen(select(counts & !(t.ratio == one), one, zero()));
       }
-      loss = loss + sum(sums[0]);
-      for (int k = 0; k < SUMS; k++) a.stats[k] = a.stats[k] + sum(sums[k]);
+      sums[9] = sums[9] + widen(select(counts, one, zero()));
     }
+    for (int k = 0; k < POLICY_SUMS; k++) out[k] = sum(sums[k]);
+    out[POLICY_SUMS] = out[0];
+  });
+  for (int k = 0; k < POLICY_SUMS; k++) a.stats[k] = totals[k];
   a.stats[11] = a.stats[11] + double(sequences);
-  return float(loss);
+  return float(totals[POLICY_SUMS]);
 }
 
 }  // namespace

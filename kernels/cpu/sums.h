@@ -29,6 +29,35 @@ RLHF_INLINE double packed_total(double total, View<const int32_t> cu_seqlens, F&
   return total;
 }
 
+// doubles that packed_sums needs
+RLHF_INLINE int64_t packed_sums_scratch(int64_t tokens, View<const int32_t> cu_seqlens, int n) { return (tokens / SUM_BLOCK + cu_seqlens.dim[0]) * n; }
+
+// n sums over all blocks of packed sequences, blocks over threads: f(begin, end, sums) gives those of a block, which are
+// then added to `totals` in order.
+template <class F>
+RLHF_INLINE void packed_sums(Context& ctx, View<const int32_t> cu_seqlens, int64_t tokens, int n, double* memory, double* totals, F&& f) {
+  const int64_t B = cu_seqlens.dim[0] - 1;
+  const int64_t parts = tokens < 32768 ? 1 : ctx.threads;
+  const auto share = [&](int thread) {
+    int64_t at = 0;  // blocks before this sequence
+    for (int64_t b = 0; b < B; b++) {
+      const int64_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
+      // a block is the thread's in whose share of the tokens it begins
+      for (int64_t block = begin; block < end; block += SUM_BLOCK, at++)
+        if (block * parts / tokens == thread) f(block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, memory + at * n);
+    }
+  };
+  if (parts == 1) {
+    share(0);
+  } else {
+    ctx.each([&](int thread) { share(thread); });
+  }
+  int64_t blocks = 0;
+  for (int64_t b = 0; b < B; b++) blocks += (cu_seqlens[b + 1] - cu_seqlens[b] + SUM_BLOCK - 1) / SUM_BLOCK;
+  for (int64_t at = 0; at < blocks; at++)
+    for (int k = 0; k < n; k++) totals[k] = totals[k] + memory[at * n + k];
+}
+
 // lanes of a mask (absent: all) among the first n
 RLHF_INLINE B unmasked(View<const int32_t> mask, int64_t i, int n) {
   if (!mask) return first(n);
