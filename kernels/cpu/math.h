@@ -113,7 +113,8 @@ RLHF_INLINE double cos(double x) {
   r = __builtin_fma(-n, 6.0771005065061922e-11, r);
   const int64_t quadrant = int64_t(n) & 3;
   const double z = r * r;
-  double c = -1.0 / 87178291200.0, s = 1.0 / 6227020800.0;
+  double c = 1.0 / 20922789888000.0, s = -1.0 / 1307674368000.0;
+  c = __builtin_fma(c, z, -1.0 / 87178291200.0), s = __builtin_fma(s, z, 1.0 / 6227020800.0);
   c = __builtin_fma(c, z, 1.0 / 479001600.0), s = __builtin_fma(s, z, -1.0 / 39916800.0);
   c = __builtin_fma(c, z, -1.0 / 3628800.0), s = __builtin_fma(s, z, 1.0 / 362880.0);
   c = __builtin_fma(c, z, 1.0 / 40320.0), s = __builtin_fma(s, z, -1.0 / 5040.0);
