@@ -1,0 +1,162 @@
+// Holds a device to the truths of the ops: the same table for every device.
+import { readdirSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { expect } from "@jest/globals";
+import { specs } from "../lib/device/ops.js";
+import { ops, Parameter, Tape, Tensor, type Device } from "../lib/index.js";
+import { run } from "../lib/tensor/op.js";
+import { Random, seed } from "./random.js";
+import { isNumbers, widen, type Case, type Numbers, type Truth } from "./truth.js";
+
+/** Every truth of test/ops. */
+export async function allTruths(): Promise<Truth[]> {
+  const folder = join(dirname(fileURLToPath(import.meta.url)), "ops");
+  const truths: Truth[] = [];
+  for (const file of readdirSync(folder)
+    .filter((name) => name.endsWith(".js"))
+    .sort()) {
+    const exports = (await import(pathToFileURL(join(folder, file)).href)) as Record<string, Truth>;
+    truths.push(...Object.values(exports).filter((entry) => typeof entry === "object" && "reference" in entry));
+  }
+  return truths;
+}
+
+/** Fresh random cases of an op, then its extreme ones: the same for every device of a run. */
+export function casesOf(entry: Truth): Case[] {
+  const random = new Random(entry.op);
+  return [...entry.draw(random), ...(entry.extremes?.(random) ?? [])];
+}
+
+export type Outputs = Record<string, Float32Array | Float64Array | Int32Array>;
+
+export async function runOn(on: Device, entry: Truth, inputs: Case): Promise<Outputs> {
+  const args: Record<string, Tensor | number | string | boolean | undefined> = {};
+  const taken = new Set(specs.get(entry.op)!.arguments.map(({ name }) => name)); // a case may say more than the op takes: a size
+  for (const [name, value] of Object.entries(inputs)) if (taken.has(name)) args[name] = isNumbers(value) ? Tensor.from(value.data, value.shape, on) : value;
+  if (!Object.values(args).some((value) => value instanceof Tensor)) {
+    const out = specs.get(entry.op)!.arguments.find((a) => a.kind === "out")!;
+    args[out.name] = Tensor.empty([entry.sizes!(inputs).n], "f32", on);
+  }
+  const outputs = run(entry.op, args, undefined, entry.sizes?.(inputs));
+  const result: Outputs = {};
+  for (const [name, tensor] of Object.entries(outputs)) result[name] = await tensor.read();
+  for (const tensor of [...Object.values(args), ...Object.values(outputs)]) if (tensor instanceof Tensor) tensor.dispose();
+  return result;
+}
+
+export const sizes = (inputs: Case) =>
+  Object.entries(inputs)
+    .map(([name, value]) => `${name} ${isNumbers(value) ? `[${value.shape}]` : String(value)}`)
+    .join(", ");
+
+// |got - f64| <= 2 max |naive f32 - f64| + ulps of the largest value
+function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number>, naive: ArrayLike<number>, ulps: number, what: string): void {
+  expect(`${what}: length ${got.length}`).toBe(`${what}: length ${wanted.length}`);
+  let largest = 0;
+  let error = 0;
+  for (let i = 0; i < wanted.length; i++) {
+    if (Number.isFinite(wanted[i])) largest = Math.max(largest, Math.abs(wanted[i]));
+    if (Number.isFinite(wanted[i]) && Number.isFinite(naive[i])) error = Math.max(error, Math.abs(naive[i] - wanted[i]));
+  }
+  const allowed = 2 * error + ulps * Math.max(largest * 2 ** -23, 2 ** -149);
+  for (let i = 0; i < wanted.length; i++) {
+    const near = got[i] === wanted[i] || Object.is(got[i], Math.fround(wanted[i])) || Math.abs(got[i] - wanted[i]) <= allowed;
+    if (!near || (Number.isNaN(got[i]) && !Number.isNaN(wanted[i])))
+      throw new Error(`${what}[${i}] is ${got[i]}, wanted ${wanted[i]} within ${allowed} (seed ${seed})`);
+  }
+}
+
+export function expectBits(got: Outputs, wanted: Outputs, what: string): void {
+  for (const name of Object.keys(wanted)) {
+    const a = Buffer.from(got[name].buffer);
+    const b = Buffer.from(wanted[name].buffer);
+    if (!a.equals(b)) {
+      let i = 0;
+      while (Object.is(got[name][i], wanted[name][i])) i++;
+      throw new Error(`${what}: ${name}[${i}] is ${got[name][i]}, on scalar with 1 thread ${wanted[name][i]} (seed ${seed})`);
+    }
+  }
+}
+
+/** The op on the device against its f64 reference, within the error of plain f32 code. */
+export async function holdToReference(on: Device, entry: Truth): Promise<void> {
+  for (const inputs of casesOf(entry)) {
+    const got = await runOn(on, entry, inputs);
+    const wanted = entry.reference(widen(inputs), (x) => x);
+    const naive = entry.reference(widen(inputs), Math.fround);
+    const left = Object.keys(got).filter(
+      (output) => !(output in wanted) && !entry.bitsOnly?.includes(output) && !(entry.gradients && output in entry.gradients),
+    );
+    expect(left).toEqual([]);
+    for (const output of Object.keys(wanted))
+      if (output in got) expectNear(got[output], wanted[output], naive[output], entry.ulp ?? 2, `${entry.op} (${sizes(inputs)}): ${output}`);
+  }
+}
+
+const H = 1e-5;
+
+// d(loss)/d(input[i]) of the f64 reference by central differences
+function difference(entry: Truth, inputs: Case, name: string, i: number, loss: (outputs: Record<string, ArrayLike<number>>) => number): number {
+  const at = (delta: number) => {
+    const wide = widen(inputs);
+    wide[name][i] += delta;
+    return loss(entry.reference(wide, (x) => x));
+  };
+  const h = H * Math.max(1, Math.abs((inputs[name] as Numbers).data[i]));
+  return (at(h) - at(-h)) / (2 * h);
+}
+
+function expectGradient(got: ArrayLike<number>, inputs: Case, name: string, what: string, wanted: (i: number) => number, random: Random): void {
+  const picks = Array.from({ length: Math.min(24, got.length) }, () => random.below(got.length));
+  const values = picks.map(wanted);
+  const scale = Math.max(...values.map(Math.abs), 1e-3);
+  picks.forEach((i, k) => {
+    if (!(Math.abs(got[i] - values[k]) <= 2e-3 * Math.abs(values[k]) + 5e-4 * scale))
+      throw new Error(`${what}: d${name}[${i}] is ${got[i]}, the difference quotient is ${values[k]} (${sizes(inputs)}, seed ${seed})`);
+  });
+}
+
+/** The gradient of the public function against central differences of the reference. */
+export async function holdToGradient(on: Device, entry: Truth, random = new Random(entry.op)): Promise<void> {
+  const { wrt, outputs, call } = entry.gradient!;
+  for (const inputs of entry.draw(random)) {
+    if (wrt.some((name) => isNumbers(inputs[name]) && inputs[name].data.length === 0)) continue;
+    const args: Record<string, unknown> = {};
+    for (const [name, value] of Object.entries(inputs)) {
+      if (!isNumbers(value)) args[name] = value;
+      else {
+        const tensor = Tensor.from(value.data, value.shape, on);
+        args[name] = wrt.includes(name) ? new Parameter(name, tensor) : tensor;
+      }
+    }
+    const weights: Record<string, Float32Array> = {};
+    const tape = new Tape();
+    const losses = tape.record(() => {
+      const made = call(args as Parameters<typeof call>[0]);
+      return outputs.map((output) => {
+        weights[output] = Float32Array.from({ length: made[output].size }, () => random.normal());
+        return ops.sum(ops.mul(made[output], Tensor.from(weights[output], made[output].shape, on)));
+      });
+    });
+    tape.backward(...losses);
+    for (const name of wrt) {
+      if (!isNumbers(inputs[name])) continue;
+      const got = await (args[name] as Parameter).gradient()!.read();
+      const loss = (result: Record<string, ArrayLike<number>>) =>
+        outputs.reduce((total, output) => total + weights[output].reduce((s, w, i) => s + w * result[output][i], 0), 0);
+      expectGradient(got, inputs, name, entry.op, (i) => difference(entry, inputs, name, i, loss), random);
+    }
+  }
+}
+
+/** The gradients that a loss returns against central differences of the reference. */
+export async function holdToLossGradients(on: Device, entry: Truth, random = new Random(entry.op)): Promise<void> {
+  for (const inputs of entry.draw(random)) {
+    const got = await runOn(on, entry, inputs);
+    for (const [output, name] of Object.entries(entry.gradients!)) {
+      if (!(output in got) || !isNumbers(inputs[name]) || got[output].length === 0) continue;
+      expectGradient(got[output], inputs, name, entry.op, (i) => difference(entry, inputs, name, i, (result) => result.loss[0]), random);
+    }
+  }
+}
