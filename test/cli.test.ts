@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
+import { Tokenizer } from "../lib/index.js";
 
 // The command as users run it: a demo of a minute's hundredth, then every stage by itself on its files.
 
@@ -177,6 +178,29 @@ describe("a stage by itself", () => {
       ...config(),
     ]);
     expect(trained).toMatch(/bits per held-out byte/);
+  });
+
+  test("sft on demonstrations learns the completions, and their end, not the prompts", async () => {
+    const demonstrations = ["We the people of", "The state of the"].map((prompt) => ({ prompt, completion: " our Union is strong" }));
+    await writeFile(at("d.jsonl"), demonstrations.map((row) => JSON.stringify(row)).join("\n") + "\n");
+    await rlhf([
+      "sft",
+      "--data",
+      at("d.jsonl"),
+      "--held-out",
+      at("d.jsonl"),
+      "--model",
+      first("base"),
+      "--out",
+      at("d"),
+      ...config(),
+      "--set",
+      "sft.batchTokens=1",
+    ]);
+    const tokenizer = await Tokenizer.load(first("base"));
+    const learnt = tokenizer.encode(demonstrations[0].completion).length + 1;
+    const steps = (await rows("d", "metrics.jsonl")).map(({ tokens }) => tokens);
+    expect(steps).toEqual(Array(6).fill(learnt));
   });
 
   test("says what is wrong in one line", async () => {

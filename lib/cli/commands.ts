@@ -1,8 +1,8 @@
 import { dirname } from "node:path";
 import { mkdir, readFile } from "node:fs/promises";
 import { readCompletions, writeCompletions, type CompletionRow } from "../data/completions.js";
-import { readRows, writeJsonl, type Row } from "../data/jsonl.js";
-import { readComparisons, readPrompts } from "../data/preferences.js";
+import { readJsonl, readRows, writeJsonl } from "../data/jsonl.js";
+import { readComparisons, readDemonstrations, readPrompts } from "../data/preferences.js";
 import { typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
 import { loadModel, saveModel } from "../model/checkpoint.js";
@@ -16,7 +16,7 @@ import { evaluate } from "./stages/eval.js";
 import { comparisons, labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage } from "./stages/reward.js";
-import { copyTokenizer, sftStage } from "./stages/sft.js";
+import { copyTokenizer, sftStage, type SftText } from "./stages/sft.js";
 import { textBatches } from "../rlhf/text.js";
 import { Random } from "../device/philox.js";
 import { table } from "./table.js";
@@ -31,15 +31,20 @@ interface Opened {
 
 const PROMPT_ORDER_STREAM = 48;
 
-/** Documents of a text file (one), or of JSONL with `text`, or with `prompt` and `completion`. */
+/** Documents of a text file (one), or of JSONL with `text`. */
 async function documents(file: string): Promise<string[]> {
-  if (!file.endsWith(".jsonl"))
-    return [
-      await readFile(file, "utf8").catch((error: Error) => {
-        throw typeError("FILE", `${file}: ${error.message}`);
-      }),
-    ];
-  return readRows(file, (row: Row) => (row.has("text") ? row.text("text") : row.text("prompt") + row.text("completion")));
+  if (file.endsWith(".jsonl")) return readRows(file, (row) => row.text("text"));
+  return [
+    await readFile(file, "utf8").catch((error: Error) => {
+      throw typeError("FILE", `${file}: ${error.message}`);
+    }),
+  ];
+}
+
+/** Documents, or the demonstrations of JSONL whose first row has a prompt. */
+async function sftText(file: string): Promise<SftText> {
+  if (file.endsWith(".jsonl")) for await (const row of readJsonl(file)) return row.has("prompt") ? readDemonstrations(file) : documents(file);
+  return documents(file);
 }
 
 async function prompts(file: string, tokenizer: Tokenizer): Promise<Prompt[]> {
@@ -55,8 +60,8 @@ export async function sft(
   resume: boolean,
 ): Promise<void> {
   const run = await Run.open(files.out, config, device, resume);
-  const text = await documents(files.data);
-  const heldOut = files.heldOut ? await documents(files.heldOut) : [];
+  const text = await sftText(files.data);
+  const heldOut = files.heldOut ? await sftText(files.heldOut) : [];
   const result = await run.stage("sft", () => sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }));
   if (files.model) await copyTokenizer(files.model, files.out);
   console.log(

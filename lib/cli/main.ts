@@ -50,7 +50,7 @@ stage("demo", "the whole of RLHF in minutes: base model, completions, comparison
   });
 
 stage("sft", "train a language model on text, from nothing or from a model")
-  .requiredOption("--data <file>", "text (.txt), or JSONL with text, or with prompt and completion")
+  .requiredOption("--data <file>", "text (.txt), or JSONL with text, or with prompt and completion (then the completion is learnt)")
   .option("--held-out <file>", "text or JSONL that judges the model")
   .option("--model <dir>", "start from this model")
   .requiredOption("--out <dir>", "Hugging Face directory to write")

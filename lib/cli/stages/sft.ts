@@ -1,23 +1,29 @@
 import { existsSync } from "node:fs";
 import { copyFile, mkdir } from "node:fs/promises";
 import { join } from "node:path";
+import type { DemonstrationRow } from "../../data/preferences.js";
+import { rangeError } from "../../device/errors.js";
 import { trainBpe } from "../../model/bpe.js";
 import { loadModel, saveModel } from "../../model/checkpoint.js";
 import { writeFileDurably } from "../../model/safetensors.js";
 import { Tokenizer } from "../../model/tokenizer.js";
 import { Transformer } from "../../model/transformer.js";
+import type { Episode } from "../../rlhf/episode.js";
 import { bitsPerByte } from "../../rlhf/evaluate.js";
 import { AdamW } from "../../rlhf/optimizer.js";
-import { sft } from "../../rlhf/sft.js";
-import { textBatches, windows } from "../../rlhf/text.js";
+import { sft, tokensIn } from "../../rlhf/sft.js";
+import { itemBatches, textBatches, windows } from "../../rlhf/text.js";
 import { modelConfig } from "../model.js";
 import type { Context } from "./context.js";
 
+/** Documents, of which every token is learnt, or demonstrations, of which the completions are. */
+export type SftText = readonly string[] | readonly DemonstrationRow[];
+
 export interface SftFiles {
-  /** Documents to learn from. */
-  text: readonly string[];
-  /** Documents that are never learnt from. */
-  heldOut: readonly string[];
+  /** To learn from. */
+  text: SftText;
+  /** Never learnt from. */
+  heldOut: SftText;
   /** A model to start from; without one, a tokenizer is trained and the weights are drawn. */
   model?: string;
   out: string;
@@ -38,18 +44,13 @@ export async function sftStage({ config, device, run, progress }: Context, files
   await mkdir(files.out, { recursive: true });
   const tokenizer = files.model ? await Tokenizer.load(files.model) : await newTokenizer(files, config.model.vocabulary, progress);
   const model = files.model ? await loadModel(files.model, device) : Transformer.random(modelConfig(config, tokenizer.eosId), "logits", device, seed);
-  const encode = (documents: readonly string[]) => {
-    const ids: number[] = [];
-    for (const text of documents) {
-      ids.push(tokenizer.eosId!);
-      for (const id of tokenizer.encode(text)) ids.push(id);
-    }
-    return Int32Array.from(ids);
-  };
-
-  const stream = encode(files.text);
-  const batch = Math.max(1, Math.round(options.batchTokens / options.sequenceLength));
-  const batches = textBatches(stream, { length: options.sequenceLength, batch, seed });
+  const { sequenceLength: length } = options;
+  const perBatch = (each: number) => Math.max(1, Math.round(options.batchTokens / each));
+  let batches: (step: number) => Episode[];
+  if (areDemonstrations(files.text)) {
+    const episodes = demonstrations(files.text, tokenizer, length);
+    batches = itemBatches(episodes, { batch: perBatch(tokensIn(episodes) / episodes.length), seed });
+  } else batches = textBatches(stream(files.text, tokenizer), { length, batch: perBatch(length), seed });
   const optimizer = new AdamW([...model.parameters.values()], options);
   const checkpoint = run.checkpoint("sft", { models: { model }, optimizers: { model: optimizer } });
   await checkpoint.restore();
@@ -68,19 +69,51 @@ export async function sftStage({ config, device, run, progress }: Context, files
   const seconds = (performance.now() - start) / 1000;
   optimizer.dispose();
 
-  const heldOutBytes = files.heldOut.reduce((n, text) => n + Buffer.byteLength(text), 0);
   const { context } = model.config;
-  const bpb = await bitsPerByte(model, windows(encode(files.heldOut), { length: context - 1, stride: context >> 1 }), heldOutBytes);
+  const { heldOut } = files;
+  const [judged, judgedText] = areDemonstrations(heldOut)
+    ? [demonstrations(heldOut, tokenizer, context), heldOut.map(({ completion }) => completion)]
+    : [windows(stream(heldOut, tokenizer), { length: context - 1, stride: context >> 1 }), heldOut];
+  const heldOutBytes = judgedText.reduce((n, text) => n + Buffer.byteLength(text), 0);
+  const bpb = await bitsPerByte(model, judged, heldOutBytes);
   await saveModel(model, files.out);
   const parameters = model.size;
   model.dispose();
   bar.done(`${bpb.toFixed(2)} bits per byte`);
-  return { parameters, tokens: options.steps * batch * options.sequenceLength, tokensPerSecond: tokens / seconds, loss, bitsPerByte: bpb, heldOutBytes };
+  const seen = Array.from({ length: options.steps }, (_, step) => tokensIn(batches(step))).reduce((a, b) => a + b);
+  return { parameters, tokens: seen, tokensPerSecond: tokens / seconds, loss, bitsPerByte: bpb, heldOutBytes };
+}
+
+const areDemonstrations = (text: SftText): text is readonly DemonstrationRow[] => typeof text[0] === "object";
+
+const end = ({ eosId }: Tokenizer) => (eosId === undefined ? [] : [eosId]);
+
+/** Documents end to end, each after the token that ends one. */
+function stream(documents: readonly string[], tokenizer: Tokenizer): Int32Array {
+  const ids: number[] = [];
+  for (const text of documents) {
+    ids.push(...end(tokenizer));
+    for (const id of tokenizer.encode(text)) ids.push(id);
+  }
+  return Int32Array.from(ids);
+}
+
+/** Demonstrations as the loss wants them: tokenised apart, the completion with its end, cut to `length` tokens in all. */
+function demonstrations(rows: readonly DemonstrationRow[], tokenizer: Tokenizer, length: number): Episode[] {
+  return rows.map((row, i) => {
+    const prompt = tokenizer.encode(row.prompt);
+    if (prompt.length > length)
+      throw rangeError("CONTEXT", `demonstration ${i}: the prompt has ${prompt.length} tokens, which leaves no room for its completion in ${length}`);
+    return { prompt, completion: [...tokenizer.encode(row.completion), ...end(tokenizer)].slice(0, length + 1 - prompt.length) };
+  });
 }
 
 async function newTokenizer({ text, out }: SftFiles, vocabulary: number, progress: Context["progress"]): Promise<Tokenizer> {
   const bar = progress.stage("tokenizer", 1, "vocabulary");
-  const { tokenizer, tokenizerConfig } = trainBpe(text, { vocabulary, specials: ["<|endoftext|>"] });
+  const { tokenizer, tokenizerConfig } = trainBpe(areDemonstrations(text) ? text.flatMap(({ prompt, completion }) => [prompt, completion]) : text, {
+    vocabulary,
+    specials: ["<|endoftext|>"],
+  });
   await writeFileDurably(join(out, "tokenizer.json"), JSON.stringify(tokenizer));
   await writeFileDurably(join(out, "tokenizer_config.json"), JSON.stringify(tokenizerConfig, null, 2) + "\n");
   bar.advance(1);
