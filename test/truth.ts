@@ -33,6 +33,8 @@ export interface Truth {
   bitsOnly?: readonly string[];
   /** Extra tolerance in ulp of the largest value of the output, over 2. */
   ulp?: number;
+  /** Outputs whose natural size is this, however small they come out: an error is measured against it at least. */
+  natural?: Record<string, number>;
   /** The public function, for the gradient check: gets inputs (those of `wrt` as parameters), returns the outputs to differentiate. */
   gradient?: { wrt: readonly string[]; outputs: readonly string[]; call(inputs: Record<string, never>): Record<string, Tensor> };
   /** For losses: output name -> the input that it is the gradient of `loss` for. */

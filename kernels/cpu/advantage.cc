@@ -6,7 +6,8 @@
 //     1 / sqrt(max(var, 1e-8))
 //
 // Law: gae is one chain per sequence, in f32; sums over tokens by law 4.
-// Plan of gae: sixteen sequences per vector, aligned at their ends, through 16 x 16 transposes; sequences over threads.
+// Plan of gae: sixteen sequences per vector, from their ends, in chunks of 256 tokens (so that memory is read line after
+// line) through 16 x 16 transposes; large results past the caches; sequences over threads.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/transpose.h"
@@ -21,55 +22,84 @@ struct Row {
   int64_t length;
 };
 
-// a[k] = x[k] for the 16 elements that end at x + end, those before the row 0
-RLHF_INLINE void tile_row(const float* x, int64_t end, float* to) {
-  if (end >= LANES) return store(to, load(x + end - LANES));
-  for (int k = 0; k < LANES; k++) to[k] = k + end >= LANES ? x[k + end - LANES] : 0.0f;
+constexpr int64_t CHUNK = 256, CHUNK_ROW = CHUNK + LANES;  // tokens of a row at once; a row of the chunk, not a power of two
+
+// f(t, i, whole) for each sixteen tokens of a chunk that begins at `begin` of its row: whole if all of them are the row's
+template <class F>
+RLHF_INLINE void each_line(int64_t length, int64_t begin, int64_t size, F&& f) {
+  for (int64_t t = 0, i = begin; t < size; t += LANES, i += LANES) f(t, i, i >= 0 && i + LANES <= length);
+}
+RLHF_INLINE void copy_in(const float* x, int64_t length, int64_t begin, int64_t size, float* to) {
+  each_line(
+      length, begin, size, [&](int64_t t, int64_t i, bool whole) __attribute__((always_inline)) {
+        if (whole) return store(to + t, load(x + i));
+        for (int64_t lane = 0; lane < LANES; lane++) to[t + lane] = i + lane >= 0 && i + lane < length ? x[i + lane] : 0.0f;
+      });
 }
 
-// up to sixteen rows at once
+// Up to sixteen rows at once, chunk by chunk from their ends. A row's chunks end at cache lines of its advantages, so its
+// last one may reach past its end; what it has there is 0, which leaves the chain at 0.
+template <bool STREAM>
 RLHF_INLINE void gae_rows(const Row* rows, int count, float gamma, float lambda) {
-  alignas(64) float in[2][LANES * LANES], r[LANES * LANES], v[LANES * LANES], A[LANES * LANES], R[LANES * LANES];
-  int64_t longest = 0;
-  for (int k = 0; k < count; k++) longest = rows[k].length > longest ? rows[k].length : longest;
+  alignas(64) float a[LANES * CHUNK_ROW], v[LANES * CHUNK_ROW], r[LANES * LANES], w[LANES * LANES];  // a: rewards, then advantages; r, w: a tile of a and v
+  int64_t at[LANES] = {}, most = 0;  // at: where the row's chunk begins
+  for (int k = 0; k < count; k++) {
+    at[k] = rows[k].length + int64_t(-(reinterpret_cast<uintptr_t>(rows[k].advantages + rows[k].length) / sizeof(float)) % LANES);
+    most = at[k] > most ? at[k] : most;
+  }
+  const bool masked = rows[0].mask != nullptr;
   const V g = set(gamma), gl = set(gamma * lambda);
   V next_value = zero(), next = zero();
-  for (int64_t done = 0; done < longest; done += LANES) {
-    alignas(64) int32_t counts[LANES] = {};  // bit t: token t of the tile is the policy's
-    bool masked = false;
+  for (int64_t size; most > 0; most -= size) {
+    size = most < CHUNK ? (most + LANES - 1) / LANES * LANES : CHUNK;
     for (int k = 0; k < LANES; k++) {
-      const int64_t end = k < count ? rows[k].length - done : 0;
-      if (end <= 0) {
-        store(in[0] + k * LANES, zero()), store(in[1] + k * LANES, zero());
-        continue;
-      }
-      tile_row(rows[k].rewards, end, in[0] + k * LANES), tile_row(rows[k].values, end, in[1] + k * LANES);
-      counts[k] = 0xffff;
-      if (!rows[k].mask) continue;
-      for (int t = 0; t < LANES; t++)
-        if (t + end >= LANES && rows[k].mask[t + end - LANES] == 0) counts[k] &= ~(1 << t), masked = true;
+      const Row& row = rows[k < count ? k : 0];
+      const int64_t length = k < count ? row.length : 0;
+      at[k] -= size;
+      copy_in(row.rewards, length, at[k], size, a + k * CHUNK_ROW), copy_in(row.values, length, at[k], size, v + k * CHUNK_ROW);
     }
-    transpose(in[0], LANES, r, LANES), transpose(in[1], LANES, v, LANES);
-    for (int t = LANES - 1; t >= 0; t--) {
-      const V value = load(v + t * LANES), advantage = fma(gl, next, fma(g, next_value, load(r + t * LANES)) - value);
-      if (!masked) {
-        next = advantage, next_value = value;
-        store(A + t * LANES, next), store(R + t * LANES, next + value);
-        continue;
+    for (int64_t tile = size - LANES; tile >= 0; tile -= LANES) {
+      alignas(64) int32_t counts[LANES] = {};  // bit t: token t of the tile is the policy's
+      for (int k = 0; masked && k < count; k++)
+        for (int64_t t = 0; t < LANES; t++) {
+          const int64_t token = at[k] + tile + t;
+          if (token >= 0 && token < rows[k].length && rows[k].mask[token]) counts[k] |= 1 << t;
+        }
+      for (int k = 0; k < count; k++) {  // of the next chunk
+        __builtin_prefetch(rows[k].rewards + at[k] + tile - CHUNK, 0, 2), __builtin_prefetch(rows[k].values + at[k] + tile - CHUNK, 0, 2);
       }
-      const B kept = !((load(counts) & seti(1 << t)) == seti(0));
-      next = select(kept, advantage, next), next_value = select(kept, value, next_value);
-      store(A + t * LANES, select(kept, advantage, zero())), store(R + t * LANES, select(kept, advantage + value, zero()));
+      transpose(a + tile, CHUNK_ROW, r, LANES), transpose(v + tile, CHUNK_ROW, w, LANES);
+      for (int t = LANES - 1; t >= 0; t--) {
+        const V value = load(w + t * LANES), advantage = fma(gl, next, fma(g, next_value, load(r + t * LANES)) - value);
+        if (!masked) {
+          next = advantage, next_value = value;
+          store(r + t * LANES, next);
+          continue;
+        }
+        const B kept = !((load(counts) & seti(1 << t)) == seti(0));
+        next = select(kept, advantage, next), next_value = select(kept, value, next_value);
+        store(r + t * LANES, advantage);
+      }
+      transpose(r, LANES, a + tile, CHUNK_ROW);
     }
-    transpose(A, LANES, in[0], LANES), transpose(R, LANES, in[1], LANES);
     for (int k = 0; k < count; k++) {
-      const int64_t end = rows[k].length - done;
-      if (end >= LANES) {
-        store(rows[k].advantages + end - LANES, load(in[0] + k * LANES)), store(rows[k].returns + end - LANES, load(in[1] + k * LANES));
-      } else {
-        for (int t = LANES - 1; t + end >= LANES; t--)
-          rows[k].advantages[t + end - LANES] = in[0][k * LANES + t], rows[k].returns[t + end - LANES] = in[1][k * LANES + t];
-      }
+      const Row& row = rows[k];
+      each_line(
+          row.length, at[k], size, [&](int64_t t, int64_t i, bool whole) __attribute__((always_inline)) {
+            const V advantage = load(a + k * CHUNK_ROW + t), value = load(v + k * CHUNK_ROW + t);
+            if (whole && !masked) {
+              STREAM ? stream(row.advantages + i, advantage) : store(row.advantages + i, advantage);
+              STREAM ? stream(row.returns + i, advantage + value) : store(row.returns + i, advantage + value);
+              return;
+            }
+            alignas(64) float both[2][LANES];
+            store(both[0], advantage), store(both[1], advantage + value);
+            for (int64_t lane = 0; lane < LANES; lane++) {
+              if (i + lane < 0 || i + lane >= row.length) continue;
+              const bool kept = !masked || row.mask[i + lane];
+              row.advantages[i + lane] = kept ? both[0][lane] : 0.0f, row.returns[i + lane] = kept ? both[1][lane] : 0.0f;
+            }
+          });
     }
   }
 }
@@ -77,13 +107,18 @@ RLHF_INLINE void gae_rows(const Row* rows, int count, float gamma, float lambda)
 template <class F>
 RLHF_INLINE void gae_all(Context& ctx, int64_t sequences, int64_t tokens, double gamma, double lambda, F&& row) {
   const int64_t least = tokens > 0 ? 1 + 4096 * sequences / tokens : 1;  // sequences of about 4,096 tokens
+  constexpr int64_t MANY = 1 << 20;  // tokens whose results no cache would keep for the next reader
   ctx.split(sequences, LANES, least, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; b += LANES) {
       Row rows[LANES];
       const int count = end - b < LANES ? int(end - b) : LANES;
-      for (int k = 0; k < count; k++) rows[k] = row(b + k);
-      gae_rows(rows, count, float(gamma), float(lambda));
+      bool aligned = tokens >= MANY;
+      for (int k = 0; k < count; k++)
+        rows[k] = row(b + k), aligned = aligned && (reinterpret_cast<uintptr_t>(rows[k].returns) - reinterpret_cast<uintptr_t>(rows[k].advantages)) % 64 == 0;
+      if (aligned) gae_rows<true>(rows, count, float(gamma), float(lambda));
+      else gae_rows<false>(rows, count, float(gamma), float(lambda));
     }
+    end_of_stream();
   });
 }
 

@@ -108,19 +108,8 @@ RLHF_INLINE void with_rows(int64_t rows, F&& f) {
   }
 }
 
-// exp(x) for x <= 88 or NaN, bit for bit: without the ends of the range that a score less its maximum cannot reach.
-RLHF_INLINE V exp_score(V x) {
-  const V n = nearest(x * set(LOG2EF));
-  const V r = fma(n, set(-LN2F_LOW), fma(n, set(-LN2F_HIGH), x));
-  V p = set(0.0001989198131397769f);
-  p = fma(p, r, set(0.0013934541928270264f));
-  p = fma(p, r, set(0.0083333100242252924f));
-  p = fma(p, r, set(0.041666456809677876f));
-  p = fma(p, r, set(0.16666666682534356f));
-  p = fma(p, r, set(0.5f));
-  p = fma(p * r, r, r) + set(1.0f);
-  return select(x < set(-87.3365402f), zero(), p * power_of_two(to_int(n)));
-}
+// exp(x) for x <= 88 or NaN, bit for bit: a score less its maximum cannot be larger.
+RLHF_INLINE V exp_score(V x) { return select(x < set(-87.3365402f), zero(), exp_within(x)); }
 
 // What query rows carry from tile to tile: o [rows][width(D)] not yet divided, the maximum m and the denominator l.
 struct Rows {

@@ -11,15 +11,16 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
   const Head head(a);
   if (a.weight.layout != RLHF_ROW_MAJOR) return ctx.fail("weight is packed, wanted row-major");
   const int64_t vector = round_up(head.M, LANES) + LANES;
+  const int64_t weights_size = round_up(a.cu_seqlens.dim[0], LANES);
   const int64_t sums = round_up(policy_sums_scratch(head.M, a.cu_seqlens), LANES);
-  double* sums_memory = static_cast<double*>(
-      ctx.scratch(sums * int64_t(sizeof(double)) + (BackwardMemory(head, ctx.threads, nullptr).total + 4 * vector) * int64_t(sizeof(float)) + 64));
+  double* sums_memory = static_cast<double*>(ctx.scratch(
+      sums * int64_t(sizeof(double)) + (BackwardMemory(head, ctx.threads, nullptr).total + 3 * vector + weights_size) * int64_t(sizeof(float)) + 64));
   if (!sums_memory) return;
   float* base = reinterpret_cast<float*>(sums_memory + sums);
   if (a.kl_coef != 0 && !a.ref_logp) return ctx.fail("kl_coef is not 0, and ref_logp is missing");
-  float *w = base, *dlogp = w + vector, *dentropy = dlogp + vector, *lse = dentropy + vector;
+  float *weights = base, *dlogp = weights + weights_size, *dentropy = dlogp + vector, *lse = dentropy + vector;
   const BackwardMemory memory(head, ctx.threads, lse + vector);
-  const int64_t sequences = token_weights(a, w);
+  const int64_t sequences = sequence_weights(a, weights);
   const bool backward = a.dh || a.dweight;
   zero_rows(ctx, a.dh);
 
@@ -44,8 +45,10 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
       const RowStats result = finish(row, memory.targets[r]);
       a.logp[m0 + r] = result.logp, lse[m0 + r] = result.lse, a.entropy[m0 + r] = result.entropy;
     }
-    policy_loss_tokens(a, a.logp.data, w, dlogp, dentropy, m0, m0 + count);
     if (!backward) continue;
+    each_sequence(a.cu_seqlens, m0, m0 + count, [&](int64_t b, int64_t begin, int64_t end) {
+      policy_loss_run<true, false>(a, a.logp.data, nullptr, weights[b], begin, end, dlogp, dentropy, nullptr);
+    });
     split_block(ctx, count, head.tiles, [&](int, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
       for (int64_t tile = t0; tile < t1; tile++)
         for (int64_t r = r0; r < r1; r++) {
@@ -56,7 +59,7 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
     });
     head_backward(ctx, head, memory, m0, count, a.dh, a.dweight);
   }
-  a.loss[0] = policy_loss_sums(ctx, a, a.logp.data, a.entropy.data, w, sequences, sums_memory);
+  a.loss[0] = policy_loss_sums<false>(ctx, a, a.logp.data, a.entropy.data, weights, sequences, sums_memory);
 }
 
 }  // namespace rlhf::RLHF_ISA

@@ -161,27 +161,42 @@ constexpr float LN2F_HIGH = 0.693359375f, LN2F_LOW = -2.12194440e-4f, LOG2EF = 1
 
 RLHF_INLINE V power_of_two(I n) { return as_float(shl<23>(n + seti(127))); }  // -126 <= n <= 127
 
-// exp(x + e), |e| a rounding error of x
-RLHF_INLINE V exp_with_error(V x, V e) {
-  const V low = set(-87.3365402f), high = set(88.7228394f);  // log 2^-126, log of the largest
-  const V clamped = min(max(x, low), high);
-  const V n = nearest(clamped * set(LOG2EF));
-  V r = fma(n, set(-LN2F_HIGH), clamped);
-  r = fma(n, set(-LN2F_LOW), r) + e;
+// P(r) r of exp(r) = 1 + r + r^2 P(r), |r| <= 0.35
+RLHF_INLINE V exp_tail(V r) {
   V p = set(0.0001989198131397769f);
   p = fma(p, r, set(0.0013934541928270264f));
   p = fma(p, r, set(0.0083333100242252924f));
   p = fma(p, r, set(0.041666456809677876f));
   p = fma(p, r, set(0.16666666682534356f));
-  p = fma(p, r, set(0.5f));
-  p = fma(p * r, r, r) + set(1.0f);
+  return fma(p, r, set(0.5f)) * r;
+}
+
+// exp(x + e), |e| a rounding error of x; to *excess, if it is wanted, exp(x) - 1 - x without loss of digits near 0
+RLHF_INLINE V exp_with_error(V x, V e, V* excess = nullptr) {
+  const V low = set(-87.3365402f), high = set(88.7228394f);  // log 2^-126, log of the largest
+  const V clamped = min(max(x, low), high);
+  const V n = nearest(clamped * set(LOG2EF));
+  V r = fma(n, set(-LN2F_HIGH), clamped);
+  r = fma(n, set(-LN2F_LOW), r) + e;
+  const V tail = exp_tail(r), q = fma(tail, r, r) + set(1.0f);
   const I k = to_int(n), half = sar<1>(k);
-  V y = p * power_of_two(half) * power_of_two(k - half);
+  V y = q * power_of_two(half) * power_of_two(k - half);
   y = select(x < low, zero(), y);
   y = select(high < x, set(__builtin_inff()), y);
-  return select(isnan(x), x, y);
+  y = select(isnan(x), x, y);
+  if (excess) *excess = select(n == zero(), tail * r, (y - set(1.0f)) - x);
+  return y;
 }
 RLHF_INLINE V exp(V x) { return exp_with_error(x, zero()); }
+// The same for |x| <= 87 or NaN, where nothing can leave the range.
+RLHF_INLINE V exp_within(V x, V* excess = nullptr) {
+  const V n = nearest(x * set(LOG2EF));
+  const V r = fma(n, set(-LN2F_LOW), fma(n, set(-LN2F_HIGH), x));
+  const V tail = exp_tail(r), y = (fma(tail, r, r) + set(1.0f)) * power_of_two(to_int(n));
+  if (excess) *excess = select(n == zero(), tail * r, (y - set(1.0f)) - x);
+  return y;
+}
+RLHF_INLINE V exp(V x, V& excess) { return exp_with_error(x, zero(), &excess); }
 
 // exp(x - m) as if the difference were exact: 1 where x == m, 0 where x is -inf
 RLHF_INLINE V exp_diff(V x, V m) {

@@ -11,7 +11,8 @@
 //
 // Gradients at ties: where clipping changes nothing (r inside the interval, ends included; |d| at the clamp) the gradient
 // is the unclipped one; it is 0 where the clipped branch is strictly larger, and where c holds.
-// Law: per token nothing to order; statistics by law 4.
+// Law: per token nothing to order. Statistics by law 4; a sequence's tokens have one weight, so a block's sums are taken
+// without it and times it at the end.
 #pragma once
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
@@ -19,128 +20,146 @@
 namespace rlhf::RLHF_ISA {
 namespace {
 
-// w[M], and how many sequences have a token that counts
+// weights[B]: of each unmasked token of the sequence; returns how many sequences have one
 template <class A>
-RLHF_INLINE int64_t token_weights(const A& a, float* w) {
+RLHF_INLINE int64_t sequence_weights(const A& a, float* weights) {
   int64_t sequences = 0;
   for (int64_t b = 0; b + 1 < a.cu_seqlens.dim[0]; b++) {
-    const int64_t begin = a.cu_seqlens[b], end = a.cu_seqlens[b + 1];
-    int64_t n = 0;
-    for (int64_t i = begin; i < end; i++) n += !a.mask || a.mask[i] != 0;
+    int64_t n = a.cu_seqlens[b + 1] - a.cu_seqlens[b];
+    for (int64_t i = a.cu_seqlens[b]; a.mask && i < a.cu_seqlens[b + 1]; i++) n -= a.mask[i] == 0;
     sequences += n > 0;
-    const float weight = float(a.aggregation == Aggregation::seq_mean_token_mean ? 1 / (a.denominator * double(n)) : 1 / a.denominator);
-    for (int64_t i = begin; i < end; i++) w[i] = !a.mask || a.mask[i] != 0 ? weight : 0.0f;
+    weights[b] = n > 0 ? float(a.aggregation == Aggregation::seq_mean_token_mean ? 1 / (a.denominator * double(n)) : 1 / a.denominator) : 0.0f;
   }
   return sequences;
+}
+
+// f(b, begin, end): the tokens [begin, end), sequence by sequence
+template <class F>
+RLHF_INLINE void each_sequence(View<const int32_t> cu_seqlens, int64_t begin, int64_t end, F&& f) {
+  for (int64_t b = 0; b + 1 < cu_seqlens.dim[0]; b++) {
+    const int64_t from = cu_seqlens[b] > begin ? cu_seqlens[b] : begin, to = cu_seqlens[b + 1] < end ? cu_seqlens[b + 1] : end;
+    if (from < to) f(b, from, to);
+  }
 }
 
 struct TokenLoss {
   V loss, dlogp;  // of the policy term
   V kl, dkl;
-  V d, ratio;
+  V d, ratio, k3;  // k3: ratio - 1 - d, with its digits
   B clipped, clipped_c;
 };
 
-// sixteen tokens from i; lanes that do not count are 0 throughout
-template <class A>
-RLHF_INLINE TokenLoss token_loss(const A& a, const float* all_logp, int64_t i, int n, B counts) {
-  const V logp = load_where(all_logp + i, n, counts), adv = load_where(&a.advantages[i], n, counts), one = set(1.0f);
-  const B never = zero() < zero();
-  TokenLoss t{zero(), zero(), zero(), zero(), zero(), zero(), never, never};
-  if (a.objective == Objective::log_likelihood) {
-    t.loss = -(adv * logp), t.dlogp = -adv;
-  } else {
-    const V raw = logp - load_where(&a.old_logp[i], n, counts), limit = set(float(a.log_ratio_clamp));
-    t.d = max(min(raw, limit), -limit);
-    t.ratio = exp(t.d);
-    const V l1 = -(adv * t.ratio);
-    const V l2 = -(adv * max(min(t.ratio, set(float(1 + a.clip_ratio_high))), set(float(1 - a.clip_ratio_low))));
-    t.clipped = l1 < l2;
-    t.loss = select(t.clipped, l2, l1);
-    if (a.clip_ratio_c < __builtin_inf()) {
-      const V lower = -(adv * set(float(a.clip_ratio_c)));
-      t.clipped_c = (adv < zero()) & (lower < t.loss);
-      t.loss = select(t.clipped_c, lower, t.loss);
-    }
-    t.dlogp = select(t.clipped | t.clipped_c | (limit < abs(raw)), zero(), l1);
-    if (a.importance) {
-      const V importance = load_where(&a.importance[i], n, counts);
-      t.loss = t.loss * importance, t.dlogp = t.dlogp * importance;
-    }
-  }
-  if (a.ref_logp) {
-    const V d = logp - load_where(&a.ref_logp[i], n, counts);
-    switch (a.estimator) {
-      case KlEstimator::k1: t.kl = d, t.dkl = one; break;
-      case KlEstimator::abs: t.kl = abs(d), t.dkl = select(d < zero(), -one, select(zero() < d, one, zero())); break;
-      case KlEstimator::k2: t.kl = set(0.5f) * d * d, t.dkl = d; break;
-      case KlEstimator::k3: {
-        const V e = expm1(-d), k3 = e + d, most = set(10.0f);
-        t.kl = min(k3, most), t.dkl = select(most < k3, zero(), -e);
-        break;
+// The options as the loop wants them: in registers, whatever the stores may touch.
+struct PolicyTerms {
+  const float *old_logp, *advantages, *ref_logp, *importance;
+  V low, high, c, limit;
+  bool ratios, dual_clip, within;  // within: no ratio can leave the range
+  KlEstimator estimator;
+
+  template <class A>
+  RLHF_INLINE explicit PolicyTerms(const A& a)
+      : old_logp(a.old_logp.data),
+        advantages(a.advantages.data),
+        ref_logp(a.ref_logp.data),
+        importance(a.importance.data),
+        low(set(float(1 - a.clip_ratio_low))),
+        high(set(float(1 + a.clip_ratio_high))),
+        c(set(float(a.clip_ratio_c))),
+        limit(set(float(a.log_ratio_clamp))),
+        ratios(a.objective == Objective::clipped_ratio),
+        dual_clip(a.clip_ratio_c < __builtin_inf()),
+        within(a.log_ratio_clamp <= 87),
+        estimator(a.estimator) {}
+
+  // sixteen tokens; lanes that do not count are 0 throughout
+  RLHF_INLINE TokenLoss at(const float* all_logp, const Sixteen& x) const {
+    const V logp = x.of(all_logp), adv = x.of(advantages), one = set(1.0f);
+    const B never = zero() < zero();
+    TokenLoss t{zero(), zero(), zero(), zero(), zero(), zero(), zero(), never, never};
+    if (!ratios) {
+      t.loss = -(adv * logp), t.dlogp = -adv;
+    } else {
+      const V raw = logp - x.of(old_logp);
+      t.d = max(-limit, min(limit, raw));  // in this order NaN stays NaN
+      t.ratio = within ? exp_within(t.d, &t.k3) : exp(t.d, t.k3);
+      const V l1 = -(adv * t.ratio), l2 = -(adv * max(min(t.ratio, high), low));
+      t.clipped = l1 < l2;
+      t.loss = select(t.clipped, l2, l1);
+      if (dual_clip) {
+        const V lower = -(adv * c);
+        t.clipped_c = (adv < zero()) & (lower < t.loss);
+        t.loss = select(t.clipped_c, lower, t.loss);
+      }
+      t.dlogp = select(t.clipped | t.clipped_c | (limit < abs(raw)), zero(), l1);
+      if (importance) {
+        const V factor = x.of(importance);
+        t.loss = t.loss * factor, t.dlogp = t.dlogp * factor;
       }
     }
+    if (ref_logp) {
+      const V d = logp - x.of(ref_logp);
+      switch (estimator) {
+        case KlEstimator::k1: t.kl = d, t.dkl = one; break;
+        case KlEstimator::abs: t.kl = abs(d), t.dkl = select(d < zero(), -one, select(zero() < d, one, zero())); break;
+        case KlEstimator::k2: t.kl = set(0.5f) * d * d, t.dkl = d; break;
+        case KlEstimator::k3: {
+          const V e = expm1(-d), k3 = e + d, most = set(10.0f);
+          t.kl = min(k3, most), t.dkl = select(most < k3, zero(), -e);
+          break;
+        }
+      }
+    }
+    return t;
   }
-  return t;
-}
+};
 
-// dlogp and dentropy (may be null) of tokens [begin, end); weights from token_weights
-template <class A>
-RLHF_INLINE void policy_loss_tokens(const A& a, const float* logp, const float* w, float* dlogp, float* dentropy, int64_t begin, int64_t end) {
-  const V scale = set(float(a.scale)), kl_coef = set(float(a.kl_coef)), entropy_coef = set(float(a.entropy_coef));
-  for (int64_t i = begin; i < end; i += LANES) {
-    const int n = end - i < LANES ? int(end - i) : LANES;
-    const V weight = load(w + i, n);
-    const B counts = zero() < weight;
-    const TokenLoss t = token_loss(a, logp, i, n, counts);
-    const V factor = scale * weight;
-    store(dlogp + i, select(counts, factor * (a.ref_logp ? fma(kl_coef, t.dkl, t.dlogp) : t.dlogp), zero()), n);
-    if (dentropy) store(dentropy + i, select(counts, -(factor * entropy_coef), zero()), n);
-  }
-}
-
-constexpr int POLICY_SUMS = 11;
+constexpr int POLICY_SUMS = 12;  // the statistics but for the sequences, and the loss of this call alone
 // doubles of workspace
-RLHF_INLINE int64_t policy_sums_scratch(int64_t tokens, View<const int32_t> cu_seqlens) { return packed_sums_scratch(tokens, cu_seqlens, POLICY_SUMS + 1); }
+RLHF_INLINE int64_t policy_sums_scratch(int64_t tokens, View<const int32_t> cu_seqlens) { return packed_sums_scratch(tokens, cu_seqlens, POLICY_SUMS); }
 
-// The loss of all tokens, and the statistics, continued.
-template <class A>
-RLHF_INLINE float policy_loss_sums(Context& ctx, const A& a, const float* logp, const float* entropy, const float* w, int64_t sequences, double* memory) {
-  const D scale = setd(a.scale), kl_coef = setd(a.kl_coef), entropy_coef = setd(a.entropy_coef);
-  const V one = set(1.0f);
-  double totals[POLICY_SUMS + 1] = {};  // the last one the loss of this call alone
-  for (int k = 0; k < POLICY_SUMS; k++) totals[k] = a.stats[k];
-  packed_sums(ctx, a.cu_seqlens, a.advantages.dim[0], POLICY_SUMS + 1, memory, totals, [&](int64_t begin, int64_t end, double* out) {
-    D sums[POLICY_SUMS];
-    for (auto& s : sums) s = setd(0);
-    for (int64_t i = begin; i < end; i += LANES) {
-      const int n = end - i < LANES ? int(end - i) : LANES;
-      const V weight = load(w + i, n);
-      const B counts = zero() < weight;
-      const TokenLoss t = token_loss(a, logp, i, n, counts);
-      const D wide = widen(weight), policy = wide * widen(t.loss), kl = wide * widen(t.kl);
-      const D ent = entropy ? wide * widen(load_where(entropy + i, n, counts)) : setd(0);
-      const bool ratio = a.objective == Objective::clipped_ratio;
-      sums[0] = fma(scale, policy + kl_coef * kl - entropy_coef * ent, sums[0]);
-      sums[1] = sums[1] + policy;
-      sums[2] = sums[2] + kl;
-      sums[3] = sums[3] + ent;
-      sums[4] = sums[4] + wide * widen(select(t.clipped & counts, one, zero()));
-      sums[5] = sums[5] + wide * widen(select(t.clipped_c & counts, one, zero()));
-      if (ratio) {
-        sums[6] = sums[6] - wide * widen(t.d);
-        sums[7] = fma(wide, expm1_wide(t.d) - widen(t.d), sums[7]);
-        sums[8] = sums[8] + wide * widen(t.ratio);
-        sums[10] = sums[10] + widen(select(counts & !(t.ratio == one), one, zero()));
-      }
-      sums[9] = sums[9] + widen(select(counts, one, zero()));
-    }
-    for (int k = 0; k < POLICY_SUMS; k++) out[k] = sum(sums[k]);
-    out[POLICY_SUMS] = out[0];
+// Tokens [begin, end) of one sequence: gradients to dlogp and dentropy (may be null), sums to out[POLICY_SUMS].
+template <bool GRADIENTS, bool SUMS, class A>
+RLHF_INLINE void policy_loss_run(
+    const A& a, const float* logp, const float* entropy, float weight, int64_t begin, int64_t end, float* dlogp, float* dentropy, double* out) {
+  const V factor = set(float(a.scale)) * set(weight), kl_coef = set(float(a.kl_coef)), entropy_coef = set(float(a.entropy_coef)), one = set(1.0f);
+  D policy = setd(0), kl = policy, ent = policy, d = policy, k3 = policy, ratio = policy;
+  int64_t tokens = 0, clipped = 0, clipped_c = 0, moved = 0;
+  const PolicyTerms terms(a);
+  each_sixteen(
+      a.mask, begin, end, [&](const Sixteen& x) __attribute__((always_inline)) {
+        const TokenLoss t = terms.at(logp, x);
+        if (GRADIENTS) {
+          x.put(dlogp, factor * (terms.ref_logp ? fma(kl_coef, t.dkl, t.dlogp) : t.dlogp));
+          if (dentropy) x.put(dentropy, -(factor * entropy_coef));
+        }
+        if (!SUMS) return;
+        tokens += x.count();
+        policy = policy + widen(t.loss);
+        if (terms.ref_logp) kl = kl + widen(t.kl);
+        if (entropy) ent = ent + widen(x.of(entropy));
+        if (!terms.ratios) return;
+        clipped += x.count(t.clipped), clipped_c += x.count(t.clipped_c), moved += x.count(!(t.ratio == one));
+        d = d + widen(t.d), k3 = k3 + widen(t.k3), ratio = ratio + widen(x.only(t.ratio));
+      });
+  if (!SUMS) return;
+  const double w = weight, P = sum(policy), K = sum(kl), E = sum(ent), loss = a.scale * w * (P + a.kl_coef * K - a.entropy_coef * E);
+  const double sums[POLICY_SUMS] = {
+      loss, w * P, w * K, w * E, w * double(clipped), w * double(clipped_c), -(w * sum(d)), w * sum(k3), w * sum(ratio), double(tokens), double(moved), loss};
+  for (int k = 0; k < POLICY_SUMS; k++) out[k] = sums[k];
+}
+
+// The loss of all tokens, and the statistics, continued; with dlogp the gradients too.
+template <bool GRADIENTS, class A>
+RLHF_INLINE float policy_loss_sums(Context& ctx, const A& a, const float* logp, const float* entropy, const float* weights, int64_t sequences, double* memory,
+    float* dlogp = nullptr, float* dentropy = nullptr) {
+  double totals[POLICY_SUMS] = {};
+  for (int k = 0; k + 1 < POLICY_SUMS; k++) totals[k] = a.stats[k];
+  packed_sums(ctx, a.cu_seqlens, a.advantages.dim[0], POLICY_SUMS, memory, totals, [&](int64_t b, int64_t begin, int64_t end, double* out) {
+    policy_loss_run<GRADIENTS, true>(a, logp, entropy, weights[b], begin, end, dlogp, dentropy, out);
   });
-  for (int k = 0; k < POLICY_SUMS; k++) a.stats[k] = totals[k];
+  for (int k = 0; k + 1 < POLICY_SUMS; k++) a.stats[k] = totals[k];
   a.stats[11] = a.stats[11] + double(sequences);
-  return float(totals[POLICY_SUMS]);
+  return float(totals[POLICY_SUMS - 1]);
 }
 
 }  // namespace

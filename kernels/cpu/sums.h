@@ -32,8 +32,8 @@ RLHF_INLINE double packed_total(double total, View<const int32_t> cu_seqlens, F&
 // doubles that packed_sums needs
 RLHF_INLINE int64_t packed_sums_scratch(int64_t tokens, View<const int32_t> cu_seqlens, int n) { return (tokens / SUM_BLOCK + cu_seqlens.dim[0]) * n; }
 
-// n sums over all blocks of packed sequences, blocks over threads: f(begin, end, sums) gives those of a block, which are
-// then added to `totals` in order.
+// n sums over all blocks of packed sequences, blocks over threads: f(sequence, begin, end, sums) gives those of a block,
+// which are then added to `totals` in order.
 template <class F>
 RLHF_INLINE void packed_sums(Context& ctx, View<const int32_t> cu_seqlens, int64_t tokens, int n, double* memory, double* totals, F&& f) {
   const int64_t B = cu_seqlens.dim[0] - 1;
@@ -44,7 +44,7 @@ RLHF_INLINE void packed_sums(Context& ctx, View<const int32_t> cu_seqlens, int64
       const int64_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
       // a block is the thread's in whose share of the tokens it begins
       for (int64_t block = begin; block < end; block += SUM_BLOCK, at++)
-        if (block * parts / tokens == thread) f(block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, memory + at * n);
+        if (block * parts / tokens == thread) f(b, block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, memory + at * n);
     }
   };
   if (parts == 1) {
@@ -61,6 +61,7 @@ RLHF_INLINE void packed_sums(Context& ctx, View<const int32_t> cu_seqlens, int64
 // lanes of a mask (absent: all) among the first n
 RLHF_INLINE B unmasked(View<const int32_t> mask, int64_t i, int n) {
   if (!mask) return first(n);
+  if (n == LANES) return !(load(&mask[i]) == seti(0));
   int32_t lanes[LANES] = {};
   for (int k = 0; k < n; k++) lanes[k] = mask[i + k];
   return !(load(lanes) == seti(0));
@@ -68,5 +69,30 @@ RLHF_INLINE B unmasked(View<const int32_t> mask, int64_t i, int n) {
 
 // x[i ..], 0 in lanes that do not count: what stands in a masked slot is never used
 RLHF_INLINE V load_where(const float* x, int n, B counts) { return select(counts, load(x, n), zero()); }
+
+// Sixteen tokens of which some count. Where all are known to, the compiler drops the masks.
+struct Sixteen {
+  int64_t i;
+  int n;
+  bool all;
+  B counts;
+  RLHF_INLINE V only(V x) const { return all ? x : select(counts, x, zero()); }
+  RLHF_INLINE V of(const float* x) const { return all ? load(x + i) : load_where(x + i, n, counts); }
+  RLHF_INLINE void put(float* y, V x) const { all ? store(y + i, x) : store(y + i, only(x), n); }
+  RLHF_INLINE int count() const { return all ? LANES : __builtin_popcount(bits(counts)); }
+  RLHF_INLINE int count(B b) const { return __builtin_popcount(bits(all ? b : b & counts)); }
+};
+
+// f(sixteen) for the tokens [begin, end)
+template <class F>
+RLHF_INLINE void each_sixteen(View<const int32_t> mask, int64_t begin, int64_t end, F&& f) {
+  int64_t i = begin;
+  if (!mask)
+    for (; i + LANES <= end; i += LANES) f(Sixteen{i, LANES, true, first(LANES)});
+  for (; i < end; i += LANES) {
+    const int n = end - i < LANES ? int(end - i) : LANES;
+    f(Sixteen{i, n, false, unmasked(mask, i, n)});
+  }
+}
 
 }  // namespace rlhf::RLHF_ISA

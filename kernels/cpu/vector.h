@@ -26,6 +26,8 @@ struct D { __m512d a, b; };
 RLHF_INLINE V set(float x) { return {_mm512_set1_ps(x)}; }
 RLHF_INLINE V load(const float* p) { return {_mm512_loadu_ps(p)}; }
 RLHF_INLINE void store(float* p, V v) { _mm512_storeu_ps(p, v.r); }
+RLHF_INLINE void stream(float* p, V v) { _mm512_stream_ps(p, v.r); }  // past the caches; p is aligned to 64 bytes
+RLHF_INLINE void end_of_stream() { _mm_sfence(); }  // before another thread reads what was streamed
 RLHF_INLINE B first(int n) { return {__mmask16((1u << n) - 1)}; }  // lanes below n, 0 <= n <= 16
 RLHF_INLINE V load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n).m, p)}; }
 RLHF_INLINE void store(float* p, V v, int n) { _mm512_mask_storeu_ps(p, first(n).m, v.r); }
@@ -112,6 +114,8 @@ struct D { __m256d a, b, c, d; };
 RLHF_INLINE V set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 RLHF_INLINE V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 RLHF_INLINE void store(float* p, V v) { _mm256_storeu_ps(p, v.a), _mm256_storeu_ps(p + 8, v.b); }
+RLHF_INLINE void stream(float* p, V v) { _mm256_stream_ps(p, v.a), _mm256_stream_ps(p + 8, v.b); }
+RLHF_INLINE void end_of_stream() { _mm_sfence(); }
 RLHF_INLINE I seti(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 RLHF_INLINE I iota() { return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)}; }
 RLHF_INLINE B operator<(I a, I b) {
@@ -119,10 +123,12 @@ RLHF_INLINE B operator<(I a, I b) {
 }
 RLHF_INLINE B first(int n) { return iota() < seti(n); }  // lanes below n, 0 <= n <= 16
 RLHF_INLINE V load(const float* p, int n) {
+  if (n >= 16) return load(p);
   B f = first(n);
   return {_mm256_maskload_ps(p, _mm256_castps_si256(f.a)), _mm256_maskload_ps(p + 8, _mm256_castps_si256(f.b))};
 }
 RLHF_INLINE void store(float* p, V v, int n) {
+  if (n >= 16) return store(p, v);  // some cores take twenty cycles for a masked store
   B f = first(n);
   _mm256_maskstore_ps(p, _mm256_castps_si256(f.a), v.a), _mm256_maskstore_ps(p + 8, _mm256_castps_si256(f.b), v.b);
 }
@@ -436,6 +442,10 @@ RLHF_INLINE double sum(D v) {
 #endif
 
 // ------------------------------------------------------------------------------------- on every ISA
+#if !RLHF_VECTOR_AVX512 && !RLHF_VECTOR_AVX2
+RLHF_INLINE void stream(float* p, V v) { store(p, v); }
+RLHF_INLINE void end_of_stream() {}
+#endif
 RLHF_INLINE V zero() { return set(0.0f); }
 RLHF_INLINE V abs(V x) { return as_float(as_int(x) & seti(0x7fffffff)); }
 RLHF_INLINE V operator-(V x) { return as_float(as_int(x) ^ seti(int32_t(0x80000000u))); }

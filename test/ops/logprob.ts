@@ -154,6 +154,7 @@ const hidden = (random: Random): Case[] =>
 
 export const linearLogprob = truth({
   op: "linearLogprob",
+  natural: { entropy: 1 }, // nats; of a row that is all but certain it is the rounding of the logits that shows
   reference: fromHidden,
   draw: hidden,
   extremes: (random) => [
