@@ -1,0 +1,9 @@
+import type { Call } from "../call.js";
+import { advantage } from "./advantage.js";
+import { elementwise } from "./elementwise.js";
+
+/** Queues the kernels of one call. */
+export type Run = (call: Call) => void;
+
+/** The ops that the device has, by their names in the list. */
+export const ops: Record<string, Run> = { ...elementwise, ...advantage };
