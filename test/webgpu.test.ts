@@ -4,7 +4,8 @@ import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, ho
 import { seed } from "./random.js";
 
 // What the WebGPU device must have; every other op of the list is one that it says it lacks.
-const OPS = ["add", "sub", "mul", "scale", "clamp", "accumulate", "fill", "sum", "gae", "gaePadded"];
+const OPS = ["add", "sub", "mul", "scale", "clamp", "accumulate", "fill", "sum", "sequenceSum", "sequenceSumGrad", "tokenRewards"];
+OPS.push("gae", "gaePadded", "policyLoss", "valueLoss", "preferenceLoss");
 
 const truths = await allTruths();
 

@@ -1,16 +1,12 @@
-// Advantages, token rewards, whitening, moments, sums per sequence.
+// Advantages.
 //
 //   gae (Schulman et al. 2016, eq. 16):  delta[t] = r[t] + gamma v[t+1] - v[t],  A[t] = delta[t] + gamma lambda A[t+1]
 //     backwards from 0 and 0; a masked token is passed over: it leaves v[t+1] and A[t+1] as they are, and its outputs are 0
-//   token_rewards: kl[t] of logp[t] - ref_logp[t] as the estimator says, reward[t] = -kl_coef kl[t], plus the score at the end
-//   whiten: (x - mean) * factor [+ mean]; verl and trl: variance / (n - 1), 1 / sqrt(var + 1e-8); openrlhf: variance / n,
-//     1 / sqrt(max(var, 1e-8))
-//   rewards, values, advantages, returns [N] or [B,T]; offsets [B+1]; scores [B]
+//   rewards, values, advantages, returns [N] or [B,T]; offsets [B+1]
 //
 // Plan of gae: a workgroup per sequence, 256 tokens at a time from its end. A token is the map A -> delta + c A, c = gamma
 // lambda, a masked one the identity; maps are composed by a scan (Hillis and Steele 1986), so that the chain of a long
 // sequence is eight steps per 256 tokens. Which value comes next is a scan too: the last unmasked place.
-// Sums: a workgroup per sequence, or per block of 4,096 tokens, at twice f32's precision.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   N: u32, B: u32, T: u32, rewards_row: u32, values_row: u32,

@@ -7,7 +7,7 @@ var<workgroup> places: atomic<u32>;
 fn sum_all(x: Wide, thread: u32) -> Wide {
   workgroupBarrier();
   shared_wide[thread] = x;
-  for (var reach = 128u; reach > 0u; reach = reach / 2u) {
+  for (var reach = 128u; reach > p.zero; reach = reach / 2u) {
     workgroupBarrier();
     if (thread < reach) { shared_wide[thread] = wide_add(shared_wide[thread], shared_wide[thread + reach]); }
   }

@@ -5,6 +5,8 @@ import { Pipelines, type Kernel } from "./pipelines.js";
 export type Scalar = { u32: number } | { i32: number } | { f32: number };
 export const u32 = (value: number): Scalar => ({ u32: value });
 export const f32 = (value: number): Scalar => ({ f32: value });
+/** A double as a pair of f32. */
+export const pair = (value: number): Scalar[] => [f32(value), f32(value - Math.fround(value))];
 
 /** A tensor's bytes as a kernel binds them; `write` where the kernel stores to them. */
 export interface Binding {
@@ -32,7 +34,7 @@ export class Queue {
   private dispatches = 0;
   private passes = 0;
   private readonly staging: GPUBuffer;
-  private readonly nothing: Region; // stands for absent arguments
+  private readonly nothing: Region[]; // stand for absent arguments, one for each binding: some are read, some written
   private readonly times: GPUQuerySet | undefined;
   private readonly resolved: GPUBuffer | undefined;
   private readonly pipelines: Pipelines;
@@ -47,8 +49,8 @@ export class Queue {
   ) {
     this.pipelines = new Pipelines(gpu, source);
     this.staging = gpu.createBuffer({ size: STAGED, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST });
-    const buffer = gpu.createBuffer({ size: ALIGNMENT, usage: GPUBufferUsage.STORAGE });
-    this.nothing = { buffer, offset: 0, bytes: ALIGNMENT };
+    const absent = () => ({ buffer: gpu.createBuffer({ size: ALIGNMENT, usage: GPUBufferUsage.STORAGE }), offset: 0, bytes: ALIGNMENT });
+    this.nothing = Array.from({ length: PARAMETERS }, absent);
     if (!gpu.features.has("timestamp-query")) return;
     this.times = gpu.createQuerySet({ type: "timestamp", count: 2 * PASSES });
     this.resolved = gpu.createBuffer({ size: 16 * PASSES, usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC });
@@ -68,7 +70,7 @@ export class Queue {
     const entries: GPUBindGroupEntry[] = [];
     const offsets: number[] = [];
     for (const [number, binding] of Object.entries(bindings)) {
-      let region = binding?.region ?? this.nothing;
+      let region = binding?.region ?? this.nothing[Number(number)];
       if (binding && !binding.write && written.has(region.buffer)) region = this.copied(region); // read and written at once is not allowed
       const floor = region.offset - (region.offset % ALIGNMENT);
       offsets[Number(number)] = (region.offset - floor) / 4;
