@@ -6,6 +6,7 @@ import { seed } from "./random.js";
 // What the WebGPU device must have; every other op of the list is one that it says it lacks.
 const OPS = ["add", "sub", "mul", "scale", "clamp", "accumulate", "fill", "sum", "sequenceSum", "sequenceSumGrad", "tokenRewards"];
 OPS.push("gae", "gaePadded", "policyLoss", "valueLoss", "preferenceLoss");
+OPS.push("logprob", "logprobGrad", "linearLogprob", "linearLogprobGrad", "linearPolicyLoss");
 
 const truths = await allTruths();
 
