@@ -7,11 +7,12 @@ import { seed } from "./random.js";
 const OPS = ["add", "sub", "mul", "scale", "clamp", "accumulate", "fill", "sum", "sequenceSum", "sequenceSumGrad", "tokenRewards"];
 OPS.push("gae", "gaePadded", "policyLoss", "valueLoss", "preferenceLoss");
 OPS.push("logprob", "logprobGrad", "linearLogprob", "linearLogprobGrad", "linearPolicyLoss");
+OPS.push("attention", "attentionGrad");
 
 const truths = await allTruths();
 
 /** With all that the adapter has; on the plain paths; with bindings so small that heads, logits and long tensors are split. */
-const ways = { full: {}, plain: { features: [] }, split: { maxBinding: 16384 } };
+const ways = { full: {}, plain: { features: [] }, split: { maxBinding: 32768 } };
 
 let missing: string | undefined;
 const devices: Record<string, Device> = {};
