@@ -9,7 +9,7 @@
 // see these keys (their own, then those that continue it, in batch order), within each over their queries. Queries: a workgroup
 // per 32 queries and head goes over the keys. Both compute s and do v per 32 x 32 tile, 8 of D at a time through shared memory,
 // 2 x 2 of a tile per thread; then p and ds stand in shared memory, and the products go 32 of D at a time. Seven products
-// instead of five. Before them, (lse, delta) per query and head. Shared memory: 13 KiB.
+// instead of five. Before them, (lse, delta) per query and head. Shared memory: 13 KiB. Loops are rolled as in attention.wgsl.
 @group(0) @binding(1) var<storage, read> q: array<f32>;
 @group(0) @binding(2) var<storage, read> k: array<f32>;
 @group(0) @binding(3) var<storage, read> v: array<f32>;
@@ -65,19 +65,25 @@ fn probabilities(t: Tile, thread: u32) {
     }
   }
   for (var i = 0u; i < 2u; i = i + 1u) {
-    let query = 2u * ty + i;
     for (var j = 0u; j < 2u; j = j + 1u) {
-      let key = 2u * tx + j;
-      var probability = 0.0f;
-      var ds = 0.0f;
-      if (query < t.queries && key < t.keys && t.key_position + key <= t.query_position + query) {
-        let row = lse_delta[p.at[1].y / 2u + (t.start + query) * p.H + t.head];
-        probability = exp_diff(s[i][j] * p.scale, row.x);
-        ds = (probability * (dp[i][j] - row.y)) * p.scale;
-      }
-      p_tile[query * SPAN + key] = probability;
-      ds_tile[query * SPAN + key] = ds;
+      p_tile[(2u * ty + i) * SPAN + 2u * tx + j] = s[i][j];
+      ds_tile[(2u * ty + i) * SPAN + 2u * tx + j] = dp[i][j];
     }
+  }
+  workgroupBarrier();
+  for (var e = thread; e < TILE * TILE + p.zero; e = e + 256u) { // rolled: an exponential is long
+    let query = e / TILE;
+    let key = e % TILE;
+    let at = query * SPAN + key;
+    var probability = 0.0f;
+    var ds = 0.0f;
+    if (query < t.queries && key < t.keys && t.key_position + key <= t.query_position + query) {
+      let row = lse_delta[p.at[1].y / 2u + (t.start + query) * p.H + t.head];
+      probability = exp_diff(p_tile[at] * p.scale, row.x);
+      ds = (probability * (ds_tile[at] - row.y)) * p.scale;
+    }
+    p_tile[at] = probability;
+    ds_tile[at] = ds;
   }
   workgroupBarrier();
 }
@@ -128,9 +134,11 @@ fn attention_grad_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_i
           workgroupBarrier();
           for (var n = 0u; n < min(2u, COLUMNS - column); n = n + 1u) {
             var sum = dv_sums[column + n];
-            for (var i = 0u; i < TILE; i = i + 1u) {
-              let at = i * SPAN + 2u * ty;
-              sum = fma(vec2<f32>(p_tile[at], p_tile[at + 1u]), vec2<f32>(tile[i * TILE + 16u * n + tx]), sum);
+            for (var i0 = 0u; i0 < TILE + p.zero; i0 = i0 + 4u) {
+              for (var i = i0; i < i0 + 4u; i = i + 1u) {
+                let at = i * SPAN + 2u * ty;
+                sum = fma(vec2<f32>(p_tile[at], p_tile[at + 1u]), vec2<f32>(tile[i * TILE + 16u * n + tx]), sum);
+              }
             }
             dv_sums[column + n] = sum;
           }
@@ -144,9 +152,11 @@ fn attention_grad_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_i
           workgroupBarrier();
           for (var n = 0u; n < min(2u, COLUMNS - column); n = n + 1u) {
             var sum = dk_sums[column + n];
-            for (var i = 0u; i < TILE; i = i + 1u) {
-              let at = i * SPAN + 2u * ty;
-              sum = fma(vec2<f32>(ds_tile[at], ds_tile[at + 1u]), vec2<f32>(tile[i * TILE + 16u * n + tx]), sum);
+            for (var i0 = 0u; i0 < TILE + p.zero; i0 = i0 + 4u) {
+              for (var i = i0; i < i0 + 4u; i = i + 1u) {
+                let at = i * SPAN + 2u * ty;
+                sum = fma(vec2<f32>(ds_tile[at], ds_tile[at + 1u]), vec2<f32>(tile[i * TILE + 16u * n + tx]), sum);
+              }
             }
             dk_sums[column + n] = sum;
           }
@@ -200,9 +210,11 @@ fn attention_grad_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(loca
       workgroupBarrier();
       for (var n = 0u; n < min(2u, COLUMNS - column); n = n + 1u) {
         var sum = sums[column + n];
-        for (var j = 0u; j < TILE; j = j + 1u) {
-          let at = 2u * ty * SPAN + j;
-          sum = fma(vec2<f32>(ds_tile[at], ds_tile[at + SPAN]), vec2<f32>(tile[j * TILE + 16u * n + tx]), sum);
+        for (var j0 = 0u; j0 < TILE + p.zero; j0 = j0 + 4u) {
+          for (var j = j0; j < j0 + 4u; j = j + 1u) {
+            let at = 2u * ty * SPAN + j;
+            sum = fma(vec2<f32>(ds_tile[at], ds_tile[at + SPAN]), vec2<f32>(tile[j * TILE + 16u * n + tx]), sum);
+          }
         }
         sums[column + n] = sum;
       }

@@ -45,10 +45,15 @@ export class WebGpuDevice implements Device {
     this.isa = options.name;
     this.maxBinding = Math.min(options.maxBinding ?? Infinity, gpu.limits.maxStorageBufferBindingSize);
     this.memoryOf = new Memory(gpu);
-    this.queue = new Queue(gpu, this.memoryOf, (file) => options.source(file), (error) => {
-      this.watch(error, [...new Set(this.batch)].join(", "));
-      this.batch = [];
-    });
+    this.queue = new Queue(
+      gpu,
+      this.memoryOf,
+      (file) => options.source(file),
+      (error) => {
+        this.watch(error, [...new Set(this.batch)].join(", "));
+        this.batch = [];
+      },
+    );
     this.faults = new Faults(this.queue, this.memoryOf);
     void gpu.lost.then(({ reason, message }) => {
       if (!this.isClosed) this.lost = message || reason || "for no reason that it gives";

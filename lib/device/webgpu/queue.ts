@@ -69,9 +69,10 @@ export class Queue {
     const written = new Set(Object.values(bindings).flatMap((one) => (one?.write ? [one.region.buffer] : [])));
     const entries: GPUBindGroupEntry[] = [];
     const offsets: number[] = [];
+    const borrowed: number[] = [];
     for (const [number, binding] of Object.entries(bindings)) {
       let region = binding?.region ?? this.nothing[Number(number)];
-      if (binding && !binding.write && written.has(region.buffer)) region = this.copied(region); // read and written at once is not allowed
+      if (binding && !binding.write && written.has(region.buffer)) region = this.copied(region, borrowed); // read and written at once is not allowed
       const floor = region.offset - (region.offset % ALIGNMENT);
       offsets[Number(number)] = (region.offset - floor) / 4;
       const size = Math.max(4, region.offset - floor + region.bytes);
@@ -84,6 +85,7 @@ export class Queue {
     pass.setPipeline(pipeline);
     pass.setBindGroup(0, group);
     pass.dispatchWorkgroups(...grid);
+    for (const address of borrowed) this.memory.release(address);
     if (++this.dispatches >= BATCH) this.submit();
   }
 
@@ -91,7 +93,7 @@ export class Queue {
   write(to: Region, data: Uint8Array): void {
     if (data.byteLength > STAGED / 4) {
       this.submit();
-      this.gpu.queue.writeBuffer(to.buffer, to.offset, data as Uint8Array<ArrayBuffer>);
+      this.gpu.queue.writeBuffer(to.buffer, to.offset, data);
       return;
     }
     const from = this.stage(data.byteLength);
@@ -163,11 +165,11 @@ export class Queue {
     return (this.encoder ??= this.gpu.createCommandEncoder());
   }
 
-  private copied(region: Region): Region {
+  private copied(region: Region, borrowed: number[]): Region {
     const address = this.memory.allocate(region.bytes);
+    borrowed.push(address);
     const to = this.memory.at(address, region.bytes);
     this.copy(region, to);
-    this.memory.release(address);
     return to;
   }
 

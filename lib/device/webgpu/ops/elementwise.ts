@@ -19,7 +19,10 @@ function* parts(call: Call, regions: readonly Region[]): Generator<[Region[], nu
 /** An entry point over inputs a, b (bindings 0, 1) and the output y (2). */
 const map = (entry: string, inputs: readonly string[], scalars: (call: Call) => number[] = () => []): Run => {
   return (call) => {
-    for (const [[y, ...from], n] of parts(call, ["y", ...inputs].map((name) => call.region(name)))) {
+    for (const [[y, ...from], n] of parts(
+      call,
+      ["y", ...inputs].map((name) => call.region(name)),
+    )) {
       const given = Object.fromEntries(from.map((region, i) => [i, read(region)]));
       const numbers: Scalar[] = [u32(n), ...scalars(call).map(f32)];
       call.queue.dispatch({ files, entry }, { ...given, 2: write(y) }, numbers, grid(n));

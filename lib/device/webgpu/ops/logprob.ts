@@ -148,7 +148,9 @@ class Head {
     const { call, C } = this;
     const { dh, links } = this.made;
     const rows = end - begin;
-    call.queue.dispatch({ files: ["head"], entry: "link" }, { 0: call.in("rows"), 3: write(links) }, this.numbers(begin, end, 0, 0, 0), [Math.ceil(rows / 256)]);
+    call.queue.dispatch({ files: ["head"], entry: "link" }, { 0: call.in("rows"), 3: write(links) }, this.numbers(begin, end, 0, 0, 0), [
+      Math.ceil(rows / 256),
+    ]);
     this.windows("dh", (region, first, count, row) => {
       const bound = { 0: call.in("rows"), 1: read(dh), 2: read(links), 3: write(region) };
       call.queue.dispatch({ files: ["head"], entry: "scatter" }, bound, this.numbers(begin, end, first, count, row), grid(rows * C));

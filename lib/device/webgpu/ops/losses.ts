@@ -9,7 +9,7 @@ const VALUE = ["math", "reduce", "token_loss", "value_loss"];
 const PREFERENCE = ["math", "reduce", "preference_loss"];
 
 const flag = (call: Call, name: string) => u32(Number(call.has(name)));
-const finite = (x: number) => f32(Math.min(x, 3e38)); // a limit that is off is infinity, which WGSL does not know
+const FAR = 3e38; // stands for a limit that is off: infinity, which WGSL does not know
 
 /** What parameters of the losses over tokens begin with. */
 function shared(call: Call, M: number, fifth: Scalar): Scalar[] {
@@ -47,9 +47,14 @@ export class PolicyLoss {
     const c = number("clipRatioC");
     this.scalars = [
       ...shared(call, M, u32(Number(call.choice("objective") === "log-likelihood"))),
-      ...[number("klCoef"), number("entropyCoef"), 1 - number("clipRatioLow"), 1 + number("clipRatioHigh"), Math.min(c, 3e38)].flatMap(pair),
-      ...[finite(number("logRatioClamp")), u32(number("estimator")), u32(Number(c < Infinity))],
-      ...[flag(call, "refLogp"), flag(call, "importance"), u32(Number(entropy !== undefined)), u32(this.blocks)],
+      ...[number("klCoef"), number("entropyCoef"), 1 - number("clipRatioLow"), 1 + number("clipRatioHigh"), Math.min(c, FAR)].flatMap(pair),
+      f32(Math.min(number("logRatioClamp"), FAR)),
+      u32(number("estimator")),
+      u32(Number(c < Infinity)),
+      flag(call, "refLogp"),
+      flag(call, "importance"),
+      u32(Number(entropy !== undefined)),
+      u32(this.blocks),
     ];
     ({ weights: this.weights, kept: this.kept } = weigh(call, POLICY, M, this.scalars));
   }
@@ -87,7 +92,7 @@ export const losses: Record<string, Run> = {
     const range = call.number("clipRange");
     call.require(range === Infinity || call.has("oldValues"), "clipRange is given, and oldValues is missing");
     const blocks = Math.ceil(M / BLOCK);
-    const scalars = [...shared(call, M, flag(call, "oldValues")), ...pair(Math.min(range, 3e38)), u32(blocks)];
+    const scalars = [...shared(call, M, flag(call, "oldValues")), ...pair(Math.min(range, FAR)), u32(blocks)];
     const { weights } = weigh(call, VALUE, M, scalars);
     const partial = call.scratch(8 * 7 * blocks);
     const inputs = { 0: call.in("values"), 1: call.in("oldValues"), 2: call.in("returns"), 3: read(weights) };
