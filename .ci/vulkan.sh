@@ -19,8 +19,9 @@ export DEBIAN_FRONTEND=noninteractive
 codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
 from=()
 if [ "$codename" = bookworm ]; then
-  mirror=$(awk '/^URIs:/ { print $2; exit } /^deb / { for (i = 2; i <= NF; i++) if ($i ~ /:\/\//) { print $i; exit } }' \
-    $(ls /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null))
+  mirror=$({ cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null || true; } |
+    awk '/^URIs:/ { print $2; exit } /^deb / { for (i = 2; i <= NF; i++) if ($i ~ /:\/\//) { print $i; exit } }')
+  [ -n "$mirror" ] || { echo "apt's sources name no Debian mirror" >&2; exit 1; }
   key=/usr/share/keyrings/debian-archive-keyring.gpg
   echo "deb [signed-by=$key] $mirror $codename-backports main" | $as_root tee /etc/apt/sources.list.d/backports.list >/dev/null
   from=(-t "$codename-backports")
