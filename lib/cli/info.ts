@@ -3,6 +3,8 @@ import { device } from "../device/device.js";
 import { fmaPeak, readBandwidth } from "../device/limits.js";
 import { native } from "../device/native.js";
 import { specs } from "../device/ops.js";
+import { adapterName } from "../device/webgpu/open.js";
+import { ops as webgpuOps } from "../device/webgpu/ops/index.js";
 
 /** The machine as the kernels see it. */
 export async function info() {
@@ -15,7 +17,7 @@ export async function info() {
     fmaPeak: await fmaPeak(opened),
     readBandwidth: await readBandwidth(opened),
     lawVersion: native.lawVersion,
-    devices: { cpu: "here", cuda: "not part of this build", webgpu: "not part of this build" },
+    devices: { cpu: "here", cuda: "not part of this build", webgpu: await adapterName().catch((error: Error) => error.message) },
   };
 }
 
@@ -29,7 +31,7 @@ export function opList() {
     inputs: all.filter(({ kind }) => !kind.includes("out")).map(shaped),
     outputs: all.filter(({ kind }) => kind.includes("out") || kind.includes("add")).map(shaped),
     cpu: ["f32"],
-    webgpu: [] as string[],
+    webgpu: name in webgpuOps ? ["f32"] : [],
     cuda: [] as string[],
     receipt: null,
   }));

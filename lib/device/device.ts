@@ -1,6 +1,6 @@
 import { rangeError, typeError } from "./errors.js";
 import { native, type NativeDevice } from "./native.js";
-import type { OpSpec } from "./ops.js";
+import type { Dtype, OpSpec } from "./ops.js";
 
 export type DeviceKind = "cpu" | "cuda" | "webgpu";
 
@@ -22,11 +22,13 @@ export interface Device {
   /** Instruction set (cpu) or adapter. */
   readonly isa: string;
   readonly threads: number;
+  /** Whether it has this op of the list; calling one that it lacks throws TypeError `OP`. */
+  has(op: string): boolean;
   allocate(bytes: number): number;
   release(address: number): void;
   write(address: number, data: ArrayBufferView): void;
-  /** After everything queued before; rejects with the first error of a queued op, which names the op. */
-  read(address: number, bytes: number): Promise<ArrayBuffer>;
+  /** After everything queued before; rejects with the first error of a queued op, which names the op. `dtype` is that of what lies there. */
+  read(address: number, bytes: number, dtype?: Dtype): Promise<ArrayBuffer>;
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void;
   /** Bytes of tensors in use, their highest so far with the workspace, held with the cache; seconds spent in ops. */
   memory(): { current: number; peak: number; held: number; workspace: number; busySeconds: number };
@@ -56,6 +58,9 @@ class CpuDevice implements Device {
     this.threads = this.native.threads;
   }
 
+  has(): boolean {
+    return true;
+  }
   allocate(bytes: number): number {
     return this.native.allocate(bytes);
   }
@@ -104,7 +109,7 @@ class CpuDevice implements Device {
   async close(): Promise<void> {
     await this.native.read(0, 0).catch(() => undefined);
     this.native.close();
-    if (current === this) current = undefined;
+    forget(this);
   }
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
@@ -116,6 +121,10 @@ export interface DeviceOptions {
   threads?: number;
   /** `scalar`, `avx2`, `avx512` or `neon`; by default `RLHF_ISA`, else the best that the machine has. */
   isa?: string;
+  /** webgpu: the adapter's features that kernels use where it has them (`subgroups`, `timestamp-query`); by default all, `[]` for none. */
+  features?: readonly string[];
+  /** webgpu: bytes that a storage binding may have, if less than the adapter allows. */
+  maxBinding?: number;
 }
 
 /** The device of ops that are given no tensor: the first that was opened. */
@@ -124,13 +133,24 @@ export function defaultDevice(): Device {
   return current;
 }
 
+function forget(closed: Device): void {
+  if (current === closed) current = undefined;
+}
+
 /**
- * Opens a device: `cpu` (C++ kernels on own threads). Without a kind: `RLHF_DEVICE`, else the best that has every op.
+ * Opens a device: `cpu` (C++ kernels on own threads), `webgpu` (WGSL kernels on Dawn's adapter; not every op, see `has`).
+ * Without a kind: `RLHF_DEVICE`, else the best that has every op.
  * @throws RangeError `DEVICE` if this machine does not have it
  */
 export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Promise<Device> {
   const wanted = kind ?? (process.env.RLHF_DEVICE as DeviceKind | undefined) ?? "cpu";
-  if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${wanted}", this build has: cpu`);
+  if (wanted === "webgpu") {
+    const { openWebGpu } = await import("./webgpu/open.js");
+    const opened = await openWebGpu({ ...options, closed: forget });
+    current ??= opened;
+    return opened;
+  }
+  if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${wanted}", this build has: cpu, webgpu`);
   const threads = options.threads ?? Number(process.env.RLHF_NUM_THREADS ?? 0);
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
     throw rangeError("THREADS", `threads is ${options.threads ?? process.env.RLHF_NUM_THREADS}, wanted a whole number from 1 to 1024`);

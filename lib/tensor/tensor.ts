@@ -118,9 +118,9 @@ export class Tensor implements Placed {
 
   /** Waits for everything queued before and copies the numbers to JavaScript. */
   async read(): Promise<Data> {
-    const { device, address } = this;
+    const { device, address, dtype } = this;
     if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor cannot be read");
-    return new ARRAYS[this.dtype](await device.read(address, this.size * BYTES[this.dtype]));
+    return new ARRAYS[dtype](await device.read(address, this.size * BYTES[dtype], dtype));
   }
 
   /** Overwrites the numbers, in the order of the queue. */

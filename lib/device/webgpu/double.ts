@@ -1,0 +1,14 @@
+/** f64 numbers as pairs of f32: the nearest, and the nearest to what is left. */
+export function narrowed(data: Float64Array): Float32Array {
+  const pairs = new Float32Array(2 * data.length);
+  data.forEach((x, i) => {
+    pairs[2 * i] = x;
+    pairs[2 * i + 1] = Number.isFinite(pairs[2 * i]) ? x - pairs[2 * i] : 0;
+  });
+  return pairs;
+}
+
+export function widened(bytes: ArrayBuffer): Float64Array {
+  const pairs = new Float32Array(bytes);
+  return Float64Array.from({ length: pairs.length / 2 }, (_, i) => pairs[2 * i] + pairs[2 * i + 1]);
+}

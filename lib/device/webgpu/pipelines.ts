@@ -1,0 +1,47 @@
+/** A kernel: an entry point of kernels/wgsl/<files>, whose texts are joined; the first features are those it may do without. */
+export interface Kernel {
+  files: readonly string[];
+  entry: string;
+  /** Override constants. */
+  overrides?: Record<string, number>;
+  /** Sizes of arrays in registers, which WGSL takes from no override. */
+  sizes?: Record<string, number>;
+}
+
+/** Compiles each kernel once, at its first use. */
+export class Pipelines {
+  private readonly made = new Map<string, GPUComputePipeline>();
+  private readonly modules = new Map<string, GPUShaderModule>();
+  private readonly subgroups: boolean;
+
+  constructor(
+    private readonly gpu: GPUDevice,
+    private readonly source: (file: string) => string,
+  ) {
+    this.subgroups = gpu.features.has("subgroups");
+  }
+
+  get({ files, entry, overrides = {}, sizes = {} }: Kernel): GPUComputePipeline {
+    const key = JSON.stringify([files, entry, overrides, sizes]);
+    let pipeline = this.made.get(key);
+    if (!pipeline) {
+      const module = this.module(files, sizes);
+      pipeline = this.gpu.createComputePipeline({ label: entry, layout: "auto", compute: { module, entryPoint: entry, constants: overrides } });
+      this.made.set(key, pipeline);
+    }
+    return pipeline;
+  }
+
+  private module(files: readonly string[], sizes: Record<string, number>): GPUShaderModule {
+    const key = JSON.stringify([files, sizes]);
+    let module = this.modules.get(key);
+    if (!module) {
+      const named = files.map((file) => (file === "reduce" && this.subgroups ? "reduce_subgroups" : file));
+      const enabled = named.includes("reduce_subgroups") ? "enable subgroups;\n" : "";
+      const constants = Object.entries(sizes).map(([name, size]) => `const ${name} = ${size}u;\n`);
+      module = this.gpu.createShaderModule({ label: files.at(-1), code: enabled + constants.join("") + named.map((file) => this.source(file)).join("\n") });
+      this.modules.set(key, module);
+    }
+    return module;
+  }
+}

@@ -1,0 +1,225 @@
+import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { specs } from "../lib/device/ops.js";
+import { device, ops, Tensor, type Device } from "../lib/index.js";
+import { run } from "../lib/tensor/op.js";
+import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, runOn, sizes } from "./hold.js";
+import { Random, seed } from "./random.js";
+import { normal } from "./truth.js";
+
+// The ops that the device must have; every other op of the list is one that it says it lacks.
+const OPS = `add sub mul scale clamp accumulate fill sum
+  gae gaePadded tokenRewards sequenceSum sequenceSumGrad
+  policyLoss valueLoss preferenceLoss
+  logprob logprobGrad linearLogprob linearLogprobGrad linearPolicyLoss
+  attention attentionGrad`.split(/\s+/);
+
+/** With all that the adapter has; on the plain paths; with bindings so small that heads and long tensors are split over many. */
+const ways = { full: {}, plain: { features: [] }, split: { maxBinding: 32768 } };
+
+const truths = await allTruths();
+const devices: Record<string, Device> = {};
+let missing: string | undefined;
+try {
+  for (const [name, options] of Object.entries(ways)) devices[name] = await device("webgpu", options);
+} catch (error) {
+  missing = (error as Error).message;
+}
+
+if (missing && !process.env.CI) {
+  test("the WebGPU device was not tested", () => console.warn(`Not run: every test of the WebGPU device. ${missing}`));
+} else {
+  beforeAll(() => {
+    if (missing) throw new Error(missing);
+    console.log(`seed ${seed}, adapter ${devices.full.isa}`);
+  });
+  afterAll(() => Promise.all(Object.values(devices).map((on) => on.close())));
+
+  describe.each(truths.filter(({ op }) => OPS.includes(op)).map((entry) => [entry.op, entry] as const))("%s", (name, entry) => {
+    test.each(Object.keys(ways))("equals its f64 reference (%s)", (way) => holdToReference(devices[way], entry));
+    test("has the same bits on every run, with and without the adapter's features", async () => {
+      for (const inputs of casesOf(entry)) {
+        const wanted = await runOn(devices.full, entry, inputs);
+        for (const way of ["full", "plain"]) expectBits(await runOn(devices[way], entry, inputs), wanted, `${name} (${sizes(inputs)}), ${way}`);
+      }
+    });
+    // few places: the reference is slow, and what the gradient consists of is held to its own
+    if (entry.gradient) test("has the gradient of its reference", () => holdToGradient(devices.full, entry, new Random(name), 4));
+    if (entry.gradients) test("returns the gradient of its loss", () => holdToLossGradients(devices.full, entry));
+  });
+
+  describe.each([...specs.keys()].filter((name) => !OPS.includes(name)))("%s", (name) => {
+    test("is an op that webgpu says it lacks", () => {
+      expect(devices.full.has(name)).toBe(false);
+      const missed = () => devices.full.call(specs.get(name)!, []);
+      expect(missed).toThrow(expect.objectContaining({ code: "OP", message: expect.stringMatching(new RegExp(`^${name}: .*webgpu`)) }));
+    });
+  });
+
+  test("has the ops that it must have", () => expect(OPS.filter((name) => !devices.full.has(name))).toEqual([]));
+
+  test("logits are split by rows where a binding holds few of them", async () => {
+    const few = await device("webgpu", { maxBinding: 8192 });
+    for (const name of ["logprob", "logprobGrad"])
+      await holdToReference(
+        few,
+        truths.find(({ op }) => op === name)!,
+      );
+    await few.close();
+  });
+
+  describe("a sequence alone has the bits that it has in a batch:", () => {
+    const random = new Random("alone");
+    const lengths = [3, 70, 1, 41, 300];
+    const N = lengths.reduce((a, b) => a + b, 0);
+    const starts = lengths.map((_, b) => lengths.slice(0, b).reduce((x, y) => x + y, 0));
+    const numbers = (...shape: number[]) => normal(random, shape).data as Float32Array;
+    const cut = (data: Float32Array, b: number, width: number) => data.slice(starts[b] * width, (starts[b] + lengths[b]) * width);
+
+    /** `f` of the batch against `f` of each sequence: inputs and outputs hold `width` numbers per token. */
+    async function alone(inputs: [Float32Array, number][], f: (inputs: Float32Array[], cuSeqlens: Int32Array) => [Tensor, number][]): Promise<void> {
+      const offsets = Int32Array.from([...starts, N]);
+      const together = f(
+        inputs.map(([data]) => data),
+        offsets,
+      );
+      for (let b = 0; b < lengths.length; b++) {
+        const one = f(
+          inputs.map(([data, width]) => cut(data, b, width)),
+          Int32Array.of(0, lengths[b]),
+        );
+        for (let i = 0; i < one.length; i++) {
+          const wanted = (await one[i][0].read()) as Float32Array;
+          const got = cut((await together[i][0].read()) as Float32Array, b, together[i][1]);
+          expect(Buffer.from(got.buffer).equals(Buffer.from(wanted.buffer))).toBe(true);
+        }
+      }
+    }
+    const on = (data: Float32Array, ...shape: number[]) => Tensor.from(data, shape, devices.full);
+
+    test("attention and its gradient", async () => {
+      const [H, G, D] = [4, 2, 19];
+      const inputs = [H, G, G, H, H].map((heads): [Float32Array, number] => [numbers(N, heads, D), heads * D]);
+      await alone([...inputs, [numbers(N, H), H]], ([q, k, v, dO, o, lse], cuSeqlens) => {
+        const n = lse.length / H;
+        const given = { q: on(q, n, H, D), k: on(k, n, G, D), v: on(v, n, G, D), cuSeqlens, scale: 0.2 };
+        const forward = run("attention", given);
+        const { dq, dk, dv } = run("attentionGrad", { ...given, dO: on(dO, n, H, D), o: on(o, n, H, D), lse: on(lse, n, H) });
+        return [[forward.o, H * D] as const, [forward.lse, H] as const, [dq, H * D] as const, [dk, G * D] as const, [dv, G * D] as const].map(
+          ([tensor, width]) => [tensor, width],
+        );
+      });
+    });
+    test("gae", async () => {
+      await alone(
+        [numbers(N), numbers(N)].map((data) => [data, 1]),
+        ([rewards, values], cuSeqlens) => {
+          const { advantages, returns } = ops.gae(on(rewards, rewards.length), values, cuSeqlens, { gamma: 0.99 });
+          return [advantages, returns].map((tensor) => [tensor, 1]);
+        },
+      );
+    });
+    test("log-probs of the head", async () => {
+      const [C, V] = [33, 1031];
+      const weight = on(numbers(V, C), V, C);
+      await alone([[numbers(N, C), C]], ([h]) => {
+        const n = h.length / C;
+        const rows = Int32Array.from({ length: n }, (_, i) => i);
+        const { logp, lse, entropy } = ops.linearLogprob(on(h, n, C), weight, rows, new Int32Array(n).fill(7));
+        return [logp, lse, entropy].map((tensor) => [tensor, 1]);
+      });
+    });
+  });
+
+  describe("the device", () => {
+    const ints = (...values: number[]) => Tensor.from(Int32Array.from(values), [values.length], devices.full);
+    const on = (data: Float32Array | Float64Array, shape: number[] = [data.length]) => Tensor.from(data, shape, devices.full);
+
+    test("keeps the order of writes, ops and reads, also of large ones", async () => {
+      const large = new Float32Array(100_000).fill(1);
+      const x = on(large);
+      const y = ops.add(x, x);
+      x.write(large.fill(5));
+      const z = ops.add(x, y);
+      x.write(large.fill(9));
+      expect([(await z.read())[99_999], (await y.read())[0], (await x.read())[1]]).toEqual([7, 2, 9]);
+    });
+
+    test("views share memory with what they view, also off the alignment of bindings, as input and output of one call", async () => {
+      const x = on(
+        Float32Array.from({ length: 60 }, (_, i) => i),
+        [20, 3],
+      );
+      run("add", { a: x.rows(1, 3), b: x.rows(5, 7), y: x.rows(18, 20) });
+      expect(Array.from((await x.read()).slice(51))).toEqual([51, 52, 53, 18, 20, 22, 24, 26, 28]);
+      expect(Array.from(await ops.sum(x.rows(19, 20).reshape([3])).read())).toEqual([78]);
+    });
+
+    test("f64 tensors keep 48 bits", async () => {
+      const numbers = Float64Array.of(1 / 3, -1e-7, 123456789.123, 0, 1e30);
+      const got = await on(numbers).read();
+      numbers.forEach((x, i) => expect(Math.abs(got[i] - x)).toBeLessThanOrEqual(Math.abs(x) * 2 ** -47));
+    });
+
+    test("a bad id or offset on the device is an error of the next read, which names op and argument; outputs are NaN", async () => {
+      const logits = on(new Float32Array(12), [3, 4]);
+      const { logp } = ops.logprob(logits, ints(0, 4, 1));
+      await expect(logp.read()).rejects.toThrow(expect.objectContaining({ code: "ID", message: "logprob: y[1] is 4, wanted 0 to 3" }));
+      expect(Array.from(await logp.read())).toEqual([NaN, NaN, NaN]);
+
+      for (const offsets of [
+        [0, 2, 1, 3],
+        [1, 2, 2, 3],
+        [0, 1, 2, 4],
+        [0, -2000000000, 2000000000, 3],
+      ]) {
+        const { advantages } = ops.gae(on(new Float32Array(3)), new Float32Array(3), ints(...offsets));
+        await expect(advantages.read()).rejects.toThrow(expect.objectContaining({ code: "OFFSETS", message: expect.stringContaining("gae: cuSeqlens[") }));
+        expect(Array.from(await advantages.read())).toEqual([NaN, NaN, NaN]);
+      }
+
+      const q = on(new Float32Array(12), [3, 1, 4]);
+      const o = ops.attention(q, q, q, Int32Array.of(0, 1, 3), { prefix: ints(-1, 1) });
+      await expect(o.read()).rejects.toThrow(expect.objectContaining({ code: "ARGUMENT", message: expect.stringContaining("attention: prefix[1] is 1") }));
+      expect((await o.read()).every(Number.isNaN)).toBe(true);
+    });
+
+    test("an op whose arguments are good is not blamed for the one before", async () => {
+      const logits = on(new Float32Array(12), [3, 4]);
+      ops.logprob(logits, ints(0, -1, 1));
+      const { logp } = ops.logprob(logits, ints(0, 1, 1));
+      await expect(logp.read()).rejects.toThrow("y[1] is -1");
+      expect(Array.from(await logp.read())).toEqual([0, 1, 2].map(() => Math.fround(-Math.log(4))));
+    });
+
+    test("NaN among the logits makes its row NaN; -inf and -1e30 are absent", async () => {
+      const { logp } = ops.logprob(on(Float32Array.of(0, NaN, 0, 0, -Infinity, -1e30, 0, NaN, 1), [3, 3]), Int32Array.of(0, 0, 2));
+      expect(Array.from(await logp.read())).toEqual([NaN, 0, NaN]);
+    });
+
+    test("memory is reused once it is released, and given back on demand", async () => {
+      const own = await device("webgpu");
+      const bytes = 4 * 2 ** 20;
+      for (let i = 0; i < 5; i++) Tensor.from(new Float32Array(bytes / 4), undefined, own).dispose();
+      const after = own.memory();
+      expect(after.held).toBeLessThan(2 * bytes);
+      expect(after.peak - after.current).toBeGreaterThanOrEqual(bytes);
+      own.resetPeak();
+      expect(own.memory().held).toBeLessThan(bytes);
+      await own.close();
+      expect(() => own.allocate(4)).toThrow(expect.objectContaining({ code: "DEVICE" }));
+    });
+
+    test("a tensor beyond the adapter's buffers is refused", () => {
+      expect(() => Tensor.empty([2 ** 33], "f32", devices.full)).toThrow(expect.objectContaining({ code: "MEMORY" }));
+    });
+
+    test("where it is lost, calls and reads say so", async () => {
+      const own = await device("webgpu");
+      const x = Tensor.from(new Float32Array(4), [4], own);
+      (own as unknown as { gpu: GPUDevice }).gpu.destroy();
+      await expect(x.read()).rejects.toThrow(expect.objectContaining({ code: "LOST" }));
+      expect(() => ops.add(x, x)).toThrow(expect.objectContaining({ code: "LOST" }));
+      await own.close();
+    });
+  });
+}
