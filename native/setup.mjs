@@ -65,6 +65,7 @@ step("native", {
     const missing = [];
     if (!there("cmake")) missing.push("cmake");
     if (!["c++", "g++", "clang++"].some(there)) missing.push("a C++ compiler");
+    if (!["make", "gmake", "ninja"].some(there)) missing.push("make");
     if (missing.length > 0)
       fail(
         `${missing.join(" and ")} ${missing.length > 1 ? "are" : "is"} missing; install with "sudo apt-get install g++ make cmake" (Debian), ` +

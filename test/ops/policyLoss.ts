@@ -96,8 +96,11 @@ function common(random: Random, more: Case): Case {
 }
 const kept = (random: Random): Numbers => ({ shape: [M], data: Int32Array.from({ length: M }, () => Number(random.below(4) > 0)) });
 
+const natural = { loss: 1, entropy: 1 }; // a sum of terms of order 1, which may cancel; nats
+
 export const policyLoss = truth({
   op: "policyLoss",
+  natural,
   reference: (inputs: Widened, f) => losses(inputs, inputs.logp, inputs.entropy, f),
   draw(random) {
     const near = (one: Case): Case => ({
@@ -168,6 +171,7 @@ function rowsOf({ h, weight, rows, temperature }: Widened, f: Round): number[][]
 
 export const linearPolicyLoss = truth({
   op: "linearPolicyLoss",
+  natural,
   reference(inputs: Widened, f) {
     const made = rowsOf(inputs, f).map((x, i) => {
       const m = Math.max(...x);
