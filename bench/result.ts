@@ -12,10 +12,10 @@ export interface Row {
   peerMs: number | null;
   /** The peer's time over ours. */
   peerRatio: number | null;
-  /** The least time that the machine's arithmetic and memory allow. */
-  limit: number;
+  /** The least time that the machine's arithmetic and memory allow; null where they were not measured. */
+  limit: number | null;
   /** The limit's time over ours. */
-  limitRatio: number;
+  limitRatio: number | null;
   bytes: number;
   peerBytes: number | null;
   tokensPerSecond?: number;
@@ -26,10 +26,10 @@ export interface Result {
   cpu: string;
   isa: string;
   threads: number;
-  /** FLOP/s */
-  peak: number;
+  /** FLOP/s, of the CPU */
+  peak: number | null;
   /** bytes/s */
-  bandwidth: number;
+  bandwidth: number | null;
   rows: Row[];
 }
 
@@ -39,11 +39,11 @@ const digits = (x: number) => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) 
 const mib = (bytes: number) => (bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0);
 
 export const cells = (row: Row): string[] => [
-  row.name,
+  row.device === "cpu" ? row.name : `${row.name}, ${row.device} (${row.isa})`,
   row.shape,
   digits(row.ms),
   `${(100 * row.spread).toFixed(0)} %`,
-  `${(100 * row.limitRatio).toFixed(0)} %`,
+  row.limitRatio === null ? "" : `${(100 * row.limitRatio).toFixed(0)} %`,
   row.peer ?? "",
   row.peerMs === null ? "" : digits(row.peerMs),
   row.peerRatio === null ? "" : `${row.peerRatio.toFixed(2)}x`,
@@ -57,7 +57,7 @@ export function markdown({ cpu, isa, threads, peak, bandwidth, rows }: Result): 
   const shown = [0, 1, 2, 4, 5, 7, 10];
   const line = (row: readonly string[]) => `| ${shown.map((i) => row[i]).join(" | ")} |`;
   return [
-    `${cpu} (${isa}, ${threads} threads; measured in the same run: ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s)`,
+    `${cpu} (${isa}, ${threads} threads${peak && bandwidth ? `; measured in the same run: ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s` : ""})`,
     "",
     line(head),
     `|${shown.map((i) => (i < 2 || i === 5 ? " --- |" : " ---: |")).join("")}`,
