@@ -1,4 +1,9 @@
+import { execFile } from "node:child_process";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { root } from "../lib/device/native.js";
 import { specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type Device } from "../lib/index.js";
 import { run } from "../lib/tensor/op.js";
@@ -56,6 +61,16 @@ if (missing && !process.env.CI) {
   });
 
   test("has the ops that it must have", () => expect(OPS.filter((name) => !devices.full.has(name))).toEqual([]));
+
+  test("the README's example runs on it", async () => {
+    const [, code] = (await readFile(join(root, "README.md"), "utf8")).match(/<!-- example -->\s+```js\n(.*?)```/s)!;
+    await mkdir(join(root, "build"), { recursive: true });
+    const file = join(root, "build/example-webgpu.mjs");
+    await writeFile(file, code.replace('device("cpu")', 'device("webgpu")'));
+    const { stdout } = await promisify(execFile)(process.execPath, [file]);
+    expect(stdout.match(/Float32Array\(\d\)/g)).toEqual(["Float32Array(3)", "Float32Array(3)", "Float32Array(5)", "Float32Array(1)"]);
+    expect(stdout).not.toContain("NaN");
+  });
 
   test("logits are split by rows where a binding holds few of them", async () => {
     const few = await device("webgpu", { maxBinding: 8192 });
