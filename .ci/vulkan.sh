@@ -3,6 +3,7 @@
 # Debian 12's own Mesa (22.3) lacks what Dawn asks for; that of its backports (25) has it, subgroups and shader-f16 included.
 # The suite comes from the mirror that the machine's own sources name. Run again, it does nothing.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 adapter() { # is there one that the package can open?
   node --input-type=module -e '

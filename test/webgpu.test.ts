@@ -1,4 +1,9 @@
+import { execFile } from "node:child_process";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { root } from "../lib/device/native.js";
 import { specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type Device } from "../lib/index.js";
 import { run } from "../lib/tensor/op.js";
@@ -8,7 +13,7 @@ import { normal } from "./truth.js";
 
 // The ops that the device must have; every other op of the list is one that it says it lacks.
 const OPS = `add sub mul scale clamp accumulate fill sum
-  gae gaePadded tokenRewards sequenceSum sequenceSumGrad
+  gae gaePadded tokenRewards whiten moments sequenceSum sequenceSumGrad
   policyLoss valueLoss preferenceLoss
   logprob logprobGrad linearLogprob linearLogprobGrad linearPolicyLoss
   attention attentionGrad`.split(/\s+/);
@@ -56,6 +61,16 @@ if (missing && !process.env.CI) {
   });
 
   test("has the ops that it must have", () => expect(OPS.filter((name) => !devices.full.has(name))).toEqual([]));
+
+  test("the README's example runs on it", async () => {
+    const [, code] = (await readFile(join(root, "README.md"), "utf8")).match(/<!-- example -->\s+```js\n(.*?)```/s)!;
+    await mkdir(join(root, "build"), { recursive: true });
+    const file = join(root, "build/example-webgpu.mjs");
+    await writeFile(file, code.replace('device("cpu")', 'device("webgpu")'));
+    const { stdout } = await promisify(execFile)(process.execPath, [file]);
+    expect(stdout.match(/Float32Array\(\d\)/g)).toEqual(["Float32Array(3)", "Float32Array(3)", "Float32Array(5)", "Float32Array(1)"]);
+    expect(stdout).not.toContain("NaN");
+  });
 
   test("logits are split by rows where a binding holds few of them", async () => {
     const few = await device("webgpu", { maxBinding: 8192 });
@@ -194,6 +209,58 @@ if (missing && !process.env.CI) {
     test("NaN among the logits makes its row NaN; -inf and -1e30 are absent", async () => {
       const { logp } = ops.logprob(on(Float32Array.of(0, NaN, 0, 0, -Infinity, -1e30, 0, NaN, 1), [3, 3]), Int32Array.of(0, 0, 2));
       expect(Array.from(await logp.read())).toEqual([NaN, 0, NaN]);
+    });
+
+    test("what stands in masked slots changes no bit", async () => {
+      const [random, M] = [new Random("masked"), 40];
+      const mask = Int32Array.from({ length: M }, () => random.below(2));
+      const per = (rubbish: number) => (_: string, k: number) => {
+        const own = new Random(`masked ${k}`);
+        return Float32Array.from({ length: M }, (_, i) => (mask[i] ? own.normal() : rubbish));
+      };
+      const common = { cuSeqlens: Int32Array.of(0, 17, 17, M), mask, aggregation: "seq-mean-token-mean", denominator: 3, scale: 1 } as const;
+      let wanted: string | undefined;
+      for (const rubbish of [0, NaN, Infinity, 1e30]) {
+        const [logp, old, advantages, ref, values, returns] = ["logp", "old", "advantages", "ref", "values", "returns"].map(per(rubbish));
+        const options = { objective: "clipped-ratio", clipRatioLow: 0.2, clipRatioHigh: 0.2, clipRatioC: 3, logRatioClamp: 20 };
+        const kl = { refLogp: ref, klCoef: 0.1, estimator: "k3", entropyCoef: 0 };
+        const policy = run("policyLoss", { logp: on(logp), oldLogp: old, advantages, ...common, ...options, ...kl, stats: on(new Float64Array(12)) });
+        const value = run("valueLoss", { values: on(values), oldValues: old, returns, ...common, clipRange: 0.2, stats: on(new Float64Array(8)) });
+        const { advantages: gae } = ops.gae(on(logp), values, common.cuSeqlens, { mask });
+        const white = ops.whiten(on(logp), common.cuSeqlens, { mask });
+        const all = [policy.loss, policy.dlogp, policy.stats, value.loss, value.dvalues, value.stats, gae, white];
+        const got = (await Promise.all(all.map((tensor) => tensor.read()))).map((data) => Buffer.from(data.buffer).toString("hex")).join();
+        wanted ??= got;
+        expect(got).toBe(wanted);
+        expect((await policy.loss.read())[0]).not.toBeNaN();
+      }
+    });
+
+    test("whitening one token is refused by the next read", async () => {
+      const y = ops.whiten(on(Float32Array.of(3)), Int32Array.of(0, 1));
+      await expect(y.read()).rejects.toThrow(expect.objectContaining({ code: "ARGUMENT", message: "whiten: whitening needs at least two unmasked tokens" }));
+      expect(await y.read()).toEqual(Float32Array.of(NaN));
+    });
+
+    test("sequences may be more than a dimension of a grid", async () => {
+      const n = 70_000;
+      const offsets = Int32Array.from({ length: n + 1 }, (_, i) => i);
+      const x = on(
+        Float32Array.from({ length: n }, (_, i) => Math.sin(i)),
+        [n, 1, 1],
+      );
+      const o = ops.attention(x, x, x, offsets);
+      expect(await o.read()).toEqual(await x.read()); // each token sees itself alone
+      const sums = ops.sequenceSum(x.reshape([n]), offsets);
+      expect(await sums.read()).toEqual(await x.read());
+    });
+
+    test("it tells how long the adapter worked, where the adapter does", async () => {
+      for (const way of ["full", "plain"]) {
+        await ops.sum(Tensor.from(new Float32Array(1 << 20), undefined, devices[way])).read();
+        const { busySeconds } = devices[way].memory();
+        expect([way, busySeconds > 0]).toEqual([way, way === "full"]);
+      }
     });
 
     test("memory is reused once it is released, and given back on demand", async () => {

@@ -32,11 +32,11 @@ var<workgroup> highest: array<f32, 64>;
 
 // COLUMNS: sums of a thread along D, D / 16 rounded up
 @compute @workgroup_size(256)
-fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let block = block_of(group.x, 1u);
+fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let block = block_of(group.x + group.y * groups.x, 1u);
   if (!block.there) { return; }
   let b = block.b;
-  let head = group.y;
+  let head = group.z;
   let kv = head / (p.H / p.G);
   let begin = block.index * QUERIES; // within the sequence
   let count = min(QUERIES, length(b) - begin);

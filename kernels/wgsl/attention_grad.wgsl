@@ -99,14 +99,14 @@ fn continues(c: u32, b: u32) -> bool {
 
 // COLUMNS: sums of a thread along D, D / 16 rounded up
 @compute @workgroup_size(256)
-fn attention_grad_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let block = block_of(group.x, 2u);
+fn attention_grad_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let block = block_of(group.x + group.y * groups.x, 2u);
   if (!block.there) { return; }
   let b = block.b;
   let begin = block.index * TILE;
   let start = offset(b) + begin;
   var t: Tile;
-  t.kv = group.y;
+  t.kv = group.z;
   t.keys = min(TILE, length(b) - begin);
   t.key_position = base(b) + begin;
   let ty = thread / 16u;
@@ -179,13 +179,13 @@ fn attention_grad_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_i
 
 @group(0) @binding(6) var<storage, read_write> dq: array<f32>;
 @compute @workgroup_size(256)
-fn attention_grad_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let block = block_of(group.x, 1u);
+fn attention_grad_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let block = block_of(group.x + group.y * groups.x, 1u);
   if (!block.there) { return; }
   let b = block.b;
   let begin = block.index * TILE;
   var t: Tile;
-  t.head = group.y;
+  t.head = group.z;
   t.kv = t.head / (p.H / p.G);
   t.start = offset(b) + begin;
   t.queries = min(TILE, length(b) - begin);

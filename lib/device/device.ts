@@ -1,6 +1,6 @@
 import { rangeError, typeError } from "./errors.js";
 import { native, type NativeDevice } from "./native.js";
-import type { Dtype, OpSpec } from "./ops.js";
+import { specs, type Dtype, type OpSpec } from "./ops.js";
 
 export type DeviceKind = "cpu" | "cuda" | "webgpu";
 
@@ -58,8 +58,8 @@ class CpuDevice implements Device {
     this.threads = this.native.threads;
   }
 
-  has(): boolean {
-    return true;
+  has(op: string): boolean {
+    return specs.has(op);
   }
   allocate(bytes: number): number {
     return this.native.allocate(bytes);

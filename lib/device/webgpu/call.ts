@@ -23,6 +23,8 @@ export class Call {
     readonly op: OpSpec,
     /** Bytes that a binding may have. */
     readonly maxBinding: number,
+    /** The words where a kernel latches an error (faults.ts). */
+    readonly faults: Region,
     values: readonly (Placed | number | undefined)[],
   ) {
     op.arguments.forEach(({ name }, i) => (this.args[name] = values[i]));

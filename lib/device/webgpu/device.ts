@@ -104,7 +104,7 @@ export class WebGpuDevice implements Device {
     if (!run) throw typeError("OP", `${op.name}: the device webgpu does not have this op`);
     this.called.set(op.index, op);
     this.batch.push(op.name);
-    const call = new Call(this.queue, this.memoryOf, op, this.maxBinding, args);
+    const call = new Call(this.queue, this.memoryOf, op, this.maxBinding, this.faults.region, args);
     try {
       this.scoped("validation", op.name, () => {
         const checked = this.faults.check(call);

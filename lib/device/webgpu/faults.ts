@@ -5,7 +5,7 @@ import type { Memory, Region } from "./memory.js";
 import { read, u32, write, type Queue } from "./queue.js";
 
 const WORDS = 8;
-const KINDS = ["", "ID", "OFFSETS", "PREFIX"];
+const KINDS = ["", "ID", "OFFSETS", "PREFIX", "FEW"];
 
 /**
  * Errors that a kernel finds on the device: the first is latched in a few words, which come back with the next read. Arguments
@@ -61,6 +61,7 @@ export class Faults {
     if (kind === 0) return undefined;
     this.queue.clear(this.region);
     const op = ops.get(index)!;
+    if (KINDS[kind] === "FEW") return typeError("ARGUMENT", `${op.name}: whitening needs at least two unmasked tokens`);
     const what = `${op.name}: ${op.arguments[argument].name}[${element}] is ${value | 0}`;
     if (KINDS[kind] === "PREFIX") return typeError("ARGUMENT", `${what}, wanted an earlier sequence or -1`);
     if (KINDS[kind] === "ID") return rangeError("ID", `${what}, wanted 0 to ${limit - 1}`);

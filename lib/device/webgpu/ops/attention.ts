@@ -51,7 +51,7 @@ export const attention: Record<string, Run> = {
   attention(call) {
     const { map, scalars, sizes, queryBlocks, H } = setting(call, 64, 32);
     const bound = { 0: read(map), 1: call.in("q"), 2: call.in("k"), 3: call.in("v"), 4: call.out("o"), 5: call.out("lse") };
-    call.queue.dispatch({ files: FORWARD, entry: "attention", sizes }, bound, scalars, [queryBlocks, H]);
+    call.queue.dispatch({ files: FORWARD, entry: "attention", sizes }, bound, scalars, [...grid(queryBlocks, 1), H]);
   },
   attentionGrad(call) {
     const { map, scalars, sizes, queryBlocks, keyBlocks, H, G, N } = setting(call, 32, 32);
@@ -59,7 +59,10 @@ export const attention: Record<string, Run> = {
     const delta = { 1: call.in("o"), 2: call.in("lse"), 3: write(pairs), 4: call.in("dO") };
     call.queue.dispatch({ files: BACKWARD, entry: "attention_delta", sizes }, delta, scalars, grid(N * H));
     const bound = { 0: read(map), 1: call.in("q"), 2: call.in("k"), 3: call.in("v"), 4: call.in("dO"), 5: read(pairs) };
-    call.queue.dispatch({ files: BACKWARD, entry: "attention_grad_keys", sizes }, { ...bound, 6: call.out("dk"), 7: call.out("dv") }, scalars, [keyBlocks, G]);
-    call.queue.dispatch({ files: BACKWARD, entry: "attention_grad_queries", sizes }, { ...bound, 6: call.out("dq") }, scalars, [queryBlocks, H]);
+    call.queue.dispatch({ files: BACKWARD, entry: "attention_grad_keys", sizes }, { ...bound, 6: call.out("dk"), 7: call.out("dv") }, scalars, [
+      ...grid(keyBlocks, 1),
+      G,
+    ]);
+    call.queue.dispatch({ files: BACKWARD, entry: "attention_grad_queries", sizes }, { ...bound, 6: call.out("dq") }, scalars, [...grid(queryBlocks, 1), H]);
   },
 };

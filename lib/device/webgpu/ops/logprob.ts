@@ -215,7 +215,8 @@ export const logprob: Record<string, Run> = {
     const { M } = head;
     const slices = [...head.slices()];
     const kept = slices.map(() => head.scratch());
-    const [lse, dlogp, dentropy] = [call.scratch(4 * M), call.scratch(4 * M), call.scratch(4 * M)];
+    const [lse, dlogp] = [call.scratch(4 * M), call.scratch(4 * M)];
+    const dentropy = call.number("entropyCoef") === 0 ? undefined : call.scratch(4 * M);
     const [logp, entropy] = [call.region("logp"), call.region("entropy")];
     const loss = new PolicyLoss(call, M, logp, entropy);
     const backward = call.has("dh") || call.has("dweight");
