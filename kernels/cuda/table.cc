@@ -1,0 +1,31 @@
+// The ops that a GPU has; the others are null.
+#include <cstring>
+
+#include "native/kernel.h"
+
+namespace rlhf::cuda {
+
+// X(op, takes bf16)
+#define RLHF_CUDA_OPS(X) \
+  X(gae, 0)              \
+  X(gae_padded, 0)
+
+#define DECLARE(op, bf16) void op(Context&, const op##_args&);
+RLHF_CUDA_OPS(DECLARE)
+
+#define SET(op, bf16) k.op = op;
+extern const Kernels kernels;
+const Kernels kernels = [] {
+  Kernels k{};
+  RLHF_CUDA_OPS(SET)
+  return k;
+}();
+
+bool takes_bf16(const char* op) {
+#define TAKES(name, bf16) \
+  if (bf16 && std::strcmp(op, #name) == 0) return true;
+  RLHF_CUDA_OPS(TAKES)
+  return false;
+}
+
+}  // namespace rlhf::cuda
