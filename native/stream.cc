@@ -333,7 +333,7 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
     if (s != RLHF_BAD_ARGUMENT && !bytes_wanted) poison(on, op, values);
     return s;
   }
-  if (bytes_wanted && !asks_for_workspace[index]) return *bytes_wanted = 0, RLHF_OK;
+  if (bytes_wanted && !on->gpu && !asks_for_workspace[index]) return *bytes_wanted = 0, RLHF_OK;
   KeepDenormals keep;
   Context ctx{on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr, on->gpu.get(), index};
   if (bytes_wanted) ctx.workspace = nullptr, ctx.workspace_bytes = 0;

@@ -100,6 +100,7 @@ DEVICE bf16 from_float<bf16>(float x) {
 
 #if RLHF_HOST_CODE
 #include "native/kernel.h"
+#include "native/rlhf_kernels.h"
 
 namespace rlhf::cuda {
 
@@ -123,9 +124,10 @@ inline Latch latch_of(Context& ctx) { return global<int32_t>(ctx.gpu->errors + c
 struct Grid {
   int64_t x, y = 1, z = 1;
 };
+// Nothing is launched while the workspace is being measured.
 template <class P>
 void launch(Context& ctx, const char* kernel, Grid grid, int threads, int64_t shared, const P& params) {
-  if (ctx.failure || grid.x <= 0 || grid.y <= 0 || grid.z <= 0) return;
+  if (ctx.failure || ctx.measuring || grid.x <= 0 || grid.y <= 0 || grid.z <= 0) return;
   const int64_t sizes[3] = {grid.x, grid.y, grid.z};
   if (!ctx.gpu->launch(kernel, sizes, threads, shared, &params, int64_t(sizeof params))) ctx.fail(ctx.gpu->failure);
 }

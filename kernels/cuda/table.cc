@@ -7,8 +7,21 @@ namespace rlhf::cuda {
 
 // X(op, takes bf16)
 #define RLHF_CUDA_OPS(X) \
-  X(gae, 0)              \
-  X(gae_padded, 0)
+  X(gae, 0)             \
+  X(gae_padded, 0)      \
+  X(policy_loss, 0)     \
+  X(value_loss, 0)      \
+  X(preference_loss, 0) \
+  X(logprob, 1)         \
+  X(logprob_grad, 1)    \
+  X(add, 0)             \
+  X(sub, 0)             \
+  X(mul, 0)             \
+  X(scale, 0)           \
+  X(clamp, 0)           \
+  X(accumulate, 0)      \
+  X(fill, 0)            \
+  X(sum, 0)
 
 #define DECLARE(op, bf16) void op(Context&, const op##_args&);
 RLHF_CUDA_OPS(DECLARE)
