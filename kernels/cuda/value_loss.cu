@@ -28,7 +28,7 @@ struct ValueFinishParams {
 
 #if RLHF_DEVICE_CODE
 
-KERNEL(value_tokens, ValueParams, 256) {
+KERNEL(value_tokens, ValueParams, 256, 4) {
   double sums[VALUE_SUMS] = {};
   const bool bad = p.error[0] != 0;
   const int64_t first = block_x() * POLICY_TOKENS;
