@@ -37,7 +37,7 @@ extern const Kernels kernels;
 namespace cuda {
 extern const Kernels kernels;
 bool takes_bf16(const char* op);
-}
+}  // namespace cuda
 
 namespace {
 
@@ -192,7 +192,8 @@ class Checker {
   rlhf_status check(const Value* values) {
     if (on_->gpu && cuda::takes_bf16(op_.name))
       for (size_t i = 0; i < op_.arguments.size() && !narrow_; i++)
-        narrow_ = op_.arguments[i].kind == Kind::in && std::strcmp(op_.arguments[i].type, "ROWS") == 0 && values[i].tensor && values[i].tensor->dtype == RLHF_BF16;
+        narrow_ =
+            op_.arguments[i].kind == Kind::in && std::strcmp(op_.arguments[i].type, "ROWS") == 0 && values[i].tensor && values[i].tensor->dtype == RLHF_BF16;
     for (size_t i = 0; i < op_.arguments.size(); i++)
       if (rlhf_status s = is_tensor(op_.arguments[i].kind) ? tensor(op_.arguments[i], values[i].tensor) : scalar(op_.arguments[i], values[i])) return s;
     for (size_t i = 0; i < op_.arguments.size() && !on_->gpu; i++)  // on a GPU the kernels look
@@ -210,7 +211,9 @@ class Checker {
   }
 
   // Where the device takes it, all of an op's ROWS, WEIGHT and SAME may be bf16 together.
-  bool bf16(const Argument& a) const { return narrow_ && (std::strcmp(a.type, "ROWS") == 0 || std::strcmp(a.type, "WEIGHT") == 0 || std::strcmp(a.type, "SAME") == 0); }
+  bool bf16(const Argument& a) const {
+    return narrow_ && (std::strcmp(a.type, "ROWS") == 0 || std::strcmp(a.type, "WEIGHT") == 0 || std::strcmp(a.type, "SAME") == 0);
+  }
 
   rlhf_status tensor(const Argument& a, const rlhf_tensor* t) {
     if (!t) return is_optional(a.kind) ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s is null", a.name);
@@ -335,7 +338,8 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
   }
   if (bytes_wanted && !on->gpu && !asks_for_workspace[index]) return *bytes_wanted = 0, RLHF_OK;
   KeepDenormals keep;
-  Context ctx{on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr, on->gpu.get(), index};
+  Context ctx{
+      on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr, on->gpu.get(), index};
   if (bytes_wanted) ctx.workspace = nullptr, ctx.workspace_bytes = 0;
   op.run(*on->isa->kernels, ctx, values);
   if (bytes_wanted) return *bytes_wanted = ctx.workspace_bytes, RLHF_OK;
@@ -353,10 +357,11 @@ std::string ops_json() {
   for (const Op& op : op_table()) {
     std::string arguments;
     for (const Argument& a : op.arguments)
-      arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) + ", \"type\": " + quoted(a.type) + ", \"name\": " +
-                   quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) + "}";
+      arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) + ", \"type\": " + quoted(a.type) +
+                   ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) + "}";
     const std::string cuda = !op.has(cuda::kernels) ? "" : cuda::takes_bf16(op.name) ? "\"f32\", \"bf16\"" : "\"f32\"";
-    ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) + ", \"cpu\": [\"f32\"], \"cuda\": [" + cuda + "], \"arguments\": [" + arguments + "]}";
+    ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) + ", \"cpu\": [\"f32\"], \"cuda\": [" + cuda + "], \"arguments\": [" +
+           arguments + "]}";
   }
   for (const Choice& choice : choice_table()) {
     std::string items;
