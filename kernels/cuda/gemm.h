@@ -246,10 +246,10 @@ DEVICE void multiply(Mma& mma, const ProductParams<T>& p, const Place& at, Share
 }
 
 // to[at], to[at + 1] = lo, hi, where at is even and the row begins at 8 bytes
-DEVICE inline void put_pair(Global<float> to, int64_t at, float lo, float hi) { store_as<Pair>(to, at, Pair{lo, hi}); }
-DEVICE inline void put_pair(Global<bf16> to, int64_t at, float lo, float hi) { store_as<uint32_t>(to, at, pack_bf16(lo, hi)); }
-DEVICE inline void put(Global<float> to, int64_t at, float x) { to[at] = x; }
-DEVICE inline void put(Global<bf16> to, int64_t at, float x) { to[at] = to_bf16(x); }
+DEVICE void put_pair(Global<float> to, int64_t at, float lo, float hi) { store_as<Pair>(to, at, Pair{lo, hi}); }
+DEVICE void put_pair(Global<bf16> to, int64_t at, float lo, float hi) { store_as<uint32_t>(to, at, pack_bf16(lo, hi)); }
+DEVICE void put(Global<float> to, int64_t at, float x) { to[at] = x; }
+DEVICE void put(Global<bf16> to, int64_t at, float x) { to[at] = to_bf16(x); }
 
 // f(row, column, value) for every element of the tile inside C, to be written: value is what f returns
 template <class Mma, class U, class F>

@@ -76,14 +76,17 @@ void linear_grad_weight_of(Context& ctx, const linear_grad_weight_args& a) {
 }
 
 void linear(Context& ctx, const linear_args& a) {
+  if (ctx.measuring) return;  // no workspace
   if (!row_major(ctx, a.weight)) return;
   a.x.dtype == RLHF_BF16 ? linear_of<bf16>(ctx, a) : linear_of<float>(ctx, a);
 }
 void linear_grad_input(Context& ctx, const linear_grad_input_args& a) {
+  if (ctx.measuring) return;  // no workspace
   if (!row_major(ctx, a.weight)) return;
   a.dy.dtype == RLHF_BF16 ? linear_grad_input_of<bf16>(ctx, a) : linear_grad_input_of<float>(ctx, a);
 }
 void linear_grad_weight(Context& ctx, const linear_grad_weight_args& a) {
+  if (ctx.measuring) return;  // no workspace
   a.dy.dtype == RLHF_BF16 ? linear_grad_weight_of<bf16>(ctx, a) : linear_grad_weight_of<float>(ctx, a);
 }
 
