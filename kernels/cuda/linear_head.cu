@@ -55,24 +55,24 @@ KERNEL(head_finish, FinishParams, 128) {
   const int64_t m = int64_t(block_x()) * 4 + warp();
   if (m >= p.M) return;
   const int64_t begin = m * p.tiles * 3, end = begin + p.tiles * 3;
-  float most = NONE;
+  float most = -INFINITE;
   for (int64_t t = begin + 3 * lane(); t < end; t += 96) most = max(most, p.stats[t]);
   for (int k = 16; k > 0; k /= 2) most = max(most, shuffle_xor(most, k));
   double s = 0, u = 0;
   for (int64_t t = begin + 3 * lane(); t < end; t += 96) {
-    const double d = p.stats[t] == NONE ? 0.0 : double(p.stats[t]) - most, b = exp(d);
+    const double d = p.stats[t] == -INFINITE ? 0.0 : double(p.stats[t]) - most, b = exp(d);
     s += b * p.stats[t + 1], u += b * (p.stats[t + 2] + d * p.stats[t + 1]);
   }
   for (int k = 16; k > 0; k /= 2) s += shuffle_xor(s, k), u += shuffle_xor(u, k);
   if (lane() != 0) return;
   const int32_t y = p.y[m], row = p.rows[m];
   if (y < 0 || y >= p.V || row < 0 || row >= p.N) {
-    latch(p.error, y < 0 || y >= p.V ? Reason::y : Reason::rows);
+    latch(p.error, BAD_ID);
     p.logp[m] = p.lse[m] = p.entropy[m] = __builtin_nanf("");
     return;
   }
-  if (most == NONE && s == 0) {  // nothing is possible
-    p.logp[m] = p.lse[m] = NONE, p.entropy[m] = 0;
+  if (most == -INFINITE && s == 0) {  // nothing is possible
+    p.logp[m] = p.lse[m] = -INFINITE, p.entropy[m] = 0;
     return;
   }
   const double d = double(p.targets[m]) - most, own = d == 0 ? 1.0 : exp(d);

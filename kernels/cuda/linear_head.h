@@ -62,7 +62,6 @@ struct GatherParams {
 
 #if RLHF_DEVICE_CODE
 
-constexpr float NONE = -__builtin_inff();
 
 // x = logits / T of the tile, left in the accumulators; its statistics
 template <class Mma, class T>
@@ -74,11 +73,11 @@ DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shar
   for (int i = 0; i < Mma::ROWS; i++) {
     const int64_t m = at.m + Mma::row(i);
     const int64_t target = m < M ? p.y[m] - at.n : -1;
-    float most = NONE;
+    float most = -INFINITE;
 #pragma unroll
     for (int j = 0; j < Mma::COLUMNS; j++) {
       float& x = mma.at(i, j);
-      x = Mma::column(j) < columns ? x * p.inverse_temperature : NONE;
+      x = Mma::column(j) < columns ? x * p.inverse_temperature : -INFINITE;
       most = x > most ? x : most;
       if (Mma::column(j) == target && target < columns) p.targets[m] = x;
     }
@@ -87,7 +86,7 @@ DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shar
 #pragma unroll
     for (int j = 0; j < Mma::COLUMNS; j++) {
       const float x = mma.at(i, j), d = x - most;
-      float e = most == NONE ? (x == NONE ? 0.0f : x) : exp(d);  // a row of NaN alone stays NaN
+      float e = most == -INFINITE ? (x == -INFINITE ? 0.0f : x) : exp(d);  // a row of NaN alone stays NaN
       if (Mma::column(j) == target || Mma::column(j) >= columns) e = 0;
       s += e;
       if (e > 0) u = fma(e, d, u);
@@ -102,10 +101,10 @@ DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shar
   const int64_t m = at.m + thread();
   if (thread() >= Mma::M || m >= M) return;
   const Shared<float> own = parts + thread() * Mma::PARTS * 3;
-  float most = NONE, s = 0, u = 0;
+  float most = -INFINITE, s = 0, u = 0;
   for (int k = 0; k < Mma::PARTS; k++) most = max(most, own[3 * k]);
   for (int k = 0; k < Mma::PARTS; k++) {
-    const float d = own[3 * k] == NONE ? 0.0f : own[3 * k] - most, b = exp(d);
+    const float d = own[3 * k] == -INFINITE ? 0.0f : own[3 * k] - most, b = exp(d);
     s += b * own[3 * k + 1], u += b * (own[3 * k + 2] + d * own[3 * k + 1]);
   }
   const int64_t to = (m * tiles + at.n / Mma::N) * 3;
@@ -139,18 +138,6 @@ struct RowGrad {
 
 #if RLHF_HOST_CODE
 namespace {
-
-// Workspace in pieces of 256 bytes; without memory it only counts.
-struct Workspace {
-  char* base;
-  int64_t used = 0;
-  template <class T>
-  Global<T> take(int64_t n) {
-    T* at = base ? reinterpret_cast<T*>(base + used) : nullptr;
-    used += (n * int64_t(sizeof(T)) + 255) / 256 * 256;
-    return base ? global<T>(at, n) : Global<T>();
-  }
-};
 
 template <class T>
 struct Head {
@@ -195,7 +182,7 @@ void head_forward(Context& ctx, const Head<T>& head, const ForwardMemory& memory
   const Global<const int32_t> rows = global<const int32_t>(head.rows.data + m0, count), y = global<const int32_t>(head.y.data + m0, count);
   const LogitsParams<T> p{head.logits(m0, count), y, head.inverse_temperature, memory.stats, memory.targets, logits, head.padded};
   launch_product(ctx, dtype_name<T>("head_logits_f32", "head_logits_bf16"), p, 3 * 4 * 4 * Block<T>::M);
-  const FinishParams f{memory.stats, memory.targets, rows, y, logp + m0, lse + m0, entropy + m0, count, head.tiles, head.N, head.V, Latch()};
+  const FinishParams f{memory.stats, memory.targets, rows, y, logp + m0, lse + m0, entropy + m0, count, head.tiles, head.N, head.V, latch_of(ctx)};
   launch(ctx, "head_finish", {(count + 3) / 4}, 128, 0, f);
 }
 

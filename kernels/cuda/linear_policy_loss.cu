@@ -85,6 +85,7 @@ void linear_policy_loss_of(Context& ctx, const linear_policy_loss_args& a) {
   if (a.kl_coef != 0 && !a.ref_logp) return ctx.fail("kl_coef is not 0, and ref_logp is missing");
   const PolicyMemory<T> memory = plan(base);
   const Global<float> logp = global(a.logp), entropy = global(a.entropy);
+  policy_weights(ctx, a, memory.sums.weights, head.M);
   for (int64_t m0 = 0; m0 < head.M; m0 += block) {
     const int64_t count = std::min(block, head.M - m0);
     head_forward(ctx, head, memory.forward, m0, count, backward ? memory.logits : Global<float>(), logp, memory.lse, entropy);
