@@ -39,9 +39,9 @@ class Library:
     def __init__(self, path, device, isa="cuda"):
         self.c = ctypes.CDLL(path)
         self.device = device
-        self.c.rlhf_ops.restype = ctypes.c_char_p
-        listed = json.loads(self.c.rlhf_ops())
-        self.ops = {op["name"]: op for op in listed["ops"]}
+        self.c.rlhf_ops_json.restype = ctypes.c_char_p
+        listed = json.loads(self.c.rlhf_ops_json())
+        self.ops = {op["name"]: op for op in listed["ops"] if op["cuda" if isa == "cuda" else "cpu"]}
         self.choices = listed["choices"]
         self.stream = self._open(isa)
         self.c.rlhf_message.restype = ctypes.c_char_p
@@ -50,11 +50,18 @@ class Library:
         self.workspace_bytes = 0  # of the last call
 
     def _open(self, isa):
-        self.c.rlhf_stream_create.restype = ctypes.c_void_p
-        self.c.rlhf_stream_create.argtypes = [ctypes.c_char_p, ctypes.c_int32]
-        stream = self.c.rlhf_stream_create(isa and isa.encode(), 0)
+        if isa == "cuda":  # on torch's own stream, so that calls and torch's work keep their order
+            why, current = ctypes.create_string_buffer(256), None
+            if self.device.type == "cuda":
+                current = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            self.c.rlhf_cuda_stream_create.restype = ctypes.c_void_p
+            stream = self.c.rlhf_cuda_stream_create(0, current, why, ctypes.c_int64(len(why)))
+        else:
+            why = ctypes.create_string_buffer(b"the library has no such device")
+            self.c.rlhf_stream_create.restype = ctypes.c_void_p
+            stream = self.c.rlhf_stream_create(isa and isa.encode(), 0)
         if not stream:
-            raise RuntimeError(f"no device {isa!r} in this library")
+            raise RuntimeError(f"{isa}: {why.value.decode()}")
         return ctypes.c_void_p(stream)
 
     def has(self, op):
