@@ -349,6 +349,16 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
   return checker.refuse(small ? RLHF_BAD_WORKSPACE : RLHF_BAD_ARGUMENT, "%s", ctx.failure);
 }
 
+// What a kernel latched: simt.h
+const char* latched(int32_t reason) {
+  switch (reason) {
+    case RLHF_BAD_ID: return "an id lies outside its range";
+    case RLHF_BAD_OFFSETS: return "offsets do not run monotonically from 0 to their total";
+    case RLHF_BAD_ARGUMENT | 1 << 8: return "the gradient norm is not finite";
+    default: return "whitening needs at least two unmasked tokens";
+  }
+}
+
 // Names are C's identifiers, so nothing needs escaping.
 std::string ops_json() {
   static const char* const kinds[] = {"in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
@@ -398,9 +408,8 @@ rlhf_status rlhf_stream_wait(rlhf_stream* on) {
   for (size_t op = 0; op < errors.size(); op++) {
     if (!errors[op]) continue;
     on->gpu->fill(on->gpu->errors, 0, int64_t(errors.size() * sizeof(int32_t)));
-    std::snprintf(on->message, sizeof on->message, "%s: %s", rlhf::op_table()[op].name,
-        errors[op] == RLHF_BAD_ID ? "an id lies outside its range" : "offsets do not run monotonically from 0 to their total");
-    return rlhf_status(errors[op]);
+    std::snprintf(on->message, sizeof on->message, "%s: %s", rlhf::op_table()[op].name, rlhf::latched(errors[op]));
+    return rlhf_status(errors[op] & 0xff);
   }
   return RLHF_OK;
 }

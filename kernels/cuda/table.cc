@@ -15,11 +15,18 @@ namespace rlhf::cuda {
   X(linear_policy_loss, 1)  \
   X(gae, 0)                 \
   X(gae_padded, 0)          \
+  X(token_rewards, 0)       \
+  X(whiten, 0)              \
+  X(moments, 0)             \
+  X(sequence_sum, 0)        \
+  X(sequence_sum_grad, 0)   \
   X(policy_loss, 0)         \
   X(value_loss, 0)          \
   X(preference_loss, 0)     \
   X(logprob, 1)             \
   X(logprob_grad, 1)        \
+  X(norm_squared, 0)        \
+  X(adamw, 0)               \
   X(add, 0)                 \
   X(sub, 0)                 \
   X(mul, 0)                 \
