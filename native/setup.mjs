@@ -68,7 +68,8 @@ function compile(folder, ...definitions) {
         `"sudo dnf install gcc-c++ make cmake" (Fedora) or "xcode-select --install && brew install cmake" (macOS).`,
     );
   const options = definitions.map((definition) => `--CD${definition}`);
-  execute(process.execPath, ["node_modules/cmake-js/bin/cmake-js", "compile", "-O", folder, "--parallel", "2", ...options]);
+  for (const command of ["configure", "compile"]) // compile alone would keep the options of before
+    execute(process.execPath, ["node_modules/cmake-js/bin/cmake-js", command, "-O", folder, "--parallel", "2", ...options]);
 }
 
 const sources = ["CMakeLists.txt", "native", "kernels/cpu", "kernels/cuda"];
@@ -81,7 +82,7 @@ step("native", {
 // For the tests: the addon with a simulated GPU, and the tests of the simulator.
 if (process.argv.includes("test"))
   step("simulator", {
-    sources: [...sources, "test/simt", "test/native/check.h"],
+    sources: [...sources, "test/native/simt.cc", "test/native/check.h"],
     makes: join(root, "build/simulator/Release/rlhf_kernels.node"),
     run: () => compile("build/simulator", "RLHF_SIMT=ON", "RLHF_TESTS=ON"),
   });

@@ -88,8 +88,8 @@ struct Touch {
   uint32_t block = 0, warp = 0;  // how many barriers came before
 };
 struct Cell {  // two bytes of shared memory
-  Touch write, read;
-  bool several = false;  // threads have read it since
+  Touch write, read;  // the last of each
+  bool warps = false, lanes = false;  // others have read it too: in this epoch of the block, of the reader's warp
   bool filled = false, coming = false;  // coming: by a copy that has not been waited for
 };
 struct Copy {
@@ -231,7 +231,8 @@ const Place& place() { return machine().place; }
 
 void fault(const char* format, ...) {
   Machine& m = machine();
-  int n = std::snprintf(m.message, sizeof m.message, "%s: block %d %d %d, thread %d: ", m.kernel->name, m.place.block[0], m.place.block[1], m.place.block[2], m.running);
+  int n = std::snprintf(
+      m.message, sizeof m.message, "%s: block %d %d %d, thread %d: ", m.kernel->name, m.place.block[0], m.place.block[1], m.place.block[2], m.running);
   va_list list;
   va_start(list, format);
   std::vsnprintf(m.message + n, sizeof m.message - size_t(n), format, list);
@@ -283,18 +284,20 @@ void touch(int offset, int bytes, bool write) {
   for (int i = offset / 2; i < (offset + bytes + 1) / 2; i++) {
     Cell& cell = m.cells[size_t(i)];
     if (cell.coming) fault("shared byte %d is %s before the copy to it was waited for", 2 * i, write ? "written" : "read");
-    if (!ordered(cell.write)) fault("shared byte %d is %s after thread %d wrote it, with no barrier between", 2 * i, write ? "written" : "read", cell.write.thread);
+    if (!ordered(cell.write))
+      fault("shared byte %d is %s after thread %d wrote it, with no barrier between", 2 * i, write ? "written" : "read", cell.write.thread);
     const Touch now{m.running, m.epoch, m.own_warp().epoch};
     if (!write) {
       if (!cell.filled) fault("shared byte %d is read before anything was written to it", 2 * i);
-      if (cell.read.thread >= 0 && cell.read.thread != m.running && !ordered(cell.read)) cell.several = true;
-      else cell.several = false;
+      const bool before = cell.read.thread >= 0 && cell.read.block == m.epoch, ours = before && cell.read.thread / 32 == m.running / 32;
+      cell.warps = before && (cell.warps || !ours);
+      cell.lanes = ours && cell.read.warp == now.warp && (cell.lanes || cell.read.thread != m.running);
       cell.read = now;
       continue;
     }
-    if (!ordered(cell.read) || (cell.several && cell.read.block == m.epoch))
+    if (!ordered(cell.read) || (cell.read.block == m.epoch && (cell.warps || (cell.lanes && cell.read.warp == now.warp))))
       fault("shared byte %d is written after thread %d read it, with no barrier between", 2 * i, cell.read.thread);
-    cell.write = now, cell.read = {}, cell.several = false, cell.filled = true;
+    cell.write = now, cell.read = {}, cell.warps = cell.lanes = false, cell.filled = true;
   }
 }
 

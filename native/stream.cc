@@ -37,7 +37,7 @@ extern const Kernels kernels;
 namespace cuda {
 extern const Kernels kernels;
 bool takes_bf16(const char* op);
-}
+}  // namespace cuda
 
 namespace {
 
@@ -193,7 +193,8 @@ class Checker {
   rlhf_status check(const Value* values) {
     if (on_->gpu && cuda::takes_bf16(op_.name))
       for (size_t i = 0; i < op_.arguments.size() && !narrow_; i++)
-        narrow_ = op_.arguments[i].kind == Kind::in && std::strcmp(op_.arguments[i].type, "ROWS") == 0 && values[i].tensor && values[i].tensor->dtype == RLHF_BF16;
+        narrow_ =
+            op_.arguments[i].kind == Kind::in && std::strcmp(op_.arguments[i].type, "ROWS") == 0 && values[i].tensor && values[i].tensor->dtype == RLHF_BF16;
     for (size_t i = 0; i < op_.arguments.size(); i++)
       if (rlhf_status s = is_tensor(op_.arguments[i].kind) ? tensor(op_.arguments[i], values[i].tensor) : scalar(op_.arguments[i], values[i])) return s;
     for (size_t i = 0; i < op_.arguments.size() && !on_->gpu; i++)  // on a GPU the kernels look
@@ -211,7 +212,9 @@ class Checker {
   }
 
   // Where the device takes it, all of an op's ROWS, WEIGHT and SAME may be bf16 together.
-  bool bf16(const Argument& a) const { return narrow_ && (std::strcmp(a.type, "ROWS") == 0 || std::strcmp(a.type, "WEIGHT") == 0 || std::strcmp(a.type, "SAME") == 0); }
+  bool bf16(const Argument& a) const {
+    return narrow_ && (std::strcmp(a.type, "ROWS") == 0 || std::strcmp(a.type, "WEIGHT") == 0 || std::strcmp(a.type, "SAME") == 0);
+  }
 
   rlhf_status tensor(const Argument& a, const rlhf_tensor* t) {
     if (!t) return is_optional(a.kind) ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s is null", a.name);
@@ -336,7 +339,8 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
   }
   if (bytes_wanted && !on->gpu && !asks_for_workspace[index]) return *bytes_wanted = 0, RLHF_OK;
   KeepDenormals keep;
-  Context ctx{on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr, on->gpu.get(), index};
+  Context ctx{
+      on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr, on->gpu.get(), index};
   if (bytes_wanted) ctx.workspace = nullptr, ctx.workspace_bytes = 0;
   op.run(*on->isa->kernels, ctx, values);
   if (bytes_wanted) return *bytes_wanted = ctx.workspace_bytes, RLHF_OK;
@@ -353,6 +357,16 @@ std::vector<const char*> cuda_dtypes(const Op& op) {
   return {"f32"};
 }
 
+// What a kernel latched: simt.h
+const char* latched(int32_t reason) {
+  switch (reason) {
+    case RLHF_BAD_ID: return "an id lies outside its range";
+    case RLHF_BAD_OFFSETS: return "offsets do not run monotonically from 0 to their total";
+    case RLHF_BAD_ARGUMENT | 1 << 8: return "the gradient norm is not finite";
+    default: return "whitening needs at least two unmasked tokens";
+  }
+}
+
 // Names are C's identifiers, so nothing needs escaping.
 std::string ops_json() {
   static const char* const kinds[] = {"in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
@@ -361,11 +375,12 @@ std::string ops_json() {
   for (const Op& op : op_table()) {
     std::string arguments;
     for (const Argument& a : op.arguments)
-      arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) + ", \"type\": " + quoted(a.type) + ", \"name\": " +
-                   quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) + "}";
+      arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) + ", \"type\": " + quoted(a.type) +
+                   ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) + "}";
     std::string cuda;
     for (const char* dtype : cuda_dtypes(op)) cuda += (cuda.empty() ? "" : ", ") + quoted(dtype);
-    ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) + ", \"cpu\": [\"f32\"], \"cuda\": [" + cuda + "], \"arguments\": [" + arguments + "]}";
+    ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) + ", \"cpu\": [\"f32\"], \"cuda\": [" + cuda + "], \"arguments\": [" +
+           arguments + "]}";
   }
   for (const Choice& choice : choice_table()) {
     std::string items;
@@ -405,9 +420,8 @@ rlhf_status rlhf_stream_wait(rlhf_stream* on) {
   for (size_t op = 0; op < errors.size(); op++) {
     if (!errors[op]) continue;
     on->gpu->fill(on->gpu->errors, 0, int64_t(errors.size() * sizeof(int32_t)));
-    std::snprintf(on->message, sizeof on->message, "%s: %s", rlhf::op_table()[op].name,
-        errors[op] == RLHF_BAD_ID ? "an id lies outside its range" : "offsets do not run monotonically from 0 to their total");
-    return rlhf_status(errors[op]);
+    std::snprintf(on->message, sizeof on->message, "%s: %s", rlhf::op_table()[op].name, rlhf::latched(errors[op]));
+    return rlhf_status(errors[op] & 0xff);
   }
   return RLHF_OK;
 }

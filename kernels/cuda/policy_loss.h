@@ -64,7 +64,6 @@ void policy_weights(Context& ctx, const A& a, const Global<float>& weights, int6
 
 template <class A>
 PolicyParams policy_params(Context& ctx, const A& a, const PolicySums& sums, Global<const float> logp) {
-  const auto aligned = [](const void* x) { return reinterpret_cast<uintptr_t>(x) % 16 == 0; };
   PolicyParams p{};
   p.logp = logp, p.old_logp = global(a.old_logp), p.advantages = global(a.advantages), p.ref_logp = global(a.ref_logp), p.importance = global(a.importance);
   p.mask = global(a.mask), p.offsets = global(a.cu_seqlens), p.weights = sums.weights;
@@ -72,7 +71,7 @@ PolicyParams policy_params(Context& ctx, const A& a, const PolicySums& sums, Glo
   p.low = float(1 - a.clip_ratio_low), p.high = float(1 + a.clip_ratio_high), p.c = float(a.clip_ratio_c), p.limit = float(a.log_ratio_clamp);
   p.kl_coef = float(a.kl_coef), p.entropy_coef = float(a.entropy_coef), p.scale = float(a.scale);
   p.ratios = a.objective == Objective::clipped_ratio, p.dual_clip = a.clip_ratio_c < __builtin_inf(), p.estimator = int32_t(a.estimator);
-  p.vector = aligned(logp.data) && aligned(a.old_logp.data) && aligned(a.advantages.data) && aligned(a.ref_logp.data) && aligned(a.importance.data) && aligned(a.mask.data);
+  p.vector = at_16_bytes(logp.data) && at_16_bytes(a.old_logp.data) && at_16_bytes(a.advantages.data) && at_16_bytes(a.ref_logp.data) && at_16_bytes(a.importance.data) && at_16_bytes(a.mask.data);
   p.error = latch_of(ctx);
   return p;
 }

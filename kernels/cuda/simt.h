@@ -36,7 +36,7 @@
 namespace rlhf::cuda {
 
 // Why a call left NaN behind: the word of its op in the stream's errors.
-enum Reason : int32_t { BAD_ID = 2, BAD_OFFSETS = 3 };  // as rlhf_status
+enum Reason : int32_t { BAD_ID = 2, BAD_OFFSETS = 3, NOT_FINITE = 1 | 1 << 8, TOO_FEW = 1 | 2 << 8 };  // the low byte is an rlhf_status
 
 constexpr float INFINITE = __builtin_huge_valf();
 constexpr float NOT_A_NUMBER = __builtin_nanf("");
@@ -117,6 +117,8 @@ Global<T> global_as(View<F> x) {
   View<T> y{reinterpret_cast<T*>(x.data), {x.dim[0], x.dim[1], x.dim[2], x.dim[3]}, x.stride, x.layout, x.dtype};
   return global<T>(y);
 }
+
+inline bool at_16_bytes(const void* x) { return reinterpret_cast<uintptr_t>(x) % 16 == 0; }
 
 using Latch = Global<int32_t>;
 inline Latch latch_of(Context& ctx) { return global<int32_t>(ctx.gpu->errors + ctx.op, 1); }

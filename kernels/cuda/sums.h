@@ -49,4 +49,29 @@ DEVICE void store_four(Global<float> y, int64_t i, int64_t end, bool vector, con
 
 constexpr int64_t block_sums_shared(int n) { return 8 * 8 * n; }  // bytes
 
+// A sum over elements in two launches of 256 threads: 4,096 elements a block, then the blocks.
+constexpr int64_t SUM_ELEMENTS = 4096;
+ANYWHERE int64_t sum_blocks_of(int64_t n) { return (n + SUM_ELEMENTS - 1) / SUM_ELEMENTS; }
+
+#if RLHF_DEVICE_CODE
+// of f(x[i]), the block's 4,096 elements, to partial[block]
+template <class F>
+DEVICE void sum_elements(Global<const float> x, int64_t n, bool vector, Global<double> partial, F&& f) {
+  double sums[1] = {};
+  const int64_t first = block_x() * SUM_ELEMENTS + 4 * thread();
+  float four[4][4];
+  UNROLL for (int i = 0; i < 4; i++) load_four(x, first + 1024 * i, n, vector, four[i]);
+  UNROLL for (int i = 0; i < 4; i++) UNROLL for (int k = 0; k < 4; k++) sums[0] += f(four[i][k]);  // f(0) is 0
+  block_sums(sums, partial + block_x());
+}
+// the blocks' sums, for thread 0; `partial` has a place more than there are blocks
+DEVICE double sum_of_blocks(Global<double> partial, int64_t n) {
+  const int64_t blocks = sum_blocks_of(n);
+  double sums[1] = {};
+  for (int64_t block = thread(); block < blocks; block += 256) sums[0] += partial[block];
+  block_sums(sums, partial + blocks);
+  return thread() == 0 ? partial[blocks] : 0;
+}
+#endif
+
 }  // namespace rlhf::cuda

@@ -85,8 +85,7 @@ void value_loss(Context& ctx, const value_loss_args& a) {
   plan(base, weights, partial);
   if (a.clip_range < __builtin_inf() && !a.old_values) return ctx.fail("clip_range is given, and old_values is missing");
   policy_weights(ctx, a, weights, M);
-  const auto aligned = [](const void* x) { return reinterpret_cast<uintptr_t>(x) % 16 == 0; };
-  const bool vector = aligned(a.values.data) && aligned(a.old_values.data) && aligned(a.returns.data) && aligned(a.mask.data) && aligned(a.dvalues.data);
+  const bool vector = at_16_bytes(a.values.data) && at_16_bytes(a.old_values.data) && at_16_bytes(a.returns.data) && at_16_bytes(a.mask.data) && at_16_bytes(a.dvalues.data);
   const ValueParams p{global(a.values), global(a.old_values), global(a.returns), global(a.mask), global(a.cu_seqlens), weights, global(a.dvalues), partial, M, B,
       float(a.clip_range), float(a.scale), vector, latch_of(ctx)};
   launch(ctx, "value_tokens", {blocks}, 256, block_sums_shared(VALUE_SUMS), p);
