@@ -48,6 +48,7 @@ struct Choice {
 
 const std::vector<Op>& op_table();
 const std::vector<Choice>& choice_table();
+std::vector<const char*> cuda_dtypes(const Op&);  // that a GPU takes it at; none where it lacks the op
 std::string ops_json();
 
 // Checks the arguments and runs the op on the stream; with bytes_wanted, only tells the workspace.

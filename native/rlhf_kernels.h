@@ -57,7 +57,7 @@ rlhf_status rlhf_stream_read(rlhf_stream*, void* host, const void* device, int64
 const char* rlhf_ops_json(void);
 void rlhf_stream_destroy(rlhf_stream*);
 const char* rlhf_message(const rlhf_stream*);
-const char* rlhf_stream_isa(const rlhf_stream*);
+const char* rlhf_stream_isa(const rlhf_stream*);  // of a GPU: its name
 int32_t rlhf_stream_threads(const rlhf_stream*);
 const char* rlhf_isa_available(void);  // names, best first, separated by spaces
 // Functions of the law of arithmetic in double: same bits on every machine.

@@ -122,14 +122,11 @@ struct Machine {
   const Kernel* kernel = nullptr;
   const void* params = nullptr;
   Place place{};
-  uint64_t random;
+  uint64_t random = 0;
   bool failed = false;
   char message[512];
 
-  Machine() : stacks(new char[1024 * STACK]) {  // pages that no fibre reaches are never there
-    const char* seed = std::getenv("RLHF_SIMT_SEED");
-    random = (seed ? std::strtoull(seed, nullptr, 10) : 0) * 0x9e3779b97f4a7c15ull + 1;
-  }
+  Machine() : stacks(new char[1024 * STACK]) {}  // pages that no fibre reaches are never there
   int below(int n) {
     random = random * 6364136223846793005ull + 1442695040888963407ull;
     return int((random >> 33) % uint64_t(n));
@@ -338,7 +335,9 @@ namespace {
 
 class Simulated final : public GpuDevice {
  public:
-  Simulated() : words_(1024) {
+  explicit Simulated(int ordinal) : words_(1024) {
+    const char* seed = std::getenv("RLHF_SIMT_SEED");
+    random_ = (seed ? std::strtoull(seed, nullptr, 10) : 0) * 0x9e3779b97f4a7c15ull + uint64_t(ordinal) * 0xd1342543de82ef95ull;
     errors = words_.data();
     multiprocessors = 4, architecture = 80;
   }
@@ -353,6 +352,7 @@ class Simulated final : public GpuDevice {
     if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535) return refuse("launched with more blocks than a grid can have", name);
     m.fibres.resize(size_t(threads));
     m.kernel = kernel, m.params = params, m.shared_bytes = int(shared), m.failed = false;
+    m.random = random_ = random_ * 6364136223846793005ull + 1442695040888963407ull;
     const int64_t blocks = grid[0] * grid[1] * grid[2];
     std::vector<int> order;
     for (int64_t b = 0; b < blocks; b++) order.push_back(int(b));
@@ -368,7 +368,11 @@ class Simulated final : public GpuDevice {
     return true;
   }
   bool fill(void* data, int byte, int64_t bytes) override { return std::memset(data, byte, size_t(bytes)), true; }
-  void* allocate(size_t bytes) override { return std::aligned_alloc(256, (bytes + 255) / 256 * 256); }
+  void* allocate(size_t bytes) override {  // full of NaN
+    bytes = (bytes + 255) / 256 * 256;
+    void* data = std::aligned_alloc(256, bytes);
+    return data ? std::memset(data, 0xff, bytes) : nullptr;
+  }
   void release(void* data) override { std::free(data); }
   bool write(void* to, const void* from, size_t bytes) override { return std::memcpy(to, from, bytes), true; }
   bool read(void* to, const void* from, size_t bytes) override { return std::memcpy(to, from, bytes), true; }
@@ -382,12 +386,13 @@ class Simulated final : public GpuDevice {
     return false;
   }
   std::vector<int32_t> words_;
+  uint64_t random_;
 };
 
 }  // namespace
 }  // namespace rlhf::simt
 
 namespace rlhf {
-std::unique_ptr<GpuDevice> open_gpu(int, void*, std::string&) { return std::make_unique<simt::Simulated>(); }
+std::unique_ptr<GpuDevice> open_gpu(int ordinal, void*, std::string&) { return std::make_unique<simt::Simulated>(ordinal); }
 }  // namespace rlhf
 #endif

@@ -156,6 +156,7 @@ struct rlhf_stream {
   const rlhf::Isa* isa;
   std::unique_ptr<rlhf::Pool> pool;
   std::unique_ptr<rlhf::GpuDevice> gpu;  // of a GPU's stream, which has no pool
+  std::string name;  // the ISA, or the GPU
   char message[512];
 };
 
@@ -344,9 +345,16 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
   op.run(*on->isa->kernels, ctx, values);
   if (bytes_wanted) return *bytes_wanted = ctx.workspace_bytes, RLHF_OK;
   if (!ctx.failure) return RLHF_OK;
-  bool small = ctx.workspace_bytes > workspace_bytes;
+  const bool small = ctx.workspace_bytes > workspace_bytes, launch = on->gpu && ctx.failure == on->gpu->failure;
+  const rlhf_status status = checker.refuse(launch ? RLHF_FAILED : small ? RLHF_BAD_WORKSPACE : RLHF_BAD_ARGUMENT, "%s", ctx.failure);
   poison(on, op, values);
-  return checker.refuse(small ? RLHF_BAD_WORKSPACE : RLHF_BAD_ARGUMENT, "%s", ctx.failure);
+  return status;
+}
+
+std::vector<const char*> cuda_dtypes(const Op& op) {
+  if (!op.has(cuda::kernels)) return {};
+  if (cuda::takes_bf16(op.name)) return {"f32", "bf16"};
+  return {"f32"};
 }
 
 // What a kernel latched: simt.h
@@ -369,7 +377,8 @@ std::string ops_json() {
     for (const Argument& a : op.arguments)
       arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) + ", \"type\": " + quoted(a.type) +
                    ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) + "}";
-    const std::string cuda = !op.has(cuda::kernels) ? "" : cuda::takes_bf16(op.name) ? "\"f32\", \"bf16\"" : "\"f32\"";
+    std::string cuda;
+    for (const char* dtype : cuda_dtypes(op)) cuda += (cuda.empty() ? "" : ", ") + quoted(dtype);
     ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) + ", \"cpu\": [\"f32\"], \"cuda\": [" + cuda + "], \"arguments\": [" +
            arguments + "]}";
   }
@@ -389,12 +398,15 @@ rlhf_stream* rlhf_stream_create(const char* isa, int32_t threads) {
   if (threads < 0 || threads > 1024) return nullptr;
   for (const rlhf::Isa& candidate : rlhf::isas)
     if ((!isa || std::strcmp(isa, candidate.name) == 0) && candidate.there())
-      return new rlhf_stream{&candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), nullptr, {}};
+      return new rlhf_stream{&candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), nullptr, candidate.name, {}};
   return nullptr;
 }
 rlhf_stream* rlhf_cuda_stream_create(int32_t ordinal, void* cuda_stream, char* why, int64_t size) {
   std::string reason;
-  if (auto gpu = rlhf::open_gpu(ordinal, cuda_stream, reason)) return new rlhf_stream{&rlhf::cuda_isa, nullptr, std::move(gpu), {}};
+  if (auto gpu = rlhf::open_gpu(ordinal, cuda_stream, reason)) {
+    std::string name = gpu->name();
+    return new rlhf_stream{&rlhf::cuda_isa, nullptr, std::move(gpu), std::move(name), {}};
+  }
   if (why && size > 0) std::snprintf(why, size_t(size), "%s", reason.c_str());
   return nullptr;
 }
@@ -429,7 +441,7 @@ rlhf_status rlhf_stream_read(rlhf_stream* on, void* host, const void* device, in
 }
 void rlhf_stream_destroy(rlhf_stream* stream) { delete stream; }
 const char* rlhf_message(const rlhf_stream* stream) { return stream->message; }
-const char* rlhf_stream_isa(const rlhf_stream* stream) { return stream->isa->name; }
+const char* rlhf_stream_isa(const rlhf_stream* stream) { return stream->name.c_str(); }
 int32_t rlhf_stream_threads(const rlhf_stream* stream) { return stream->pool ? stream->pool->size() : 1; }
 const char* rlhf_ops_json(void) {
   static const std::string text = rlhf::ops_json();

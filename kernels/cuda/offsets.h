@@ -25,10 +25,7 @@ DEVICE int64_t sequence_of(Global<const int32_t> offsets, int64_t B, int64_t i) 
 
 #if RLHF_HOST_CODE
 // Latches BAD_OFFSETS unless offsets run monotonically from 0 to N. The kernels after it look at the latch.
-inline void check_offsets(Context& ctx, View<const int32_t> offsets, int64_t N) {
-  const OffsetsParams p{global(offsets), offsets.dim[0] - 1, N, latch_of(ctx)};
-  launch(ctx, "check_offsets", {(p.B + 256) / 256}, 256, 0, p);
-}
+void check_offsets(Context& ctx, View<const int32_t> offsets, int64_t N);
 #endif
 
 }  // namespace rlhf::cuda

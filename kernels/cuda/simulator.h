@@ -6,7 +6,7 @@
 //   cp.async           read before the wait that brings it
 //   warp operations    a lane that is elsewhere, or has returned
 //
-// Warps, lanes and blocks run in an order drawn from RLHF_SIMT_SEED, so that what depends on it shows.
+// Warps, lanes and blocks run in an order drawn from RLHF_SIMT_SEED and the ordinal that was opened, so that what depends on it shows.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,13 +1,13 @@
 import { rangeError, typeError } from "./errors.js";
 import { native, type NativeDevice } from "./native.js";
-import type { OpSpec } from "./ops.js";
+import { specs, type Dtype, type OpSpec } from "./ops.js";
 
 export type DeviceKind = "cpu" | "cuda" | "webgpu";
 
 /** Where an argument of a call lies: what the device needs to know of a tensor. */
 export interface Placed {
   address: number;
-  dtype: "f32" | "f64" | "i32";
+  dtype: Dtype;
   layout: "rows" | "panels" | "panels-transposed";
   shape: readonly number[];
   stride: number;
@@ -19,14 +19,16 @@ export interface Placed {
  */
 export interface Device {
   readonly kind: DeviceKind;
-  /** Instruction set (cpu) or adapter. */
+  /** Instruction set (cpu), GPU (cuda) or adapter. */
   readonly isa: string;
   readonly threads: number;
+  /** Whether it has this op of the list, at bf16 too; calling one that it lacks throws TypeError `OP`. */
+  has(op: string, dtype?: "f32" | "bf16"): boolean;
   allocate(bytes: number): number;
   release(address: number): void;
   write(address: number, data: ArrayBufferView): void;
-  /** After everything queued before; rejects with the first error of a queued op, which names the op. */
-  read(address: number, bytes: number): Promise<ArrayBuffer>;
+  /** After everything queued before; rejects with the first error of a queued op, which names the op. `dtype` is that of what lies there. */
+  read(address: number, bytes: number, dtype?: Dtype): Promise<ArrayBuffer>;
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void;
   /** Bytes of tensors in use, their highest so far with the workspace, held with the cache; seconds spent in ops. */
   memory(): { current: number; peak: number; held: number; workspace: number; busySeconds: number };
@@ -37,25 +39,33 @@ export interface Device {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-const DTYPES = { f32: 0, f64: 1, i32: 2 } as const;
+const DTYPES = { f32: 0, f64: 1, i32: 2, bf16: 3 } as const;
 const LAYOUTS = { rows: 0, panels: 1, "panels-transposed": 2 } as const;
-const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "WORKSPACE" };
+const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "WORKSPACE", 5: "DEVICE" };
 
 let current: Device | undefined;
 
-class CpuDevice implements Device {
-  readonly kind = "cpu";
+/** A stream of the addon: a CPU's or a GPU's. */
+class AddonDevice implements Device {
   readonly isa: string;
   readonly threads: number;
   private readonly frame = new Float64Array(64 * 9);
   private readonly native: NativeDevice;
 
-  constructor(isa: string | undefined, threads: number) {
-    this.native = new native.Device(isa, threads);
+  /** @param number threads (cpu) or ordinal (cuda) */
+  constructor(
+    readonly kind: "cpu" | "cuda",
+    isa: string | undefined,
+    number: number,
+  ) {
+    this.native = new native.Device(isa, number);
     this.isa = this.native.isa;
     this.threads = this.native.threads;
   }
 
+  has(op: string, dtype: "f32" | "bf16" = "f32"): boolean {
+    return specs.get(op)?.dtypes[this.kind].includes(dtype) ?? false;
+  }
   allocate(bytes: number): number {
     return this.native.allocate(bytes);
   }
@@ -69,12 +79,13 @@ class CpuDevice implements Device {
     try {
       return await this.native.read(address, bytes);
     } catch (failure) {
-      const { op, message, status } = failure as { op?: string; message: string; status: number };
-      if (!op) throw failure;
-      throw (status === 2 || status === 3 ? rangeError : typeError)(CODES[status] ?? "DEVICE", message);
+      const { message, status } = failure as { message: string; status?: number };
+      if (status === undefined) throw failure;
+      throw (status === 2 || status === 3 ? rangeError : typeError)(CODES[status], message);
     }
   }
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void {
+    if (!this.has(op.name)) throw typeError("OP", `${op.name}: the device ${this.kind} does not have this op`);
     const { frame } = this;
     let at = 0;
     for (let i = 0; i < op.arguments.length; i++) {
@@ -104,7 +115,7 @@ class CpuDevice implements Device {
   async close(): Promise<void> {
     await this.native.read(0, 0).catch(() => undefined);
     this.native.close();
-    if (current === this) current = undefined;
+    forget(this);
   }
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
@@ -116,6 +127,8 @@ export interface DeviceOptions {
   threads?: number;
   /** `scalar`, `avx2`, `avx512` or `neon`; by default `RLHF_ISA`, else the best that the machine has. */
   isa?: string;
+  /** cuda: which GPU; by default the first. */
+  ordinal?: number;
 }
 
 /** The device of ops that are given no tensor: the first that was opened. */
@@ -124,20 +137,38 @@ export function defaultDevice(): Device {
   return current;
 }
 
+function forget(closed: Device): void {
+  if (current === closed) current = undefined;
+}
+
+function openCuda(ordinal: number): Device {
+  if (!Number.isInteger(ordinal) || ordinal < 0) throw rangeError("DEVICE", `ordinal is ${ordinal}, wanted a whole number from 0`);
+  try {
+    return new AddonDevice("cuda", "cuda", ordinal);
+  } catch (error) {
+    throw rangeError("DEVICE", `cuda: ${(error as Error).message}`);
+  }
+}
+
 /**
- * Opens a device: `cpu` (C++ kernels on own threads). Without a kind: `RLHF_DEVICE`, else the best that has every op.
+ * Opens a device: `cpu` (C++ kernels on own threads), `cuda` (an NVIDIA GPU; not every op, see `has`). Without a kind: `RLHF_DEVICE`, else the best that has every op.
  * @throws RangeError `DEVICE` if this machine does not have it
  */
 export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Promise<Device> {
   const wanted = kind ?? (process.env.RLHF_DEVICE as DeviceKind | undefined) ?? "cpu";
-  if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${wanted}", this build has: cpu`);
+  if (wanted === "cuda") {
+    const opened = openCuda(options.ordinal ?? 0);
+    current ??= opened;
+    return opened;
+  }
+  if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${wanted}", this build has: cpu, cuda`);
   const threads = options.threads ?? Number(process.env.RLHF_NUM_THREADS ?? 0);
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
     throw rangeError("THREADS", `threads is ${options.threads ?? process.env.RLHF_NUM_THREADS}, wanted a whole number from 1 to 1024`);
   const isa = options.isa ?? process.env.RLHF_ISA;
   if (isa && !native.isaAvailable.split(" ").includes(isa))
     throw rangeError("ISA", `isa is "${isa}", this machine has: ${native.isaAvailable.replaceAll(" ", ", ")}`);
-  const opened = new CpuDevice(isa || undefined, threads);
+  const opened = new AddonDevice("cpu", isa || undefined, threads);
   current ??= opened;
   return opened;
 }

@@ -2,9 +2,10 @@ import { defaultDevice, type Device, type Placed } from "../device/device.js";
 import { rangeError, typeError } from "../device/errors.js";
 import type { Dtype } from "../device/ops.js";
 
-export type Data = Float32Array | Float64Array | Int32Array;
-const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array } as const;
-const BYTES = { f32: 4, f64: 8, i32: 4 } as const;
+/** The numbers of a tensor; those of a Uint16Array are bf16, by their bits. */
+export type Data = Float32Array | Float64Array | Int32Array | Uint16Array;
+const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, bf16: Uint16Array } as const;
+const BYTES = { f32: 4, f64: 8, i32: 4, bf16: 2 } as const;
 
 /** Memory on a device, shared by the tensors that view it. */
 class Storage {
@@ -36,7 +37,7 @@ export function withOwner<T>(owner: Owner, f: () => T): T {
   }
 }
 
-/** f32, f64 or int32 numbers on a device, row-major. */
+/** f32, f64, int32 or bf16 numbers on a device, row-major. */
 export class Tensor implements Placed {
   readonly layout: Placed["layout"];
   readonly stride: number;
@@ -118,9 +119,9 @@ export class Tensor implements Placed {
 
   /** Waits for everything queued before and copies the numbers to JavaScript. */
   async read(): Promise<Data> {
-    const { device, address } = this;
+    const { device, address, dtype } = this;
     if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor cannot be read");
-    return new ARRAYS[this.dtype](await device.read(address, this.size * BYTES[this.dtype]));
+    return new ARRAYS[dtype](await device.read(address, this.size * BYTES[dtype], dtype));
   }
 
   /** Overwrites the numbers, in the order of the queue. */
@@ -149,6 +150,7 @@ export function sizeOf(shape: readonly number[]): number {
 
 export function dtypeOf(data: Data): Dtype {
   if (data instanceof Float32Array || data.constructor.name === "Float32Array") return "f32";
+  if (data instanceof Uint16Array || data.constructor.name === "Uint16Array") return "bf16";
   return data instanceof Float64Array || data.constructor.name === "Float64Array" ? "f64" : "i32";
 }
 
