@@ -135,6 +135,10 @@ DEVICE float log1p(float x) { return ::log1pf(x); }
 DEVICE double log1p(double x) { return ::log1p(x); }
 DEVICE float sqrt(float x) { return ::sqrtf(x); }
 DEVICE double sqrt(double x) { return ::sqrt(x); }
+// Whole numbers alone: their sums and maxima do not depend on the order.
+DEVICE void atomic_add(Global<int32_t> x, int64_t i, int32_t n) { atomicAdd(x.data + i, n); }
+DEVICE void atomic_max(Global<int32_t> x, int64_t i, int32_t n) { atomicMax(x.data + i, n); }
+
 // Sets the error word of the op, if nothing has yet.
 DEVICE void latch(Global<int32_t> error, Reason reason) { atomicCAS(error.data, 0, int32_t(reason)); }
 

@@ -314,6 +314,9 @@ inline double log1p(double x) { return std::log1p(x); }
 inline float sqrt(float x) { return std::sqrt(x); }
 inline double sqrt(double x) { return std::sqrt(x); }
 
+inline void atomic_add(Global<int32_t> x, int64_t i, int32_t n) { x[i] += n; }
+inline void atomic_max(Global<int32_t> x, int64_t i, int32_t n) { x[i] = x[i] > n ? x[i] : n; }
+
 inline void latch(Global<int32_t> error, Reason reason) {
   if (error[0] == 0) error[0] = reason;
 }

@@ -7,6 +7,8 @@ namespace rlhf::cuda {
 
 // X(op, takes bf16)
 #define RLHF_CUDA_OPS(X)    \
+  X(attention, 1)           \
+  X(attention_grad, 1)      \
   X(linear, 1)              \
   X(linear_grad_input, 1)   \
   X(linear_grad_weight, 1)  \
