@@ -11,7 +11,7 @@
 //
 // Budget, bf16, 128 threads, at most 255 registers and so two blocks a processor:
 //   D 64   128 queries x 64 keys   32 KiB of shared memory
-//   D 128  128 queries x 64 keys   64 KiB
+//   D 128  128 queries x 32 keys   48 KiB (64 keys spill)
 //   D 256   64 queries x 64 keys   96 KiB
 // Expected, not yet measured on a GPU: with M = 2 a byte from shared memory feeds 8 multiply-adds, of 128 bytes a clock 1024
 // (D 256: M = 1, half of it) in each of two products, k and v alike; the mma.sync of an A100 needs 1024 a clock, that of an
@@ -41,12 +41,12 @@ constexpr int WARPS = 4;
 #define ATTENTION_VARIANTS(X) \
   X(Bf16, bf16, 32, 2, 64)    \
   X(Bf16, bf16, 64, 2, 64)    \
-  X(Bf16, bf16, 128, 2, 64)   \
+  X(Bf16, bf16, 128, 2, 32)   \
   X(Bf16, bf16, 256, 1, 64)   \
   X(F32, f32, 32, 2, 32)      \
   X(F32, f32, 64, 2, 32)      \
   X(F32, f32, 128, 1, 32)     \
-  X(F32, f32, 256, 1, 32)
+  X(F32, f32, 256, 1, 16)
 
 #if RLHF_DEVICE_CODE
 
@@ -248,7 +248,7 @@ KERNEL(attention_plan, PlanParams, PLANNERS) {
 }
 
 #define VARIANT(Mma, type, D, M, KEYS) \
-  KERNEL(attention_##type##_d##D, AttentionParams<Mma::Element>, 32 * WARPS) { attend<Mma, D, M, KEYS>(p); }
+  KERNEL(attention_##type##_d##D, AttentionParams<Mma::Element>, 32 * WARPS, 2) { attend<Mma, D, M, KEYS>(p); }
 ATTENTION_VARIANTS(VARIANT)
 #undef VARIANT
 #endif

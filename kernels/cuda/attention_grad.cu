@@ -13,8 +13,8 @@
 //
 // Budget, bf16, 128 threads, at most 255 registers:
 //          dk, dv                             dq
-//   D 64   128 keys x 32 queries    49 KiB    128 queries x 64 keys   64 KiB
-//   D 128   64 keys x 64 queries    97 KiB    128 queries x 32 keys   96 KiB
+//   D 64   128 keys x 16 queries    41 KiB    128 queries x 32 keys   48 KiB
+//   D 128   64 keys x 32 queries    65 KiB    128 queries x 16 keys   80 KiB    larger tiles spill
 //   D 256   64 keys x 32 queries   129 KiB     64 queries x 32 keys  128 KiB    dk, dv in two halves of D
 // Expected, not yet measured on a GPU: a byte from shared memory feeds 8 multiply-adds with M = 2, 4 with M = 1, of 128 bytes
 // a clock. D 64 is bound by the tensor cores of an A100 and by both on an H100; dk and dv at D 128 (M = 1, since two results of
@@ -42,13 +42,13 @@ struct AttentionGradParams {
 // Shapes of the tiles: X(policy, type, D, warps; for dk and dv: M, queries, parts of D; for dq: M, keys)
 #define ATTENTION_GRAD_VARIANTS(X)        \
   X(Bf16, bf16, 32, 4, 2, 32, 1, 2, 64)   \
-  X(Bf16, bf16, 64, 4, 2, 32, 1, 2, 32)   \
-  X(Bf16, bf16, 128, 4, 1, 64, 1, 2, 32)  \
+  X(Bf16, bf16, 64, 4, 2, 16, 1, 2, 32)   \
+  X(Bf16, bf16, 128, 4, 1, 32, 1, 2, 16)  \
   X(Bf16, bf16, 256, 4, 1, 32, 2, 1, 32)  \
   X(F32, f32, 32, 4, 2, 16, 1, 2, 32)     \
-  X(F32, f32, 64, 4, 2, 16, 1, 2, 32)     \
-  X(F32, f32, 128, 4, 1, 16, 1, 1, 32)    \
-  X(F32, f32, 256, 2, 1, 16, 2, 1, 16)
+  X(F32, f32, 64, 4, 1, 16, 1, 2, 32)     \
+  X(F32, f32, 128, 4, 1, 16, 2, 1, 32)    \
+  X(F32, f32, 256, 2, 1, 16, 4, 1, 8)
 
 #if RLHF_DEVICE_CODE
 
@@ -222,10 +222,10 @@ KERNEL(attention_grad_rows_bf16, AttentionGradParams<bf16>, 128) { query_rows<Bf
 KERNEL(attention_grad_rows_f32, AttentionGradParams<float>, 128) { query_rows<F32, 4>(p); }
 
 #define VARIANT(Mma, type, D, WARPS, M, QUERIES, PARTS, M_Q, KEYS)                              \
-  KERNEL(attention_grad_keys_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS) {    \
+  KERNEL(attention_grad_keys_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) {    \
     key_gradients<Mma, D, WARPS, M, QUERIES, PARTS>(p);                                         \
   }                                                                                             \
-  KERNEL(attention_grad_queries_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS) { \
+  KERNEL(attention_grad_queries_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) { \
     query_gradients<Mma, D, WARPS, M_Q, KEYS>(p);                                               \
   }
 ATTENTION_GRAD_VARIANTS(VARIANT)
