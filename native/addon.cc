@@ -1,4 +1,4 @@
-// The Node addon: a Device is a stream, its memory and its queue; the list of ops is exported as data, and a call is
+// The Node addon: a Device is a stream of a CPU or a GPU, its memory and its queue; the list of ops is exported as data, and a call is
 // a frame of numbers that lib/device/native.ts fills: for a tensor its address, dtype (-1: absent), layout, rank, four
 // dims and row stride, for a scalar the number itself. There is no code per op.
 #include <napi.h>
@@ -34,12 +34,18 @@ class Device : public Napi::ObjectWrap<Device> {
             InstanceAccessor<&Device::threads>("threads")});
   }
 
-  // new Device(isa | undefined, threads: 0 for one per core)
+  // new Device(isa | undefined, threads: 0 for one per core), or new Device("cuda", ordinal)
   explicit Device(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Device>(info) {
     std::string isa = info[0].IsString() ? info[0].As<Napi::String>().Utf8Value() : "";
-    stream_ = rlhf_stream_create(isa.empty() ? nullptr : isa.c_str(), info[1].As<Napi::Number>().Int32Value());
+    const int32_t number = info[1].As<Napi::Number>().Int32Value();
+    gpu_ = isa == "cuda";
+    char why[512] = "";
+    stream_ = gpu_ ? rlhf_cuda_stream_create(number, nullptr, why, sizeof why) : rlhf_stream_create(isa.empty() ? nullptr : isa.c_str(), number);
+    if (!stream_ && gpu_) throw Napi::RangeError::New(info.Env(), why);
     if (!stream_) throw Napi::RangeError::New(info.Env(), "this machine cannot run isa \"" + isa + "\", it has: " + rlhf_isa_available());
-    queue_ = std::make_unique<Queue>(stream_);
+    const Pages pages{gpu_ ? stream_ : nullptr};
+    memory_ = std::make_unique<Memory>(pages);
+    queue_ = std::make_unique<Queue>(stream_, pages);
     settle_ = Napi::ThreadSafeFunction::New(info.Env(), Napi::Function::New(info.Env(), [](const Napi::CallbackInfo&) {}), "rlhf-kernels", 0, 1);
     settle_.Unref(info.Env());
   }
@@ -49,6 +55,7 @@ class Device : public Napi::ObjectWrap<Device> {
   void shut() {
     if (!stream_) return;
     queue_.reset();
+    memory_.reset();
     settle_.Release();
     rlhf_stream_destroy(stream_);
     stream_ = nullptr;
@@ -61,20 +68,33 @@ class Device : public Napi::ObjectWrap<Device> {
   }
 
   Napi::Value allocate(const Napi::CallbackInfo& info) {
+    open(info.Env());
     double bytes = info[0].As<Napi::Number>().DoubleValue();
-    void* p = bytes >= 0 && bytes < 1e15 ? memory_.allocate(size_t(bytes)) : nullptr;
+    const bool possible = bytes >= 0 && bytes < 1e15;
+    void* p = possible ? memory_->allocate(size_t(bytes)) : nullptr;
+    if (!p && possible) queue_->drain(), memory_->trim(), p = memory_->allocate(size_t(bytes));
     if (!p) throw Napi::RangeError::New(info.Env(), "out of memory: " + std::to_string(bytes) + " bytes wanted");
     return Napi::Number::New(info.Env(), double(reinterpret_cast<uintptr_t>(p)));
   }
 
-  Napi::Value release(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), memory_.release(address(info[0]))); }
+  Napi::Value release(const Napi::CallbackInfo& info) { return Napi::Boolean::New(info.Env(), memory_ && memory_->release(address(info[0]))); }
 
   // write(address, bytes: Uint8Array): copied before it returns
   void write(const Napi::CallbackInfo& info) {
     open(info.Env());
     auto view = info[1].As<Napi::Uint8Array>();
     std::vector<uint8_t> copy(view.Data(), view.Data() + view.ByteLength());
-    queue_->push([to = address(info[0]), copy = std::move(copy)] { std::memcpy(to, copy.data(), copy.size()); });
+    queue_->push([this, to = address(info[0]), copy = std::move(copy)] {
+      if (!gpu_) std::memcpy(to, copy.data(), copy.size());
+      else keep(rlhf_stream_write(stream_, to, copy.data(), int64_t(copy.size())));
+    });
+  }
+
+  // A status of the GPU's stream; the message begins with the op, where it is one's.
+  void keep(rlhf_status status) {
+    if (status == RLHF_OK) return;
+    const std::string message = rlhf_message(stream_);
+    queue_->keep({status == RLHF_FAILED ? "" : message.substr(0, message.find(':')), message, status});
   }
 
   // read(address, bytes): a promise of an ArrayBuffer, after all that was queued before it
@@ -85,7 +105,9 @@ class Device : public Napi::ObjectWrap<Device> {
     auto* read = new Read{Napi::Promise::Deferred::New(env), Napi::Persistent(buffer), {}};
     if (pending_++ == 0) settle_.Ref(env);
     queue_->push([this, read, from = address(info[0]), to = buffer.Data(), bytes = buffer.ByteLength()] {
-      if (bytes) std::memcpy(to, from, bytes);
+      if (!gpu_ && bytes) std::memcpy(to, from, bytes);
+      if (gpu_ && bytes) keep(rlhf_stream_read(stream_, to, from, int64_t(bytes)));
+      if (gpu_) keep(rlhf_stream_wait(stream_));
       read->failure = queue_->take_failure();
       settle_.BlockingCall(read, [this](Napi::Env env, Napi::Function, Read* read) { settled(env, read); });
     });
@@ -136,23 +158,26 @@ class Device : public Napi::ObjectWrap<Device> {
   Napi::Value memory(const Napi::CallbackInfo& info) {
     Napi::Object out = Napi::Object::New(info.Env());
     double workspace = queue_ ? double(queue_->workspace_bytes()) : 0;
-    out.Set("current", double(memory_.current()));
-    out.Set("peak", double(memory_.peak()) + workspace);
-    out.Set("held", double(memory_.held()) + workspace);
+    out.Set("current", memory_ ? double(memory_->current()) : 0);
+    out.Set("peak", memory_ ? double(memory_->peak()) + workspace : 0);
+    out.Set("held", memory_ ? double(memory_->held()) + workspace : 0);
     out.Set("workspace", workspace);
     out.Set("busySeconds", queue_ ? queue_->busy_seconds() : 0);
     return out;
   }
 
-  // trim(): gives cached memory back once nothing queued uses it, and starts the peak anew
-  void trim(const Napi::CallbackInfo&) { memory_.reset_peak(); }
+  // trim(): starts the peak anew
+  void trim(const Napi::CallbackInfo&) {
+    if (memory_) memory_->reset_peak();
+  }
 
   void close(const Napi::CallbackInfo&) { shut(); }
   Napi::Value isa(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), stream_ ? rlhf_stream_isa(stream_) : ""); }
   Napi::Value threads(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), stream_ ? rlhf_stream_threads(stream_) : 0); }
 
   rlhf_stream* stream_ = nullptr;
-  Memory memory_;
+  bool gpu_ = false;
+  std::unique_ptr<Memory> memory_;
   std::unique_ptr<Queue> queue_;
   Napi::ThreadSafeFunction settle_;
   int pending_ = 0;
@@ -170,7 +195,9 @@ Napi::Array list_ops(Napi::Env env) {
       arguments.Set(arguments.Length(), o);
     }
     Napi::Object o = Napi::Object::New(env);
-    o.Set("name", op.name), o.Set("arguments", arguments);
+    Napi::Array cuda = Napi::Array::New(env);
+    for (const char* dtype : cuda_dtypes(op)) cuda.Set(cuda.Length(), dtype);
+    o.Set("name", op.name), o.Set("arguments", arguments), o.Set("cuda", cuda);
     ops.Set(ops.Length(), o);
   }
   return ops;

@@ -21,6 +21,7 @@ struct View {
   int64_t dim[4];
   int64_t stride;  // elements from one index of dimension 0 to the next
   int32_t layout;  // rlhf_layout, for weights
+  int32_t dtype;  // rlhf_dtype: where a GPU's op takes bf16 too, data is of that type
   RLHF_INLINE explicit operator bool() const { return data != nullptr; }
   RLHF_INLINE T& operator[](int64_t i) const { return data[i]; }
   RLHF_INLINE T* row(int64_t i) const { return data + i * stride; }
@@ -32,6 +33,7 @@ struct View {
 #define I32 int32_t
 #define ROWS float
 #define WEIGHT float
+#define SAME float
 #define IN(type, name, dims) View<const type> name;
 #define OPT(type, name, dims) View<const type> name;
 #define OUT(type, name, dims) View<type> name;
@@ -59,6 +61,7 @@ RLHF_CHOICES(LIST)
 #undef I32
 #undef ROWS
 #undef WEIGHT
+#undef SAME
 
 // The threads of a stream. run() calls f(state, thread) once on each of them and returns when all are done.
 struct Threads {
@@ -68,6 +71,18 @@ struct Threads {
   ~Threads() = default;
 };
 
+// What a GPU's stream offers the functions that launch its kernels.
+struct Gpu {
+  virtual bool launch(const char* kernel, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t bytes) = 0;
+  virtual bool fill(void* data, int byte, int64_t bytes) = 0;
+  const char* failure = nullptr;  // why the last launch did not happen
+  int32_t* errors = nullptr;  // on the device, a word per op: why its results are NaN (simt.h)
+  int multiprocessors = 0, architecture = 0;  // 80, 90
+
+ protected:
+  ~Gpu() = default;
+};
+
 struct Context {
   Threads* pool;
   int threads;
@@ -75,6 +90,8 @@ struct Context {
   int64_t workspace_bytes;  // in: what there is; out: what the kernel asked for
   bool measuring;
   const char* failure;  // set by fail(): the first thing that was wrong, a literal
+  Gpu* gpu = nullptr;  // of a GPU's stream: the call enqueues, tensors and workspace lie on the device
+  int op = 0;  // in the list
 
   // The kernel's one request for memory, before any other work, 64-byte aligned. A kernel that gets null returns at once.
   RLHF_INLINE void* scratch(int64_t bytes) {

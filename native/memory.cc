@@ -20,7 +20,8 @@ size_t size_class(size_t bytes) {
 
 }  // namespace
 
-void* allocate_pages(size_t bytes) {
+void* Pages::allocate(size_t bytes) const {
+  if (gpu) return rlhf_stream_allocate(gpu, int64_t(bytes));
   size_t alignment = bytes >= 2 * LARGE ? LARGE : 64;
   void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
 #if defined(__linux__)
@@ -29,8 +30,13 @@ void* allocate_pages(size_t bytes) {
   return p;
 }
 
+void Pages::release(void* p) const {
+  if (gpu) rlhf_stream_release(gpu, p);
+  else std::free(p);
+}
+
 Memory::~Memory() {
-  for (auto& [p, bytes] : live_) std::free(p);
+  for (auto& [p, bytes] : live_) pages_.release(p);
   trim();
 }
 
@@ -42,8 +48,7 @@ void* Memory::allocate(size_t bytes) {
     p = free.back();
     free.pop_back();
   } else {
-    p = allocate_pages(bytes);
-    if (!p) trim(), p = allocate_pages(bytes);
+    p = pages_.allocate(bytes);
     if (!p) return nullptr;
     held_ += bytes;
   }
@@ -64,7 +69,7 @@ bool Memory::release(void* p) {
 
 void Memory::trim() {
   for (auto& [bytes, free] : cached_) {
-    for (void* p : free) std::free(p), held_ -= bytes;
+    for (void* p : free) pages_.release(p), held_ -= bytes;
     free.clear();
   }
 }

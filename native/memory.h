@@ -6,25 +6,35 @@
 #include <unordered_map>
 #include <vector>
 
+#include "native/rlhf_kernels.h"
+
 namespace rlhf {
+
+// Where memory comes from: the host, or the GPU of a stream.
+struct Pages {
+  rlhf_stream* gpu = nullptr;
+  void* allocate(size_t bytes) const;  // 64-byte aligned, in large pages where there are many; null if there is none
+  void release(void*) const;
+};
 
 class Memory {
  public:
+  explicit Memory(Pages pages = {}) : pages_(pages) {}
   ~Memory();
+  Memory& operator=(const Memory&) = delete;
   void* allocate(size_t bytes);  // 64-byte aligned; null if there is none
   bool release(void*);  // false if it is not ours, or released already
   size_t current() const { return current_; }
   size_t peak() const { return peak_; }
   size_t held() const { return held_; }  // in use and cached
   void reset_peak() { peak_ = current_; }
-  void trim();  // gives the cached memory back
+  void trim();  // gives the cached memory back, which nothing queued may use
 
  private:
+  const Pages pages_;
   std::unordered_map<void*, size_t> live_;
   std::unordered_map<size_t, std::vector<void*>> cached_;
   size_t current_ = 0, peak_ = 0, held_ = 0;
 };
-
-void* allocate_pages(size_t bytes);  // aligned, in large pages where there are many
 
 }  // namespace rlhf

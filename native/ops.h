@@ -11,7 +11,8 @@
 //   CHOICE         (list, name)         one of a list of names (ops_choices.h)
 //   SCRATCH                             the op asks for workspace
 //
-// type: F32, F64, I32: contiguous;  ROWS: F32 whose dimension 0 may be strided;  WEIGHT: F32, row-major or packed.
+// type: F32, F64, I32: contiguous;  ROWS: F32 whose dimension 0 may be strided;  WEIGHT: F32, row-major or packed;
+//   SAME: contiguous. ROWS, WEIGHT and SAME may all be bf16 on a device that takes it.
 // dims: one letter per dimension, the same letter is the same size in the whole op; "B+1"; a number; "..." is any
 // shape, the same wherever it stands in the op. A letter that no input binds is chosen by the caller.
 //
@@ -53,10 +54,10 @@ OP(swiglu_grad, IN(F32, dy, "...") IN(F32, gate, "...") IN(F32, up, "...") OUT(F
 
 // ---- attention: causal, grouped-query, packed
 OP(attention, SCRATCH IN(ROWS, q, "N,H,D") IN(ROWS, k, "N,G,D") IN(ROWS, v, "N,G,D") OFFSETS(cu_seqlens, "B+1", "N")
-     OPT(I32, prefix, "B") REAL(scale) OUT(F32, o, "N,H,D") OUT(F32, lse, "N,H"))
+     OPT(I32, prefix, "B") REAL(scale) OUT(SAME, o, "N,H,D") OUT(F32, lse, "N,H"))
 OP(attention_grad, SCRATCH IN(ROWS, d_o, "N,H,D") IN(ROWS, q, "N,H,D") IN(ROWS, k, "N,G,D") IN(ROWS, v, "N,G,D")
-     IN(F32, o, "N,H,D") IN(F32, lse, "N,H") OFFSETS(cu_seqlens, "B+1", "N") OPT(I32, prefix, "B") REAL(scale)
-     OUT(F32, dq, "N,H,D") OUT(F32, dk, "N,G,D") OUT(F32, dv, "N,G,D"))
+     IN(SAME, o, "N,H,D") IN(F32, lse, "N,H") OFFSETS(cu_seqlens, "B+1", "N") OPT(I32, prefix, "B") REAL(scale)
+     OUT(SAME, dq, "N,H,D") OUT(SAME, dk, "N,G,D") OUT(SAME, dv, "N,G,D"))
 // the cache of a layer: per slot and head, T = capacity in tokens (a multiple of 64), in the layout that decode reads
 OP(kv_write, IN(ROWS, k, "N,G,D") IN(ROWS, v, "N,G,D") IDS(slots, "N", "S") IDS(positions, "N", "T")
      ADD(F32, k_cache, "S,G,T,D") ADD(F32, v_cache, "S,G,T,D"))
@@ -69,12 +70,12 @@ OP(attention_decode, SCRATCH IN(ROWS, q, "B,H,D") IN(F32, k_cache, "S,G,T,D") IN
 OP(logprob, IN(ROWS, logits, "M,V") IDS(y, "M", "V") REAL(temperature)
      OUT(F32, logp, "M") OUT(F32, lse, "M") OUT(F32, entropy, "M"))
 OP(logprob_grad, IN(ROWS, logits, "M,V") IDS(y, "M", "V") IN(F32, logp, "M") IN(F32, lse, "M") IN(F32, entropy, "M")
-     IN(F32, dlogp, "M") OPT(F32, dentropy, "M") REAL(temperature) OUT(F32, dlogits, "M,V"))
+     IN(F32, dlogp, "M") OPT(F32, dentropy, "M") REAL(temperature) OUT(SAME, dlogits, "M,V"))
 OP(linear_logprob, SCRATCH IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V") REAL(temperature)
      OUT(F32, logp, "M") OUT(F32, lse, "M") OUT(F32, entropy, "M"))
 OP(linear_logprob_grad, SCRATCH IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V")
      IN(F32, logp, "M") IN(F32, lse, "M") IN(F32, entropy, "M") IN(F32, dlogp, "M") OPT(F32, dentropy, "M")
-     REAL(temperature) OPT_OUT(F32, dh, "N,C") OPT_ADD(F32, dweight, "V,C"))
+     REAL(temperature) OPT_OUT(SAME, dh, "N,C") OPT_ADD(F32, dweight, "V,C"))
 // full KL(p || q) of each row, p and q given by their logits
 OP(full_kl, IN(ROWS, logits, "M,V") IN(ROWS, ref_logits, "M,V") REAL(temperature) OUT(F32, kl, "M"))
 
@@ -108,7 +109,7 @@ OP(policy_loss, SCRATCH IN(F32, logp, "M") OPT(F32, entropy, "M") POLICY_LOSS
      OUT(F32, loss, "1") OUT(F32, dlogp, "M") OPT_OUT(F32, dentropy, "M"))
 OP(linear_policy_loss, SCRATCH IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V")
      REAL(temperature) POLICY_LOSS
-     OUT(F32, loss, "1") OUT(F32, logp, "M") OUT(F32, entropy, "M") OPT_OUT(F32, dh, "N,C") OPT_ADD(F32, dweight, "V,C"))
+     OUT(F32, loss, "1") OUT(F32, logp, "M") OUT(F32, entropy, "M") OPT_OUT(SAME, dh, "N,C") OPT_ADD(F32, dweight, "V,C"))
 // stats: loss, clipped, value, squared error to the return, return, squared return (weighted as the loss); tokens; 0
 OP(value_loss, SCRATCH IN(F32, values, "M") OPT(F32, old_values, "M") IN(F32, returns, "M") OPT(I32, mask, "M")
      OFFSETS(cu_seqlens, "B+1", "M") REAL(clip_range) CHOICE(Aggregation, aggregation) REAL(denominator) REAL(scale)

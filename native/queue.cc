@@ -1,13 +1,11 @@
 #include "native/queue.h"
 
 #include <chrono>
-#include <cstdlib>
-
-#include "native/memory.h"
+#include <future>
 
 namespace rlhf {
 
-Queue::Queue(rlhf_stream* stream) : stream_(stream), thread_([this] { work(); }) {}
+Queue::Queue(rlhf_stream* stream, Pages pages) : stream_(stream), pages_(pages), thread_([this] { work(); }) {}
 
 Queue::~Queue() {
   {
@@ -16,7 +14,7 @@ Queue::~Queue() {
   }
   ready_.notify_one();
   thread_.join();
-  std::free(workspace_);
+  if (workspace_) pages_.release(workspace_);
 }
 
 void Queue::push(std::function<void()> task) {
@@ -26,6 +24,12 @@ void Queue::push(std::function<void()> task) {
     waiting_.store(tasks_.size(), std::memory_order_release);
   }
   ready_.notify_one();
+}
+
+void Queue::drain() {
+  std::promise<void> done;
+  push([&] { done.set_value(); });
+  done.get_future().wait();
 }
 
 void Queue::work() {
@@ -65,13 +69,17 @@ void Queue::run(int op, const std::vector<Value>& values) {
   int64_t bytes = 0;
   rlhf_status status = invoke(stream_, op, values.data(), nullptr, 0, &bytes);
   if (size_t(bytes) > workspace_bytes_) {
-    std::free(workspace_);
-    workspace_ = allocate_pages(size_t(bytes));
+    if (workspace_) pages_.release(workspace_);
+    workspace_ = pages_.allocate(size_t(bytes));
     workspace_bytes_ = workspace_ ? size_t(bytes) : 0;
   }
   // Refused arguments are refused again by the call itself, which also leaves NaN behind where ids were bad.
   status = invoke(stream_, op, values.data(), workspace_, int64_t(workspace_bytes_.load()), nullptr);
-  if (status != RLHF_OK && failure_.status == RLHF_OK) failure_ = {op_table()[size_t(op)].name, rlhf_message(stream_), status};
+  if (status != RLHF_OK) keep({op_table()[size_t(op)].name, rlhf_message(stream_), status});
+}
+
+void Queue::keep(Failure failure) {
+  if (failure_.status == RLHF_OK) failure_ = std::move(failure);
 }
 
 Failure Queue::take_failure() {

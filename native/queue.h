@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "native/memory.h"
 #include "native/op_table.h"
 
 namespace rlhf {
@@ -21,13 +22,15 @@ struct Failure {
 
 class Queue {
  public:
-  explicit Queue(rlhf_stream* stream);
+  Queue(rlhf_stream* stream, Pages pages);  // pages: of the workspace
   ~Queue();  // what is still queued does not run
   void push(std::function<void()> task);
+  void drain();  // waits until all that is queued has run
   void call(int op, std::vector<Value> values, std::vector<rlhf_tensor> tensors);
 
-  // The first failure since it was last taken. On the queue's thread only.
+  // On the queue's thread only: the first failure since it was last taken, and keeping one.
   Failure take_failure();
+  void keep(Failure);
   double busy_seconds() const { return busy_.load(std::memory_order_relaxed); }
   size_t workspace_bytes() const { return workspace_bytes_.load(std::memory_order_relaxed); }
 
@@ -36,6 +39,7 @@ class Queue {
   void run(int op, const std::vector<Value>& values);
 
   rlhf_stream* stream_;
+  const Pages pages_;
   std::mutex mutex_;
   std::condition_variable ready_;
   std::deque<std::function<void()>> tasks_;

@@ -3,7 +3,9 @@
 // For each op of ops.h, with its arguments in the order of the list (tensors by pointer, NULL where one is absent):
 //   rlhf_status rlhf_<op>(rlhf_stream*, ..., void* workspace, int64_t workspace_bytes);
 //   int64_t     rlhf_<op>_workspace(..., rlhf_stream*);      bytes, or -1 where the arguments are refused
-// A call returns when the op is done. After a status other than RLHF_OK, rlhf_message(stream) says what was wrong.
+// On a CPU's stream a call returns when the op is done; on a GPU's it enqueues and returns, tensors and workspace lie on the device,
+// and ids and offsets that turn out bad leave NaN and are told by rlhf_stream_wait. After a status other than RLHF_OK,
+// rlhf_message(stream) says what was wrong.
 #ifndef RLHF_KERNELS_H
 #define RLHF_KERNELS_H
 #include <stdint.h>
@@ -18,14 +20,15 @@ extern "C" {
 #define RLHF_ABI_VERSION 1
 #define RLHF_LAW_VERSION 1
 
-typedef enum { RLHF_F32 = 0, RLHF_F64 = 1, RLHF_I32 = 2 } rlhf_dtype;
+typedef enum { RLHF_F32 = 0, RLHF_F64 = 1, RLHF_I32 = 2, RLHF_BF16 = 3 } rlhf_dtype;
 typedef enum { RLHF_ROW_MAJOR = 0, RLHF_PANELS = 1, RLHF_PANELS_TRANSPOSED = 2 } rlhf_layout;
 typedef enum {
   RLHF_OK = 0,
   RLHF_BAD_ARGUMENT = 1,  // null, dtype, rank, size, stride, layout
   RLHF_BAD_ID = 2,  // an id outside its range; float outputs are NaN
   RLHF_BAD_OFFSETS = 3,  // offsets that do not run monotonically from 0 to their total; float outputs are NaN
-  RLHF_BAD_WORKSPACE = 4  // too small
+  RLHF_BAD_WORKSPACE = 4,  // too small
+  RLHF_FAILED = 5  // the GPU or its driver
 } rlhf_status;
 
 typedef struct {
@@ -42,9 +45,19 @@ typedef struct rlhf_stream rlhf_stream;  // an ISA, its threads, the last messag
 
 // isa: "scalar", "avx2", "avx512", "neon", or NULL for the best; threads: 0 for one per core. NULL if refused.
 rlhf_stream* rlhf_stream_create(const char* isa, int32_t threads);
+// A GPU's stream: enqueues to `cuda_stream` (a CUstream of the device's primary context), or to one of its own where it is NULL.
+// NULL if there is none, with the reason in why[size].
+rlhf_stream* rlhf_cuda_stream_create(int32_t ordinal, void* cuda_stream, char* why, int64_t size);
+rlhf_status rlhf_stream_wait(rlhf_stream*);  // until all that was enqueued is done
+void* rlhf_stream_allocate(rlhf_stream*, int64_t bytes);  // NULL if there is no more
+void rlhf_stream_release(rlhf_stream*, void*);  // once what is enqueued no longer needs it
+rlhf_status rlhf_stream_write(rlhf_stream*, void* device, const void* host, int64_t bytes);
+rlhf_status rlhf_stream_read(rlhf_stream*, void* host, const void* device, int64_t bytes);  // waits
+// The list of ops as JSON: names, arguments, choices, and the dtypes that each device takes them at.
+const char* rlhf_ops_json(void);
 void rlhf_stream_destroy(rlhf_stream*);
 const char* rlhf_message(const rlhf_stream*);
-const char* rlhf_stream_isa(const rlhf_stream*);
+const char* rlhf_stream_isa(const rlhf_stream*);  // of a GPU: its name
 int32_t rlhf_stream_threads(const rlhf_stream*);
 const char* rlhf_isa_available(void);  // names, best first, separated by spaces
 // Functions of the law of arithmetic in double: same bits on every machine.

@@ -58,22 +58,36 @@ step("packages", {
   run: () => execute(process.platform === "win32" ? "npm.cmd" : "npm", ["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"]),
 });
 
+function compile(folder, ...definitions) {
+  const missing = [];
+  if (!there("cmake")) missing.push("cmake");
+  if (!["c++", "g++", "clang++"].some(there)) missing.push("a C++ compiler");
+  if (!["make", "gmake", "ninja"].some(there)) missing.push("make");
+  if (missing.length > 0)
+    fail(
+      `${missing.join(" and ")} ${missing.length > 1 ? "are" : "is"} missing; install with "sudo apt-get install g++ make cmake" (Debian), ` +
+        `"sudo dnf install gcc-c++ make cmake" (Fedora) or "xcode-select --install && brew install cmake" (macOS).`,
+    );
+  const options = definitions.map((definition) => `--CD${definition}`);
+  for (const command of ["configure", "compile"])
+    // compile alone would keep the options of before
+    execute(process.execPath, ["node_modules/cmake-js/bin/cmake-js", command, "-O", folder, "--parallel", "2", ...options]);
+}
+
+const sources = ["CMakeLists.txt", "native", "kernels/cpu", "kernels/cuda"];
 step("native", {
-  sources: ["CMakeLists.txt", "native", "kernels/cpu"],
+  sources,
   makes: join(root, "build/native/Release/rlhf_kernels.node"),
-  run() {
-    const missing = [];
-    if (!there("cmake")) missing.push("cmake");
-    if (!["c++", "g++", "clang++"].some(there)) missing.push("a C++ compiler");
-    if (!["make", "gmake", "ninja"].some(there)) missing.push("make");
-    if (missing.length > 0)
-      fail(
-        `${missing.join(" and ")} ${missing.length > 1 ? "are" : "is"} missing; install with "sudo apt-get install g++ make cmake" (Debian), ` +
-          `"sudo dnf install gcc-c++ make cmake" (Fedora) or "xcode-select --install && brew install cmake" (macOS).`,
-      );
-    execute(process.execPath, ["node_modules/cmake-js/bin/cmake-js", "compile", "-O", "build/native", "--parallel", "2"]);
-  },
+  run: () => compile("build/native"),
 });
+
+// For the tests: the addon with a simulated GPU, and the tests of the simulator.
+if (process.argv.includes("test"))
+  step("simulator", {
+    sources: [...sources, "test/native/simt.cc", "test/native/check.h"],
+    makes: join(root, "build/simulator/Release/rlhf_kernels.node"),
+    run: () => compile("build/simulator", "RLHF_SIMT=ON", "RLHF_TESTS=ON"),
+  });
 
 step("typescript", {
   sources: ["tsconfig.json", "package-lock.json", "lib", "test", "bench"],

@@ -8,7 +8,9 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "native/gpu.h"
 #include "native/op_table.h"
 #include "native/threads.h"
 
@@ -32,6 +34,10 @@ extern const Kernels kernels;
 namespace scalar {
 extern const Kernels kernels;
 }
+namespace cuda {
+extern const Kernels kernels;
+bool takes_bf16(const char* op);
+}  // namespace cuda
 
 namespace {
 
@@ -42,6 +48,7 @@ struct Isa {
 };
 
 // clang-format off
+const Isa cuda_isa{"cuda", &cuda::kernels, [] { return true; }};
 const Isa isas[] = {
     // best first
 #if RLHF_HAS_avx512
@@ -69,12 +76,12 @@ struct Cursor {
   template <class T>
   View<T> tensor() {
     const rlhf_tensor* t = (value++)->tensor;
-    View<T> v{nullptr, {1, 1, 1, 1}, 0, RLHF_ROW_MAJOR};
+    View<T> v{nullptr, {1, 1, 1, 1}, 0, RLHF_ROW_MAJOR, RLHF_F32};
     if (!t) return v;
     for (int i = 0; i < t->rank; i++) v.dim[i] = t->dims[i];
     static float nothing[16];  // an empty tensor is there, although it has no memory
     v.data = t->data ? static_cast<T*>(t->data) : reinterpret_cast<T*>(nothing);
-    v.stride = t->stride, v.layout = t->layout;
+    v.stride = t->stride, v.layout = t->layout, v.dtype = t->dtype;
     return v;
   }
 };
@@ -84,6 +91,7 @@ struct Cursor {
 #define I32 int32_t
 #define ROWS float
 #define WEIGHT float
+#define SAME float
 #define IN(type, name, dims) a.name = c.tensor<const type>();
 #define OPT(type, name, dims) a.name = c.tensor<const type>();
 #define OUT(type, name, dims) a.name = c.tensor<type>();
@@ -109,6 +117,7 @@ struct Cursor {
 #undef I32
 #undef ROWS
 #undef WEIGHT
+#undef SAME
 
 }  // namespace
 
@@ -146,6 +155,8 @@ const std::vector<Choice>& choice_table() {
 struct rlhf_stream {
   const rlhf::Isa* isa;
   std::unique_ptr<rlhf::Pool> pool;
+  std::unique_ptr<rlhf::GpuDevice> gpu;  // of a GPU's stream, which has no pool
+  std::string name;  // the ISA, or the GPU
   char message[512];
 };
 
@@ -180,9 +191,13 @@ class Checker {
   }
 
   rlhf_status check(const Value* values) {
+    if (on_->gpu && cuda::takes_bf16(op_.name))
+      for (size_t i = 0; i < op_.arguments.size() && !narrow_; i++)
+        narrow_ =
+            op_.arguments[i].kind == Kind::in && std::strcmp(op_.arguments[i].type, "ROWS") == 0 && values[i].tensor && values[i].tensor->dtype == RLHF_BF16;
     for (size_t i = 0; i < op_.arguments.size(); i++)
       if (rlhf_status s = is_tensor(op_.arguments[i].kind) ? tensor(op_.arguments[i], values[i].tensor) : scalar(op_.arguments[i], values[i])) return s;
-    for (size_t i = 0; i < op_.arguments.size(); i++)
+    for (size_t i = 0; i < op_.arguments.size() && !on_->gpu; i++)  // on a GPU the kernels look
       if (rlhf_status s = contents(op_.arguments[i], values[i].tensor)) return s;
     return RLHF_OK;
   }
@@ -196,9 +211,15 @@ class Checker {
     return RLHF_OK;
   }
 
+  // Where the device takes it, all of an op's ROWS, WEIGHT and SAME may be bf16 together.
+  bool bf16(const Argument& a) const {
+    return narrow_ && (std::strcmp(a.type, "ROWS") == 0 || std::strcmp(a.type, "WEIGHT") == 0 || std::strcmp(a.type, "SAME") == 0);
+  }
+
   rlhf_status tensor(const Argument& a, const rlhf_tensor* t) {
     if (!t) return is_optional(a.kind) ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s is null", a.name);
-    if (t->dtype != dtype_of(a.type)) return refuse(RLHF_BAD_ARGUMENT, "%s has dtype %d, wanted %d", a.name, t->dtype, dtype_of(a.type));
+    const int wanted = bf16(a) ? RLHF_BF16 : dtype_of(a.type);
+    if (t->dtype != wanted) return refuse(RLHF_BAD_ARGUMENT, "%s has dtype %d, wanted %d", a.name, t->dtype, wanted);
     if (t->rank < 0 || t->rank > 4) return refuse(RLHF_BAD_ARGUMENT, "%s has rank %d, wanted 0 to 4", a.name, t->rank);
     int64_t inner = 1, size = 1;
     for (int i = t->rank - 1; i >= 0; i--) {
@@ -266,15 +287,20 @@ class Checker {
   rlhf_stream* on_;
   const Op& op_;
   Sizes sizes_;
+  bool narrow_ = false;
 };
 
 // What an op that could not run leaves behind: NaN, never an old number.
-void poison(const Op& op, const Value* values) {
+void poison(rlhf_stream* on, const Op& op, const Value* values) {
   for (size_t i = 0; i < op.arguments.size(); i++) {
     const rlhf_tensor* t = values[i].tensor;
     if (!is_written(op.arguments[i].kind) || !t) continue;
     int64_t size = 1;
     for (int d = 0; d < t->rank; d++) size *= t->dims[d];
+    if (on->gpu) {
+      on->gpu->fill(t->data, t->dtype == RLHF_I32 ? 0 : 0xff, size * (t->dtype == RLHF_F64 ? 8 : t->dtype == RLHF_BF16 ? 2 : 4));
+      continue;
+    }
     if (t->dtype == RLHF_F32) std::fill_n(static_cast<float*>(t->data), size, std::numeric_limits<float>::quiet_NaN());
     if (t->dtype == RLHF_F64) std::fill_n(static_cast<double*>(t->data), size, std::numeric_limits<double>::quiet_NaN());
     if (t->dtype == RLHF_I32) std::fill_n(static_cast<int32_t*>(t->data), size, 0);
@@ -308,19 +334,60 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
   on->message[0] = 0;
   if (!op.has(*on->isa->kernels)) return checker.refuse(RLHF_BAD_ARGUMENT, "not available on %s", on->isa->name);
   if (rlhf_status s = checker.check(values)) {
-    if (s != RLHF_BAD_ARGUMENT && !bytes_wanted) poison(op, values);
+    if (s != RLHF_BAD_ARGUMENT && !bytes_wanted) poison(on, op, values);
     return s;
   }
-  if (bytes_wanted && !asks_for_workspace[index]) return *bytes_wanted = 0, RLHF_OK;
+  if (bytes_wanted && !on->gpu && !asks_for_workspace[index]) return *bytes_wanted = 0, RLHF_OK;
   KeepDenormals keep;
-  Context ctx{on->pool.get(), on->pool->size(), static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr};
+  Context ctx{
+      on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr, on->gpu.get(), index};
   if (bytes_wanted) ctx.workspace = nullptr, ctx.workspace_bytes = 0;
   op.run(*on->isa->kernels, ctx, values);
   if (bytes_wanted) return *bytes_wanted = ctx.workspace_bytes, RLHF_OK;
   if (!ctx.failure) return RLHF_OK;
-  bool small = ctx.workspace_bytes > workspace_bytes;
-  poison(op, values);
-  return checker.refuse(small ? RLHF_BAD_WORKSPACE : RLHF_BAD_ARGUMENT, "%s", ctx.failure);
+  const bool small = ctx.workspace_bytes > workspace_bytes, launch = on->gpu && ctx.failure == on->gpu->failure;
+  const rlhf_status status = checker.refuse(launch ? RLHF_FAILED : small ? RLHF_BAD_WORKSPACE : RLHF_BAD_ARGUMENT, "%s", ctx.failure);
+  poison(on, op, values);
+  return status;
+}
+
+std::vector<const char*> cuda_dtypes(const Op& op) {
+  if (!op.has(cuda::kernels)) return {};
+  if (cuda::takes_bf16(op.name)) return {"f32", "bf16"};
+  return {"f32"};
+}
+
+// What a kernel latched: simt.h
+const char* latched(int32_t reason) {
+  switch (reason) {
+    case RLHF_BAD_ID: return "an id lies outside its range";
+    case RLHF_BAD_OFFSETS: return "offsets do not run monotonically from 0 to their total";
+    case RLHF_BAD_ARGUMENT | 1 << 8: return "the gradient norm is not finite";
+    default: return "whitening needs at least two unmasked tokens";
+  }
+}
+
+// Names are C's identifiers, so nothing needs escaping.
+std::string ops_json() {
+  static const char* const kinds[] = {"in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
+  const auto quoted = [](const std::string& x) { return '"' + x + '"'; };
+  std::string ops, choices;
+  for (const Op& op : op_table()) {
+    std::string arguments;
+    for (const Argument& a : op.arguments)
+      arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) + ", \"type\": " + quoted(a.type) +
+                   ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) + "}";
+    std::string cuda;
+    for (const char* dtype : cuda_dtypes(op)) cuda += (cuda.empty() ? "" : ", ") + quoted(dtype);
+    ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) + ", \"cpu\": [\"f32\"], \"cuda\": [" + cuda + "], \"arguments\": [" +
+           arguments + "]}";
+  }
+  for (const Choice& choice : choice_table()) {
+    std::string items;
+    for (const std::string& item : choice.items) items += (items.empty() ? "" : ", ") + quoted(item);
+    choices += (choices.empty() ? "" : ", ") + quoted(choice.name) + ": [" + items + "]";
+  }
+  return "{\"ops\": [\n  " + ops + "\n], \"choices\": {" + choices + "}}\n";
 }
 
 }  // namespace rlhf
@@ -331,13 +398,55 @@ rlhf_stream* rlhf_stream_create(const char* isa, int32_t threads) {
   if (threads < 0 || threads > 1024) return nullptr;
   for (const rlhf::Isa& candidate : rlhf::isas)
     if ((!isa || std::strcmp(isa, candidate.name) == 0) && candidate.there())
-      return new rlhf_stream{&candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), {}};
+      return new rlhf_stream{&candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), nullptr, candidate.name, {}};
   return nullptr;
+}
+rlhf_stream* rlhf_cuda_stream_create(int32_t ordinal, void* cuda_stream, char* why, int64_t size) {
+  std::string reason;
+  if (auto gpu = rlhf::open_gpu(ordinal, cuda_stream, reason)) {
+    std::string name = gpu->name();
+    return new rlhf_stream{&rlhf::cuda_isa, nullptr, std::move(gpu), std::move(name), {}};
+  }
+  if (why && size > 0) std::snprintf(why, size_t(size), "%s", reason.c_str());
+  return nullptr;
+}
+rlhf_status rlhf_stream_wait(rlhf_stream* on) {
+  if (!on->gpu) return RLHF_OK;
+  std::vector<int32_t> errors(rlhf::op_table().size());
+  if (!on->gpu->wait() || !on->gpu->read(errors.data(), on->gpu->errors, errors.size() * sizeof(int32_t))) {
+    std::snprintf(on->message, sizeof on->message, "%s", on->gpu->failure);
+    return RLHF_FAILED;
+  }
+  for (size_t op = 0; op < errors.size(); op++) {
+    if (!errors[op]) continue;
+    on->gpu->fill(on->gpu->errors, 0, int64_t(errors.size() * sizeof(int32_t)));
+    std::snprintf(on->message, sizeof on->message, "%s: %s", rlhf::op_table()[op].name, rlhf::latched(errors[op]));
+    return rlhf_status(errors[op] & 0xff);
+  }
+  return RLHF_OK;
+}
+void* rlhf_stream_allocate(rlhf_stream* on, int64_t bytes) { return on->gpu && bytes >= 0 ? on->gpu->allocate(size_t(bytes)) : nullptr; }
+void rlhf_stream_release(rlhf_stream* on, void* data) {
+  if (on->gpu && data) on->gpu->release(data);
+}
+static rlhf_status moved(rlhf_stream* on, bool done) {
+  if (!done) std::snprintf(on->message, sizeof on->message, "%s", on->gpu ? on->gpu->failure : "not a GPU's stream");
+  return done ? RLHF_OK : RLHF_FAILED;
+}
+rlhf_status rlhf_stream_write(rlhf_stream* on, void* device, const void* host, int64_t bytes) {
+  return moved(on, on->gpu && on->gpu->write(device, host, size_t(bytes)));
+}
+rlhf_status rlhf_stream_read(rlhf_stream* on, void* host, const void* device, int64_t bytes) {
+  return moved(on, on->gpu && on->gpu->read(host, device, size_t(bytes)));
 }
 void rlhf_stream_destroy(rlhf_stream* stream) { delete stream; }
 const char* rlhf_message(const rlhf_stream* stream) { return stream->message; }
-const char* rlhf_stream_isa(const rlhf_stream* stream) { return stream->isa->name; }
-int32_t rlhf_stream_threads(const rlhf_stream* stream) { return stream->pool->size(); }
+const char* rlhf_stream_isa(const rlhf_stream* stream) { return stream->name.c_str(); }
+int32_t rlhf_stream_threads(const rlhf_stream* stream) { return stream->pool ? stream->pool->size() : 1; }
+const char* rlhf_ops_json(void) {
+  static const std::string text = rlhf::ops_json();
+  return text.c_str();
+}
 const char* rlhf_isa_available(void) {
   static const std::string names = [] {
     std::string list;

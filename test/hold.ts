@@ -28,12 +28,29 @@ export function casesOf(entry: Truth): Case[] {
   return [...entry.draw(random), ...(entry.extremes?.(random) ?? [])];
 }
 
-export type Outputs = Record<string, Float32Array | Float64Array | Int32Array>;
+export type Outputs = Record<string, Float32Array | Float64Array | Int32Array | Uint16Array>;
 
-export async function runOn(on: Device, entry: Truth, inputs: Case): Promise<Outputs> {
+// bf16: the upper half of the nearest f32, ties to even
+const bits = (data: ArrayLike<number>) => {
+  const words = new Uint32Array(Float32Array.from(data).buffer);
+  return Uint16Array.from(words, (word) => ((word & 0x7fffffff) > 0x7f800000 ? 0x7fff : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16));
+};
+const numbers = (data: Uint16Array) => new Float32Array(Uint32Array.from(data, (half) => half << 16).buffer);
+
+/** A case whose inputs that an op takes as bf16 are representable in it. */
+export function narrowed(entry: Truth, inputs: Case): Case {
+  const taken = new Map(specs.get(entry.op)!.arguments.map((a) => [a.name, a]));
+  const narrow = ([name, value]: [string, Case[string]]) =>
+    isNumbers(value) && taken.get(name)?.narrow ? [name, { ...value, data: numbers(bits(value.data)) }] : [name, value];
+  return Object.fromEntries(Object.entries(inputs).map(narrow)) as Case;
+}
+
+/** The outputs of the op; with `bf16`, inputs go in as that where it is taken. */
+export async function runOn(on: Device, entry: Truth, inputs: Case, bf16 = false): Promise<Outputs> {
   const args: Record<string, Tensor | number | string | boolean | undefined> = {};
-  const taken = new Set(specs.get(entry.op)!.arguments.map(({ name }) => name)); // a case may say more than the op takes: a size
-  for (const [name, value] of Object.entries(inputs)) if (taken.has(name)) args[name] = isNumbers(value) ? Tensor.from(value.data, value.shape, on) : value;
+  const taken = new Map(specs.get(entry.op)!.arguments.map((a) => [a.name, a])); // a case may say more than the op takes: a size
+  for (const [name, value] of Object.entries(inputs))
+    if (taken.has(name)) args[name] = isNumbers(value) ? Tensor.from(bf16 && taken.get(name)!.narrow ? bits(value.data) : value.data, value.shape, on) : value;
   if (!Object.values(args).some((value) => value instanceof Tensor)) {
     const out = specs.get(entry.op)!.arguments.find((a) => a.kind === "out")!;
     args[out.name] = Tensor.empty([entry.sizes!(inputs).n], "f32", on);
@@ -50,8 +67,8 @@ export const sizes = (inputs: Case) =>
     .map(([name, value]) => `${name} ${isNumbers(value) ? `[${value.shape}]` : String(value)}`)
     .join(", ");
 
-// |got - f64| <= 2 max |naive f32 - f64| + ulps of the largest value
-function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number>, naive: ArrayLike<number>, ulps: number, what: string, natural = 0): void {
+// |got - f64| <= 2 max |naive f32 - f64| + ulps of the largest value; a bf16 output is rounded once more: half an ulp of bf16
+function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number>, naive: ArrayLike<number>, ulps: number, what: string, natural = 0, bf16 = false): void {
   expect(`${what}: length ${got.length}`).toBe(`${what}: length ${wanted.length}`);
   let largest = natural;
   let error = 0;
@@ -59,7 +76,7 @@ function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number>, naive: Ar
     if (Number.isFinite(wanted[i])) largest = Math.max(largest, Math.abs(wanted[i]));
     if (Number.isFinite(wanted[i]) && Number.isFinite(naive[i])) error = Math.max(error, Math.abs(naive[i] - wanted[i]));
   }
-  const allowed = 2 * error + ulps * Math.max(largest * 2 ** -23, 2 ** -149);
+  const allowed = 2 * error + ulps * Math.max(largest * 2 ** -23, 2 ** -149) + (bf16 && largest > 0 ? 2 ** (Math.floor(Math.log2(largest)) - 8) : 0);
   for (let i = 0; i < wanted.length; i++) {
     const near = got[i] === wanted[i] || Object.is(got[i], Math.fround(wanted[i])) || Math.abs(got[i] - wanted[i]) <= allowed;
     if (!near || (Number.isNaN(got[i]) && !Number.isNaN(wanted[i])))
@@ -74,15 +91,16 @@ export function expectBits(got: Outputs, wanted: Outputs, what: string): void {
     if (!a.equals(b)) {
       let i = 0;
       while (Object.is(got[name][i], wanted[name][i])) i++;
-      throw new Error(`${what}: ${name}[${i}] is ${got[name][i]}, on scalar with 1 thread ${wanted[name][i]} (seed ${seed})`);
+      throw new Error(`${what}: ${name}[${i}] is ${got[name][i]}, wanted ${wanted[name][i]} (seed ${seed})`);
     }
   }
 }
 
-/** The op on the device against its f64 reference, within the error of plain f32 code. */
-export async function holdToReference(on: Device, entry: Truth): Promise<void> {
-  for (const inputs of casesOf(entry)) {
-    const got = await runOn(on, entry, inputs);
+/** The op on the device against its f64 reference, within the error of plain f32 code; with `bf16`, on inputs that are. */
+export async function holdToReference(on: Device, entry: Truth, bf16 = false): Promise<void> {
+  for (const drawn of casesOf(entry)) {
+    const inputs = bf16 ? narrowed(entry, drawn) : drawn;
+    const got = await runOn(on, entry, inputs, bf16);
     const wanted = entry.reference(widen(inputs), (x) => x);
     const naive = entry.reference(widen(inputs), Math.fround);
     const left = Object.keys(got).filter(
@@ -90,8 +108,11 @@ export async function holdToReference(on: Device, entry: Truth): Promise<void> {
     );
     expect(left).toEqual([]);
     for (const output of Object.keys(wanted))
-      if (output in got)
-        expectNear(got[output], wanted[output], naive[output], entry.ulp ?? 2, `${entry.op} (${sizes(inputs)}): ${output}`, entry.natural?.[output]);
+      if (output in got) {
+        const value = got[output];
+        const [half, numeric] = value instanceof Uint16Array ? [true, numbers(value)] : [false, value];
+        expectNear(numeric, wanted[output], naive[output], entry.ulp ?? 2, `${entry.op} (${sizes(inputs)}): ${output}`, entry.natural?.[output], half);
+      }
   }
 }
 

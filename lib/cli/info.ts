@@ -17,8 +17,17 @@ export async function info() {
     fmaPeak: await fmaPeak(opened),
     readBandwidth: await readBandwidth(opened),
     lawVersion: native.lawVersion,
-    devices: { cpu: "here", cuda: "not part of this build", webgpu: await adapterName().catch((error: Error) => error.message) },
+    devices: {
+      cpu: "here",
+      cuda: await gpuName().catch((error: Error) => error.message),
+      webgpu: await adapterName().catch((error: Error) => error.message),
+    },
   };
+}
+
+async function gpuName(): Promise<string> {
+  await using opened = await device("cuda");
+  return opened.isa;
 }
 
 export const cpuName = () => cpus()[0]?.model.trim() ?? process.arch;
@@ -26,13 +35,13 @@ export const cpuName = () => cpus()[0]?.model.trim() ?? process.arch;
 /** Each op with the shapes that it takes and gives, and the dtypes that a device has it at. */
 export function opList() {
   const shaped = ({ name, dimsText }: { name: string; dimsText: string }) => (dimsText ? `${name}[${dimsText}]` : name);
-  return [...specs.values()].map(({ name, arguments: all }) => ({
+  return [...specs.values()].map(({ name, arguments: all, dtypes }) => ({
     name,
     inputs: all.filter(({ kind }) => !kind.includes("out")).map(shaped),
     outputs: all.filter(({ kind }) => kind.includes("out") || kind.includes("add")).map(shaped),
-    cpu: ["f32"],
+    cpu: dtypes.cpu,
     webgpu: name in webgpuOps ? ["f32"] : [],
-    cuda: [] as string[],
+    cuda: dtypes.cuda,
     receipt: null,
   }));
 }

@@ -3,7 +3,7 @@ import { appendFile, mkdir, readFile, rm, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import type { Device } from "../device/device.js";
 import { typeError } from "../device/errors.js";
-import { readSafetensorsFile, writeFileDurably, writeSafetensors, type StoredTensor } from "../model/safetensors.js";
+import { readSafetensorsFile, writeFileDurably, writeSafetensors, type Writable } from "../model/safetensors.js";
 import type { Transformer } from "../model/transformer.js";
 import type { AdamW } from "../rlhf/optimizer.js";
 import { configText } from "./config.js";
@@ -137,7 +137,7 @@ export class Checkpoint {
   }
 
   async save(): Promise<void> {
-    const tensors = new Map<string, StoredTensor>();
+    const tensors = new Map<string, Writable>();
     for (const [key, model] of Object.entries(this.parts.models))
       for (const [name, { value }] of model.parameters) tensors.set(`${key}/${name}`, { shape: value.shape, data: await value.read() });
     for (const [key, optimizer] of Object.entries(this.parts.optimizers))

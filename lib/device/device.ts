@@ -7,7 +7,7 @@ export type DeviceKind = "cpu" | "cuda" | "webgpu";
 /** Where an argument of a call lies: what the device needs to know of a tensor. */
 export interface Placed {
   address: number;
-  dtype: "f32" | "f64" | "i32";
+  dtype: Dtype;
   layout: "rows" | "panels" | "panels-transposed";
   shape: readonly number[];
   stride: number;
@@ -19,11 +19,11 @@ export interface Placed {
  */
 export interface Device {
   readonly kind: DeviceKind;
-  /** Instruction set (cpu) or adapter. */
+  /** Instruction set (cpu), GPU (cuda) or adapter. */
   readonly isa: string;
   readonly threads: number;
-  /** Whether it has this op of the list; calling one that it lacks throws TypeError `OP`. */
-  has(op: string): boolean;
+  /** Whether it has this op of the list, at bf16 too; calling one that it lacks throws TypeError `OP`. */
+  has(op: string, dtype?: "f32" | "bf16"): boolean;
   allocate(bytes: number): number;
   release(address: number): void;
   write(address: number, data: ArrayBufferView): void;
@@ -39,27 +39,32 @@ export interface Device {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-const DTYPES = { f32: 0, f64: 1, i32: 2 } as const;
+const DTYPES = { f32: 0, f64: 1, i32: 2, bf16: 3 } as const;
 const LAYOUTS = { rows: 0, panels: 1, "panels-transposed": 2 } as const;
-const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "WORKSPACE" };
+const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "WORKSPACE", 5: "DEVICE" };
 
 let current: Device | undefined;
 
-class CpuDevice implements Device {
-  readonly kind = "cpu";
+/** A stream of the addon: a CPU's or a GPU's. */
+class AddonDevice implements Device {
   readonly isa: string;
   readonly threads: number;
   private readonly frame = new Float64Array(64 * 9);
   private readonly native: NativeDevice;
 
-  constructor(isa: string | undefined, threads: number) {
-    this.native = new native.Device(isa, threads);
+  /** @param number threads (cpu) or ordinal (cuda) */
+  constructor(
+    readonly kind: "cpu" | "cuda",
+    isa: string | undefined,
+    number: number,
+  ) {
+    this.native = new native.Device(isa, number);
     this.isa = this.native.isa;
     this.threads = this.native.threads;
   }
 
-  has(op: string): boolean {
-    return specs.has(op);
+  has(op: string, dtype: "f32" | "bf16" = "f32"): boolean {
+    return specs.get(op)?.dtypes[this.kind].includes(dtype) ?? false;
   }
   allocate(bytes: number): number {
     return this.native.allocate(bytes);
@@ -74,12 +79,13 @@ class CpuDevice implements Device {
     try {
       return await this.native.read(address, bytes);
     } catch (failure) {
-      const { op, message, status } = failure as { op?: string; message: string; status: number };
-      if (!op) throw failure;
-      throw (status === 2 || status === 3 ? rangeError : typeError)(CODES[status] ?? "DEVICE", message);
+      const { message, status } = failure as { message: string; status?: number };
+      if (status === undefined) throw failure;
+      throw (status === 2 || status === 3 ? rangeError : typeError)(CODES[status], message);
     }
   }
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void {
+    if (!this.has(op.name)) throw typeError("OP", `${op.name}: the device ${this.kind} does not have this op`);
     const { frame } = this;
     let at = 0;
     for (let i = 0; i < op.arguments.length; i++) {
@@ -125,6 +131,8 @@ export interface DeviceOptions {
   features?: readonly string[];
   /** webgpu: bytes that a storage binding may have, if less than the adapter allows. */
   maxBinding?: number;
+  /** cuda: which GPU; by default the first. */
+  ordinal?: number;
 }
 
 /** The device of ops that are given no tensor: the first that was opened. */
@@ -137,9 +145,18 @@ function forget(closed: Device): void {
   if (current === closed) current = undefined;
 }
 
+function openCuda(ordinal: number): Device {
+  if (!Number.isInteger(ordinal) || ordinal < 0) throw rangeError("DEVICE", `ordinal is ${ordinal}, wanted a whole number from 0`);
+  try {
+    return new AddonDevice("cuda", "cuda", ordinal);
+  } catch (error) {
+    throw rangeError("DEVICE", `cuda: ${(error as Error).message}`);
+  }
+}
+
 /**
- * Opens a device: `cpu` (C++ kernels on own threads), `webgpu` (WGSL kernels on Dawn's adapter; not every op, see `has`).
- * Without a kind: `RLHF_DEVICE`, else the best that has every op.
+ * Opens a device: `cpu` (C++ kernels on own threads), `cuda` (an NVIDIA GPU), `webgpu` (WGSL kernels on Dawn's adapter); the last two
+ * lack some ops, see `has`. Without a kind: `RLHF_DEVICE`, else the best that has every op.
  * @throws RangeError `DEVICE` if this machine does not have it
  */
 export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Promise<Device> {
@@ -150,14 +167,19 @@ export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Pr
     current ??= opened;
     return opened;
   }
-  if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${wanted}", this build has: cpu, webgpu`);
+  if (wanted === "cuda") {
+    const opened = openCuda(options.ordinal ?? 0);
+    current ??= opened;
+    return opened;
+  }
+  if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${wanted}", this build has: cpu, cuda, webgpu`);
   const threads = options.threads ?? Number(process.env.RLHF_NUM_THREADS ?? 0);
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
     throw rangeError("THREADS", `threads is ${options.threads ?? process.env.RLHF_NUM_THREADS}, wanted a whole number from 1 to 1024`);
   const isa = options.isa ?? process.env.RLHF_ISA;
   if (isa && !native.isaAvailable.split(" ").includes(isa))
     throw rangeError("ISA", `isa is "${isa}", this machine has: ${native.isaAvailable.replaceAll(" ", ", ")}`);
-  const opened = new CpuDevice(isa || undefined, threads);
+  const opened = new AddonDevice("cpu", isa || undefined, threads);
   current ??= opened;
   return opened;
 }

@@ -26,8 +26,10 @@ export interface NativeDevice {
 }
 
 interface Addon {
-  Device: new (isa: string | undefined, threads: number) => NativeDevice;
-  ops: { name: string; arguments: NativeArgument[] }[];
+  /** Of an instruction set and a number of threads, or of "cuda" and the GPU's ordinal. */
+  Device: new (isa: string | undefined, number: number) => NativeDevice;
+  /** `cuda`: the dtypes that a GPU takes the op at; none where it lacks it. */
+  ops: { name: string; arguments: NativeArgument[]; cuda: ("f32" | "bf16")[] }[];
   choices: Record<string, string[]>;
   isaAvailable: string;
   cores: number;
@@ -50,10 +52,12 @@ function packageRoot(): string {
 /** The folder of this package. */
 export const root = packageRoot();
 
+/** The addon of this platform's package or of this build; `RLHF_ADDON` names another. */
 function load(): Addon {
   const require = createRequire(import.meta.url);
   const tried: string[] = [];
-  for (const place of [`@rlhf-kernels/${process.platform}-${process.arch}`, join(root, "build/native/Release/rlhf_kernels.node")])
+  const places = [`@rlhf-kernels/${process.platform}-${process.arch}`, join(root, "build/native/Release/rlhf_kernels.node")];
+  for (const place of process.env.RLHF_ADDON ? [process.env.RLHF_ADDON] : places)
     try {
       return require(place) as Addon;
     } catch (error) {

@@ -8,6 +8,7 @@ export interface Argument {
   name: string;
   dtype: Dtype;
   rows: boolean; // dimension 0 may be strided
+  narrow: boolean; // bf16 where the call is
   weight: boolean; // may be packed
   dims: Dim[] | "any";
   dimsText: string;
@@ -19,9 +20,12 @@ export interface OpSpec {
   name: string;
   index: number;
   arguments: Argument[];
+  /** The dtypes that each device of the addon takes the op at; none where it lacks it. */
+  dtypes: Record<"cpu" | "cuda", readonly Dtype[]>;
 }
 
-export type Dtype = "f32" | "f64" | "i32";
+export type Dtype = "f32" | "f64" | "i32" | "bf16";
+export const BYTES: Readonly<Record<Dtype, number>> = { f32: 4, f64: 8, i32: 4, bf16: 2 };
 
 const camel = (name: string) => name.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase());
 
@@ -38,11 +42,13 @@ export const specs: ReadonlyMap<string, OpSpec> = new Map(
     {
       name: camel(op.name),
       index,
+      dtypes: { cpu: ["f32"], cuda: op.cuda },
       arguments: op.arguments.map((a) => ({
         kind: a.kind,
         name: camel(a.name),
         dtype: a.type === "I32" ? "i32" : a.type === "F64" ? "f64" : "f32",
         rows: a.type === "ROWS",
+        narrow: ["ROWS", "WEIGHT", "SAME"].includes(a.type),
         weight: a.type === "WEIGHT",
         dims: dims(a.dims),
         dimsText: a.dims,

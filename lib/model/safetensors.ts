@@ -9,6 +9,12 @@ export interface StoredTensor {
   data: Float32Array | Float64Array | Int32Array;
 }
 
+/** What is written: bf16 too, by its bits. */
+export interface Writable {
+  shape: readonly number[];
+  data: StoredTensor["data"] | Uint16Array;
+}
+
 interface Entry {
   name: string;
   dtype: string;
@@ -148,10 +154,10 @@ function entries(file: string, header: Record<string, unknown>, size: number): E
 }
 
 /**
- * Writes a `.safetensors` file: f32 arrays as F32, f64 as F64, int32 as I32. It is written beside, synced, then renamed.
+ * Writes a `.safetensors` file: f32 arrays as F32, f64 as F64, int32 as I32, uint16 as BF16. It is written beside, synced, then renamed.
  * @throws TypeError `SAFETENSORS` for a tensor whose length is not that of its shape
  */
-export async function writeSafetensors(file: string, tensors: ReadonlyMap<string, StoredTensor>, metadata?: Record<string, string>): Promise<void> {
+export async function writeSafetensors(file: string, tensors: ReadonlyMap<string, Writable>, metadata?: Record<string, string>): Promise<void> {
   const header: Record<string, unknown> = metadata ? { __metadata__: metadata } : {};
   let at = 0;
   // Large elements first, so that every tensor lies at a multiple of its element's size.
@@ -160,7 +166,7 @@ export async function writeSafetensors(file: string, tensors: ReadonlyMap<string
     const wanted = shape.reduce((a, b) => a * b, 1);
     if (name === "__metadata__" || data.length !== wanted)
       throw typeError("SAFETENSORS", `${name} has ${data.length} elements, wanted ${wanted} for shape [${shape.join()}]`);
-    const dtype = data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : "I32";
+    const dtype = data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : data instanceof Uint16Array ? "BF16" : "I32";
     header[name] = { dtype, shape, data_offsets: [at, (at += data.byteLength)] };
   }
   const text = new TextEncoder().encode(JSON.stringify(header));

@@ -1,6 +1,6 @@
 import { defaultDevice, type Device } from "../device/device.js";
 import { rangeError, typeError } from "../device/errors.js";
-import { specs, type Argument, type OpSpec } from "../device/ops.js";
+import { specs, type Argument, type Dtype, type OpSpec } from "../device/ops.js";
 import { activeTape, Parameter, type Gradient } from "./tape.js";
 import { dtypeOf, Tensor, withOwner, type Data } from "./tensor.js";
 
@@ -13,7 +13,7 @@ export interface Into {
 /** Arguments of an op by name; outputs may be given, to be written or continued in place. */
 export type Arguments = Record<string, Input | Into | number | boolean | string | undefined>;
 
-const NAMED = { f32: "f32", f64: "f64", i32: "int32" } as const;
+const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16" } as const;
 
 /**
  * Runs an op of the list: checks its arguments against the list, makes its outputs, queues the call, and records it if
@@ -44,6 +44,7 @@ class Call {
   private readonly tensors: Record<string, Tensor> = {};
   private readonly tracked: Record<string, Tensor | Parameter> = {};
   private readonly letters: Record<string, number>;
+  private readonly narrow: boolean; // its ROWS, WEIGHT and SAME are bf16
   private any: readonly number[] | undefined;
   readonly temporary: Tensor[] = [];
 
@@ -54,6 +55,7 @@ class Call {
   ) {
     this.letters = { ...sizes };
     this.device = this.findDevice();
+    this.narrow = this.device.has(spec.name, "bf16") && spec.arguments.some(({ name, kind, rows }) => kind === "in" && rows && isNarrow(args[name]));
     for (const name of Object.keys(args))
       if (!spec.arguments.some((a) => a.name === name))
         throw typeError("ARGUMENT", `${spec.name}: it has no argument "${name}", it takes ${spec.arguments.map((a) => a.name).join(", ")}`);
@@ -153,23 +155,27 @@ class Call {
   }
 
   private checked(argument: Argument, tensor: Tensor): Tensor {
-    if (tensor.dtype !== argument.dtype)
-      throw typeError("DTYPE", `${this.spec.name}: ${argument.name} is ${NAMED[tensor.dtype]}, wanted ${NAMED[argument.dtype]}`);
+    const wanted = this.dtypeOf(argument);
+    if (tensor.dtype !== wanted) throw typeError("DTYPE", `${this.spec.name}: ${argument.name} is ${NAMED[tensor.dtype]}, wanted ${NAMED[wanted]}`);
     if (tensor.layout !== "rows" && !argument.weight) throw typeError("LAYOUT", `${this.spec.name}: ${argument.name} is packed, wanted row-major`);
     void tensor.address; // throws if it was disposed
     if (!isInput(argument)) this.bind(argument, tensor);
     return tensor;
   }
 
+  private dtypeOf(argument: Argument): Dtype {
+    return this.narrow && argument.narrow ? "bf16" : argument.dtype;
+  }
+
   private make(argument: Argument): Tensor {
-    if (argument.dims === "any") return Tensor.empty(this.any ?? [], argument.dtype, this.device);
+    if (argument.dims === "any") return Tensor.empty(this.any ?? [], this.dtypeOf(argument), this.device);
     const shape = argument.dims.map((dim) => {
       if (typeof dim === "number") return dim;
       const size = this.letters[dim.letter];
       if (size === undefined) throw typeError("ARGUMENT", `${this.spec.name}: the size ${dim.letter} of ${argument.name} is not known`);
       return size + dim.plus;
     });
-    return Tensor.empty(shape, argument.dtype, this.device);
+    return Tensor.empty(shape, this.dtypeOf(argument), this.device);
   }
 
   private upload(argument: Argument, given: Data | readonly number[]): Tensor {
@@ -178,7 +184,8 @@ class Call {
       : (given as Data);
     const where = `${this.spec.name}: ${argument.name}`;
     if (!ArrayBuffer.isView(array)) throw typeError("ARGUMENT", `${where} is ${typeof given}, wanted a tensor or numbers`);
-    if (dtypeOf(array) !== argument.dtype) throw typeError("DTYPE", `${where} is ${array.constructor.name}, wanted ${NAMED[argument.dtype]}`);
+    const wanted = this.dtypeOf(argument);
+    if (dtypeOf(array) !== wanted) throw typeError("DTYPE", `${where} is ${array.constructor.name}, wanted ${NAMED[wanted]}`);
     if (argument.kind === "add" || argument.kind === "opt_add") throw typeError("ARGUMENT", `${where} is continued in place, wanted a tensor`);
     if (argument.kind === "ids") this.checkIds(array, where, this.letters[argument.limit]);
     if (argument.kind === "offsets") checkOffsets(array, where, this.letters[argument.limit]);
@@ -201,6 +208,8 @@ function checkOffsets(offsets: Data, where: string, total: number | undefined): 
 }
 
 const isInto = (given: Arguments[string]): given is Into => typeof given === "object" && "into" in given;
+const isNarrow = (given: Arguments[string]) =>
+  given instanceof Tensor ? given.dtype === "bf16" : given instanceof Parameter ? given.value.dtype === "bf16" : given instanceof Uint16Array;
 const isInput = (argument: Argument) => ["in", "opt", "ids", "offsets", "add", "opt_add"].includes(argument.kind);
 
 /** How many numbers a packed weight [O, I] holds: panels of 32, transposed or not. */

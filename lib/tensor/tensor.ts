@@ -1,10 +1,10 @@
 import { defaultDevice, type Device, type Placed } from "../device/device.js";
 import { rangeError, typeError } from "../device/errors.js";
-import type { Dtype } from "../device/ops.js";
+import { BYTES, type Dtype } from "../device/ops.js";
 
-export type Data = Float32Array | Float64Array | Int32Array;
-const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array } as const;
-const BYTES = { f32: 4, f64: 8, i32: 4 } as const;
+/** The numbers of a tensor; those of a Uint16Array are bf16, by their bits. */
+export type Data = Float32Array | Float64Array | Int32Array | Uint16Array;
+const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, bf16: Uint16Array } as const;
 
 /** Memory on a device, shared by the tensors that view it. */
 class Storage {
@@ -36,7 +36,7 @@ export function withOwner<T>(owner: Owner, f: () => T): T {
   }
 }
 
-/** f32, f64 or int32 numbers on a device, row-major. */
+/** f32, f64, int32 or bf16 numbers on a device, row-major. */
 export class Tensor implements Placed {
   readonly layout: Placed["layout"];
   readonly stride: number;
@@ -149,6 +149,7 @@ export function sizeOf(shape: readonly number[]): number {
 
 export function dtypeOf(data: Data): Dtype {
   if (data instanceof Float32Array || data.constructor.name === "Float32Array") return "f32";
+  if (data instanceof Uint16Array || data.constructor.name === "Uint16Array") return "bf16";
   return data instanceof Float64Array || data.constructor.name === "Float64Array" ? "f64" : "i32";
 }
 

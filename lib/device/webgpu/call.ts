@@ -1,10 +1,8 @@
 import type { Placed } from "../device.js";
 import { typeError } from "../errors.js";
-import type { OpSpec } from "../ops.js";
+import { BYTES, type OpSpec } from "../ops.js";
 import type { Memory, Region } from "./memory.js";
 import { read, write, type Binding, type Queue } from "./queue.js";
-
-const BYTES = { f32: 4, f64: 8, i32: 4 } as const;
 
 export function bytesOf({ shape, stride, dtype }: Placed): number {
   if (shape.length === 0) return BYTES[dtype];

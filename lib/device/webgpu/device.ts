@@ -60,8 +60,8 @@ export class WebGpuDevice implements Device {
     });
   }
 
-  has(op: string): boolean {
-    return op in ops;
+  has(op: string, dtype = "f32"): boolean {
+    return op in ops && dtype === "f32";
   }
 
   allocate(bytes: number): number {

@@ -1,0 +1,167 @@
+// Log-probs of tokens straight from the hidden state and the head; logits exist only as a tile.
+//
+//   logp[m] = x_y - log sum_j exp(x_j),  x = h[rows[m]] W^T / T;  entropy = lse - sum_j p_j x_j
+//
+// Plan of linear_logprob: 8192 pairs at a time against every tile of the vocabulary (gemm.h), each tile reduced in its registers to (m, s, u);
+// then a warp per pair joins them. Scratch: 12 bytes for each pair and 256 entries.
+// Plan of the backward pass: at most 4096 pairs at a time (2 GiB of scratch in all); logits computed again, turned into their gradient in registers and
+// written once; then dh of each pair and dW; at the end a token gathers its pairs. 4 products with the forward pass.
+//
+// Products take 8.5 GFLOP a pair each at C 4096, V 151936; of the rest only dW counts, read and written once a block: 5 GB.
+// Expected at 8192 pairs on an H200 with mma.sync at 400 to 450 TFLOP/s, not yet measured on a GPU: 25 ms forward, 75 backward.
+#include "kernels/cuda/linear_head.h"
+
+namespace rlhf::cuda {
+
+#if RLHF_DEVICE_CODE
+
+template <class Mma, class T = typename Mma::Element>
+DEVICE void head_logits(const LogitsParams<T>& p) {
+  SharedMemory memory;
+  Mma mma;
+  const Place at = Place::of<Mma>(p.product);
+  multiply(mma, p.product, at, memory);
+  tile_stats(mma, at, p, memory);
+  if (p.logits) store_tile(mma, at, p.product.M, p.product.N, p.logits, p.stride, [](int64_t, int64_t, float x) { return x; });
+}
+KERNEL(head_logits_bf16, LogitsParams<bf16>, 256) { head_logits<Bf16<true, true>>(p); }
+KERNEL(head_logits_f32, LogitsParams<float>, 256) { head_logits<F32<true, true>>(p); }
+
+template <class Mma, class T = typename Mma::Element>
+DEVICE void head_logits_grad(const LogitsGradParams<T>& p) {
+  SharedMemory memory;
+  Mma mma;
+  const Place at = Place::of<Mma>(p.product);
+  multiply(mma, p.product, at, memory);
+  const int64_t M = p.product.M, V = p.product.N;
+#pragma unroll
+  for (int i = 0; i < Mma::ROWS; i++) {
+    const int64_t m = at.m + Mma::row(i);
+    if (m >= M) continue;
+    const RowGrad row(p.pair, m, p.y[m], V, p.inverse_temperature);
+#pragma unroll
+    for (int j = 0; j < Mma::COLUMNS; j++) {
+      const int64_t n = at.n + Mma::column(j);
+      mma.at(i, j) = n < V ? row.at(n, mma.at(i, j) * p.inverse_temperature) : 0.0f;
+    }
+  }
+  store_tile(mma, at, M, p.stride, p.g, p.stride, [](int64_t, int64_t, float g) { return g; });  // zeros beyond V
+}
+KERNEL(head_logits_grad_bf16, LogitsGradParams<bf16>, 256) { head_logits_grad<Bf16<true, true>>(p); }
+KERNEL(head_logits_grad_f32, LogitsGradParams<float>, 256) { head_logits_grad<F32<true, true>>(p); }
+
+// a warp per pair
+KERNEL(head_finish, FinishParams, 128) {
+  const int64_t m = int64_t(block_x()) * 4 + warp();
+  if (m >= p.M) return;
+  const int64_t begin = m * p.tiles * 3, end = begin + p.tiles * 3;
+  float most = -INFINITE;
+  for (int64_t t = begin + 3 * lane(); t < end; t += 96) most = max(most, p.stats[t]);
+  for (int k = 16; k > 0; k /= 2) most = max(most, shuffle_xor(most, k));
+  double s = 0, u = 0;
+  for (int64_t t = begin + 3 * lane(); t < end; t += 96) {
+    const double d = p.stats[t] == -INFINITE ? 0.0 : double(p.stats[t]) - most, b = exp(d);
+    s += b * p.stats[t + 1], u += b * (p.stats[t + 2] + d * p.stats[t + 1]);
+  }
+  for (int k = 16; k > 0; k /= 2) s += shuffle_xor(s, k), u += shuffle_xor(u, k);
+  if (lane() != 0) return;
+  const int32_t y = p.y[m], row = p.rows[m];
+  if (y < 0 || y >= p.V || row < 0 || row >= p.N) {
+    latch(p.error, BAD_ID);
+    p.logp[m] = p.lse[m] = p.entropy[m] = __builtin_nanf("");
+    return;
+  }
+  if (most == -INFINITE && s == 0) {  // nothing is possible
+    p.logp[m] = p.lse[m] = -INFINITE, p.entropy[m] = 0;
+    return;
+  }
+  const double d = double(p.targets[m]) - most, own = d == 0 ? 1.0 : exp(d);
+  const double tail = d == 0 ? log1p(s) : log(s + own);  // lse - m
+  const double entropy = tail - (u + (own > 0 ? own * d : 0)) / (s + own);
+  p.logp[m] = float(d - tail), p.lse[m] = float(most + tail), p.entropy[m] = entropy < 0 ? 0.0f : float(entropy);
+}
+
+// a warp per token, then per pair: the first pair of the token from there on
+KERNEL(head_links, LinksParams, 128) {
+  const int64_t item = int64_t(block_x()) * 4 + warp();
+  if (item >= p.N + p.M) return;
+  const int64_t pair = item - p.N;
+  const int64_t row = pair < 0 ? item : p.rows[pair];
+  int32_t found = -1;
+  for (int64_t i = pair < 0 ? 0 : pair + 1; i < p.M && found < 0; i += 32) {
+    const uint32_t hits = ballot(i + lane() < p.M && p.rows[i + lane()] == row);
+    for (int k = 31; k >= 0; k--)
+      if (hits >> k & 1) found = int32_t(i + k);
+  }
+  if (lane() == 0) (pair < 0 ? p.first + item : p.next + pair)[0] = found;
+}
+
+// a block per token
+template <class T>
+DEVICE void head_gather(const GatherParams<T>& p) {
+  const int64_t n = block_x();
+  for (int64_t c = thread(); c < p.C; c += 128) {
+    float sum = 0;
+    for (int32_t m = p.first[n]; m >= 0; m = p.next[m]) sum += p.pairs[m * p.C + c];
+    put(p.dh, n * p.C + c, sum);
+  }
+}
+KERNEL(head_gather_bf16, GatherParams<bf16>, 128) { head_gather(p); }
+KERNEL(head_gather_f32, GatherParams<float>, 128) { head_gather(p); }
+
+#endif
+
+#if RLHF_HOST_CODE
+
+template <class T>
+void linear_logprob_of(Context& ctx, const linear_logprob_args& a) {
+  const Head<T> head(a);
+  const int64_t block = head.M < 8192 ? head.M : 8192;
+  const auto plan = [&](char* base) {
+    Workspace w{base};
+    const ForwardMemory memory(head, w, block);
+    return std::pair(memory, w.used);
+  };
+  char* base = static_cast<char*>(ctx.scratch(plan(nullptr).second));
+  if (!base) return;
+  const ForwardMemory memory = plan(base).first;
+  for (int64_t m0 = 0; m0 < head.M; m0 += block)
+    head_forward(ctx, head, memory, m0, std::min(block, head.M - m0), Global<float>(), global(a.logp), global(a.lse), global(a.entropy));
+}
+
+template <class T>
+void linear_logprob_grad_of(Context& ctx, const linear_logprob_grad_args& a) {
+  const Head<T> head(a);
+  const int64_t block = head.block(sizeof(T));
+  const auto plan = [&](char* base) {
+    Workspace w{base};
+    BackwardMemory<T> memory(head, w, bool(a.dh));
+    memory.g = w.take<T>(block * head.padded);
+    return std::pair(memory, w.used);
+  };
+  char* base = static_cast<char*>(ctx.scratch(plan(nullptr).second));
+  if (!base) return;
+  const BackwardMemory<T> memory = plan(base).first;
+  for (int64_t m0 = 0; m0 < head.M; m0 += block) {
+    const int64_t count = std::min(block, head.M - m0);
+    const auto of = [&](const View<const float>& x) { return global<const float>(x.data + m0, count); };
+    const PairGrad pair{of(a.logp), of(a.lse), of(a.entropy), of(a.dlogp), a.dentropy ? of(a.dentropy) : Global<const float>()};
+    const LogitsGradParams<T> p{head.logits(m0, count), global<const int32_t>(head.y.data + m0, count), head.inverse_temperature, pair, memory.g, head.padded};
+    launch_product(ctx, dtype_name<T>("head_logits_grad_f32", "head_logits_grad_bf16"), p);
+    head_backward(ctx, head, memory, m0, count, bool(a.dh), a.dweight);
+  }
+  if (a.dh) head_gather_dh(ctx, head, memory, a.dh);
+}
+
+void linear_logprob(Context& ctx, const linear_logprob_args& a) {
+  if (!row_major(ctx, a.weight)) return;
+  a.h.dtype == RLHF_BF16 ? linear_logprob_of<bf16>(ctx, a) : linear_logprob_of<float>(ctx, a);
+}
+void linear_logprob_grad(Context& ctx, const linear_logprob_grad_args& a) {
+  if (!row_major(ctx, a.weight)) return;
+  a.h.dtype == RLHF_BF16 ? linear_logprob_grad_of<bf16>(ctx, a) : linear_logprob_grad_of<float>(ctx, a);
+}
+
+#endif
+
+}  // namespace rlhf::cuda

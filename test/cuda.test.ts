@@ -1,0 +1,107 @@
+// The CUDA kernels' own source on a simulated GPU (native/simulator.cc), held to the truths of the ops.
+import "./simulator.js";
+import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { specs } from "../lib/device/ops.js";
+import { device, ops, Tensor, type CodedError, type Device } from "../lib/index.js";
+import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
+import { seed } from "./random.js";
+
+const truths = await allTruths();
+const here = truths.filter(({ op }) => specs.get(op)!.dtypes.cuda.length > 0);
+let on: Device;
+const others: Device[] = []; // their threads and blocks run in another order
+beforeAll(async () => {
+  console.log(`seed ${seed}`);
+  on = await device("cuda");
+  for (const ordinal of [1, 2, 3]) others.push(await device("cuda", { ordinal }));
+});
+afterAll(() => Promise.all([on, ...others].map((d) => d.close())));
+
+test("has the ops that it must have", () => {
+  const has = (dtype: "f32" | "bf16") => [...specs.keys()].filter((op) => on.has(op, dtype)).join(" ");
+  expect(has("f32")).toBe("");
+  expect(has("bf16")).toBe("");
+});
+
+describe.each(here.map((entry) => [entry.op, entry] as const))("%s", (name, entry) => {
+  test("equals its f64 reference", () => holdToReference(on, entry));
+  if (specs.get(name)!.dtypes.cuda.includes("bf16")) test("equals its f64 reference on bf16", () => holdToReference(on, entry, true));
+
+  test("has the same bits again, and in whatever order threads and blocks run", async () => {
+    for (const bf16 of [false, true]) {
+      if (bf16 && !on.has(name, "bf16")) continue;
+      for (const drawn of casesOf(entry)) {
+        const inputs = bf16 ? narrowed(entry, drawn) : drawn;
+        const wanted = await runOn(on, entry, inputs, bf16);
+        for (const other of [on, ...others]) expectBits(await runOn(other, entry, inputs, bf16), wanted, `${name} (${sizes(inputs)})`);
+      }
+    }
+  });
+
+  if (entry.gradient) test("has the gradient of its reference", () => holdToGradient(on, entry));
+  if (entry.gradients) test("returns the gradient of its loss", () => holdToLossGradients(on, entry));
+});
+
+async function failure(work: () => unknown): Promise<CodedError> {
+  try {
+    await work();
+  } catch (error) {
+    return error as CodedError;
+  }
+  throw new Error("nothing was thrown");
+}
+const f32 = (...values: number[]) => Tensor.from(Float32Array.from(values), [values.length], on);
+const i32 = (...values: number[]) => Tensor.from(Int32Array.from(values), [values.length], on);
+
+describe("an error on the device", () => {
+  test("of offsets is told by the next read, with the op's name, and once", async () => {
+    const { advantages } = ops.gae(f32(1, 2, 3), f32(1, 2, 3), i32(0, 5, 3), { gamma: 1, lambda: 1 });
+    const error = await failure(() => advantages.read());
+    expect(error).toBeInstanceOf(RangeError);
+    expect(error.code).toBe("OFFSETS");
+    expect(error.message).toContain("gae");
+    expect([...(await advantages.read())].every(Number.isNaN)).toBe(true);
+    const again = ops.gae(f32(1, 2, 3), f32(1, 2, 3), i32(0, 2, 3), { gamma: 1, lambda: 1 });
+    expect([...(await again.advantages.read())].some(Number.isNaN)).toBe(false);
+  });
+  test("of an id is told by the next read, with the op's name", async () => {
+    const { logp } = ops.logprob(Tensor.from(new Float32Array(8), [2, 4], on), i32(1, 4), { temperature: 1 });
+    const error = await failure(() => logp.read());
+    expect(error).toBeInstanceOf(RangeError);
+    expect(error.code).toBe("ID");
+    expect(error.message).toContain("logprob");
+    const values = await logp.read();
+    expect(values[1]).toBeNaN();
+  });
+});
+
+test("an op that the device lacks is refused by name", async () => {
+  const missing = [...specs.keys()].find((op) => !on.has(op))!;
+  expect(missing).toBeDefined();
+  const error = await failure(() => on.call(specs.get(missing)!, []));
+  expect(error).toBeInstanceOf(TypeError);
+  expect(error.code).toBe("OP");
+  expect(error.message).toContain(missing);
+  expect(error.message).toContain("cuda");
+});
+
+test("bf16 is refused where the op or the device does not take it", async () => {
+  const half = Tensor.from(Uint16Array.of(0x3f80, 0x4000), [2], on);
+  expect(await half.read()).toEqual(Uint16Array.of(0x3f80, 0x4000));
+  const error = await failure(() => ops.add(half, half));
+  expect(error.code).toBe("DTYPE");
+  expect(error.message).toContain("bf16");
+  await using cpu = await device("cpu", { threads: 1 });
+  const there = await failure(() => ops.logprob(Tensor.from(new Uint16Array(8), [2, 4], cpu), Int32Array.of(1, 2), { temperature: 1 }));
+  expect(there.code).toBe("DTYPE");
+  expect(there.message).toContain("logits");
+});
+
+test("memory is the device's: it is reused, counted and freed", async () => {
+  const { current } = on.memory();
+  const x = Tensor.empty([1000], "f32", on);
+  expect(on.memory().current).toBeGreaterThanOrEqual(current + 4000);
+  x.dispose();
+  expect(on.memory().current).toBe(current);
+  expect(on.memory().held).toBeGreaterThanOrEqual(current + 4000);
+});
