@@ -21,6 +21,8 @@
 // 16 x 128 fill the registers) by shared memory, at 512 to 1024 a clock, about a quarter of what an H100's wgmma could do.
 //
 // Weak: with few key/value heads and few tokens (G N / 64 less than the processors), dk and dv leave processors idle.
+#include <initializer_list>
+
 #include "kernels/cuda/attention.h"
 
 namespace rlhf::cuda {
