@@ -89,7 +89,7 @@ describe("a call of an op", () => {
     expectError(() => ops.gelu(tensor([3]), "sigmoid" as "tanh"), TypeError, "CHOICE", "gelu", "form", "sigmoid", "tanh, erf"));
   test("names a number that is none", () => expectError(() => ops.scale(tensor([3]), NaN), TypeError, "ARGUMENT", "scale", "factor", "NaN"));
   test("refuses a device that this build has not", async () => {
-    await expectError(() => device("tpu" as "cpu"), RangeError, "DEVICE", "tpu");
+    await expectError(() => device("tpu" as "cpu"), RangeError, "DEVICE", "tpu", "webgpu");
     await expectError(() => device("cpu", { isa: "sse" }), RangeError, "ISA", "sse", "scalar");
     await expectError(() => device("cpu", { threads: -1 }), RangeError, "THREADS", "-1");
   });

@@ -15,7 +15,7 @@ interface Allocation {
 
 const SPAN = 2 ** 34; // virtual bytes per buffer: address = id * SPAN + offset, so that a view's address leads to its buffer
 
-/** Five sizes per doubling would waste less, and hit the cache less often: a quarter at most is lost. */
+/** Four sizes per doubling: a quarter at most is lost. */
 function sizeClass(bytes: number): number {
   if (bytes <= 256) return 256;
   const step = 2 ** (Math.floor(Math.log2(bytes - 1)) - 2);

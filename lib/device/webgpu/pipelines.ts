@@ -1,4 +1,4 @@
-/** A kernel: an entry point of kernels/wgsl/<files>, whose texts are joined; the first features are those it may do without. */
+/** A kernel: an entry point of kernels/wgsl/<files>, whose texts are joined. */
 export interface Kernel {
   files: readonly string[];
   entry: string;
