@@ -1,258 +1,261 @@
-// A GPU through its driver, which is found when a device is opened: no CUDA header, no CUDA library is needed to build or to run without
-// one. The primary context of the device is used, so memory of other users of it (torch) may be passed; it is made current in whatever
-// thread calls. The kernels come from the fatbins that `npm run build:cuda` (or cmake -DRLHF_CUDA=ON) put into this library.
+// NVIDIA's driver, found when a GPU is opened, so that one binary runs with and without it. The few prototypes are declared here: no
+// CUDA header is needed. The kernels are images of machine code and PTX, one per file of kernels/cuda, that the build embeds.
+#if !RLHF_SIMT
 #include <dlfcn.h>
 
 #include <cstdio>
+#include <cstring>
+#include <mutex>
 #include <unordered_map>
 #include <vector>
 
 #include "native/fatbins.h"
 #include "native/gpu.h"
-#include "native/op_table.h"
 
 namespace rlhf {
+
 namespace {
 
-// What is used of cuda.h, as its ABI has it.
-using CUresult = int;
-using CUdevice = int;
-using CUdeviceptr = unsigned long long;
-using CUcontext = struct CUctx_st*;
-using CUstream = struct CUstream_st*;
-using CUmodule = struct CUmod_st*;
-using CUfunction = struct CUfunc_st*;
-constexpr int MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76, MEMORY_POOLS = 115;  // CUdevice_attribute
-constexpr int DYNAMIC_SHARED = 8;  // CUfunction_attribute
-constexpr int MEMORY_TYPE = 2;  // CUpointer_attribute
-constexpr unsigned NON_BLOCKING = 1;  // CUstream_flags
-constexpr int64_t SHARED_BY_DEFAULT = 48 << 10;
+using Result = int;  // CUresult; 0: success
+using Context_ = void*;
+using Stream = void*;
+using Module = void*;
+using Function = void*;
+using Address = unsigned long long;  // CUdeviceptr
 
-#define RLHF_DRIVER(X)                                                                                                                       \
-  X(cuInit, cuInit, (unsigned))                                                                                                              \
-  X(cuGetErrorString, cuGetErrorString, (CUresult, const char**))                                                                            \
-  X(cuDeviceGetCount, cuDeviceGetCount, (int*))                                                                                              \
-  X(cuDeviceGet, cuDeviceGet, (CUdevice*, int))                                                                                              \
-  X(cuDeviceGetName, cuDeviceGetName, (char*, int, CUdevice))                                                                                \
-  X(cuDeviceGetAttribute, cuDeviceGetAttribute, (int*, int, CUdevice))                                                                       \
-  X(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, (CUcontext*, CUdevice))                                                              \
-  X(cuDevicePrimaryCtxRelease, cuDevicePrimaryCtxRelease_v2, (CUdevice))                                                                     \
-  X(cuCtxGetCurrent, cuCtxGetCurrent, (CUcontext*))                                                                                          \
-  X(cuCtxSetCurrent, cuCtxSetCurrent, (CUcontext))                                                                                           \
-  X(cuStreamCreate, cuStreamCreate, (CUstream*, unsigned))                                                                                   \
-  X(cuStreamDestroy, cuStreamDestroy_v2, (CUstream))                                                                                         \
-  X(cuStreamSynchronize, cuStreamSynchronize, (CUstream))                                                                                    \
-  X(cuModuleLoadData, cuModuleLoadData, (CUmodule*, const void*))                                                                            \
-  X(cuModuleUnload, cuModuleUnload, (CUmodule))                                                                                              \
-  X(cuModuleGetFunction, cuModuleGetFunction, (CUfunction*, CUmodule, const char*))                                                          \
-  X(cuFuncSetAttribute, cuFuncSetAttribute, (CUfunction, int, int))                                                                          \
-  X(cuLaunchKernel, cuLaunchKernel, (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void**, void**)) \
-  X(cuMemAlloc, cuMemAlloc_v2, (CUdeviceptr*, size_t))                                                                                       \
-  X(cuMemFree, cuMemFree_v2, (CUdeviceptr))                                                                                                  \
-  X(cuMemAllocAsync, cuMemAllocAsync, (CUdeviceptr*, size_t, CUstream))                                                                      \
-  X(cuMemFreeAsync, cuMemFreeAsync, (CUdeviceptr, CUstream))                                                                                 \
-  X(cuMemcpyHtoDAsync, cuMemcpyHtoDAsync_v2, (CUdeviceptr, const void*, size_t, CUstream))                                                   \
-  X(cuMemcpyDtoHAsync, cuMemcpyDtoHAsync_v2, (void*, CUdeviceptr, size_t, CUstream))                                                         \
-  X(cuMemsetD8Async, cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                                        \
-  X(cuPointerGetAttribute, cuPointerGetAttribute, (void*, int, CUdeviceptr))
+enum : int {  // of the driver's enumerations
+  NON_BLOCKING = 1,
+  MULTIPROCESSORS = 16,
+  CAPABILITY_MAJOR = 75,
+  CAPABILITY_MINOR = 76,
+  MEMORY_POOLS = 115,
+  RELEASE_THRESHOLD = 4,
+  MOST_DYNAMIC_SHARED = 8,
+  MEMORY_TYPE = 2
+};
 
-constexpr const char* LIBRARY = "libcuda.so.1";
+// X(member, symbol, parameters)
+#define DRIVER(X)                                                          \
+  X(init, cuInit, unsigned)                                                \
+  X(error_name, cuGetErrorName, Result, const char**)                      \
+  X(error_text, cuGetErrorString, Result, const char**)                    \
+  X(device_count, cuDeviceGetCount, int*)                                  \
+  X(device_get, cuDeviceGet, int*, int)                                    \
+  X(device_name, cuDeviceGetName, char*, int, int)                         \
+  X(device_attribute, cuDeviceGetAttribute, int*, int, int)                \
+  X(retain, cuDevicePrimaryCtxRetain, Context_*, int)                      \
+  X(release, cuDevicePrimaryCtxRelease_v2, int)                            \
+  X(push, cuCtxPushCurrent_v2, Context_)                                   \
+  X(pop, cuCtxPopCurrent_v2, Context_*)                                    \
+  X(stream_create, cuStreamCreate, Stream*, unsigned)                      \
+  X(stream_destroy, cuStreamDestroy_v2, Stream)                            \
+  X(stream_wait, cuStreamSynchronize, Stream)                              \
+  X(pool, cuDeviceGetDefaultMemPool, void**, int)                          \
+  X(pool_set, cuMemPoolSetAttribute, void*, int, void*)                    \
+  X(allocate, cuMemAllocAsync, Address*, size_t, Stream)                   \
+  X(free, cuMemFreeAsync, Address, Stream)                                 \
+  X(to_device, cuMemcpyHtoDAsync_v2, Address, const void*, size_t, Stream) \
+  X(to_host, cuMemcpyDtoHAsync_v2, void*, Address, size_t, Stream)         \
+  X(fill, cuMemsetD8Async, Address, unsigned char, size_t, Stream)         \
+  X(pointer_attribute, cuPointerGetAttribute, void*, int, Address)         \
+  X(module_load, cuModuleLoadData, Module*, const void*)                   \
+  X(module_unload, cuModuleUnload, Module)                                 \
+  X(function, cuModuleGetFunction, Function*, Module, const char*)         \
+  X(function_set, cuFuncSetAttribute, Function, int, int)                  \
+  X(launch, cuLaunchKernel, Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**)
 
 struct Driver {
-#define MEMBER(name, symbol, arguments) CUresult(*name) arguments = nullptr;
-  RLHF_DRIVER(MEMBER)
-  std::string why_not;  // empty where it is there
+#define MEMBER(member, symbol, ...) Result (*member)(__VA_ARGS__) = nullptr;
+  DRIVER(MEMBER)
+  std::string missing;  // why there is none
 
   Driver() {
-    void* library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
+    void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!library) {
-      why_not = std::string(LIBRARY) + " was not found: there is no NVIDIA driver";
+      missing = "libcuda.so.1 was not found; a GPU needs NVIDIA's driver";
       return;
     }
-#define FIND(name, symbol, arguments)                                                      \
-  name = reinterpret_cast<decltype(name)>(dlsym(library, #symbol));                         \
-  if (!name && why_not.empty()) why_not = std::string(LIBRARY) + " is too old: it has no " #symbol;
-    RLHF_DRIVER(FIND)
-    if (!why_not.empty()) return;
-    if (CUresult result = cuInit(0)) why_not = std::string("cuInit: ") + text(result);
+#define LOAD(member, symbol, ...)                                       \
+  member = reinterpret_cast<decltype(member)>(dlsym(library, #symbol)); \
+  if (!member && missing.empty()) missing = "libcuda.so.1 has no " #symbol "; the driver is older than CUDA 11.2";
+    DRIVER(LOAD)
+    if (!missing.empty()) return;
+    if (Result r = init(0)) missing = text("cuInit", r);
   }
 
-  const char* text(CUresult result) const {
-    const char* said = nullptr;
-    return cuGetErrorString(result, &said) == 0 && said ? said : "an error that the driver does not name";
+  std::string text(const char* call, Result r) const {
+    const char *name = nullptr, *description = nullptr;
+    error_name(r, &name), error_text(r, &description);
+    return std::string(call) + " failed with " + (name ? name : std::to_string(r)) + (description ? std::string(": ") + description : "");
   }
 };
-
 const Driver& driver() {
-  static const Driver loaded;
-  return loaded;
+  static const Driver one;
+  return one;
 }
-
-CUdeviceptr pointer(const void* p) { return CUdeviceptr(reinterpret_cast<uintptr_t>(p)); }
-
-// Makes the device's context current in this thread, and the one before it after.
-class Current {
- public:
-  explicit Current(CUcontext context) {
-    driver().cuCtxGetCurrent(&before_);
-    if (before_ == context) return;
-    changed_ = true;
-    driver().cuCtxSetCurrent(context);
-  }
-  ~Current() {
-    if (changed_) driver().cuCtxSetCurrent(before_);
-  }
-  Current(const Current&) = delete;
-
- private:
-  CUcontext before_ = nullptr;
-  bool changed_ = false;
-};
 
 class CudaDevice final : public GpuDevice {
  public:
-  // Empty where it opened.
-  std::string open(int ordinal, void* stream) {
-    const Driver& d = driver();
-    int count = 0;
-    if (CUresult result = d.cuDeviceGetCount(&count)) return std::string("cuDeviceGetCount: ") + d.text(result);
-    if (count == 0) return "the driver sees no GPU";
-    if (ordinal < 0 || ordinal >= count) return "there is no GPU " + std::to_string(ordinal) + ", the driver sees " + std::to_string(count);
-    if (fatbins().empty()) return "this build has no CUDA kernels: build them with `npm run build:cuda` (or cmake -DRLHF_CUDA=ON)";
-    if (CUresult result = d.cuDeviceGet(&device_, ordinal)) return std::string("cuDeviceGet: ") + d.text(result);
-    char text[256] = "";
-    d.cuDeviceGetName(text, sizeof text, device_);
-    name_ = text;
-    int major = 0, minor = 0, pools = 0;
-    d.cuDeviceGetAttribute(&multiprocessors, MULTIPROCESSORS, device_);
-    d.cuDeviceGetAttribute(&major, MAJOR, device_);
-    d.cuDeviceGetAttribute(&minor, MINOR, device_);
-    d.cuDeviceGetAttribute(&pools, MEMORY_POOLS, device_);
-    architecture = 10 * major + minor, pooled_ = pools != 0;
-    if (architecture < 80) return name_ + " has compute capability " + std::to_string(major) + "." + std::to_string(minor) + ", wanted 8.0 or newer";
-    if (CUresult result = d.cuDevicePrimaryCtxRetain(&context_, device_)) return std::string("cuDevicePrimaryCtxRetain: ") + d.text(result);
-    Current current(context_);
-    stream_ = static_cast<CUstream>(stream), own_ = !stream;
-    if (own_ && !did(d.cuStreamCreate(&stream_, NON_BLOCKING), "cuStreamCreate")) return failure;
+  // Null members where it stopped, with the reason in why_not.
+  CudaDevice(int ordinal, Stream stream, std::string& why_not) : stream_(stream) {
+    const auto ok = [&](const char* call, Result r) {
+      if (r) why_not = d.text(call, r);
+      return r == 0;
+    };
+    int count = 0, major = 0, minor = 0, pools = 0;
+    char name[256] = "";
+    if (!ok("cuDeviceGetCount", d.device_count(&count))) return;
+    if (ordinal < 0 || ordinal >= count) {
+      why_not = "ordinal is " + std::to_string(ordinal) + ", this machine has " + std::to_string(count) + (count == 1 ? " GPU" : " GPUs");
+      return;
+    }
+    int device = 0;
+    if (!ok("cuDeviceGet", d.device_get(&device, ordinal)) || !ok("cuDeviceGetName", d.device_name(name, sizeof name, device))) return;
+    if (!ok("cuDeviceGetAttribute", d.device_attribute(&multiprocessors, MULTIPROCESSORS, device)) ||
+        !ok("cuDeviceGetAttribute", d.device_attribute(&major, CAPABILITY_MAJOR, device)) ||
+        !ok("cuDeviceGetAttribute", d.device_attribute(&minor, CAPABILITY_MINOR, device)) ||
+        !ok("cuDeviceGetAttribute", d.device_attribute(&pools, MEMORY_POOLS, device)))
+      return;
+    name_ = name, architecture = 10 * major + minor;
+    if (architecture < 80 || !pools) {
+      why_not = name_ + " has compute capability " + std::to_string(major) + "." + std::to_string(minor) + ", wanted 8.0 or newer with memory pools";
+      return;
+    }
+    if (!ok("cuDevicePrimaryCtxRetain", d.retain(&context_, device))) return;
+    device_ = device;
+    const Current current(*this);
+    void* pool = nullptr;
+    uint64_t all = UINT64_MAX;  // freed memory stays with the process
+    if (!ok("cuDeviceGetDefaultMemPool", d.pool(&pool, device)) || !ok("cuMemPoolSetAttribute", d.pool_set(pool, RELEASE_THRESHOLD, &all))) return;
+    if (!stream_) {
+      if (!ok("cuStreamCreate", d.stream_create(&stream_, NON_BLOCKING))) return;
+      own_stream_ = true;
+    }
     for (const Fatbin& fatbin : fatbins()) {
-      CUmodule module = nullptr;
-      if (!did(d.cuModuleLoadData(&module, fatbin.data), fatbin.name)) return failure;
+      Module module = nullptr;
+      if (!ok(fatbin.name, d.module_load(&module, fatbin.data))) return;
       modules_.push_back(module);
     }
-    const size_t bytes = op_table().size() * sizeof(int32_t);
-    errors = static_cast<int32_t*>(allocate(bytes));
-    if (!errors) return "no memory for its error words";
-    return fill(errors, 0, int64_t(bytes)) ? "" : failure;
+    Address words = 0;
+    if (!ok("cuMemAllocAsync", d.allocate(&words, ERRORS, stream_)) || !ok("cuMemsetD8Async", d.fill(words, 0, ERRORS, stream_))) return;
+    errors = reinterpret_cast<int32_t*>(words);
+    ready = ok("cuStreamSynchronize", d.stream_wait(stream_));
   }
-
   ~CudaDevice() override {
     if (!context_) return;
-    const Driver& d = driver();
     {
-      Current current(context_);
-      if (stream_ || !own_) d.cuStreamSynchronize(stream_);
-      if (errors) release(errors);
-      for (CUmodule module : modules_) d.cuModuleUnload(module);
-      if (own_ && stream_) d.cuStreamDestroy(stream_);
+      const Current current(*this);
+      if (errors) d.free(address(errors), stream_);
+      if (stream_) d.stream_wait(stream_);
+      for (Module module : modules_) d.module_unload(module);
+      if (own_stream_) d.stream_destroy(stream_);
     }
-    d.cuDevicePrimaryCtxRelease(device_);
+    d.release(device_);
   }
+  CudaDevice(const CudaDevice&) = delete;
 
-  bool launch(const char* kernel, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t) override {
-    Current current(context_);
-    if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535) return refuse(kernel, "launched with more blocks than a grid can have");
-    Function* f = function(kernel);
-    if (!f) return false;
-    const Driver& d = driver();
-    if (shared > f->shared) {
-      if (!did(d.cuFuncSetAttribute(f->handle, DYNAMIC_SHARED, int(shared)), kernel)) return false;
-      f->shared = shared;
+  bool launch(const char* name, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t) override {
+    const Current current(*this);
+    Known* kernel = find(name);
+    if (!kernel) return false;
+    if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535) return refuse(name, "launched with more blocks than a grid can have");
+    if (shared > kernel->shared) {
+      if (!did("cuFuncSetAttribute", d.function_set(kernel->function, MOST_DYNAMIC_SHARED, int(shared)))) return false;
+      kernel->shared = shared;
     }
     void* arguments[] = {const_cast<void*>(params)};
-    return did(d.cuLaunchKernel(f->handle, unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2]), unsigned(threads), 1, 1, unsigned(shared), stream_, arguments, nullptr),
-        kernel);
+    return did(name, d.launch(kernel->function, unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2]), unsigned(threads), 1, 1, unsigned(shared), stream_,
+                         arguments, nullptr));
   }
   bool fill(void* data, int byte, int64_t bytes) override {
-    Current current(context_);
-    return bytes == 0 || did(driver().cuMemsetD8Async(pointer(data), static_cast<unsigned char>(byte), size_t(bytes), stream_), "cuMemsetD8Async");
+    const Current current(*this);
+    return bytes == 0 || did("cuMemsetD8Async", d.fill(address(data), uint8_t(byte), size_t(bytes), stream_));
   }
-
-  // From any thread: they leave `failure` alone.
-  void* allocate(size_t bytes) override {
-    Current current(context_);
-    CUdeviceptr p = 0;
-    const Driver& d = driver();
-    const CUresult result = pooled_ ? d.cuMemAllocAsync(&p, bytes ? bytes : 1, stream_) : d.cuMemAlloc(&p, bytes ? bytes : 1);
-    return result == 0 ? reinterpret_cast<void*>(uintptr_t(p)) : nullptr;
+  void* allocate(size_t bytes) override {  // from any thread: leaves `failure` alone
+    const Current current(*this);
+    Address data = 0;
+    return d.allocate(&data, bytes ? bytes : 1, stream_) == 0 ? reinterpret_cast<void*>(data) : nullptr;
   }
   void release(void* data) override {
-    Current current(context_);
-    if (pooled_) driver().cuMemFreeAsync(pointer(data), stream_);
-    else driver().cuMemFree(pointer(data));  // waits for the device
+    const Current current(*this);
+    d.free(address(data), stream_);
   }
-
   bool write(void* to, const void* from, size_t bytes) override {
-    Current current(context_);
+    const Current current(*this);
     if (bytes == 0) return true;
-    const Driver& d = driver();
-    if (!did(d.cuMemcpyHtoDAsync(pointer(to), from, bytes, stream_), "cuMemcpyHtoDAsync")) return false;
-    // Pageable memory has been copied when the call returns; what the driver knows (pinned) is read later.
-    unsigned type = 0;
-    return d.cuPointerGetAttribute(&type, MEMORY_TYPE, pointer(from)) != 0 || type == 0 || wait();
+    if (!did("cuMemcpyHtoDAsync", d.to_device(address(to), from, bytes, stream_))) return false;
+    // Pageable memory has been read by now; what the driver knows is read later.
+    unsigned kind = 0;
+    return d.pointer_attribute(&kind, MEMORY_TYPE, address(from)) != 0 || did("cuStreamSynchronize", d.stream_wait(stream_));
   }
   bool read(void* to, const void* from, size_t bytes) override {
-    Current current(context_);
-    return bytes == 0 || (did(driver().cuMemcpyDtoHAsync(to, pointer(from), bytes, stream_), "cuMemcpyDtoHAsync") && wait());
+    const Current current(*this);
+    if (bytes && !did("cuMemcpyDtoHAsync", d.to_host(to, address(from), bytes, stream_))) return false;
+    return did("cuStreamSynchronize", d.stream_wait(stream_));
   }
   bool wait() override {
-    Current current(context_);
-    return did(driver().cuStreamSynchronize(stream_), "cuStreamSynchronize");
+    const Current current(*this);
+    return did("cuStreamSynchronize", d.stream_wait(stream_));
   }
   std::string name() const override { return name_; }
 
+  bool ready = false;
+
  private:
-  struct Function {
-    CUfunction handle = nullptr;
-    int64_t shared = SHARED_BY_DEFAULT;  // that it may be launched with
+  static constexpr size_t ERRORS = 4096;  // bytes: more words than there are ops
+  struct Known {
+    Function function;
+    int64_t shared;  // that it may be launched with
+  };
+  // The primary context is the thread's only meanwhile: others may have theirs.
+  struct Current {
+    explicit Current(const CudaDevice& device) { device.d.push(device.context_); }
+    ~Current() {
+      Context_ mine;
+      driver().pop(&mine);
+    }
+    Current(const Current&) = delete;
   };
 
-  Function* function(const char* kernel) {
-    auto found = functions_.find(kernel);
-    if (found != functions_.end()) return &found->second;
-    for (CUmodule module : modules_) {
-      Function f;
-      if (driver().cuModuleGetFunction(&f.handle, module, kernel) == 0) return &functions_.emplace(kernel, f).first->second;
+  static Address address(const void* p) { return Address(reinterpret_cast<uintptr_t>(p)); }
+
+  Known* find(const char* name) {
+    const auto known = kernels_.find(name);
+    if (known != kernels_.end()) return &known->second;
+    for (Module module : modules_) {
+      Function function = nullptr;
+      if (d.function(&function, module, name) == 0) return &kernels_.emplace(name, Known{function, 48 << 10}).first->second;
     }
-    refuse(kernel, "there is no kernel of this name");
+    refuse(name, "there is no kernel of this name");
     return nullptr;
   }
-
-  bool refuse(const char* what, const char* why) {
-    std::snprintf(text_, sizeof text_, "%s: %s", what, why);
-    failure = text_;
+  bool did(const char* call, Result r) { return r == 0 || say(d.text(call, r)); }
+  bool refuse(const char* kernel, const char* why) { return say(std::string(kernel) + ": " + why); }
+  bool say(const std::string& what) {
+    std::snprintf(message_, sizeof message_, "%s", what.c_str());
+    failure = message_;
     return false;
   }
-  bool did(CUresult result, const char* what) { return result == 0 || refuse(what, driver().text(result)); }
 
-  CUdevice device_ = 0;
-  CUcontext context_ = nullptr;
-  CUstream stream_ = nullptr;
-  bool own_ = false, pooled_ = false;
-  std::vector<CUmodule> modules_;
-  std::unordered_map<std::string, Function> functions_;
+  const Driver& d = driver();
+  Context_ context_ = nullptr;
+  Stream stream_;
+  bool own_stream_ = false;
+  int device_ = 0;
   std::string name_;
-  char text_[384] = "";
+  std::vector<Module> modules_;
+  std::unordered_map<std::string, Known> kernels_;
+  char message_[512] = "";
 };
 
 }  // namespace
 
 std::unique_ptr<GpuDevice> open_gpu(int ordinal, void* stream, std::string& why_not) {
-  why_not = driver().why_not;
-  if (!why_not.empty()) return nullptr;
-  auto device = std::make_unique<CudaDevice>();
-  why_not = device->open(ordinal, stream);
-  if (!why_not.empty()) return nullptr;
-  return device;
+  if (!driver().missing.empty()) return why_not = driver().missing, nullptr;
+  if (fatbins().empty()) return why_not = "this build has no kernels for GPUs; `npm run build:cuda` builds them (it needs nvcc)", nullptr;
+  auto device = std::make_unique<CudaDevice>(ordinal, stream, why_not);
+  return device->ready ? std::move(device) : nullptr;
 }
 
 }  // namespace rlhf
+#endif
