@@ -16,7 +16,7 @@ namespace rlhf {
 struct Image {
   const char *begin, *end;
 };
-#if RLHF_CUDA
+#if RLHF_FATBIN
 const std::vector<Image>& cuda_images();  // written by CMakeLists.txt
 #else
 static const std::vector<Image>& cuda_images() {

@@ -76,7 +76,7 @@ const sources = ["CMakeLists.txt", "native", "kernels/cpu", "kernels/cuda"];
 step("native", {
   sources,
   makes: join(root, "build/native/Release/rlhf_kernels.node"),
-  run: () => compile("build/native"),
+  run: () => compile("build/native", "RLHF_FATBIN=OFF"),
 });
 
 // For the tests: the addon with a simulated GPU, and the tests of the simulator.
@@ -85,6 +85,14 @@ if (process.argv.includes("test"))
     sources: [...sources, "test/native/simt.cc", "test/native/check.h"],
     makes: join(root, "build/simulator/Release/rlhf_kernels.node"),
     run: () => compile("build/simulator", "RLHF_SIMT=ON", "RLHF_TESTS=ON"),
+  });
+
+// npm run build:cuda: the kernels for GPUs in the addon, until their sources change.
+if (process.argv.includes("cuda"))
+  step("cuda", {
+    sources: [...sources, "build/.native.stamp"],
+    makes: join(root, "build/native/Release/rlhf_kernels.node"),
+    run: () => compile("build/native", "RLHF_FATBIN=ON"),
   });
 
 step("typescript", {
