@@ -9,21 +9,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "native/fatbins.h"
 #include "native/gpu.h"
 
 namespace rlhf {
-
-struct Image {
-  const char *begin, *end;
-};
-#if RLHF_CUDA
-const std::vector<Image>& cuda_images();  // written by CMakeLists.txt
-#else
-static const std::vector<Image>& cuda_images() {
-  static const std::vector<Image> none;
-  return none;
-}
-#endif
 
 namespace {
 
@@ -142,9 +131,9 @@ class CudaDevice final : public GpuDevice {
       if (!ok("cuStreamCreate", d.stream_create(&stream_, NON_BLOCKING))) return;
       own_stream_ = true;
     }
-    for (const Image& image : cuda_images()) {
+    for (const Fatbin& fatbin : fatbins()) {
       Module module = nullptr;
-      if (!ok("cuModuleLoadData", d.module_load(&module, image.begin))) return;
+      if (!ok(fatbin.name, d.module_load(&module, fatbin.data))) return;
       modules_.push_back(module);
     }
     Address words = 0;
@@ -182,10 +171,10 @@ class CudaDevice final : public GpuDevice {
     const Current current(*this);
     return bytes == 0 || did("cuMemsetD8Async", d.fill(address(data), uint8_t(byte), size_t(bytes), stream_));
   }
-  void* allocate(size_t bytes) override {
+  void* allocate(size_t bytes) override {  // from any thread: leaves `failure` alone
     const Current current(*this);
     Address data = 0;
-    return did("cuMemAllocAsync", d.allocate(&data, bytes ? bytes : 1, stream_)) ? reinterpret_cast<void*>(data) : nullptr;
+    return d.allocate(&data, bytes ? bytes : 1, stream_) == 0 ? reinterpret_cast<void*>(data) : nullptr;
   }
   void release(void* data) override {
     const Current current(*this);
@@ -263,7 +252,7 @@ class CudaDevice final : public GpuDevice {
 
 std::unique_ptr<GpuDevice> open_gpu(int ordinal, void* stream, std::string& why_not) {
   if (!driver().missing.empty()) return why_not = driver().missing, nullptr;
-  if (cuda_images().empty()) return why_not = "this build has no kernels for GPUs; `npm run build:cuda` builds them (it needs nvcc)", nullptr;
+  if (fatbins().empty()) return why_not = "this build has no kernels for GPUs; `npm run build:cuda` builds them (it needs nvcc)", nullptr;
   auto device = std::make_unique<CudaDevice>(ordinal, stream, why_not);
   return device->ready ? std::move(device) : nullptr;
 }

@@ -2,7 +2,7 @@
 // Needs Node alone to start; says in one sentence what else is missing.
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -28,16 +28,22 @@ function hashOf(places) {
   return hash.digest("hex");
 }
 
+const stampOf = (name) => join(root, "build", `.${name}.stamp`);
+
+/** The step has been done with these sources. */
+function keep(name, sources) {
+  mkdirSync(join(root, "build"), { recursive: true });
+  writeFileSync(stampOf(name), hashOf(sources));
+}
+
 /** Runs a step unless its sources are what they were when it last ran to its end. */
 function step(name, { sources, makes, run }) {
-  const stamp = join(root, "build", `.${name}.stamp`);
-  const hash = hashOf(sources);
-  if (existsSync(makes) && existsSync(stamp) && readFileSync(stamp, "utf8") === hash) return;
+  const stamp = stampOf(name);
+  if (existsSync(makes) && existsSync(stamp) && readFileSync(stamp, "utf8") === hashOf(sources)) return;
   const start = Date.now();
   process.stderr.write(`${name} ... `);
   run();
-  mkdirSync(dirname(stamp), { recursive: true });
-  writeFileSync(stamp, hash);
+  keep(name, sources);
   process.stderr.write(`${((Date.now() - start) / 1000).toFixed(0)} s\n`);
 }
 
@@ -69,16 +75,27 @@ function compile(folder, ...definitions) {
         `"sudo dnf install gcc-c++ make cmake" (Fedora) or "xcode-select --install && brew install cmake" (macOS).`,
     );
   const options = definitions.map((definition) => `--CD${definition}`);
-  for (const command of ["configure", "compile"])
-    // compile alone would keep the options of before
+  for (const command of ["configure", "build"])
     execute(process.execPath, ["node_modules/cmake-js/bin/cmake-js", command, "-O", folder, "--parallel", "2", ...options]);
 }
 
 const sources = ["CMakeLists.txt", "native", "kernels/cpu", "kernels/cuda"];
+const addon = join(root, "build/native/Release/rlhf_kernels.node");
+// `npm run build:cuda` puts the GPU's kernels into the addon, where they stay until a source of it changes. Nothing else waits for nvcc.
+if (process.argv.includes("cuda")) {
+  if (!there(process.env.RLHF_NVCC ?? "nvcc"))
+    fail("nvcc was not found. It comes with NVIDIA's CUDA toolkit (12 or newer); add its bin folder to PATH, or name it by RLHF_NVCC.");
+  const nvcc = process.env.RLHF_NVCC ? [`RLHF_NVCC=${process.env.RLHF_NVCC}`] : [];
+  step("cuda", { sources, makes: addon, run: () => compile("build/native", "RLHF_CUDA=ON", `RLHF_FATBINS=${root}/build/cuda`, ...nvcc) });
+  keep("native", sources);
+}
 step("native", {
   sources,
-  makes: join(root, "build/native/Release/rlhf_kernels.node"),
-  run: () => compile("build/native"),
+  makes: addon,
+  run() {
+    rmSync(stampOf("cuda"), { force: true });
+    compile("build/native", "RLHF_CUDA=OFF");
+  },
 });
 
 // For the tests: the addon with a simulated GPU, and the tests of the simulator.

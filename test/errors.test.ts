@@ -90,6 +90,8 @@ describe("a call of an op", () => {
   test("names a number that is none", () => expectError(() => ops.scale(tensor([3]), NaN), TypeError, "ARGUMENT", "scale", "factor", "NaN"));
   test("refuses a device that this build has not", async () => {
     await expectError(() => device("tpu" as "cpu"), RangeError, "DEVICE", "tpu", "webgpu");
+    await expectError(() => device("cuda", { ordinal: 1000 }), RangeError, "DEVICE", "cuda: ");
+    await expectError(() => device("cuda", { ordinal: -1 }), RangeError, "DEVICE", "ordinal", "-1");
     await expectError(() => device("cpu", { isa: "sse" }), RangeError, "ISA", "sse", "scalar");
     await expectError(() => device("cpu", { threads: -1 }), RangeError, "THREADS", "-1");
   });

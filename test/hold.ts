@@ -67,8 +67,8 @@ export const sizes = (inputs: Case) =>
     .map(([name, value]) => `${name} ${isNumbers(value) ? `[${value.shape}]` : String(value)}`)
     .join(", ");
 
-// |got - f64| <= 2 max |naive f32 - f64| + ulps of the largest value; a bf16 output is rounded once more: half an ulp of bf16
-function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number>, naive: ArrayLike<number>, ulps: number, what: string, natural = 0, bf16 = false): void {
+// |got - f64| <= 2 max |naive f32 - f64| + ulps of the largest value, and half an ulp of bf16 of it for each rounding to that
+function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number>, naive: ArrayLike<number>, ulps: number, what: string, natural = 0, roundings = 0): void {
   expect(`${what}: length ${got.length}`).toBe(`${what}: length ${wanted.length}`);
   let largest = natural;
   let error = 0;
@@ -76,7 +76,7 @@ function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number>, naive: Ar
     if (Number.isFinite(wanted[i])) largest = Math.max(largest, Math.abs(wanted[i]));
     if (Number.isFinite(wanted[i]) && Number.isFinite(naive[i])) error = Math.max(error, Math.abs(naive[i] - wanted[i]));
   }
-  const allowed = 2 * error + ulps * Math.max(largest * 2 ** -23, 2 ** -149) + (bf16 && largest > 0 ? 2 ** (Math.floor(Math.log2(largest)) - 8) : 0);
+  const allowed = 2 * error + ulps * Math.max(largest * 2 ** -23, 2 ** -149) + (largest > 0 ? roundings * 2 ** (Math.floor(Math.log2(largest)) - 8) : 0);
   for (let i = 0; i < wanted.length; i++) {
     const near = got[i] === wanted[i] || Object.is(got[i], Math.fround(wanted[i])) || Math.abs(got[i] - wanted[i]) <= allowed;
     if (!near || (Number.isNaN(got[i]) && !Number.isNaN(wanted[i])))
@@ -96,8 +96,12 @@ export function expectBits(got: Outputs, wanted: Outputs, what: string): void {
   }
 }
 
-/** The op on the device against its f64 reference, within the error of plain f32 code; with `bf16`, on inputs that are. */
-export async function holdToReference(on: Device, entry: Truth, bf16 = false): Promise<void> {
+/**
+ * The op on the device against its f64 reference, within the error of plain f32 code.
+ * @param bf16    on inputs that are bf16
+ * @param between outputs of a product one of whose operands the op has computed, and rounded to bf16
+ */
+export async function holdToReference(on: Device, entry: Truth, bf16 = false, between: readonly string[] = []): Promise<void> {
   for (const drawn of casesOf(entry)) {
     const inputs = bf16 ? narrowed(entry, drawn) : drawn;
     const got = await runOn(on, entry, inputs, bf16);
@@ -110,8 +114,10 @@ export async function holdToReference(on: Device, entry: Truth, bf16 = false): P
     for (const output of Object.keys(wanted))
       if (output in got) {
         const value = got[output];
-        const [half, numeric] = value instanceof Uint16Array ? [true, numbers(value)] : [false, value];
-        expectNear(numeric, wanted[output], naive[output], entry.ulp ?? 2, `${entry.op} (${sizes(inputs)}): ${output}`, entry.natural?.[output], half);
+        const narrow = value instanceof Uint16Array;
+        const roundings = Number(narrow) + Number(between.includes(output));
+        const what = `${entry.op} (${sizes(inputs)}): ${output}`;
+        expectNear(narrow ? numbers(value) : value, wanted[output], naive[output], entry.ulp ?? 2, what, entry.natural?.[output], roundings);
       }
   }
 }

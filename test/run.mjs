@@ -1,4 +1,4 @@
-// The tests: the native ones under the sanitizers where RLHF_SANITIZE names them, then jest. Ends with one line of counts.
+// The tests: the native ones, again under the sanitizers where RLHF_SANITIZE names them, those of the simulated GPU, then jest. Ends with one line of counts.
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -20,6 +20,10 @@ function native(sanitize) {
     counts.failed++;
     return;
   }
+  programs(folder, sanitize || "native");
+}
+
+function programs(folder, kind) {
   for (const name of readdirSync(folder)
     .filter((file) => /^test_\w+$/.test(file))
     .sort()) {
@@ -27,13 +31,16 @@ function native(sanitize) {
     const { status, stdout, stderr } = run(join(folder, name), [], { env: environment });
     const ok = status === 0;
     counts[ok ? "passed" : "failed"]++;
-    console.log(`${ok ? "ok" : "FAILED"} ${sanitize || "native"} ${name}: ${stdout.trim().split("\n").at(-1)}`);
+    console.log(`${ok ? "ok" : "FAILED"} ${kind} ${name}: ${stdout.trim().split("\n").at(-1)}`);
     if (!ok) console.log(`${stdout}${stderr}`);
   }
 }
 
 const only = process.argv.slice(2);
-if (only.length === 0) for (const sanitize of ["", ...(process.env.RLHF_SANITIZE ?? "").split(" ").filter(Boolean)]) native(sanitize);
+if (only.length === 0) {
+  for (const sanitize of ["", ...(process.env.RLHF_SANITIZE ?? "").split(" ").filter(Boolean)]) native(sanitize);
+  programs("build/simulator", "simulator"); // made by the set-up
+}
 
 mkdirSync("build", { recursive: true });
 const report = "build/jest.json";

@@ -99,6 +99,9 @@ DEVICE bf16 from_float<bf16>(float x) {
 #endif
 
 #if RLHF_HOST_CODE
+#include <algorithm>
+#include <utility>
+
 #include "native/kernel.h"
 #include "native/rlhf_kernels.h"
 

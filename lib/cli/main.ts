@@ -158,8 +158,8 @@ program
     if (json) return console.log(JSON.stringify(list, null, 2));
     console.log(
       table(
-        ["op", "inputs", "outputs", "cpu"],
-        list.map(({ name, inputs, outputs, cpu }) => [name, inputs.join(" "), outputs.join(" "), cpu.join(" ")]),
+        ["op", "inputs", "outputs", "cpu", "cuda"],
+        list.map(({ name, inputs, outputs, cpu, cuda }) => [name, inputs.join(" "), outputs.join(" "), cpu.join(" "), cuda.join(" ")]),
       ),
     );
   });

@@ -1,6 +1,6 @@
 import { createRequire } from "node:module";
 import { existsSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 /** One argument of an op, as the list in native/ops.h has it. */
@@ -57,7 +57,7 @@ function load(): Addon {
   const require = createRequire(import.meta.url);
   const tried: string[] = [];
   const places = [`@rlhf-kernels/${process.platform}-${process.arch}`, join(root, "build/native/Release/rlhf_kernels.node")];
-  for (const place of process.env.RLHF_ADDON ? [process.env.RLHF_ADDON] : places)
+  for (const place of process.env.RLHF_ADDON ? [resolve(process.env.RLHF_ADDON)] : places)
     try {
       return require(place) as Addon;
     } catch (error) {

@@ -1,0 +1,19 @@
+// What the fake driver writes down.
+#pragma once
+#include <cstdint>
+
+namespace fake {
+
+struct Record {
+  int contexts, streams, modules, allocations, lookups, waits;  // alive; looked up; waited for
+  char kernel[64];  // the last launch
+  unsigned grid[3], threads, shared;
+  void* stream;
+};
+struct Offsets {  // OffsetsParams of kernels/cuda/offsets.h, as the device sees it
+  const int32_t* offsets;
+  int64_t B, N;
+  int32_t* error;
+};
+
+}  // namespace fake
