@@ -21,9 +21,14 @@ const HEADS = ["linearLogprob", "linearLogprobGrad", "linearPolicyLoss"];
 const LOSSES = ["policyLoss", "valueLoss", "preferenceLoss"];
 const ADVANTAGES = ["gae", "gaePadded", "tokenRewards", "whiten", "moments", "sequenceSum", "sequenceSumGrad"];
 const ELEMENTWISE = ["add", "sub", "mul", "scale", "clamp", "accumulate", "fill", "sum"];
-const WIDE = [...HEADS, "linear", "linearGradInput", "linearGradWeight", "logprob", "logprobGrad"]; // at bf16 too
+const WIDE = [...HEADS, "attention", "attentionGrad", "linear", "linearGradInput", "linearGradWeight", "logprob", "logprobGrad"]; // at bf16 too
 // Tensor cores take bf16 alone, so what a kernel has computed and multiplies again is rounded: half an ulp of bf16.
-const ROUNDED: Record<string, readonly string[]> = { linearLogprobGrad: ["dh", "dweight"], linearPolicyLoss: ["dh", "dweight"] };
+const ROUNDED: Record<string, readonly string[]> = {
+  attention: ["o"],
+  attentionGrad: ["dq", "dk", "dv"],
+  linearLogprobGrad: ["dh", "dweight"],
+  linearPolicyLoss: ["dh", "dweight"],
+};
 
 test("has the ops that it must have", () => {
   const has = (dtype: "f32" | "bf16") => [...specs.keys()].filter((op) => on.has(op, dtype)).sort();

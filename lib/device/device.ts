@@ -172,7 +172,7 @@ export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Pr
     current ??= opened;
     return opened;
   }
-  if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${wanted}", this build has: cpu, cuda, webgpu`);
+  if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${String(wanted)}", this build has: cpu, cuda, webgpu`);
   const threads = options.threads ?? Number(process.env.RLHF_NUM_THREADS ?? 0);
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
     throw rangeError("THREADS", `threads is ${options.threads ?? process.env.RLHF_NUM_THREADS}, wanted a whole number from 1 to 1024`);
