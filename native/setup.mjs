@@ -83,7 +83,7 @@ const sources = ["CMakeLists.txt", "native", "kernels/cpu", "kernels/cuda"];
 const addon = join(root, "build/native/Release/rlhf_kernels.node");
 // `npm run build:cuda` puts the GPU's kernels into the addon, where they stay until a source of it changes. Nothing else waits for nvcc.
 if (process.argv.includes("cuda")) {
-  if (!there(process.env.RLHF_NVCC ?? "nvcc"))
+  if (!there(process.env.RLHF_NVCC || "nvcc"))
     fail("nvcc was not found. It comes with NVIDIA's CUDA toolkit (12 or newer); add its bin folder to PATH, or name it by RLHF_NVCC.");
   const nvcc = process.env.RLHF_NVCC ? [`RLHF_NVCC=${process.env.RLHF_NVCC}`] : [];
   step("cuda", { sources, makes: addon, run: () => compile("build/native", "RLHF_CUDA=ON", `RLHF_FATBINS=${root}/build/cuda`, ...nvcc) });

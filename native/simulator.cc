@@ -138,9 +138,13 @@ struct Machine {
   Warp& own_warp() { return warps[size_t(running / 32)]; }
   void leave() { rlhf_switch_fibre(&self().sp, scheduler); }
 };
-thread_local std::unique_ptr<Machine> machine_;
+thread_local Machine* machine_ = nullptr;  // of the owner: read at every access, without a check of its construction
 Machine& machine() {
-  if (!machine_) machine_ = std::make_unique<Machine>();
+  if (!machine_) {
+    thread_local std::unique_ptr<Machine> owner;
+    owner = std::make_unique<Machine>();
+    machine_ = owner.get();
+  }
   return *machine_;
 }
 const Kernel* kernels = nullptr;

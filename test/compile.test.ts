@@ -7,7 +7,7 @@ import { promisify } from "node:util";
 import { describe, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 
-const nvcc = process.env.RLHF_NVCC ?? "nvcc";
+const nvcc = process.env.RLHF_NVCC || "nvcc";
 const there = spawnSync(nvcc, ["--version"]).status === 0;
 const files = readdirSync(join(root, "kernels/cuda")).filter((name) => name.endsWith(".cu"));
 
