@@ -22,7 +22,7 @@ class CTensor(ctypes.Structure):
 
 def build(root, folder):
     """The library with its device code, by CMake alone; returns its path."""
-    subprocess.run(["cmake", "-S", root, "-B", folder, "-DCMAKE_BUILD_TYPE=Release"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "-S", root, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DRLHF_CUDA=ON"], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["cmake", "--build", folder, "--target", "rlhf_shared", "-j", str(os.cpu_count())], check=True, stdout=subprocess.DEVNULL)
     return os.path.join(folder, "librlhf_kernels.so")
 

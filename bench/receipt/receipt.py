@@ -128,6 +128,8 @@ def main():
     until = time.monotonic() + options.seconds
     device = torch.device("cuda" if options.device == "cuda" else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if options.device == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())  # one with a handle, that the library's calls can be enqueued to
     path = options.library or native.build(ROOT, os.path.join(ROOT, "build/receipt"))
     library = native.Library(path, device, {"cuda": "cuda", "simt": "cuda"}.get(options.device))
     receipt = Receipt(options.out, describe(options.device))
