@@ -18,7 +18,18 @@ test("the README's example runs as it stands", async () => {
   expect(stdout).not.toContain("NaN");
 });
 
-test("the README's tables are those of bench/results", async () => {
+test("the README's example of devices runs on those that are here", async () => {
+  const readme = await readFile(join(root, "README.md"), "utf8");
+  const [, code] = readme.match(/<!-- devices -->\s+```js\n(.*?)```/s)!;
+  const file = join(root, "build/devices.mjs");
+  await mkdir(join(root, "build"), { recursive: true });
+  await writeFile(file, code);
+  const { stdout } = await promisify(execFile)(process.execPath, [file]);
+  for (const kind of ["cpu", "cuda", "webgpu"]) expect(stdout).toContain(kind);
+  expect(stdout).toMatch(/cpu, \w+: Float32Array\(5\)/);
+});
+
+test("the README's tables are those of bench/results and of the op list", async () => {
   const { now, wanted } = await readmeWithResults();
   expect(now).toBe(wanted);
 });

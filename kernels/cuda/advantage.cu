@@ -83,8 +83,8 @@ KERNEL(gae, GaeParams, 32 * GAE_WARPS) {
 void gae(Context& ctx, const gae_args& a) {
   const int64_t B = a.cu_seqlens.dim[0] - 1, N = a.rewards.dim[0];
   check_offsets(ctx, a.cu_seqlens, N);
-  const GaeParams p{global(a.rewards), global(a.values), global(a.mask), global(a.cu_seqlens), global(a.advantages), global(a.returns), B, N, 0, 0, 0, float(a.gamma),
-      float(a.lambda), latch_of(ctx)};
+  const GaeParams p{global(a.rewards), global(a.values), global(a.mask), global(a.cu_seqlens), global(a.advantages), global(a.returns), B, N, 0, 0, 0,
+      float(a.gamma), float(a.lambda), latch_of(ctx)};
   launch(ctx, "gae", {(B + GAE_WARPS - 1) / GAE_WARPS}, 32 * GAE_WARPS, 0, p);
 }
 

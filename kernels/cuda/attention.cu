@@ -54,25 +54,23 @@ constexpr int WARPS = 4;
 // A row that has not seen a key has the exponent -infinity.
 template <class Mma, int M, int N, int W>
 DEVICE void softmax(float (&s)[M][N][4], float (&o)[M][W][4], float (&top)[M][2], float (&sum)[M][2], float factor) {
-  UNROLL for (int m = 0; m < M; m++)
-    UNROLL for (int r = 0; r < 2; r++) {
-      float peak = s[m][0][2 * r];
-      UNROLL for (int n = 0; n < N; n++) peak = max(peak, max(s[m][n][2 * r], s[m][n][2 * r + 1]));
-      peak = max(peak, shuffle_xor(peak, 1));
-      peak = max(peak, shuffle_xor(peak, 2));
-      const float above = max(top[m][r], peak * factor);
-      const float base = above == -INFINITE ? 0 : above;
-      const float fall = Exponential<Mma>::raise(top[m][r] - base);
-      top[m][r] = above;
-      sum[m][r] *= fall;
-      UNROLL for (int w = 0; w < W; w++) o[m][w][2 * r] *= fall, o[m][w][2 * r + 1] *= fall;
-      UNROLL for (int n = 0; n < N; n++)
-        UNROLL for (int e = 0; e < 2; e++) {
-          float& x = s[m][n][2 * r + e];
-          x = Exponential<Mma>::raise(fma(x, factor, -base));
-          sum[m][r] += x;
-        }
+  UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
+    float peak = s[m][0][2 * r];
+    UNROLL for (int n = 0; n < N; n++) peak = max(peak, max(s[m][n][2 * r], s[m][n][2 * r + 1]));
+    peak = max(peak, shuffle_xor(peak, 1));
+    peak = max(peak, shuffle_xor(peak, 2));
+    const float above = max(top[m][r], peak * factor);
+    const float base = above == -INFINITE ? 0 : above;
+    const float fall = Exponential<Mma>::raise(top[m][r] - base);
+    top[m][r] = above;
+    sum[m][r] *= fall;
+    UNROLL for (int w = 0; w < W; w++) o[m][w][2 * r] *= fall, o[m][w][2 * r + 1] *= fall;
+    UNROLL for (int n = 0; n < N; n++) UNROLL for (int e = 0; e < 2; e++) {
+      float& x = s[m][n][2 * r + e];
+      x = Exponential<Mma>::raise(fma(x, factor, -base));
+      sum[m][r] += x;
     }
+  }
 }
 
 template <class Mma, int D, int M, int KEYS>
@@ -101,8 +99,7 @@ DEVICE void attend(const AttentionParams<typename Mma::Element>& p) {
 
   float o[M][W][4], top[M][2], sum[M][2];
   clear(o);
-  UNROLL for (int m = 0; m < M; m++)
-    UNROLL for (int r = 0; r < 2; r++) top[m][r] = -INFINITE, sum[m][r] = 0;
+  UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) top[m][r] = -INFINITE, sum[m][r] = 0;
   // a scale that does not grow with the score goes into the scores, so that the highest score has the highest exponent
   const float scale = Exponential<Mma>::factor(p.scale), factor = scale > 0 ? scale : 1;
 
@@ -124,28 +121,22 @@ DEVICE void attend(const AttentionParams<typename Mma::Element>& p) {
     if (keys) k.template fetch<KEYS, THREADS>(p.k + (keys.row() * p.k_stride + kv_head), p.k_stride, keys.count(), p.D, p.aligned);
     copy_async_commit();
     if (!seen) continue;
-    if (scale <= 0) {
-      UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int n = 0; n < N; n++)
-          UNROLL for (int e = 0; e < 4; e++) s[m][n][e] *= scale;
-    }
+    if (scale <= 0) { UNROLL for (int m = 0; m < M; m++) UNROLL for (int n = 0; n < N; n++) UNROLL for (int e = 0; e < 4; e++) s[m][n][e] *= scale; }
     if (last < KEYS - 1 || n < KEYS)
       each_pair<M, N>([&](int m, int j, int r, int row, int column) {
-        UNROLL for (int e = 0; e < 2; e++)
-          if (column + e > last + row || column + e >= n) s[m][j][2 * r + e] = -INFINITE;
+        UNROLL for (int e = 0; e < 2; e++) if (column + e > last + row || column + e >= n) s[m][j][2 * r + e] = -INFINITE;
       });
     softmax<Mma>(s, o, top, sum, factor);
     Mma::product(o, s, v, 0);
   }
 
-  UNROLL for (int m = 0; m < M; m++)
-    UNROLL for (int r = 0; r < 2; r++) {
-      sum[m][r] += shuffle_xor(sum[m][r], 1);
-      sum[m][r] += shuffle_xor(sum[m][r], 2);
-      const int row = own + 16 * m + 8 * r + lane() / 4;
-      if (lane() % 4 == 0 && row < end) p.lse[(int64_t(p.offsets[work.sequence]) + row) * p.H + work.head] = Exponential<Mma>::lse(top[m][r], sum[m][r]);
-      sum[m][r] = 1 / sum[m][r];
-    }
+  UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
+    sum[m][r] += shuffle_xor(sum[m][r], 1);
+    sum[m][r] += shuffle_xor(sum[m][r], 2);
+    const int row = own + 16 * m + 8 * r + lane() / 4;
+    if (lane() % 4 == 0 && row < end) p.lse[(int64_t(p.offsets[work.sequence]) + row) * p.H + work.head] = Exponential<Mma>::lse(top[m][r], sum[m][r]);
+    sum[m][r] = 1 / sum[m][r];
+  }
   const int64_t stride = int64_t(p.H) * p.D;
   store(o, p.o + ((p.offsets[work.sequence] + int64_t(own)) * stride + head), stride, end - own, p.D, p.aligned, [&](int m, int r) { return sum[m][r]; });
 }
@@ -262,7 +253,8 @@ struct Variant {
   int64_t shared;
 };
 using f32 = float;
-#define VARIANT(Mma, type, D, M, KEYS) {"attention_" #type "_d" #D, int(sizeof(type)), D, 16 * M * WARPS, int64_t(16 * M * WARPS + 2 * KEYS) * D * int64_t(sizeof(type))},
+#define VARIANT(Mma, type, D, M, KEYS) \
+  {"attention_" #type "_d" #D, int(sizeof(type)), D, 16 * M * WARPS, int64_t(16 * M * WARPS + 2 * KEYS) * D * int64_t(sizeof(type))},
 const Variant variants[] = {ATTENTION_VARIANTS(VARIANT)};
 #undef VARIANT
 
@@ -278,8 +270,8 @@ void attention_of(Context& ctx, const attention_args& a) {
   const TileList queries = tile_list(places, N, B, variant.queries);
   const PlanParams plan{global(a.cu_seqlens), global(a.prefix), int32_t(N), int32_t(B), {queries, queries}, latch_of(ctx)};
   launch(ctx, "attention_plan", {1}, PLANNERS, PLAN_SHARED, plan);
-  const AttentionParams<T> p{global_as<const T>(a.q), global_as<const T>(a.k), global_as<const T>(a.v), global(a.cu_seqlens), global(a.prefix), global_as<T>(a.o),
-      global(a.lse), queries, N, a.q.stride, a.k.stride, a.v.stride, int32_t(H), int32_t(G ? H / G : 1), int32_t(D), float(a.scale),
+  const AttentionParams<T> p{global_as<const T>(a.q), global_as<const T>(a.k), global_as<const T>(a.v), global(a.cu_seqlens), global(a.prefix),
+      global_as<T>(a.o), global(a.lse), queries, N, a.q.stride, a.k.stride, a.v.stride, int32_t(H), int32_t(G ? H / G : 1), int32_t(D), float(a.scale),
       aligned(a.q, D, sizeof(T)) && aligned(a.k, D, sizeof(T)) && aligned(a.v, D, sizeof(T)) && aligned(a.o, D, sizeof(T))};
   launch(ctx, variant.kernel, {most_tiles(N, B, variant.queries) * H}, 32 * WARPS, variant.shared, p);
 }

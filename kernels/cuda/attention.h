@@ -142,23 +142,22 @@ DEVICE void store_pair(Global<bf16> to, int64_t i, float a, float b) { store_as<
 // `stride` apart.
 template <int M, int N, class T, class F>
 DEVICE void store(const float (&c)[M][N][4], Global<T> to, int64_t stride, int rows, int columns, bool aligned, F&& factor) {
-  UNROLL for (int m = 0; m < M; m++)
-    UNROLL for (int r = 0; r < 2; r++) {
-      const int row = 16 * m + 8 * r + lane() / 4, first = lane() % 4 * 2;
-      if (row >= rows) continue;
-      const auto out = to + row * stride;
-      const float x = factor(m, r);
-      UNROLL for (int n = 0; n < N; n++) {
-        const int column = 8 * n + first;
-        const float a = c[m][n][2 * r] * x, b = c[m][n][2 * r + 1] * x;
-        if (aligned) {
-          if (column < columns) store_pair(out, column, a, b);
-        } else {
-          if (column < columns) out[column] = narrow(a, T{});
-          if (column + 1 < columns) out[column + 1] = narrow(b, T{});
-        }
+  UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
+    const int row = 16 * m + 8 * r + lane() / 4, first = lane() % 4 * 2;
+    if (row >= rows) continue;
+    const auto out = to + row * stride;
+    const float x = factor(m, r);
+    UNROLL for (int n = 0; n < N; n++) {
+      const int column = 8 * n + first;
+      const float a = c[m][n][2 * r] * x, b = c[m][n][2 * r + 1] * x;
+      if (aligned) {
+        if (column < columns) store_pair(out, column, a, b);
+      } else {
+        if (column < columns) out[column] = narrow(a, T{});
+        if (column + 1 < columns) out[column + 1] = narrow(b, T{});
       }
     }
+  }
 }
 
 #endif

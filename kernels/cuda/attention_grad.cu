@@ -42,14 +42,14 @@ struct AttentionGradParams {
 };
 
 // Shapes of the tiles: X(policy, type, D, warps; for dk and dv: M, queries, parts of D; for dq: M, keys)
-#define ATTENTION_GRAD_VARIANTS(X)        \
-  X(Bf16, bf16, 32, 4, 2, 32, 1, 2, 64)   \
-  X(Bf16, bf16, 64, 4, 2, 16, 1, 2, 32)   \
-  X(Bf16, bf16, 128, 4, 1, 32, 1, 2, 16)  \
-  X(Bf16, bf16, 256, 4, 1, 32, 2, 1, 32)  \
-  X(F32, f32, 32, 4, 2, 16, 1, 2, 32)     \
-  X(F32, f32, 64, 4, 1, 16, 1, 2, 32)     \
-  X(F32, f32, 128, 4, 1, 16, 2, 1, 32)    \
+#define ATTENTION_GRAD_VARIANTS(X)       \
+  X(Bf16, bf16, 32, 4, 2, 32, 1, 2, 64)  \
+  X(Bf16, bf16, 64, 4, 2, 16, 1, 2, 32)  \
+  X(Bf16, bf16, 128, 4, 1, 32, 1, 2, 16) \
+  X(Bf16, bf16, 256, 4, 1, 32, 2, 1, 32) \
+  X(F32, f32, 32, 4, 2, 16, 1, 2, 32)    \
+  X(F32, f32, 64, 4, 1, 16, 1, 2, 32)    \
+  X(F32, f32, 128, 4, 1, 16, 2, 1, 32)   \
   X(F32, f32, 256, 2, 1, 16, 4, 1, 8)
 
 #if RLHF_DEVICE_CODE
@@ -112,7 +112,8 @@ DEVICE void key_gradients(const AttentionGradParams<typename Mma::Element>& p) {
     const int32_t column = queries.head * p.D, n = queries.count();
     q.template fetch<QUERIES, THREADS>(p.q + (row * p.q_stride + column), p.q_stride, n, p.D, p.aligned);
     d_o.template fetch<QUERIES, THREADS>(p.d_o + (row * p.d_o_stride + column), p.d_o_stride, n, p.D, p.aligned);
-    fetch_rows<QUERIES, THREADS>(all_rows + stage * QUERIES * 2, p.rows + 2 * (queries.head * p.row_stride + row_of(sequences, queries.sequence) + queries.start), n);
+    fetch_rows<QUERIES, THREADS>(
+        all_rows + stage * QUERIES * 2, p.rows + 2 * (queries.head * p.row_stride + row_of(sequences, queries.sequence) + queries.start), n);
   };
   const int64_t token = int64_t(p.offsets[work.sequence]) + work.start;
   k.template fetch<KEYS, THREADS>(p.k + (token * p.k_stride + kv_head), p.k_stride, length - work.start, p.D, p.aligned);
@@ -223,13 +224,9 @@ DEVICE void query_gradients(const AttentionGradParams<typename Mma::Element>& p)
 KERNEL(attention_grad_rows_bf16, AttentionGradParams<bf16>, 128) { query_rows<Bf16, 4>(p); }
 KERNEL(attention_grad_rows_f32, AttentionGradParams<float>, 128) { query_rows<F32, 4>(p); }
 
-#define VARIANT(Mma, type, D, WARPS, M, QUERIES, PARTS, M_Q, KEYS)                              \
-  KERNEL(attention_grad_keys_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) {    \
-    key_gradients<Mma, D, WARPS, M, QUERIES, PARTS>(p);                                         \
-  }                                                                                             \
-  KERNEL(attention_grad_queries_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) { \
-    query_gradients<Mma, D, WARPS, M_Q, KEYS>(p);                                               \
-  }
+#define VARIANT(Mma, type, D, WARPS, M, QUERIES, PARTS, M_Q, KEYS)                                                                                    \
+  KERNEL(attention_grad_keys_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) { key_gradients<Mma, D, WARPS, M, QUERIES, PARTS>(p); } \
+  KERNEL(attention_grad_queries_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) { query_gradients<Mma, D, WARPS, M_Q, KEYS>(p); }
 ATTENTION_GRAD_VARIANTS(VARIANT)
 #undef VARIANT
 #endif
@@ -243,9 +240,9 @@ struct Variant {
   int64_t keys_shared, queries_shared;
 };
 using f32 = float;
-#define VARIANT(Mma, type, D, WARPS, M, QUERIES, PARTS, M_Q, KEYS)                                                                       \
-  {"attention_grad_keys_" #type "_d" #D, "attention_grad_queries_" #type "_d" #D, int(sizeof(type)), D, 32 * WARPS, 16 * M * WARPS, PARTS, \
-      16 * M_Q * WARPS, (int64_t(32 * M * WARPS) + 4 * QUERIES) * D * int64_t(sizeof(type)) + 16 * QUERIES,                               \
+#define VARIANT(Mma, type, D, WARPS, M, QUERIES, PARTS, M_Q, KEYS)                                                                                           \
+  {"attention_grad_keys_" #type "_d" #D, "attention_grad_queries_" #type "_d" #D, int(sizeof(type)), D, 32 * WARPS, 16 * M * WARPS, PARTS, 16 * M_Q * WARPS, \
+      (int64_t(32 * M * WARPS) + 4 * QUERIES) * D * int64_t(sizeof(type)) + 16 * QUERIES,                                                                    \
       (int64_t(32 * M_Q * WARPS) + 4 * KEYS) * D * int64_t(sizeof(type)) + 8 * 16 * M_Q * WARPS},
 const Variant variants[] = {ATTENTION_GRAD_VARIANTS(VARIANT)};
 #undef VARIANT
@@ -281,9 +278,7 @@ void attention_grad_of(Context& ctx, const attention_grad_args& a) {
 
 }  // namespace
 
-void attention_grad(Context& ctx, const attention_grad_args& a) {
-  a.q.dtype == RLHF_BF16 ? attention_grad_of<bf16>(ctx, a) : attention_grad_of<float>(ctx, a);
-}
+void attention_grad(Context& ctx, const attention_grad_args& a) { a.q.dtype == RLHF_BF16 ? attention_grad_of<bf16>(ctx, a) : attention_grad_of<float>(ctx, a); }
 #endif
 
 }  // namespace rlhf::cuda

@@ -35,11 +35,13 @@ DEVICE void map(const MapParams& p, F&& f) {
     store_four(p.y, first + 1024 * i, p.n, p.vector, a[i]);
   }
 }
-#define MAP(name, expression) \
-  KERNEL(name, MapParams, 256) { map(p, [&]([[maybe_unused]] float a, [[maybe_unused]] float b) -> float { return expression; }); }
+#define MAP(name, expression)                                                                        \
+  KERNEL(name, MapParams, 256) {                                                                     \
+    map(p, [&]([[maybe_unused]] float a, [[maybe_unused]] float b) -> float { return expression; }); \
+  }
 MAP(map_add, a + b)
 MAP(map_sub, a - b)
-MAP(map_mul, a * b)
+MAP(map_mul, a* b)
 MAP(map_scale, fma(a, p.first, p.second))
 MAP(map_clamp, a != a ? a : min(max(a, p.first), p.second))
 MAP(map_fill, p.first)

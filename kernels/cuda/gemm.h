@@ -134,18 +134,14 @@ struct Bf16 : Block<bf16> {
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int m = m0 + i * 16 + one * 8;  // matrices: m, m + 8, then the same at k + 8
-        if (A_ALONG)
-          load_matrix_x4(x[i], a + A::at(m + low, k / 8 + two));
-        else
-          load_matrix_x4_transposed(x[i], a + A::at(k + two * 8 + low, m / 8));
+        if (A_ALONG) load_matrix_x4(x[i], a + A::at(m + low, k / 8 + two));
+        else load_matrix_x4_transposed(x[i], a + A::at(k + two * 8 + low, m / 8));
       }
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         const int n = n0 + j * 16 + two * 8;  // matrices: k, k + 8, then the same at n + 8
-        if (B_ALONG)
-          load_matrix_x4(y[j], b + B::at(n + low, k / 8 + one));
-        else
-          load_matrix_x4_transposed(y[j], b + B::at(k + one * 8 + low, n / 8));
+        if (B_ALONG) load_matrix_x4(y[j], b + B::at(n + low, k / 8 + one));
+        else load_matrix_x4_transposed(y[j], b + B::at(k + one * 8 + low, n / 8));
       }
 #pragma unroll
       for (int i = 0; i < 4; i++)

@@ -30,7 +30,8 @@ bool is_aligned(const void* data, int64_t extent, int64_t stride) {
 
 template <class T>
 Operand<T> operand(const T* data, int64_t rows, int64_t extent, int64_t stride) {
-  return {global<const T>(data, rows ? (rows - 1) * stride + extent : 0), Global<const int32_t>(), rows, rows, extent, stride, is_aligned<T>(data, extent, stride)};
+  return {
+      global<const T>(data, rows ? (rows - 1) * stride + extent : 0), Global<const int32_t>(), rows, rows, extent, stride, is_aligned<T>(data, extent, stride)};
 }
 // a matrix that an op was given
 template <class T>

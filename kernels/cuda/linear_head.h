@@ -62,7 +62,6 @@ struct GatherParams {
 
 #if RLHF_DEVICE_CODE
 
-
 // x = logits / T of the tile, left in the accumulators; its statistics
 template <class Mma, class T>
 DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, SharedMemory& memory) {

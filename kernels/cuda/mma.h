@@ -39,7 +39,7 @@ struct Tile {
       const int row = thread() / CHUNKS, column = thread() % CHUNKS * CHUNK;
       auto next = from + (row * stride + column);
       UNROLL for (int i = 0; i < ROWS; i += STEP, next = next + STEP * stride)
-        copy_async16(data + at(row + i, column), next, row + i < rows && column < columns);
+          copy_async16(data + at(row + i, column), next, row + i < rows && column < columns);
     } else {
       UNROLL_BY(1) for (int i = thread(); i < ROWS * COLUMNS; i += THREADS) {
         const int row = i / COLUMNS, column = i % COLUMNS;
@@ -99,17 +99,14 @@ struct F32 {
     const int g = lane() / 4, t = lane() % 4, a_at = a.at(a_row + g, 0), b_at[2] = {b.at(b_row + 2 * t, 0), b.at(b_row + 2 * t + 1, 0)};
     UNROLL_BY(2) for (int d = 0; d < D; d += 4) {
       float4 x[M][2];
-      UNROLL for (int m = 0; m < M; m++)
-        UNROLL for (int r = 0; r < 2; r++) x[m][r] = load_as<float4>(a.data, a.along(a_at, d) + (16 * m + 8 * r) * D);
-      UNROLL for (int n = 0; n < N; n++)
-        UNROLL for (int e = 0; e < 2; e++) {
-          const float4 y = load_as<float4>(b.data, b.along(b_at[e], d) + 8 * n * D);
-          UNROLL for (int m = 0; m < M; m++)
-            UNROLL for (int r = 0; r < 2; r++) {
-              float& sum = c[m][n][2 * r + e];
-              sum = fma(x[m][r].w, y.w, fma(x[m][r].z, y.z, fma(x[m][r].y, y.y, fma(x[m][r].x, y.x, sum))));
-            }
+      UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) x[m][r] = load_as<float4>(a.data, a.along(a_at, d) + (16 * m + 8 * r) * D);
+      UNROLL for (int n = 0; n < N; n++) UNROLL for (int e = 0; e < 2; e++) {
+        const float4 y = load_as<float4>(b.data, b.along(b_at[e], d) + 8 * n * D);
+        UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
+          float& sum = c[m][n][2 * r + e];
+          sum = fma(x[m][r].w, y.w, fma(x[m][r].z, y.z, fma(x[m][r].y, y.y, fma(x[m][r].x, y.x, sum))));
         }
+      }
     }
   }
 
@@ -117,38 +114,31 @@ struct F32 {
   template <int M, int K, int N, int D>
   DEVICE static void product(float (&c)[M][N][4], const float (&p)[M][K][4], Tile<float, D> b, int b_column) {
     const int t = lane() % 4;
-    UNROLL for (int k = 0; k < K; k++)
-      UNROLL for (int s = 0; s < 4; s++)
-        UNROLL for (int e = 0; e < 2; e++) {
-          float x[M][2];
-          UNROLL for (int m = 0; m < M; m++)
-            UNROLL for (int r = 0; r < 2; r++) x[m][r] = shuffle(p[m][k][2 * r + e], lane() - t + s);
-          UNROLL for (int n = 0; n < N; n++) {
-            const float2 y = load_as<float2>(b.data, b.along(b.at(2 * s + e, b_column + 2 * t), 8 * n) + 8 * k * D);
-            UNROLL for (int m = 0; m < M; m++)
-              UNROLL for (int r = 0; r < 2; r++) {
-                c[m][n][2 * r] = fma(x[m][r], y.x, c[m][n][2 * r]);
-                c[m][n][2 * r + 1] = fma(x[m][r], y.y, c[m][n][2 * r + 1]);
-              }
-          }
+    UNROLL for (int k = 0; k < K; k++) UNROLL for (int s = 0; s < 4; s++) UNROLL for (int e = 0; e < 2; e++) {
+      float x[M][2];
+      UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) x[m][r] = shuffle(p[m][k][2 * r + e], lane() - t + s);
+      UNROLL for (int n = 0; n < N; n++) {
+        const float2 y = load_as<float2>(b.data, b.along(b.at(2 * s + e, b_column + 2 * t), 8 * n) + 8 * k * D);
+        UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
+          c[m][n][2 * r] = fma(x[m][r], y.x, c[m][n][2 * r]);
+          c[m][n][2 * r + 1] = fma(x[m][r], y.y, c[m][n][2 * r + 1]);
         }
+      }
+    }
   }
 };
 
 template <int M, int N>
 DEVICE void clear(float (&c)[M][N][4]) {
-  UNROLL for (int m = 0; m < M; m++)
-    UNROLL for (int n = 0; n < N; n++)
-      UNROLL for (int e = 0; e < 4; e++) c[m][n][e] = 0;
+  UNROLL for (int m = 0; m < M; m++) UNROLL for (int n = 0; n < N; n++) UNROLL for (int e = 0; e < 4; e++) c[m][n][e] = 0;
 }
 
 // f(m, n, r, row, column): the pairs of a result that this lane holds, c[m][n][2 r] at (row, column) and c[m][n][2 r + 1] to
 // the right of it.
 template <int M, int N, class F>
 DEVICE void each_pair(F&& f) {
-  UNROLL for (int n = 0; n < N; n++)
-    UNROLL for (int m = 0; m < M; m++)
-      UNROLL for (int r = 0; r < 2; r++) f(m, n, r, 16 * m + 8 * r + lane() / 4, 8 * n + lane() % 4 * 2);
+  UNROLL for (int n = 0; n < N; n++) UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++)
+      f(m, n, r, 16 * m + 8 * r + lane() / 4, 8 * n + lane() % 4 * 2);
 }
 
 }  // namespace rlhf::cuda

@@ -105,8 +105,7 @@ KERNEL(policy_tokens, PolicyParams, 256) {
 
 KERNEL(policy_finish, PolicyFinishParams, 256) {
   double sums[POLICY_SUMS + 1] = {};
-  for (int64_t block = thread(); block < p.blocks; block += 256)
-    UNROLL for (int k = 0; k < POLICY_SUMS; k++) sums[k] += p.partial[block * POLICY_SUMS + k];
+  for (int64_t block = thread(); block < p.blocks; block += 256) UNROLL for (int k = 0; k < POLICY_SUMS; k++) sums[k] += p.partial[block * POLICY_SUMS + k];
   for (int64_t b = thread(); b < p.B; b += 256) sums[POLICY_SUMS] += p.weights[b] > 0;
   SharedMemory memory;
   const Shared<double> parts = memory.take<double>(8 * (POLICY_SUMS + 1));

@@ -75,7 +75,7 @@ Global<T> global(T* data, int64_t) {
 #if RLHF_DEVICE_CODE
 namespace rlhf::cuda {
 // No templates: an element of shared memory may stand for its value.
-#define EXTREMES(T)                              \
+#define EXTREMES(T)                                \
   DEVICE T min(T a, T b) { return a < b ? a : b; } \
   DEVICE T max(T a, T b) { return a > b ? a : b; }
 EXTREMES(int32_t)

@@ -106,7 +106,10 @@ DEVICE void copy_async_wait() {
 // four 8 x 8 matrices of bf16; lane i gives the address of row i % 8 of matrix i / 8
 template <class T>
 DEVICE void load_matrix_x4(uint32_t (&r)[4], Shared<T> row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row.data)) : "memory");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row.data))
+               : "memory");
 }
 template <class T>
 DEVICE void load_matrix_x4_transposed(uint32_t (&r)[4], Shared<T> row) {

@@ -43,9 +43,10 @@ struct Kernel {
 }  // namespace rlhf::simt
 
 #define RLHF_FIRST(x, ...) x
-#define KERNEL(name, Params, ...)                                                                                                       \
-  static void name(const Params& p);                                                                                                    \
-  static const rlhf::simt::Kernel kernel_##name(#name, RLHF_FIRST(__VA_ARGS__, ), sizeof(Params), [](const void* params) { name(*static_cast<const Params*>(params)); }); \
+#define KERNEL(name, Params, ...)                                                                                               \
+  static void name(const Params& p);                                                                                            \
+  static const rlhf::simt::Kernel kernel_##name(                                                                                \
+      #name, RLHF_FIRST(__VA_ARGS__, ), sizeof(Params), [](const void* params) { name(*static_cast<const Params*>(params)); }); \
   static void name([[maybe_unused]] const Params& p)
 
 namespace rlhf::cuda {
@@ -93,7 +94,8 @@ struct Shared {
   template <class U>
   int at(int i) const {
     const int from = offset + i * int(sizeof(T));
-    if (from < begin || from + int(sizeof(U)) > end) simt::fault("shared element %d of an array of %d", (from - begin) / int(sizeof(T)), (end - begin) / int(sizeof(T)));
+    if (from < begin || from + int(sizeof(U)) > end)
+      simt::fault("shared element %d of an array of %d", (from - begin) / int(sizeof(T)), (end - begin) / int(sizeof(T)));
     if (from % int(alignof(U))) simt::fault("shared byte %d is not aligned to %zu", from, alignof(U));
     return from;
   }

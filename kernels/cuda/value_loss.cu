@@ -53,7 +53,8 @@ KERNEL(value_tokens, ValueParams, 256, 4) {
       }
       const double w = p.weights[b], off = double(v) - R;
       dvalues[k] = clipped ? 0 : p.scale * p.weights[b] * error;
-      sums[0] += w * (0.5f * loss), sums[1] += clipped ? w : 0, sums[2] += w * v, sums[3] += w * off * off, sums[4] += w * R, sums[5] += w * R * R, sums[6] += 1;
+      sums[0] += w * (0.5f * loss), sums[1] += clipped ? w : 0, sums[2] += w * v, sums[3] += w * off * off, sums[4] += w * R, sums[5] += w * R * R,
+          sums[6] += 1;
     }
     store_four(p.dvalues, i, p.M, p.vector, dvalues);
   }
@@ -85,9 +86,10 @@ void value_loss(Context& ctx, const value_loss_args& a) {
   plan(base, weights, partial);
   if (a.clip_range < __builtin_inf() && !a.old_values) return ctx.fail("clip_range is given, and old_values is missing");
   policy_weights(ctx, a, weights, M);
-  const bool vector = at_16_bytes(a.values.data) && at_16_bytes(a.old_values.data) && at_16_bytes(a.returns.data) && at_16_bytes(a.mask.data) && at_16_bytes(a.dvalues.data);
-  const ValueParams p{global(a.values), global(a.old_values), global(a.returns), global(a.mask), global(a.cu_seqlens), weights, global(a.dvalues), partial, M, B,
-      float(a.clip_range), float(a.scale), vector, latch_of(ctx)};
+  const bool vector =
+      at_16_bytes(a.values.data) && at_16_bytes(a.old_values.data) && at_16_bytes(a.returns.data) && at_16_bytes(a.mask.data) && at_16_bytes(a.dvalues.data);
+  const ValueParams p{global(a.values), global(a.old_values), global(a.returns), global(a.mask), global(a.cu_seqlens), weights, global(a.dvalues), partial, M,
+      B, float(a.clip_range), float(a.scale), vector, latch_of(ctx)};
   launch(ctx, "value_tokens", {blocks}, 256, block_sums_shared(VALUE_SUMS), p);
   const ValueFinishParams f{partial, global(a.stats), global(a.loss), blocks, a.scale, latch_of(ctx)};
   launch(ctx, "value_finish", {1}, 32, 0, f);

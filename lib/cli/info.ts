@@ -4,6 +4,7 @@ import { fmaPeak, readBandwidth } from "../device/limits.js";
 import { native } from "../device/native.js";
 import { specs } from "../device/ops.js";
 import { adapterName } from "../device/webgpu/open.js";
+import { receipts } from "./receipts.js";
 import { ops as webgpuOps } from "../device/webgpu/ops/index.js";
 
 /** The machine as the kernels see it. */
@@ -32,9 +33,10 @@ async function gpuName(): Promise<string> {
 
 export const cpuName = () => cpus()[0]?.model.trim() ?? process.arch;
 
-/** Each op with the shapes that it takes and gives, and the dtypes that a device has it at. */
+/** Each op with the shapes that it takes and gives, the dtypes that each device has it at, and what a real GPU said of its CUDA kernels. */
 export function opList() {
   const shaped = ({ name, dimsText }: { name: string; dimsText: string }) => (dimsText ? `${name}[${dimsText}]` : name);
+  const receipt = receipts();
   return [...specs.values()].map(({ name, arguments: all, dtypes }) => ({
     name,
     inputs: all.filter(({ kind }) => !kind.includes("out")).map(shaped),
@@ -42,6 +44,6 @@ export function opList() {
     cpu: dtypes.cpu,
     webgpu: name in webgpuOps ? ["f32"] : [],
     cuda: dtypes.cuda,
-    receipt: null,
+    receipt: receipt(name, dtypes.cuda),
   }));
 }

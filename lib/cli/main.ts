@@ -158,8 +158,12 @@ program
     if (json) return console.log(JSON.stringify(list, null, 2));
     console.log(
       table(
-        ["op", "inputs", "outputs", "cpu", "cuda"],
-        list.map(({ name, inputs, outputs, cpu, cuda }) => [name, inputs.join(" "), outputs.join(" "), cpu.join(" "), cuda.join(" ")]),
+        ["op", "inputs", "outputs", "cpu", "webgpu", "cuda", "receipt"],
+        list.map(({ name, inputs, outputs, cpu, webgpu, cuda, receipt }) => [
+          name,
+          ...[inputs, outputs, cpu, webgpu, cuda].map((all) => all.join(" ")),
+          receipt ?? "",
+        ]),
       ),
     );
   });
