@@ -46,17 +46,18 @@ function prepared(entry: Truth, draw: (random: Random) => Case, on: Device): { t
   let turn = 0;
   return {
     cost: entry.cost!(inputs),
-    async timer() {
-      const args = copies[turn++ % COPIES];
+    async timer(runs) {
       await on.read(0, 0);
       const [before, start] = [on.memory().busySeconds, performance.now()];
-      const outputs = run(entry.op, args);
+      for (let i = 0; i < runs; i++) {
+        const args = copies[turn++ % COPIES];
+        const outputs = run(entry.op, args);
+        for (const [name, tensor] of Object.entries(outputs)) if (!(args[name] instanceof Tensor)) tensor.dispose();
+      }
       await on.read(0, 0);
       // the kernel's own time, without the way to it and back, where the device tells it
       const busy = 1000 * (on.memory().busySeconds - before);
-      const ms = busy > 0 ? busy : performance.now() - start;
-      for (const [name, tensor] of Object.entries(outputs)) if (!(args[name] instanceof Tensor)) tensor.dispose();
-      return ms;
+      return busy > 0 ? busy : performance.now() - start;
     },
     dispose() {
       for (const copy of copies) for (const value of Object.values(copy)) if (value instanceof Tensor) value.dispose();

@@ -1,7 +1,7 @@
 import { setTimeout } from "node:timers/promises";
 
-/** Times one unit of work, in ms. */
-export type Timer = () => Promise<number>;
+/** Times so many runs of a unit of work, one after another: ms for all. */
+export type Timer = (runs: number) => Promise<number>;
 
 export interface Measured {
   /** Median, ms. */
@@ -13,20 +13,26 @@ export interface Measured {
 const SECONDS = 2;
 const PAUSE = 30; // ms, until the threads of whoever ran before have stopped spinning
 const MOST = 60;
+const SHORT = 2; // ms: less work than this is done several times over, so that waking up is not what is measured
 
 /** Rounds at least: work of many seconds is steadier, and there is no time for many. */
 const least = (ms: number) => (ms > 10_000 ? 1 : ms > 2000 ? 3 : 5);
 
-/** Runs the timers in turns, A B A B, after a warm-up of each, for about two seconds each. */
+/** Runs the timers in turns, A B A B, after a warm-up of each, for about two seconds each. Work of microseconds is averaged over some ms. */
 export async function interleaved(timers: readonly Timer[]): Promise<Measured[]> {
   const times = timers.map((): number[] => []);
+  const repeats: number[] = [];
   let warm = 0;
-  for (const timer of timers) warm = Math.max(warm, await timer());
+  for (const timer of timers) {
+    const first = await timer(1);
+    repeats.push(first < 100 * SHORT ? Math.ceil(SHORT / (await timer(1))) : 1);
+    warm = Math.max(warm, first);
+  }
   const start = performance.now();
   for (let round = 0; round < MOST && (round < least(warm) || performance.now() - start < 1000 * SECONDS * timers.length); round++)
     for (const [i, timer] of timers.entries()) {
       await setTimeout(PAUSE);
-      times[i].push(await timer());
+      times[i].push((await timer(repeats[i])) / repeats[i]);
     }
   return times.map(summary);
 }

@@ -78,9 +78,9 @@ const prompts = ({ batch, prompt, vocabulary }: Shape): Request[] =>
 
 const timed =
   (work: () => Promise<unknown>): Timer =>
-  async () => {
+  async (runs) => {
     const start = performance.now();
-    await work();
+    for (let i = 0; i < runs; i++) await work();
     return performance.now() - start;
   };
 

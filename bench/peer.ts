@@ -40,7 +40,11 @@ export class Peer {
     return state === "ready" ? rest.join(" ") : undefined;
   }
 
-  run = async (): Promise<number> => Number(await this.ask("run"));
+  run = async (runs: number): Promise<number> => {
+    let ms = 0;
+    for (let i = 0; i < runs; i++) ms += Number(await this.ask("run"));
+    return ms;
+  };
 
   /** Bytes that the process holds at most, since the row was prepared. */
   bytes = async (): Promise<number> => Number(await this.ask("bytes"));
