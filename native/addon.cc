@@ -73,7 +73,7 @@ class Device : public Napi::ObjectWrap<Device> {
     const bool possible = bytes >= 0 && bytes < 1e15;
     void* p = possible ? memory_->allocate(size_t(bytes)) : nullptr;
     if (!p && possible) queue_->drain(), memory_->trim(), p = memory_->allocate(size_t(bytes));
-    if (!p) throw Napi::RangeError::New(info.Env(), "out of memory: " + std::to_string(bytes) + " bytes wanted");
+    if (!p) throw Napi::RangeError::New(info.Env(), "out of memory: " + info[0].ToString().Utf8Value() + " bytes wanted");
     return Napi::Number::New(info.Env(), double(reinterpret_cast<uintptr_t>(p)));
   }
 

@@ -1,6 +1,7 @@
 // The CUDA kernels' own source on a simulated GPU (native/simulator.cc), held to the truths of the ops.
 import "./simulator.js";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { opList } from "../lib/cli/info.js";
 import { specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type CodedError, type Device } from "../lib/index.js";
 import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
@@ -98,6 +99,11 @@ test("an op that the device lacks is refused by name", async () => {
   expect(error.message).toContain("cuda");
 });
 
+test("the list of ops says what the device has, and at which dtypes", () => {
+  const cuda = Object.fromEntries(opList().map((op) => [op.name, op.cuda]));
+  expect(cuda).toMatchObject({ gae: ["f32"], logprob: ["f32", "bf16"], pack: [] });
+});
+
 test("bf16 is refused where the op or the device does not take it", async () => {
   const half = Tensor.from(Uint16Array.of(0x3f80, 0x4000), [2], on);
   expect(await half.read()).toEqual(Uint16Array.of(0x3f80, 0x4000));
@@ -117,4 +123,9 @@ test("memory is the device's: it is reused, counted and freed", async () => {
   x.dispose();
   expect(on.memory().current).toBe(current);
   expect(on.memory().held).toBeGreaterThanOrEqual(current + 4000);
+  const [address, again] = [on.allocate(1000), on.allocate(1000)];
+  on.release(address);
+  expect(on.allocate(1000)).toBe(address);
+  for (const one of [address, again]) on.release(one);
+  await expect(failure(() => on.allocate(2 ** 48))).resolves.toMatchObject({ code: "MEMORY", message: `out of memory: ${2 ** 48} bytes wanted` });
 });

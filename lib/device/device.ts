@@ -24,6 +24,7 @@ export interface Device {
   readonly threads: number;
   /** Whether it has this op of the list, at bf16 too; calling one that it lacks throws TypeError `OP`. */
   has(op: string, dtype?: "f32" | "bf16"): boolean;
+  /** @throws RangeError `MEMORY` if there is no more, TypeError `DEVICE` once it is closed */
   allocate(bytes: number): number;
   release(address: number): void;
   write(address: number, data: ArrayBufferView): void;
@@ -67,7 +68,12 @@ class AddonDevice implements Device {
     return specs.get(op)?.dtypes[this.kind].includes(dtype) ?? false;
   }
   allocate(bytes: number): number {
-    return this.native.allocate(bytes);
+    try {
+      return this.native.allocate(bytes);
+    } catch (error) {
+      const { name, message } = error as Error;
+      throw name === "RangeError" ? rangeError("MEMORY", message) : typeError("DEVICE", message);
+    }
   }
   release(address: number): void {
     this.native.release(address);

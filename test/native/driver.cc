@@ -97,7 +97,7 @@ void tells_what_kernels_latch() {
 }  // namespace
 
 int main() {
-  void* library = dlopen("libcuda.so.1", RTLD_NOW);
+  void* library = dlopen(RLHF_FAKE_CUDA, RTLD_NOW);  // from now on it is what libcuda.so.1 names
   auto* find = library ? reinterpret_cast<fake::Record* (*)()>(dlsym(library, "fake_record")) : nullptr;
   expect(find != nullptr, "the fake driver is found");
   if (!find) return report();
