@@ -8,6 +8,9 @@
 // Law: gae is one chain per sequence, in f32; sums over tokens by law 4.
 // Plan of gae: sixteen sequences per vector, from their ends, in chunks of 256 tokens (so that memory is read line after
 // line) through 16 x 16 transposes; large results past the caches; sequences over threads.
+//
+// Tried and lost: transposes straight from the rows (with rows of a power of two, all their lines meet in a few sets of
+// L1), chunks of 128 and of 512 tokens, a fourth transpose for the returns (which are a sum of rows).
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/transpose.h"
