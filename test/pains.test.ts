@@ -193,6 +193,18 @@ test("a stop id inside a completion counts as any token: masks come from lengths
   ]);
 });
 
+test("a NaN log-prob that counts leaves a NaN loss, whatever clips and clamps", async () => {
+  const losses = (logp: number, mask: number) =>
+    ops.policyLoss(Float32Array.of(-1, logp), Float32Array.of(-1, -1), Float32Array.of(1, -1), {
+      cuSeqlens: Int32Array.of(0, 2),
+      denominator: 2,
+      clipRatioC: 3,
+      mask: Int32Array.of(1, mask),
+    });
+  expect((await losses(NaN, 1).loss.read())[0]).toBeNaN();
+  expect((await losses(NaN, 0).loss.read())[0]).toBe(-0.5);
+});
+
 test("the full KL is never negative, and zero between equals", async () => {
   const model = await lively(llama, on);
   const other = await lively(llama, on, "logits", 9);
