@@ -85,6 +85,15 @@ describe("a call of an op", () => {
     await using other = await device("cpu", { threads: 1 });
     await expectError(() => ops.add(tensor([3]), Tensor.from(new Float32Array(3), [3], other)), TypeError, "DEVICE", "add", "b");
   });
+  test("of a loss keeps its statistics where its tensors are, whatever device came first", async () => {
+    await using other = await device("cpu", { threads: 1 });
+    const there = Tensor.from(Float32Array.of(1, 2), [2], other);
+    const { loss, stats } = ops.valueLoss(there, new Float32Array(2), { cuSeqlens: offsets(0, 2), denominator: 2 });
+    expect((await loss.read())[0]).toBe(1.25);
+    expect((await stats.read())[6]).toBe(2);
+    const policy = ops.policyLoss(there, there, there, { cuSeqlens: offsets(0, 2), denominator: 2 });
+    expect((await policy.stats.read())[9]).toBe(2);
+  });
   test("names a choice that there is not", () =>
     expectError(() => ops.gelu(tensor([3]), "sigmoid" as "tanh"), TypeError, "CHOICE", "gelu", "form", "sigmoid", "tanh, erf"));
   test("names a number that is none", () => expectError(() => ops.scale(tensor([3]), NaN), TypeError, "ARGUMENT", "scale", "factor", "NaN"));

@@ -31,7 +31,8 @@ try {
 }
 
 if (missing && !process.env.CI) {
-  test("the WebGPU device was not tested", () => console.warn(`Not run: every test of the WebGPU device. ${missing}`));
+  console.warn(`Not run: every test of the WebGPU device. ${missing}`);
+  test.skip("the WebGPU device", () => undefined);
 } else {
   beforeAll(() => {
     if (missing) throw new Error(missing);

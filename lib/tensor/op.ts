@@ -2,7 +2,7 @@ import { defaultDevice, type Device } from "../device/device.js";
 import { rangeError, typeError } from "../device/errors.js";
 import { specs, type Argument, type Dtype, type OpSpec } from "../device/ops.js";
 import { activeTape, Parameter, type Gradient } from "./tape.js";
-import { dtypeOf, Tensor, withOwner, type Data } from "./tensor.js";
+import { ARRAYS, dtypeOf, Tensor, withOwner, type Data } from "./tensor.js";
 
 /** What an op takes for a tensor: a tensor, a weight, or numbers (copied before the call returns). */
 export type Input = Tensor | Parameter | Data | readonly number[];
@@ -23,7 +23,7 @@ const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16" } as const;
  * @param args     inputs, scalars, and outputs that exist already
  * @param gradient from the outputs' gradients to the inputs'; without it no gradient flows through the op
  * @param sizes    sizes of the letters that no input binds
- * @returns the outputs by name; an optional output is made where `args` has `true` for it
+ * @returns the outputs by name; an optional output, or one that is added to (from 0), is made where `args` has `true` for it
  * @throws TypeError `DTYPE` `DEVICE` `DISPOSED` `ARGUMENT` `CHOICE`, RangeError `SHAPE` `ID` `OFFSETS`, naming the argument
  */
 export function run(name: string, args: Arguments, gradient?: Gradient, sizes: Record<string, number> = {}): Record<string, Tensor> {
@@ -114,6 +114,7 @@ class Call {
       const output = given instanceof Tensor ? this.checked(argument, given) : this.make(argument);
       return (this.outputs[argument.name] = output);
     }
+    if (given === true && argument.kind === "add") return (this.outputs[argument.name] = this.zeros(argument));
     if (given === undefined || given === false) {
       if (argument.kind.startsWith("opt")) return undefined;
       throw typeError("ARGUMENT", `${this.spec.name}: ${argument.name} is missing`);
@@ -165,6 +166,12 @@ class Call {
 
   private dtypeOf(argument: Argument): Dtype {
     return this.narrow && argument.narrow ? "bf16" : argument.dtype;
+  }
+
+  private zeros(argument: Argument): Tensor {
+    const tensor = this.make(argument);
+    tensor.write(new ARRAYS[tensor.dtype](tensor.size));
+    return tensor;
   }
 
   private make(argument: Argument): Tensor {

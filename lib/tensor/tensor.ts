@@ -4,7 +4,7 @@ import { BYTES, type Dtype } from "../device/ops.js";
 
 /** The numbers of a tensor; those of a Uint16Array are bf16, by their bits. */
 export type Data = Float32Array | Float64Array | Int32Array | Uint16Array;
-const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, bf16: Uint16Array } as const;
+export const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, bf16: Uint16Array } as const;
 
 /** Memory on a device, shared by the tensors that view it. */
 class Storage {

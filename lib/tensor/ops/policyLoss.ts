@@ -1,6 +1,6 @@
 import { run, type Input } from "../op.js";
 import { endOfTape } from "../tape.js";
-import { Tensor } from "../tensor.js";
+import type { Tensor } from "../tensor.js";
 
 export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-mean" | "seq-mean-token-sum-norm";
 export type KlEstimator = "k1" | "abs" | "k2" | "k3";
@@ -53,7 +53,7 @@ const resolved = ({ stats, ...options }: PolicyLossOptions, objective: "clipped-
     importance,
     mask,
     scale,
-    stats: stats ?? Tensor.from(new Float64Array(12)),
+    stats: stats ?? true,
   };
 };
 

@@ -1,6 +1,6 @@
 import { run, type Input } from "../op.js";
 import { endOfTape } from "../tape.js";
-import { Tensor } from "../tensor.js";
+import type { Tensor } from "../tensor.js";
 
 export interface PreferenceLossOptions {
   /** `bradley-terry` (rewards), `dpo` (Rafailov et al. 2023), `ipo` (Azar et al. 2023; give it log-probs averaged per token) */
@@ -51,7 +51,7 @@ export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, op
       centerCoef,
       denominator,
       scale,
-      stats: given ?? Tensor.from(new Float64Array(8)),
+      stats: given ?? true,
     },
     (d, t) => {
       endOfTape("preferenceLoss", d);

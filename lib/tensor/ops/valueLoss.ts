@@ -1,6 +1,6 @@
 import { run, type Input } from "../op.js";
 import { endOfTape } from "../tape.js";
-import { Tensor } from "../tensor.js";
+import type { Tensor } from "../tensor.js";
 import type { Aggregation } from "./policyLoss.js";
 
 export interface ValueLossOptions {
@@ -40,7 +40,7 @@ export function valueLoss(values: Input, returns: Input, options: ValueLossOptio
       aggregation,
       denominator,
       scale,
-      stats: given ?? Tensor.from(new Float64Array(8)),
+      stats: given ?? true,
     },
     (d, t) => {
       endOfTape("valueLoss", d);
