@@ -13,7 +13,7 @@ export interface Measured {
 const SECONDS = 2;
 const PAUSE = 30; // ms, until the threads of whoever ran before have stopped spinning
 const MOST = 60;
-const SHORT = 2; // ms: less work than this is done several times over, so that waking up is not what is measured
+const SHORT = 40; // ms: less work than this is done several times over, so that waking up is not what is measured
 
 /** Rounds at least: work of many seconds is steadier, and there is no time for many. */
 const least = (ms: number) => (ms > 10_000 ? 1 : ms > 2000 ? 3 : 5);
