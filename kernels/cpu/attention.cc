@@ -4,7 +4,7 @@
 //   s_ij = (sum over D of q_i k_j) scale,  o_i = sum over j <= i of softmax_j(s_ij) v_j,  lse_i = log sum_j exp(s_ij)
 //   q [N,H,D]  k, v [N,G,D]  o [N,H,D]  lse [N,H];  query heads g H/G .. (g+1) H/G - 1 read key/value head g
 //
-// Plan: work is (key/value head, sequence, block of BLOCK query rows), where a row is one query of one head of the
+// Plan: work is (sequences that share a prefix, key/value head, sequence, block of BLOCK query rows), where a row is one query of one head of the
 // group, queries ascending. A thread packs the sequence's keys and values once per head, tile by tile as its blocks reach
 // them, and keeps what the next sequence shares with it through `prefix`. Within a block: for each tile of 64 keys, for
 // each register group of 6 rows: q k^T, softmax, p v. Nothing above the diagonal is computed but the corner of a group.
@@ -39,6 +39,7 @@ struct Packed {
       chains.runs(b, filled, [&](int64_t at, int64_t row, int64_t n) {
         pack_keys(k.row(row) + g * D, k.stride, n, D, keys + filled * TILE * D, at);
         pack_rows(v.row(row) + g * D, v.stride, n, D, values + (filled * TILE + at) * width(D));
+        for (int64_t i = row; i < row + n && g + 1 < v.dim[1]; i++) fetch(k.row(i) + (g + 1) * D, D), fetch(v.row(i) + (g + 1) * D, D);
       });
   }
 };
@@ -92,7 +93,9 @@ void attention(Context& ctx, const attention_args& a) {
       packed.go(chains, g, b);
       packed.fill(chains, reach, a.k, a.v, D);
       for (int64_t r = 0; r < rows; r++) {
-        memcpy(q + r * D, a.q.row(place[r] / H) + place[r] % H * D, size_t(D) * sizeof(float));
+        const float* from = a.q.row(place[r] / H) + place[r] % H * D;
+        memcpy(q + r * D, from, size_t(D) * sizeof(float));
+        fetch(from + heads * D, D);
         x.m[r] = -__builtin_inff(), x.l[r] = 0;
       }
       memset(x.o, 0, size_t(rows * W) * sizeof(float));
@@ -112,13 +115,16 @@ void attention(Context& ctx, const attention_args& a) {
     };
 
     int64_t at = 0;
-    for (int64_t g = 0; g < G && at < end; g++)
-      for (int64_t b = 0; b < B && at < end; b++)
-        for (int64_t row = 0, rows = chains.length(b) * heads; row < rows && at < end; row += BLOCK) {
-          const int64_t n = least(BLOCK, rows - row);
-          if (at >= begin) block(g, b, row, n);
-          at += cost(b, row, n);
-        }
+    for (int64_t first = 0, last; first < B && at < end; first = last) {  // the sequences that begin with the same tokens
+      for (last = first + 1; last < B && chains.before(last) >= 0;) last++;
+      for (int64_t g = 0; g < G && at < end; g++)
+        for (int64_t b = first; b < last && at < end; b++)
+          for (int64_t row = 0, rows = chains.length(b) * heads; row < rows && at < end; row += BLOCK) {
+            const int64_t n = least(BLOCK, rows - row);
+            if (at >= begin) block(g, b, row, n);
+            at += cost(b, row, n);
+          }
+    }
   });
 }
 

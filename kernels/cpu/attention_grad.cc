@@ -139,6 +139,7 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
             pack_keys(a.k.row(row) + g * D, a.k.stride, n, D, r.keys + i * TILE * D, at);
             pack_keys(a.v.row(row) + g * D, a.v.stride, n, D, r.values + i * TILE * D, at);
             pack_rows(a.k.row(row) + g * D, a.k.stride, n, D, r.rows + (i * TILE + at) * W);
+            for (int64_t j = row; j < row + n && g + 1 < G; j++) fetch(a.k.row(j) + (g + 1) * D, D), fetch(a.v.row(j) + (g + 1) * D, D);
           });
         memset(r.dk + chains.offsets[b] * W, 0, size_t(chains.length(b) * W) * sizeof(float));
         memset(r.dv + chains.offsets[b] * W, 0, size_t(chains.length(b) * W) * sizeof(float));
@@ -152,6 +153,8 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
         for (int64_t i = 0; i < rows; i++) {
           x.lse[i] = a.lse[(token + i) * H + h];
           x.delta[i] = dot(a.d_o.row(token + i) + h * D, a.o.row(token + i) + h * D, D);
+          if (h + 1 == H) continue;
+          fetch(a.q.row(token + i) + (h + 1) * D, D), fetch(a.d_o.row(token + i) + (h + 1) * D, D), fetch(a.o.row(token + i) + (h + 1) * D, D);
         }
         for (int64_t tile = 0; tile * TILE < position + rows; tile++) {
           int64_t owner = b;
@@ -195,14 +198,14 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
     };
 
     int64_t at = 0;
-    for (int64_t g = 0; g < G; g++)
-      for (int64_t b = 0; b < B; b++) {
-        if (root[b] != b) continue;
-        const int64_t start = at;
-        for (int64_t c = b; c <= last[b]; c++)
-          if (root[c] == b) at += cost(c);
-        if (start >= begin && start < end) tree(g, b);
-      }
+    for (int64_t b = 0; b < B; b++) {
+      if (root[b] != b) continue;
+      int64_t all = 0;
+      for (int64_t c = b; c <= last[b]; c++)
+        if (root[c] == b) all += cost(c);
+      for (int64_t g = 0; g < G; g++, at += all)
+        if (at >= begin && at < end) tree(g, b);
+    }
   });
 }
 
