@@ -5,7 +5,8 @@
 //   one 53-bit uniform in f64. T = 0: the argmax, with log-probs at T = 1.
 //   logp is that of the whole vocabulary, the bits of logprob; truncated_logp that among the kept.
 //
-// Law: 3 (log-prob), 8 (sampling); cumulative sums are f64 chains. Plan: rows over threads.
+// Law: 3 (log-prob), 8 (sampling); cumulative sums are f64 chains. Plan: rows over threads, four abreast in the chains, which
+// keep their sum at every 512th token, so that the drawn one is looked for in one block only.
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/random.h"
 
@@ -44,87 +45,147 @@ RLHF_INLINE int64_t sort_first(Candidate* c, int64_t n, int64_t k) {
   return k;
 }
 
-RLHF_INLINE bool draw(const sample_args& a, int64_t row, float* p, Candidate* sorted) {
-  const int64_t size = a.logits.dim[1];
-  const float* logits = a.logits.row(row);
-  float top = -__builtin_inff();
-  int64_t best = 0;
-  for (int64_t i = 0; i < size; i++)
-    if (logits[i] > top) top = logits[i], best = i;
-  if (!(top > -__builtin_inff() && top < __builtin_inff())) return false;
-  for (int64_t i = 0; i < size; i++)
-    if (logits[i] != logits[i]) return false;
-  if (a.temperature == 0) {
-    a.token[row] = int32_t(best), a.logp[row] = row_stats(logits, size, best, 1.0f).logp, a.truncated_logp[row] = 0;
-    return true;
-  }
-  const float inverse = float(1 / a.temperature);
-  const V t = set(inverse), m = set(top * inverse);
-  double total = 0;
+// What is drawn from: p = exp(x - max x) of a row in index order, and its running sum at the start of every block.
+constexpr int64_t BLOCK = 512;
+constexpr int ABREAST = 4;  // rows whose chains run side by side, each hiding the latency of the others
+
+struct Weights {
+  float* p;
+  double* running;  // [blocks + 1], the last one the total
+  int64_t best;
+};
+
+// p and the argmax; false where no token is possible or a logit is NaN or +infinity
+RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, Weights& w) {
+  const V none = set(-__builtin_inff());
+  V top = none;
+  B whole = first(LANES);  // lanes that have seen numbers only
   for (int64_t i = 0; i < size; i += LANES) {
     const int n = size - i < LANES ? int(size - i) : LANES;
-    store(p + i, exp_diff(load(logits + i, n) * t, m), n);
+    const V x = select(first(n), load(logits + i, n), none);
+    top = max(x, top), whole = whole & (x == x);
   }
-  for (int64_t i = 0; i < size; i++) total += p[i];
-  const double everything = total;
-  const bool truncated = a.top_k > 0 || a.top_p < 1 || a.min_p > 0;
-  if (truncated) {
-    int64_t n = 0;
-    for (int64_t i = 0; i < size; i++)
-      if (p[i] > 0) sorted[n++] = {p[i], int32_t(i)};
-    n = sort_first(sorted, n, a.top_k > 0 ? a.top_k : n);
-    if (a.top_p < 1) {  // of what top-k left
-      double left = 0, sum = 0;
-      for (int64_t i = 0; i < n; i++) left += sorted[i].p;
-      int64_t kept = 0;
-      while (kept < n) {
-        sum += sorted[kept++].p;
-        if (sum >= a.top_p * left) break;
-      }
-      n = kept;
-    }
-    if (a.min_p > 0) {
-      int64_t kept = 1;
-      while (kept < n && double(sorted[kept].p) >= a.min_p * double(sorted[0].p)) kept++;
-      n = kept;
-    }
-    for (int64_t i = 0; i < size; i++) p[i] = 0;
-    for (int64_t i = 0; i < n; i++) p[sorted[i].id] = sorted[i].p;
-    total = 0;
-    for (int64_t i = 0; i < size; i++) total += p[i];
+  const float most = max(top);
+  if (sum(select(whole, zero(), set(1.0f))) != 0 || !(most > -__builtin_inff() && most < __builtin_inff())) return false;
+  for (w.best = 0; logits[w.best] != most;) w.best++;
+  const V t = set(inverse), m = set(most * inverse);
+  for (int64_t i = 0; i < size; i += LANES) {
+    const int n = size - i < LANES ? int(size - i) : LANES;
+    store(w.p + i, exp_diff(load(logits + i, n) * t, m), n);
   }
-  const int32_t* c = a.counter.row(row);
-  const double goal = uniform(philox(uint32_t(a.seed), uint32_t(a.stream), uint32_t(c[0]), uint32_t(c[1]), uint32_t(c[2]), uint32_t(c[3])), 0) * total;
-  double sum = 0;
-  int64_t token = best;
-  for (int64_t i = 0; i < size; i++) {
-    if (p[i] == 0) continue;
-    sum += p[i], token = i;
-    if (sum > goal) break;
-  }
-  a.token[row] = int32_t(token);
-  a.logp[row] = row_stats(logits, size, token, inverse).logp;
-  a.truncated_logp[row] = truncated && total < everything ? float(log(double(p[token]) / total)) : a.logp[row];
   return true;
+}
+
+// The f64 chains of p, row by row each in index order.
+template <int R>
+RLHF_INLINE void chain(const Weights* w, int64_t size) {
+  double sum[R] = {};
+  for (int64_t block = 0; block * BLOCK < size; block++) {
+    for (int r = 0; r < R; r++) w[r].running[block] = sum[r];
+    const int64_t end = size - block * BLOCK < BLOCK ? size : (block + 1) * BLOCK;
+    for (int64_t i = block * BLOCK; i < end; i++)
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) sum[r] += w[r].p[i];
+  }
+  for (int r = 0; r < R; r++) w[r].running[(size + BLOCK - 1) / BLOCK] = sum[r];
+}
+
+// Leaves in p what top-k, top-p and min-p keep.
+RLHF_INLINE void truncate(const sample_args& a, int64_t size, float* p, Candidate* sorted) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < size; i++)
+    if (p[i] > 0) sorted[n++] = {p[i], int32_t(i)};
+  n = sort_first(sorted, n, a.top_k > 0 ? a.top_k : n);
+  if (a.top_p < 1) {  // of what top-k left
+    double left = 0, sum = 0;
+    for (int64_t i = 0; i < n; i++) left += sorted[i].p;
+    int64_t kept = 0;
+    while (kept < n) {
+      sum += sorted[kept++].p;
+      if (sum >= a.top_p * left) break;
+    }
+    n = kept;
+  }
+  if (a.min_p > 0) {
+    int64_t kept = 1;
+    while (kept < n && double(sorted[kept].p) >= a.min_p * double(sorted[0].p)) kept++;
+    n = kept;
+  }
+  for (int64_t i = 0; i < size; i++) p[i] = 0;
+  for (int64_t i = 0; i < n; i++) p[sorted[i].id] = sorted[i].p;
+}
+
+// The first id whose running sum exceeds u times the total; the last that is possible where rounding left none.
+RLHF_INLINE int64_t pick(const Weights& w, int64_t size, double u) {
+  const int64_t blocks = (size + BLOCK - 1) / BLOCK;
+  const double goal = u * w.running[blocks];
+  int64_t block = 0;
+  while (block + 1 < blocks && !(w.running[block + 1] > goal)) block++;
+  double sum = w.running[block];
+  for (int64_t i = block * BLOCK; i < size; i++)
+    if ((sum += w.p[i]) > goal) return i;
+  int64_t last = size - 1;
+  while (w.p[last] == 0) last--;
+  return last;
 }
 
 }  // namespace
 
 void sample(Context& ctx, const sample_args& a) {
-  const int64_t rows = a.logits.dim[0], size = a.logits.dim[1], each = (size * int64_t(sizeof(float) + sizeof(Candidate)) + 63) / 64 * 64;
+  const int64_t rows = a.logits.dim[0], size = a.logits.dim[1], blocks = (size + BLOCK - 1) / BLOCK;
+  const auto up = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  const int64_t candidates = up(size * int64_t(sizeof(Candidate))), sums = up((blocks + 1) * int64_t(sizeof(double))),
+                weights = up(size * int64_t(sizeof(float)));
+  const int64_t each = candidates + ABREAST * (sums + weights);
   char* scratch = static_cast<char*>(ctx.scratch(each * ctx.threads));
   if (!scratch) return;
   if (size == 0 && rows > 0) return ctx.fail("the vocabulary is empty");
-  bool good[256] = {};
+  const float inverse = a.temperature == 0 ? 1.0f : float(1 / a.temperature);
+  const bool truncated = a.temperature != 0 && (a.top_k > 0 || a.top_p < 1 || a.min_p > 0);
+  bool bad[256] = {};
   ctx.each([&](int thread) {
-    Candidate* sorted = reinterpret_cast<Candidate*>(scratch + each * thread);
-    float* p = reinterpret_cast<float*>(sorted + size);
-    good[thread] = true;
-    for (int64_t row = rows * thread / ctx.threads; row < rows * (thread + 1) / ctx.threads; row++)
-      if (!draw(a, row, p, sorted)) good[thread] = false, a.token[row] = 0, a.logp[row] = __builtin_nanf(""), a.truncated_logp[row] = __builtin_nanf("");
+    char* own = scratch + each * thread;
+    Weights w[ABREAST];
+    for (int r = 0; r < ABREAST; r++)
+      w[r].running = reinterpret_cast<double*>(own + candidates + r * sums), w[r].p = reinterpret_cast<float*>(own + candidates + ABREAST * sums + r * weights);
+    const int64_t end = rows * (thread + 1) / ctx.threads;
+    for (int64_t begin = rows * thread / ctx.threads; begin < end; begin += ABREAST) {
+      const int n = end - begin < ABREAST ? int(end - begin) : ABREAST;
+      bool good[ABREAST];
+      double everything[ABREAST];
+      for (int r = 0; r < n; r++) {
+        good[r] = weigh(a.logits.row(begin + r), size, inverse, w[r]);
+        if (!good[r]) memset(w[r].p, 0, size_t(weights)), bad[thread] = true;
+      }
+      const auto chains = [&] {
+        if (n == ABREAST) return chain<ABREAST>(w, size);
+        for (int r = 0; r < n; r++) chain<1>(w + r, size);
+      };
+      if (a.temperature != 0) chains();
+      for (int r = 0; r < n; r++) everything[r] = w[r].running[blocks];
+      if (truncated) {
+        for (int r = 0; r < n; r++)
+          if (good[r]) truncate(a, size, w[r].p, reinterpret_cast<Candidate*>(own));
+        chains();
+      }
+      for (int r = 0; r < n; r++) {
+        const int64_t row = begin + r;
+        if (!good[r]) {
+          a.token[row] = 0, a.logp[row] = __builtin_nanf(""), a.truncated_logp[row] = __builtin_nanf("");
+          continue;
+        }
+        const int32_t* c = a.counter.row(row);
+        const Words random = philox(uint32_t(a.seed), uint32_t(a.stream), uint32_t(c[0]), uint32_t(c[1]), uint32_t(c[2]), uint32_t(c[3]));
+        const int64_t token = a.temperature == 0 ? w[r].best : pick(w[r], size, uniform(random, 0));
+        const float logp = row_stats(a.logits.row(row), size, token, inverse).logp;
+        const double total = w[r].running[blocks];
+        a.token[row] = int32_t(token), a.logp[row] = logp;
+        a.truncated_logp[row] = a.temperature == 0 ? 0 : truncated && total < everything[r] ? float(log(double(w[r].p[token]) / total)) : logp;
+      }
+    }
   });
   for (int thread = 0; thread < ctx.threads; thread++)
-    if (!good[thread]) ctx.fail("logits hold NaN or infinity, or no token is possible");
+    if (bad[thread]) ctx.fail("logits hold NaN or infinity, or no token is possible");
 }
 
 // Box and Muller, two to a block of Philox words; element i takes block i / 2
