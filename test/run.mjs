@@ -1,4 +1,4 @@
-// The tests: the native ones, again under the sanitizers where RLHF_SANITIZE names them, those of the simulated GPU, then jest. Ends with one line of counts.
+// The tests: the native ones, again under the sanitizers that RLHF_SANITIZE names and on the machines of RLHF_MACHINES, emulated, those of the simulated GPU, then jest. Ends with one line of counts.
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -9,26 +9,31 @@ function run(command, args, options = {}) {
   return spawnSync(command, args, { encoding: "utf8", maxBuffer: 1 << 28, ...options });
 }
 
-// Every native test program, built by CMake alone, and again under each set of sanitizers.
-function native(sanitize) {
-  const folder = `build/test${sanitize ? `-${sanitize.replaceAll(",", "-")}` : ""}`;
-  const configure = ["-S", ".", "-B", folder, "-DRLHF_TESTS=ON", ...(sanitize ? [`-DRLHF_SANITIZE=${sanitize}`] : [])];
-  for (const args of [configure, ["--build", folder, "--parallel", "2"]]) {
+// Every native test program, built by CMake alone: as it is, under a set of sanitizers, or for another machine that is emulated here.
+function native({ sanitize = "", machine = "" } = {}) {
+  const folder = ["build/test", ...sanitize.split(",").filter(Boolean), machine].filter(Boolean).join("-");
+  const cross = ["SYSTEM_NAME=Linux", `SYSTEM_PROCESSOR=${machine}`, `C_COMPILER=${machine}-linux-gnu-gcc`, `CXX_COMPILER=${machine}-linux-gnu-g++`];
+  const options = ["-DRLHF_TESTS=ON", ...(sanitize ? [`-DRLHF_SANITIZE=${sanitize}`] : []), ...(machine ? cross.map((option) => `-DCMAKE_${option}`) : [])];
+  for (const args of [
+    ["-S", ".", "-B", folder, ...options],
+    ["--build", folder, "--parallel", "2"],
+  ]) {
     const { status, stdout, stderr } = run("cmake", args);
     if (status === 0) continue;
     console.log(`${stdout}${stderr}`);
     counts.failed++;
     return;
   }
-  programs(folder, sanitize || "native");
+  programs(folder, sanitize || machine || "native", machine ? [`qemu-${machine}`, "-L", `/usr/${machine}-linux-gnu`] : []);
 }
 
-function programs(folder, kind) {
+function programs(folder, kind, emulator = []) {
   for (const name of readdirSync(folder)
     .filter((file) => /^test_\w+$/.test(file))
     .sort()) {
     const environment = { ...process.env, TSAN_OPTIONS: "halt_on_error=1", ASAN_OPTIONS: "detect_leaks=1", UBSAN_OPTIONS: "print_stacktrace=1" };
-    const { status, stdout, stderr } = run(join(folder, name), [], { env: environment });
+    const [command, ...args] = [...emulator, join(folder, name)];
+    const { status, stdout, stderr } = run(command, args, { env: environment });
     const ok = status === 0;
     counts[ok ? "passed" : "failed"]++;
     console.log(`${ok ? "ok" : "FAILED"} ${kind} ${name}: ${stdout.trim().split("\n").at(-1)}`);
@@ -38,7 +43,10 @@ function programs(folder, kind) {
 
 const only = process.argv.slice(2);
 if (only.length === 0) {
-  for (const sanitize of ["", ...(process.env.RLHF_SANITIZE ?? "").split(" ").filter(Boolean)]) native(sanitize);
+  const words = (name) => (process.env[name] ?? "").split(" ").filter(Boolean);
+  native();
+  for (const sanitize of words("RLHF_SANITIZE")) native({ sanitize });
+  for (const machine of words("RLHF_MACHINES")) native({ machine });
   programs("build/simulator", "simulator"); // made by the set-up
 }
 
