@@ -9,7 +9,7 @@ import type { Cost } from "./limit.js";
 import type { Timer } from "./measure.js";
 
 /** Whole steps at the shapes that other stacks are measured at. */
-interface Shape {
+export interface Shape {
   layers: number;
   width: number;
   heads: number;
@@ -19,7 +19,7 @@ interface Shape {
   response: number;
 }
 
-const shapes: Record<string, Shape> = {
+export const shapes: Record<"demo" | "gpt2", Shape> = {
   demo: { layers: 4, width: 256, heads: 4, vocabulary: 8192, batch: 64, prompt: 32, response: 48 },
   gpt2: { layers: 12, width: 768, heads: 12, vocabulary: 50257, batch: 16, prompt: 64, response: 64 },
 };
@@ -67,7 +67,11 @@ function forward(shape: Shape, tokens: number, length: number, scored: number): 
   return 2 * body * tokens + 2 * shape.layers * shape.width * (length + 1) * tokens + 2 * head * scored;
 }
 
-const adamBytes = (shape: Shape): Pick<Cost, "read" | "write"> => ({ read: 16 * weights(shape).all, write: 12 * weights(shape).all });
+/** Bytes of so many steps of the optimizer, which updates weights and both moments in place. */
+function adamBytes(shape: Shape, steps: number): Pick<Cost, "read" | "write" | "update"> {
+  const bytes = 4 * steps * weights(shape).all;
+  return { read: 4 * bytes, write: 3 * bytes, update: 3 * bytes };
+}
 
 const ids = (n: number, below: number, seed: number): Int32Array => {
   let state = seed;
@@ -86,7 +90,8 @@ const timed =
 
 const optimizer = { betas: [0.9, 0.999] as const, clipNorm: 1 };
 
-function rows(name: string, shape: Shape): StepRow[] {
+/** Generation, a step of SFT and an update of PPO. */
+export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
   const { batch, prompt, response, vocabulary } = shape;
   const length = prompt + response;
   const model = (on: Device, head: "logits" | "score" = "logits") => Transformer.random(configOf(shape), head, on, 0);
@@ -106,7 +111,7 @@ function rows(name: string, shape: Shape): StepRow[] {
     name: "SFT step",
     shape: `${name} (${batch} x ${length} tokens)`,
     tokens: batch * (length - 1),
-    cost: { flops: 3 * forward(shape, batch * (length - 1), length, batch * (length - 1)), ...adamBytes(shape) },
+    cost: { flops: 3 * forward(shape, batch * (length - 1), length, batch * (length - 1)), ...adamBytes(shape, 1) },
     prepare(on) {
       const policy = model(on);
       const adam = new AdamW([...policy.parameters.values()], optimizer);
@@ -131,8 +136,7 @@ function rows(name: string, shape: Shape): StepRow[] {
         2 * forward(shape, batch * length, length, generated) +
         2 * forward(score, batch * length, length, 0) +
         3 * epochs * (forward(shape, batch * length, length, generated) + forward(score, batch * length, length, 0)),
-      read: 4 * epochs * 2 * adamBytes(shape).read,
-      write: 4 * epochs * 2 * adamBytes(shape).write,
+      ...adamBytes(shape, 4 * epochs * 2),
     },
     prepare(on) {
       const models = { policy: model(on), reference: model(on), reward: model(on, "score"), critic: model(on, "score") };
@@ -182,4 +186,4 @@ function rows(name: string, shape: Shape): StepRow[] {
   return [generation, sftStep, ppoUpdate];
 }
 
-export const stepRows: StepRow[] = Object.entries(shapes).flatMap(([name, shape]) => rows(name, shape));
+export const stepRows: StepRow[] = Object.entries(shapes).flatMap(([name, shape]) => steps(name, shape));

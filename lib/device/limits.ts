@@ -55,7 +55,8 @@ const BLOCK = 256; // values, of each stream in turn
 export async function bandwidth(device: Device, { reads, updates, writes }: Streams, bytes = 4 * lastLevelCache()): Promise<number> {
   const { threads } = device;
   const values = Math.max(1, Math.floor(bytes / 4 / (reads + updates + writes) / threads / BLOCK)) * threads * BLOCK;
-  const array = (streams: number) => ({ address: device.allocate(4 * streams * values), dtype: "f32", layout: "rows", shape: [streams, values], stride: values }) as const;
+  const array = (streams: number) =>
+    ({ address: device.allocate(4 * streams * values), dtype: "f32", layout: "rows", shape: [streams, values], stride: values }) as const;
   const [x, y, z] = [reads, updates, writes].map(array);
   const sink = { address: device.allocate(4 * threads), dtype: "f32", layout: "rows", shape: [threads], stride: 1 } as const;
   for (const all of [x, y, z]) device.call(specs.get("fill")!, [1, all]);
