@@ -54,22 +54,22 @@ const configOf = ({ layers, width, heads, vocabulary, prompt, response }: Shape)
 });
 
 /** Weights that a token goes through without the head, and the head's. */
-function weights(shape: Shape): { body: number; head: number; all: number } {
+function weights(config: ModelConfig): { body: number; head: number; all: number } {
   const size = (s: readonly number[]) => s.reduce((a, b) => a * b, 1);
-  const matrices = weightShapes(configOf(shape), "logits").filter(({ shape: s }) => s.length === 2);
+  const matrices = weightShapes(config, "logits").filter(({ shape: s }) => s.length === 2);
   const body = matrices.filter(({ name }) => name.startsWith("layers.")).reduce((sum, { shape: s }) => sum + size(s), 0);
-  return { body, head: shape.vocabulary * shape.width, all: body + shape.vocabulary * shape.width };
+  return { body, head: config.vocabulary * config.width, all: body + config.vocabulary * config.width };
 }
 
 /** FLOPs of a forward pass over `tokens` in sequences of `length`, `scored` of them by the head. */
 function forward(shape: Shape, tokens: number, length: number, scored: number): number {
-  const { body, head } = weights(shape);
+  const { body, head } = weights(configOf(shape));
   return 2 * body * tokens + 2 * shape.layers * shape.width * (length + 1) * tokens + 2 * head * scored;
 }
 
 /** Bytes of so many steps of the optimizer, which updates weights and both moments in place. */
 function adamBytes(shape: Shape, steps: number): Pick<Cost, "read" | "write" | "update"> {
-  const bytes = 4 * steps * weights(shape).all;
+  const bytes = 4 * steps * weights(configOf(shape)).all;
   return { read: 4 * bytes, write: 3 * bytes, update: 3 * bytes };
 }
 
@@ -101,7 +101,7 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
     shape: `${name} (${batch} x ${prompt} + ${response} tokens)`,
     tokens: generated,
     // each step reads every weight once
-    cost: { flops: forward(shape, batch * length, length, generated), read: 4 * weights(shape).all * response, write: 0 },
+    cost: { flops: forward(shape, batch * length, length, generated), read: 4 * weights(configOf(shape)).all * response, write: 0 },
     prepare(on) {
       const policy = model(on);
       return { timer: timed(() => generate(policy, prompts(shape), { maxTokens: response, seed: 0, slots: batch })), dispose: () => policy.dispose() };
@@ -186,4 +186,42 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
   return [generation, sftStep, ppoUpdate];
 }
 
-export const stepRows: StepRow[] = Object.entries(shapes).flatMap(([name, shape]) => steps(name, shape));
+const smollm2: ModelConfig = {
+  kind: "llama",
+  layers: 30,
+  width: 576,
+  heads: 9,
+  kvHeads: 3,
+  headSize: 64,
+  mlp: 1536,
+  vocabulary: 49152,
+  context: 8192,
+  positions: "rotary",
+  ropeTheta: 100000,
+  norm: "rms",
+  normEps: 1e-5,
+  activation: "swiglu",
+  qkvBias: false,
+  outBias: false,
+  mlpBias: false,
+  tied: true,
+};
+
+/** One sequence, the likeliest token each time: every step reads every weight. */
+function decode(): StepRow {
+  const [prompt, response] = [16, 128];
+  const { all } = weights(smollm2);
+  return {
+    name: "decode",
+    shape: `SmolLM2-135M f32 (1 x ${prompt} + ${response} tokens)`,
+    tokens: response,
+    cost: { flops: 2 * all * (prompt + response), read: 4 * all * response, write: 0 },
+    prepare(on) {
+      const model = Transformer.random(smollm2, "logits", on, 0);
+      const request = { prompt: ids(prompt, smollm2.vocabulary, 1), index: 0, sample: 0 };
+      return { timer: timed(() => generate(model, [request], { maxTokens: response, temperature: 0, seed: 0 })), dispose: () => model.dispose() };
+    },
+  };
+}
+
+export const stepRows: StepRow[] = [...Object.entries(shapes).flatMap(([name, shape]) => steps(name, shape)), decode()];
