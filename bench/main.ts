@@ -8,8 +8,9 @@ import { kernelRows, type Prepared } from "./kernels.js";
 import { Limits } from "./limit.js";
 import { interleaved, type Timer } from "./measure.js";
 import { stepRows } from "./models.js";
+import { orderRows } from "./order.js";
 import { Peers } from "./peer.js";
-import { growthCells, growthHead, head, lines, type Growth, type Result, type Row } from "./result.js";
+import { growthCells, growthHead, head, lines, orderCells, orderHead, type Growth, type Order, type Result, type Row } from "./result.js";
 
 // Every kernel and every step against the machine's limit and against what people use today, in one run.
 
@@ -107,6 +108,7 @@ async function measure(on: Device, { name, shape, prepare }: Planned, limits: Li
 
 const rows: Row[] = [];
 const growth: Growth[] = [];
+const order: Order[] = [];
 const limitsOf: Result["limits"] = [];
 let isa = "";
 
@@ -126,8 +128,13 @@ async function measureAll(on: Device, whole: boolean): Promise<void> {
     for (const line of lines(row)) console.error(`${i + 1}/${planned.length}  ${line.join("  ")}`);
   }
   await peers?.close();
-  for (const row of cpu && whole ? growthRows.filter((one) => matches({ name: `growth ${one.name}`, shape: one.shape })) : []) {
-    growth.push(await measureGrowth(on, row));
+  if (!cpu) return;
+  for (const one of orderRows.filter(({ name, shape }) => matches({ name: `order ${name}`, shape }))) {
+    order.push(await one.measure(on));
+    console.error(orderCells(order.at(-1)!).join("  "));
+  }
+  for (const one of whole ? growthRows.filter(({ name, shape }) => matches({ name: `growth ${name}`, shape })) : []) {
+    growth.push(await measureGrowth(on, one));
     console.error(growthCells(growth.at(-1)!).join("  "));
   }
 }
@@ -142,9 +149,10 @@ for (const kind of kinds)
   }
 
 if (rows.length > 0) console.log(table(head, rows.flatMap(lines)));
+if (order.length > 0) console.log(`\n${table(orderHead, order.map(orderCells))}`);
 if (growth.length > 0) console.log(`\n${table(growthHead, growth.map(growthCells))}`);
 
 if (json) {
-  const result: Result = { cpu: cpuName(), isa, limits: limitsOf, rows, growth, order: [] };
+  const result: Result = { cpu: cpuName(), isa, limits: limitsOf, rows, growth, order };
   await writeFileDurably(json, `${JSON.stringify(result, null, 2)}\n`);
 }

@@ -100,8 +100,15 @@ export const growthCells = ({ name, varies, shape, sizes, ms, work }: Growth): s
   `${(work ** (1 / (sizes.length - 1))).toFixed(2)}x`,
 ];
 
-export const orderHead = ["cost of the order of sums", "shape", "ms", "in any order", "ratio"];
-export const orderCells = ({ name, shape, ms, unordered }: Order): string[] => [name, shape, digits(ms), digits(unordered), `${(ms / unordered).toFixed(2)}x`];
+export const orderHead = ["cost of the order of sums", "shape", "threads", "ms", "in any order", "ratio"];
+export const orderCells = ({ name, shape, threads, ms, unordered }: Order): string[] => [
+  name,
+  shape,
+  String(threads),
+  digits(ms),
+  digits(unordered),
+  `${(ms / unordered).toFixed(2)}x`,
+];
 
 function grid(top: readonly string[], rows: readonly (readonly string[])[], text: (i: number) => boolean): string {
   const line = (cells: readonly string[]) => `| ${cells.join(" | ")} |`;
@@ -122,7 +129,7 @@ export function markdown({ cpu, isa, limits, rows, growth, order }: Result): str
       (i) => shown[i] < 2 || shown[i] === PEER,
     )}`;
   });
-  if (growth.length > 0) tables.push(grid(growthHead, growth.map(growthCells), () => true));
   if (order.length > 0) tables.push(grid(orderHead, order.map(orderCells), (i) => i < 2));
+  if (growth.length > 0) tables.push(grid(growthHead, growth.map(growthCells), () => true));
   return tables.join("\n\n");
 }
