@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { root } from "../lib/device/native.js";
 import { specs, type OpSpec } from "../lib/device/ops.js";
-import { Tensor, type Device } from "../lib/index.js";
+import { ops, Tensor, type Device } from "../lib/index.js";
 import { run } from "../lib/tensor/op.js";
 import { Random } from "../test/random.js";
 import { isNumbers, type Case, type Numbers, type Truth } from "../test/truth.js";
@@ -34,13 +34,13 @@ export async function kernelRows(): Promise<KernelRow[]> {
     .sort()) {
     const exports = (await import(pathToFileURL(join(folder, file)).href)) as Record<string, Truth>;
     for (const entry of Object.values(exports))
-      for (const { shape, draw } of entry.bench ?? []) rows.push({ name: entry.op, shape, prepare: (on) => prepared(entry, draw, on) });
+      for (const { shape, draw, packed } of entry.bench ?? []) rows.push({ name: entry.op, shape, prepare: (on) => prepared(entry, draw, on, packed) });
   }
   return rows;
 }
 
 /** An op on the inputs that its truth draws. */
-export function prepared(entry: Truth, draw: (random: Random) => Case, on: Device): Prepared {
+export function prepared(entry: Truth, draw: (random: Random) => Case, on: Device, packed = false): Prepared {
   const random = new Random(entry.op, 1);
   const inputs = draw(random);
   const spec = specs.get(entry.op)!;
@@ -52,6 +52,12 @@ export function prepared(entry: Truth, draw: (random: Random) => Case, on: Devic
         .map(([name, value]) => [name, isNumbers(value) ? Tensor.from(value.data, value.shape, on) : value]),
     ),
   );
+  if (packed)
+    for (const copy of copies) {
+      const weight = copy.weight as Tensor;
+      copy.weight = ops.pack(weight);
+      weight.dispose();
+    }
   let turn = 0;
   return {
     cost: costOf(entry, spec, inputs),

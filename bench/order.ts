@@ -17,14 +17,16 @@ export interface OrderRow {
 }
 
 export const orderRows: OrderRow[] = [linear, attention].flatMap((entry: Truth) =>
-  entry.bench!.map(({ shape, draw }) => ({
-    name: entry.op,
-    shape,
-    async measure(on) {
-      const both = [entry, { ...entry, op: unordered[entry.op] }].map((one) => prepared(one, draw, on));
-      const [ours, free] = await interleaved(both.map(({ timer }) => timer));
-      for (const one of both) one.dispose();
-      return { name: entry.op, shape, threads: on.threads, ms: ours.ms, unordered: free.ms };
-    },
-  })),
+  entry
+    .bench!.filter(({ packed }) => !packed)
+    .map(({ shape, draw }) => ({
+      name: entry.op,
+      shape,
+      async measure(on) {
+        const both = [entry, { ...entry, op: unordered[entry.op] }].map((one) => prepared(one, draw, on));
+        const [ours, free] = await interleaved(both.map(({ timer }) => timer));
+        for (const one of both) one.dispose();
+        return { name: entry.op, shape, threads: on.threads, ms: ours.ms, unordered: free.ms };
+      },
+    })),
 );

@@ -42,8 +42,11 @@ const models = [
   [2048, 3072, 768],
   [1024, 50257, 768],
 ];
-const bench = (sizes: readonly number[][], draw: (random: Random, size: readonly number[]) => Case): Truth["bench"] =>
+const bench = (sizes: readonly number[][], draw: (random: Random, size: readonly number[]) => Case): NonNullable<Truth["bench"]> =>
   sizes.map((size) => ({ shape: `N ${size[0]}, O ${size[1]}, I ${size[2]}`, draw: (random) => draw(random, size) }));
+/** As generation has it: few rows, the weight packed once for many steps. */
+const few = [...[1, 4, 16].map((N) => [N, 3072, 768]), [1, 50257, 768]];
+const drawn = (random: Random, [N, O, I]: readonly number[]): Case => ({ x: uniform(random, [N, I], -1, 1), weight: uniform(random, [O, I], -1, 1) });
 
 export const linear = truth({
   op: "linear",
@@ -71,10 +74,7 @@ export const linear = truth({
     { x: normal(random, [5, 40], 1e-22), weight: normal(random, [9, 40], 1e-22) },
   ],
   gradient: { wrt: ["x", "weight", "bias"], outputs: ["y"], call: ({ x, weight, bias }) => ({ y: ops.linear(x, weight, bias) }) },
-  bench: bench([...models, ...[1, 4, 16].map((N) => [N, 3072, 768]), [1, 50257, 768]], (random, [N, O, I]) => ({
-    x: uniform(random, [N, I], -1, 1),
-    weight: uniform(random, [O, I], -1, 1),
-  })),
+  bench: [...bench(models, drawn), ...bench(few, drawn).map((one) => ({ ...one, shape: `${one.shape}, packed`, packed: true }))],
   cost({ x, weight }) {
     const [[N, I], [O]] = [x, weight].map((one) => (one as Numbers).shape);
     return { flops: 2 * N * O * I, read: 4 * (N * I + O * I), write: 4 * N * O };
