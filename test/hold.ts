@@ -37,20 +37,28 @@ const bits = (data: ArrayLike<number>) => {
 };
 const numbers = (data: Uint16Array) => new Float32Array(Uint32Array.from(data, (half) => half << 16).buffer);
 
+/** The arguments that a device takes as bf16: each by itself, or all together. */
+function halves(on: Device, op: string): Set<string> {
+  const { arguments: all } = specs.get(op)!;
+  const apart = all.filter((a) => on.half(op, a));
+  return new Set((apart.length > 0 ? apart : all.filter((a) => a.narrow)).map(({ name }) => name));
+}
+
 /** A case whose inputs that an op takes as bf16 are representable in it. */
-export function narrowed(entry: Truth, inputs: Case): Case {
-  const taken = new Map(specs.get(entry.op)!.arguments.map((a) => [a.name, a]));
+export function narrowed(on: Device, entry: Truth, inputs: Case): Case {
+  const taken = halves(on, entry.op);
   const narrow = ([name, value]: [string, Case[string]]) =>
-    isNumbers(value) && taken.get(name)?.narrow ? [name, { ...value, data: numbers(bits(value.data)) }] : [name, value];
+    isNumbers(value) && taken.has(name) ? [name, { ...value, data: numbers(bits(value.data)) }] : [name, value];
   return Object.fromEntries(Object.entries(inputs).map(narrow)) as Case;
 }
 
 /** The outputs of the op; with `bf16`, inputs go in as that where it is taken. */
 export async function runOn(on: Device, entry: Truth, inputs: Case, bf16 = false): Promise<Outputs> {
   const args: Record<string, Tensor | number | string | boolean | undefined> = {};
-  const taken = new Map(specs.get(entry.op)!.arguments.map((a) => [a.name, a])); // a case may say more than the op takes: a size
+  const taken = new Set(specs.get(entry.op)!.arguments.map(({ name }) => name)); // a case may say more than the op takes: a size
+  const half = halves(on, entry.op);
   for (const [name, value] of Object.entries(inputs))
-    if (taken.has(name)) args[name] = isNumbers(value) ? Tensor.from(bf16 && taken.get(name)!.narrow ? bits(value.data) : value.data, value.shape, on) : value;
+    if (taken.has(name)) args[name] = isNumbers(value) ? Tensor.from(bf16 && half.has(name) ? bits(value.data) : value.data, value.shape, on) : value;
   if (!Object.values(args).some((value) => value instanceof Tensor)) {
     const out = specs.get(entry.op)!.arguments.find((a) => a.kind === "out")!;
     args[out.name] = Tensor.empty([entry.sizes!(inputs).n], "f32", on);
@@ -103,7 +111,7 @@ export function expectBits(got: Outputs, wanted: Outputs, what: string): void {
  */
 export async function holdToReference(on: Device, entry: Truth, bf16 = false, between: readonly string[] = []): Promise<void> {
   for (const drawn of casesOf(entry)) {
-    const inputs = bf16 ? narrowed(entry, drawn) : drawn;
+    const inputs = bf16 ? narrowed(on, entry, drawn) : drawn;
     const got = await runOn(on, entry, inputs, bf16);
     const wanted = entry.reference(widen(inputs), (x) => x);
     const naive = entry.reference(widen(inputs), Math.fround);

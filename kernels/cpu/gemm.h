@@ -3,10 +3,11 @@
 // Plan (Van Zee and van de Geijn 2015): a register tile of MR rows and NR columns whose accumulators are loaded from c
 // first, so that blocks of k continue the chain; a packed as [m/MR][k][MR], b as panels [n/32][k][32], padded with zeros.
 // Blocks: KC steps of a panel in L1, MC x KC of a in L2, NC columns of b in L3. Panels are 32 wide on every ISA, so a
-// packed weight means the same everywhere.
+// packed weight means the same everywhere. b, or its panels, may be bf16 and is widened as it is loaded (law of arithmetic, 9).
 #pragma once
 #include "kernels/cpu/transpose.h"
 #include "kernels/cpu/vector.h"
+#include "native/rlhf_kernels.h"
 
 namespace rlhf::RLHF_ISA {
 namespace {
@@ -24,9 +25,9 @@ constexpr int64_t NR = NV * LANES;
 RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 RLHF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// One register tile: R rows, NR columns of which `columns` are there.
-template <int R>
-__attribute__((noinline)) void micro(int64_t k, const float* a, const float* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
+// One register tile: R rows, NR columns of which `columns` are there. T: float or bf16.
+template <int R, class T>
+__attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
   V sum[R][NV];
   const bool whole = columns == NR;
 #pragma GCC unroll 16
@@ -72,24 +73,34 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const float* b, 
   }
 }
 
-RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const float* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
+template <class T>
+RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
   switch (rows) {
     // clang-format off
-#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR>(k, a, b, c, c_row, columns, continued, bias);
+#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR, T>(k, a, b, c, c_row, columns, continued, bias);
     ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8)
     ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) ROWS_CASE(13)
 #undef ROWS_CASE
         // clang-format on
-        default : return micro<MR>(k, a, b, c, c_row, columns, continued, bias);
+        default : return micro<MR, T>(k, a, b, c, c_row, columns, continued, bias);
   }
 }
 
 // An operand: element (i, j) is data[i * row + j * column].
-struct Matrix {
-  const float* data;
+template <class T>
+struct MatrixOf {
+  const T* data;
   int64_t row, column;
-  RLHF_INLINE const float* at(int64_t i) const { return data + i * row; }
+  RLHF_INLINE const T* at(int64_t i) const { return data + i * row; }
 };
+using Matrix = MatrixOf<float>;
+
+// f(pointer): the numbers of a weight, in its own type.
+template <class F>
+RLHF_INLINE void with_numbers(const View<const float>& weight, F&& f) {
+  if (weight.dtype == RLHF_BF16) f(reinterpret_cast<const bf16*>(weight.data));
+  else f(weight.data);
+}
 
 // MR rows of `width` steps each, transposed: to[s][r] = in[r][s]. Stores run past MR lanes, into what the next step writes.
 #if RLHF_VECTOR_AVX2
@@ -147,12 +158,13 @@ RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_
 }
 
 // b's steps [from, from + k), columns [begin, begin + n) as [n/32][k][32]; padding columns are 0
-RLHF_INLINE void pack_b(const Matrix& b, int64_t from, int64_t k, int64_t begin, int64_t n, float* to) {
+template <class T>
+RLHF_INLINE void pack_b(const MatrixOf<T>& b, int64_t from, int64_t k, int64_t begin, int64_t n, float* to) {
   int64_t done = 0;
   if (b.column == 1) {  // each step's columns lie side by side: read once through, into all whole panels
     done = n / PANEL * PANEL;
     for (int64_t s = 0; s < k; s++) {
-      const float* in = b.at(from + s) + begin;
+      const T* in = b.at(from + s) + begin;
       for (int64_t j = 0; j < done; j += PANEL) store(to + j * k + s * PANEL, load(in + j)), store(to + j * k + s * PANEL + LANES, load(in + j + LANES));
     }
     to += done * k;
@@ -161,12 +173,12 @@ RLHF_INLINE void pack_b(const Matrix& b, int64_t from, int64_t k, int64_t begin,
     const int64_t columns = smaller(PANEL, n - j);
     if (b.column == 1) {
       for (int64_t s = 0; s < k; s++) {
-        const float* in = b.at(from + s) + begin + j;
+        const T* in = b.at(from + s) + begin + j;
         float* out = to + s * PANEL;
-        for (int64_t c = 0; c < PANEL; c++) out[c] = c < columns ? in[c] : 0.0f;
+        for (int64_t c = 0; c < PANEL; c++) out[c] = c < columns ? float(in[c]) : 0.0f;
       }
     } else {  // columns of b are rows in memory
-      const float* in = b.data + (begin + j) * b.column + from * b.row;
+      const T* in = b.data + (begin + j) * b.column + from * b.row;
       transpose(in, b.column, columns, k, to, PANEL);
       for (int64_t s = 0; columns < PANEL && s < k; s++)
         for (int64_t c = columns; c < PANEL; c++) to[s * PANEL + c] = 0;
@@ -174,10 +186,12 @@ RLHF_INLINE void pack_b(const Matrix& b, int64_t from, int64_t k, int64_t begin,
   }
 }
 
+template <class T>
 struct Product {
   int64_t m, n, k;
-  Matrix a, b;
-  const float* panels = nullptr;  // b, packed already: [n/32][k][32]
+  Matrix a;
+  MatrixOf<T> b;
+  const T* panels = nullptr;  // b, packed already: [n/32][k][32]
   float* c;
   int64_t c_row;
   bool continued = false;
@@ -191,7 +205,8 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
 }
 
 // The whole product on the calling thread, columns [first, last) of it; first is a multiple of 32.
-[[maybe_unused]] __attribute__((noinline)) void product_columns(const Product& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* scratch) {
+template <class T = float>
+__attribute__((noinline)) void product_columns(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* scratch) {
   if (p.k == 0) {
     for (int64_t i = top; i < bottom && !p.continued; i++)
       for (int64_t j = first; j < last; j++) p.c[i * p.c_row + j] = p.bias ? p.bias[j] : 0.0f;
@@ -211,11 +226,13 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
         const int64_t m = smaller(MC, bottom - i0);
         pack_a(p.a, i0, m, p.m, k0, k, packed_a);
         for (int64_t j = 0; j < n; j += NR) {
-          const float* panel = p.panels ? p.panels + ((j0 + j) / PANEL * p.k + k0) * PANEL : packed_b + j / PANEL * k * PANEL;
-          panel += j % PANEL;
-          for (int64_t i = 0; i < m; i += MR)
-            micro_rows(int(smaller(MR, m - i)), k, packed_a + i * k, panel, p.c + (i0 + i) * p.c_row + j0 + j, p.c_row, int(smaller(NR, n - j)), continued,
-                bias ? bias + j0 + j : nullptr);
+          const auto tiles = [&](const auto* panel) {
+            for (int64_t i = 0; i < m; i += MR)
+              micro_rows(int(smaller(MR, m - i)), k, packed_a + i * k, panel + j % PANEL, p.c + (i0 + i) * p.c_row + j0 + j, p.c_row, int(smaller(NR, n - j)),
+                  continued, bias ? bias + j0 + j : nullptr);
+          };
+          if (p.panels) tiles(p.panels + ((j0 + j) / PANEL * p.k + k0) * PANEL);
+          else tiles(packed_b + j / PANEL * k * PANEL);
         }
       }
     }
@@ -226,7 +243,8 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
 RLHF_INLINE int64_t parallel_scratch(int threads, int64_t m, int64_t n, int64_t k, bool packed) {
   return threads * round_up(product_scratch(m, n, k, packed), LANES);
 }
-RLHF_INLINE void product(Context& ctx, const Product& p, float* scratch) {
+template <class T = float>
+RLHF_INLINE void product(Context& ctx, const Product<T>& p, float* scratch) {
   if (p.m == 0 || p.n == 0) return;
   const int64_t each = round_up(product_scratch(p.m, p.n, p.k, p.panels != nullptr), LANES);
   const int64_t work = p.m * p.n * (p.k + 1);

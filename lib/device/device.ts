@@ -1,6 +1,6 @@
 import { rangeError, typeError } from "./errors.js";
 import { native, type NativeDevice } from "./native.js";
-import { specs, type Dtype, type OpSpec } from "./ops.js";
+import { specs, type Argument, type Dtype, type OpSpec } from "./ops.js";
 
 export type DeviceKind = "cpu" | "cuda" | "webgpu";
 
@@ -24,6 +24,8 @@ export interface Device {
   readonly threads: number;
   /** Whether it has this op of the list, at bf16 too; calling one that it lacks throws TypeError `OP`. */
   has(op: string, dtype?: "f32" | "bf16"): boolean;
+  /** The 16-bit dtype that an argument of the op may have whatever the others are; none where all must go together. */
+  half(op: string, argument: Argument): Dtype | undefined;
   /** @throws RangeError `MEMORY` if there is no more, TypeError `DEVICE` once it is closed */
   allocate(bytes: number): number;
   release(address: number): void;
@@ -66,6 +68,9 @@ class AddonDevice implements Device {
 
   has(op: string, dtype: "f32" | "bf16" = "f32"): boolean {
     return specs.get(op)?.dtypes[this.kind].includes(dtype) ?? false;
+  }
+  half(_op: string, { either }: Argument): Dtype | undefined {
+    return this.kind === "cpu" && either ? "bf16" : undefined;
   }
   allocate(bytes: number): number {
     try {

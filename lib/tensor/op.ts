@@ -55,7 +55,8 @@ class Call {
   ) {
     this.letters = { ...sizes };
     this.device = this.findDevice();
-    this.narrow = this.device.has(spec.name, "bf16") && spec.arguments.some(({ name, kind, rows }) => kind === "in" && rows && isNarrow(args[name]));
+    const apart = spec.arguments.some((argument) => this.device.half(spec.name, argument));
+    this.narrow = !apart && this.device.has(spec.name, "bf16") && spec.arguments.some(({ name, kind, rows }) => kind === "in" && rows && isNarrow(args[name]));
     for (const name of Object.keys(args))
       if (!spec.arguments.some((a) => a.name === name))
         throw typeError("ARGUMENT", `${spec.name}: it has no argument "${name}", it takes ${spec.arguments.map((a) => a.name).join(", ")}`);
@@ -156,12 +157,18 @@ class Call {
   }
 
   private checked(argument: Argument, tensor: Tensor): Tensor {
-    const wanted = this.dtypeOf(argument);
-    if (tensor.dtype !== wanted) throw typeError("DTYPE", `${this.spec.name}: ${argument.name} is ${NAMED[tensor.dtype]}, wanted ${NAMED[wanted]}`);
+    this.checkDtype(argument, tensor.dtype, NAMED[tensor.dtype]);
     if (tensor.layout !== "rows" && !argument.weight) throw typeError("LAYOUT", `${this.spec.name}: ${argument.name} is packed, wanted row-major`);
     void tensor.address; // throws if it was disposed
     if (!isInput(argument)) this.bind(argument, tensor);
     return tensor;
+  }
+
+  private checkDtype(argument: Argument, dtype: Dtype, given: string): void {
+    const wanted = this.dtypeOf(argument);
+    const half = this.device.half(this.spec.name, argument);
+    if (dtype !== wanted && dtype !== half)
+      throw typeError("DTYPE", `${this.spec.name}: ${argument.name} is ${given}, wanted ${NAMED[wanted]}${half ? ` or ${half}` : ""}`);
   }
 
   private dtypeOf(argument: Argument): Dtype {
@@ -191,8 +198,7 @@ class Call {
       : (given as Data);
     const where = `${this.spec.name}: ${argument.name}`;
     if (!ArrayBuffer.isView(array)) throw typeError("ARGUMENT", `${where} is ${typeof given}, wanted a tensor or numbers`);
-    const wanted = this.dtypeOf(argument);
-    if (dtypeOf(array) !== wanted) throw typeError("DTYPE", `${where} is ${array.constructor.name}, wanted ${NAMED[wanted]}`);
+    this.checkDtype(argument, dtypeOf(array), array.constructor.name);
     if (argument.kind === "add" || argument.kind === "opt_add") throw typeError("ARGUMENT", `${where} is continued in place, wanted a tensor`);
     if (argument.kind === "ids") this.checkIds(array, where, this.letters[argument.limit]);
     if (argument.kind === "offsets") checkOffsets(array, where, this.letters[argument.limit]);

@@ -64,6 +64,9 @@ export class WebGpuDevice implements Device {
     return op in ops && dtype === "f32";
   }
 
+  half(): undefined {
+    return undefined;
+  }
   allocate(bytes: number): number {
     this.alive();
     return this.scoped("out-of-memory", "allocate", () => this.memoryOf.allocate(bytes));
