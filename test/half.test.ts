@@ -1,7 +1,13 @@
-import { afterAll, beforeAll, expect, test } from "@jest/globals";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { native } from "../lib/device/native.js";
-import { device, ops, Tensor, type Device } from "../lib/index.js";
+import { device, generate, loadModel, logps, ops, ppo, saveModel, Tensor, type Device } from "../lib/index.js";
+import { readSafetensors } from "../lib/model/safetensors.js";
+import { pack } from "../lib/model/transformer.js";
 import { run } from "../lib/tensor/op.js";
+import { episodes, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
 import { Random } from "./random.js";
 import { normal } from "./truth.js";
 
@@ -81,3 +87,90 @@ test("what takes bf16 by itself says so, and what does not refuses it by name", 
   expect(() => ops.add(half, half)).toThrow("add: a is bf16, wanted f32");
   expect(() => ops.cast(ops.pack(half), "f32")).toThrow(expect.objectContaining({ code: "LAYOUT" }));
 });
+
+describe.each([llama, { ...llama, tied: false }, gpt2].map((config) => [`${config.kind}${config.tied ? ", tied head" : ""}`, config] as const))(
+  "%s",
+  (_, config) => {
+    test("a model in bf16 has the bits of one with the widened weights, sampling and scoring, and half the memory", async () => {
+      const random = new Random("model");
+      const requests = episodes(random, 5).map(({ prompt }, index) => ({ prompt, index, sample: 0 }));
+      const options = { maxTokens: 20, temperature: 0.8, seed: 5 };
+      let wanted: string | undefined;
+      for (const on of devices) {
+        const before = on.memory().current;
+        const narrow = await lively(config, on);
+        const whole = on.memory().current - before;
+        const vectors = [...narrow.parameters.values()].filter(({ value }) => value.shape.length < 2).reduce((sum, { value }) => sum + 4 * value.size, 0);
+        narrow.narrow();
+        expect(on.memory().current - before).toBeLessThan(vectors + (whole - vectors) * 0.65); // 64 bytes at least for each
+        const wide = narrow.copy();
+        for (const { name, value } of wide.matrices) {
+          wide.set(name, ops.cast(value, "f32"));
+          value.dispose();
+        }
+        for (const model of [wide, narrow]) {
+          const completions = await generate(model, requests, options);
+          const { logp } = await logps(model, completions, { temperature: 0.8 });
+          completions.forEach((one, i) => expect(logp[i]).toEqual(one.logp));
+          const got = completions.map(({ completion, logp }) => `${completion.join()} ${Buffer.from(logp.buffer).toString("hex")}`).join();
+          wanted ??= got;
+          expect(got).toBe(wanted);
+        }
+        for (const model of [wide, narrow]) model.dispose();
+      }
+    });
+
+    test("PPO on bf16 weights: the ratios of an update's first step are 1, the KL to a bf16 reference begins with 0, the optimizer keeps f32", async () => {
+      const random = new Random("ppo");
+      const prompts = episodes(random, 8).map(({ prompt }, index) => ({ prompt, index, sample: 0 }));
+      let wanted: string | undefined;
+      for (const [on, microBatch] of [
+        [devices[0], undefined],
+        [devices.at(-1)!, 3],
+      ] as const) {
+        const [policy, reference] = [await lively(config, on), await lively(config, on)];
+        const [reward, critic] = [await lively(config, on, "score", 2), await lively(config, on, "score", 2)];
+        for (const model of [reference, reward]) model.narrow();
+        const kl: number[] = [];
+        // an update whose first ratios are not all exactly 1 throws
+        for await (const metrics of ppo({ policy, reference, reward, critic }, () => prompts, { ...ppoConfig, microBatch, weights: "bf16" }))
+          kl.push(metrics.kl);
+        expect(kl[0]).toBe(0);
+        expect(kl[1]).not.toBe(0);
+        for (const { value, read } of policy.matrices) {
+          expect([value.dtype, read.dtype]).toEqual(["f32", "bf16"]);
+          const [rounded, kept] = [ops.cast(value, "bf16"), ops.cast(read, "f32")];
+          expect(await bytes(rounded)).toBe(await bytes(read)); // of the last step
+          expect(await bytes(kept)).not.toBe(await bytes(value));
+        }
+        const got = `${(await weightsOf(policy)).toString("hex")} ${kl.join()}`;
+        wanted ??= got;
+        expect(got).toBe(wanted);
+        for (const model of [policy, reference, reward, critic]) model.dispose();
+      }
+    });
+
+    test("a directory in bf16 is loaded as it is, one in f32 rounded; what is written is bf16", async () => {
+      const [on] = devices;
+      const folder = await mkdtemp(join(tmpdir(), "half-"));
+      try {
+        const model = await lively(config, on);
+        const ids = pack([[1, 2, 3, 4]]);
+        await saveModel(model, folder);
+        const rounded = await loadModel(folder, on, "bf16");
+        model.narrow();
+        expect((await weightsOf(rounded)).equals(await weightsOf(model))).toBe(true);
+        await saveModel(model, folder);
+        const stored = await readSafetensors(folder, "keep");
+        expect([...stored.values()].every(({ shape, data }) => data instanceof Uint16Array === shape.length > 1)).toBe(true);
+        const [again, widened] = [await loadModel(folder, on, "bf16"), await loadModel(folder, on)];
+        expect((await weightsOf(again)).equals(await weightsOf(model))).toBe(true);
+        expect(widened.matrices.every(({ value }) => value.dtype === "f32")).toBe(true);
+        expect(await bytes(widened.hidden(ids))).toBe(await bytes(again.hidden(ids)));
+        for (const one of [model, rounded, again, widened]) one.dispose();
+      } finally {
+        await rm(folder, { recursive: true });
+      }
+    });
+  },
+);

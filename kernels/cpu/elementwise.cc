@@ -18,7 +18,9 @@ RLHF_INLINE void map(Context& ctx, int64_t size, T* y, F&& f) {
 }
 
 template <class T>
-RLHF_INLINE V at(const T* x, int64_t i, int n) { return n == LANES ? load(x + i) : load(x + i, n); }
+RLHF_INLINE V at(const T* x, int64_t i, int n) {
+  return n == LANES ? load(x + i) : load(x + i, n);
+}
 
 }  // namespace
 

@@ -25,38 +25,41 @@ constexpr int64_t NR = NV * LANES;
 RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 RLHF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// One register tile: R rows, NR columns of which `columns` are there. T: float or bf16.
-template <int R, class T>
-__attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
-  V sum[R][NV];
-  const bool whole = columns == NR;
+// One register tile: R rows, N vectors of columns of which `columns` are there. T: float or bf16. LAID: a is read where it lies,
+// a_row from row to row; the tile asks for the lines at `ahead` meanwhile.
+template <int R, class T, int N = NV, bool LAID = false>
+__attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
+    int64_t a_row = 0, const char* ahead = nullptr, int64_t ahead_step = 0) {
+  V sum[R][N];
+  const bool whole = columns == N * LANES;
 #pragma GCC unroll 16
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) sum[i][j] = zero();
+    for (int j = 0; j < N; j++) sum[i][j] = zero();
   if (continued) {
 #pragma GCC unroll 16
     for (int i = 0; i < R; i++)
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) {
+      for (int j = 0; j < N; j++) {
         const float* from = c + i * c_row + j * LANES;
         const int n = columns - j * LANES;
         sum[i][j] = whole ? load(from) : n > 0 ? load(from, n < LANES ? n : LANES) : zero();
       }
   }
-  for (int64_t step = 0; step < k; step++, a += MR, b += PANEL) {
-    V x[NV];
+  for (int64_t step = 0; step < k; step++, a += LAID ? 1 : MR, b += PANEL) {
+    if (LAID && ahead_step) __builtin_prefetch(ahead + step * ahead_step);
+    V x[N];
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) x[j] = load(b + j * LANES);
+    for (int j = 0; j < N; j++) x[j] = load(b + j * LANES);
 #pragma GCC unroll 16
     for (int i = 0; i < R; i++) {
-      const V y = set(a[i]);
+      const V y = set(a[LAID ? i * a_row : i]);
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) sum[i][j] = fma(y, x[j], sum[i][j]);
+      for (int j = 0; j < N; j++) sum[i][j] = fma(y, x[j], sum[i][j]);
     }
   }
 #pragma GCC unroll 2
-  for (int j = 0; j < NV; j++) {
+  for (int j = 0; j < N; j++) {
     const int n = columns - j * LANES < LANES ? columns - j * LANES : LANES;
     if (n <= 0) break;
     if (bias) {
@@ -204,6 +207,49 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
   return round_up(round_up(smaller(m, MC), MR) * kc + LANES, LANES) + (packed ? 0 : round_up(smaller(n, NC), PANEL) * kc + LANES);
 }
 
+// A product of few rows, as in decoding, where memory is the limit: every panel is read once from its first step to its last, a
+// row-major b is packed panel by panel. What needs more than one tile goes FEW_STEPS at a time, which then lie in L1, and asks for
+// the next ones meanwhile. (Asking ahead with one tile loses: 45 to 50 GB/s at 1 row on Zen 4 become 40.)
+constexpr int64_t FEW = 16, FEW_STEPS = 128;
+constexpr int FEW_R = MR < 8 ? MR : 8, FEW_WIDE = NV == 2 ? 8 : 3;  // rows of a tile; up to which it is a whole panel wide
+
+template <class T>
+RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* packed_b) {
+  if (top == bottom) return;
+  const int64_t m = bottom - top, tiles = (m + FEW_R - 1) / FEW_R, rows = (m + tiles - 1) / tiles;
+  const int64_t steps = !p.panels ? KC : tiles == 1 && rows <= FEW_WIDE ? p.k : FEW_STEPS;
+  for (int64_t j = first; j < last; j += PANEL)
+    for (int64_t k0 = 0; k0 < p.k; k0 += steps) {
+      const int64_t k = smaller(steps, p.k - k0);
+      const bool continued = p.continued || k0 > 0;
+      const float* bias = p.bias && k0 + k == p.k ? p.bias : nullptr;
+      const auto meet = [&]<class P>(const P* panel, int64_t ahead_step) {
+        const char* ahead = reinterpret_cast<const char*>(panel + k * PANEL);
+        for (int64_t i = top; i < bottom; i += rows, ahead += ahead_step * k) {
+          const auto tile = [&]<int R>() {
+            constexpr int N = R <= FEW_WIDE ? 2 : 1;
+            for (int64_t l = j; l < smaller(last, j + PANEL); l += N * LANES)
+              micro<R, P, N, true>(k, p.a.data + i * p.a.row + k0, panel + (l - j), p.c + i * p.c_row + l, p.c_row, int(smaller(N * LANES, last - l)),
+                  continued, bias ? bias + l : nullptr, p.a.row, ahead, ahead_step);
+          };
+          switch (smaller(rows, bottom - i)) {
+            // clang-format off
+#define ROWS_CASE(n) case n: tile.template operator()<n <= FEW_R ? n : FEW_R>(); break;
+            ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8)
+#undef ROWS_CASE
+            // clang-format on
+          }
+        }
+      };
+      if (p.panels) {
+        meet(p.panels + j * p.k + k0 * PANEL, tiles == 1 ? 0 : PANEL * int64_t(sizeof(T)) / tiles);
+      } else {
+        pack_b(p.b, k0, k, j, smaller(PANEL, last - j), packed_b);
+        meet(packed_b, 0);
+      }
+    }
+}
+
 // The whole product on the calling thread, columns [first, last) of it; first is a multiple of 32.
 template <class T = float>
 __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* scratch) {
@@ -215,6 +261,7 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
   const int64_t kc_most = smaller(p.k, KC);
   float* packed_a = scratch;
   float* packed_b = scratch + round_up(round_up(smaller(p.m, MC), MR) * kc_most + LANES, LANES);
+  if (bottom - top <= FEW && p.a.column == 1) return product_few(p, first, last, top, bottom, packed_b);
   for (int64_t j0 = first; j0 < last; j0 += NC) {
     const int64_t n = smaller(NC, last - j0);
     for (int64_t k0 = 0; k0 < p.k; k0 += KC) {

@@ -48,7 +48,8 @@ RLHF_INLINE void tile_logits(const Head& head, const float* gathered, int64_t ti
   const int64_t j = tile * VOCABULARY_TILE, n = head.tile_size(tile);
   with_numbers(head.weight, [&]<class T>(const T* weight) {
     const T* w = weight + j * head.C;  // of either layout
-    product_columns(Product<T>{r1, n, head.C, {gathered, head.C, 1}, {w, 1, head.C}, head.weight.layout == RLHF_PANELS ? w : nullptr, c, c_row}, 0, n, r0, r1, scratch);
+    product_columns(
+        Product<T>{r1, n, head.C, {gathered, head.C, 1}, {w, 1, head.C}, head.weight.layout == RLHF_PANELS ? w : nullptr, c, c_row}, 0, n, r0, r1, scratch);
   });
 }
 

@@ -25,8 +25,8 @@ export interface OpSpec {
   dtypes: Record<"cpu" | "cuda", readonly Dtype[]>;
 }
 
-export type Dtype = "f32" | "f64" | "i32" | "bf16";
-export const BYTES: Readonly<Record<Dtype, number>> = { f32: 4, f64: 8, i32: 4, bf16: 2 };
+export type Dtype = "f32" | "f64" | "i32" | "bf16" | "f16";
+export const BYTES: Readonly<Record<Dtype, number>> = { f32: 4, f64: 8, i32: 4, bf16: 2, f16: 2 };
 
 const camel = (name: string) => name.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase());
 

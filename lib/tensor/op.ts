@@ -13,7 +13,7 @@ export interface Into {
 /** Arguments of an op by name; outputs may be given, to be written or continued in place. */
 export type Arguments = Record<string, Input | Into | number | boolean | string | undefined>;
 
-const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16" } as const;
+const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16", f16: "f16" } as const;
 
 /**
  * Runs an op of the list: checks its arguments against the list, makes its outputs, queues the call, and records it if
@@ -123,7 +123,7 @@ class Call {
     if (isInto(given)) return this.accumulator(given);
     if (given instanceof Parameter) {
       if (given.trainable) this.tracked[argument.name] = given;
-      return this.checked(argument, given.value);
+      return this.checked(argument, given.read);
     }
     if (given instanceof Tensor) {
       if (given.tracked) this.tracked[argument.name] = given;
