@@ -2,19 +2,26 @@ import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { root } from "../lib/device/native.js";
-import { specs } from "../lib/device/ops.js";
-import { Tensor, type Device } from "../lib/index.js";
+import { specs, type OpSpec } from "../lib/device/ops.js";
+import { ops, Tensor, type Device } from "../lib/index.js";
 import { run } from "../lib/tensor/op.js";
 import { Random } from "../test/random.js";
-import { isNumbers, type Case, type Truth } from "../test/truth.js";
+import { isNumbers, type Case, type Numbers, type Truth } from "../test/truth.js";
 import type { Cost } from "./limit.js";
 import type { Timer } from "./measure.js";
+
+/** Work that is ready to be timed. */
+export interface Prepared {
+  timer: Timer;
+  cost: Cost;
+  dispose(): void;
+}
 
 /** Benchmarks that the truths of the ops state: the same inputs and costs that the tests know. */
 export interface KernelRow {
   name: string;
   shape: string;
-  prepare(on: Device): { timer: Timer; cost: Cost; dispose(): void };
+  prepare(on: Device): Prepared;
 }
 
 const COPIES = 2; // inputs in turns, so that a cache is not what is measured
@@ -27,15 +34,17 @@ export async function kernelRows(): Promise<KernelRow[]> {
     .sort()) {
     const exports = (await import(pathToFileURL(join(folder, file)).href)) as Record<string, Truth>;
     for (const entry of Object.values(exports))
-      for (const { shape, draw } of entry.bench ?? []) rows.push({ name: entry.op, shape, prepare: (on) => prepared(entry, draw, on) });
+      for (const { shape, draw, packed } of entry.bench ?? []) rows.push({ name: entry.op, shape, prepare: (on) => prepared(entry, draw, on, packed) });
   }
   return rows;
 }
 
-function prepared(entry: Truth, draw: (random: Random) => Case, on: Device): { timer: Timer; cost: Cost; dispose(): void } {
+/** An op on the inputs that its truth draws. */
+export function prepared(entry: Truth, draw: (random: Random) => Case, on: Device, packed = false): Prepared {
   const random = new Random(entry.op, 1);
   const inputs = draw(random);
-  const taken = new Set(specs.get(entry.op)!.arguments.map(({ name }) => name));
+  const spec = specs.get(entry.op)!;
+  const taken = new Set(spec.arguments.map(({ name }) => name));
   const copies = Array.from({ length: COPIES }, () =>
     Object.fromEntries(
       Object.entries(inputs)
@@ -43,9 +52,15 @@ function prepared(entry: Truth, draw: (random: Random) => Case, on: Device): { t
         .map(([name, value]) => [name, isNumbers(value) ? Tensor.from(value.data, value.shape, on) : value]),
     ),
   );
+  if (packed)
+    for (const copy of copies) {
+      const weight = copy.weight as Tensor;
+      copy.weight = ops.pack(weight);
+      weight.dispose();
+    }
   let turn = 0;
   return {
-    cost: entry.cost!(inputs),
+    cost: costOf(entry, spec, inputs),
     async timer(runs) {
       await on.read(0, 0);
       const [before, start] = [on.memory().busySeconds, performance.now()];
@@ -63,4 +78,12 @@ function prepared(entry: Truth, draw: (random: Random) => Case, on: Device): { t
       for (const copy of copies) for (const value of Object.values(copy)) if (value instanceof Tensor) value.dispose();
     },
   };
+}
+
+function costOf(entry: Truth, spec: OpSpec, inputs: Case): Cost {
+  const cost = entry.cost!(inputs);
+  const update = spec.arguments
+    .filter(({ kind, name }) => kind.includes("add") && isNumbers(inputs[name]))
+    .reduce((sum, { name }) => sum + (inputs[name] as Numbers).data.byteLength, 0);
+  return { ...cost, update: Math.min(update, cost.read, cost.write), footprint: COPIES * cost.read + cost.write - update };
 }

@@ -3,95 +3,156 @@ import { cpuName } from "../lib/cli/info.js";
 import { table } from "../lib/cli/table.js";
 import { device, type Device, type DeviceKind } from "../lib/index.js";
 import { writeFileDurably } from "../lib/model/safetensors.js";
-import { kernelRows } from "./kernels.js";
-import { limitMs, measureLimits, type Cost } from "./limit.js";
+import { growthRows, measureGrowth } from "./growth.js";
+import { kernelRows, type Prepared } from "./kernels.js";
+import { Limits } from "./limit.js";
 import { interleaved, type Timer } from "./measure.js";
 import { stepRows } from "./models.js";
-import { Peer } from "./peer.js";
-import { cells, head, type Result, type Row } from "./result.js";
+import { orderRows } from "./order.js";
+import { Peers } from "./peer.js";
+import { growthCells, growthHead, head, lines, orderCells, orderHead, type Growth, type Order, type Result, type Row } from "./result.js";
 
 // Every kernel and every step against the machine's limit and against what people use today, in one run.
 
 const {
   filter,
-  threads,
+  threads: asked,
   json,
-  devices: asked,
+  devices,
 } = new Command("bench")
   .option("--filter <regex>", "only rows whose name and shape match", "")
-  .option("--threads <n>", "compute threads", Number)
+  .option("--threads <counts>", "compute threads: one number, or several with commas; steps of whole models and growth run at the first", (text) =>
+    text.split(",").map(Number),
+  )
   .option("--devices <kinds>", "cpu,cuda,webgpu; by default those that are here, a GPU in software only if it is named")
   .option("--json <file>", "write the rows")
   .parse()
   .opts();
 
-const kinds: readonly DeviceKind[] = ["cpu", "cuda", "webgpu"];
 const inSoftware = /llvmpipe|swiftshader/i;
-const devices: Device[] = [];
-for (const kind of (asked?.split(",") as DeviceKind[] | undefined) ?? kinds)
+
+/** The device; nothing where it is not here and was not asked for by name. */
+async function opened(kind: DeviceKind, threads: number | undefined): Promise<Device | undefined> {
   try {
     const one = await device(kind, { threads });
-    if (asked || !inSoftware.test(one.isa)) devices.push(one);
-    else await one.close();
+    if (devices || !inSoftware.test(one.isa)) return one;
+    await one.close();
   } catch (error) {
-    if (asked) throw error;
+    if (devices) throw error;
     console.error((error as Error).message);
   }
-const on = devices[0];
-const limits = on.kind === "cpu" ? await measureLimits(on) : undefined;
-const peer = await Peer.open(on.threads);
-if (!peer) console.error("RLHF_PEER_PYTHON is not set to a Python with torch: no peers");
-if (limits)
-  console.error(`${cpuName()}, ${on.isa}, ${on.threads} threads: ${(limits.peak / 1e9).toFixed(0)} GFLOP/s, ${(limits.bandwidth / 1e9).toFixed(1)} GB/s read`);
+  return undefined;
+}
 
-interface Prepared {
-  timer: Timer;
-  cost: Cost;
+interface Work extends Prepared {
   tokens?: number;
-  dispose(): void;
+}
+interface Planned {
+  name: string;
+  shape: string;
+  prepare(): Work;
 }
 const wanted = new RegExp(filter, "i");
-const all: { on: Device; name: string; shape: string; prepare(): Prepared }[] = [];
-for (const one of devices) {
-  for (const { name, shape, prepare } of await kernelRows()) if (one.has(name)) all.push({ on: one, name, shape, prepare: () => prepare(one) });
-  if (one.kind === "cpu")
-    for (const { name, shape, cost, tokens, prepare } of stepRows) all.push({ on: one, name, shape, prepare: () => ({ ...prepare(one), cost, tokens }) });
+const matches = ({ name, shape }: { name: string; shape: string }) => wanted.test(`${name} ${shape}`);
+
+async function plan(on: Device, whole: boolean): Promise<Planned[]> {
+  const kernels = (await kernelRows()).filter(({ name }) => on.has(name)).map(({ name, shape, prepare }) => ({ name, shape, prepare: () => prepare(on) }));
+  const steps = whole ? stepRows.map(({ name, shape, cost, tokens, prepare }) => ({ name, shape, prepare: () => ({ ...prepare(on), cost, tokens }) })) : [];
+  return [...kernels, ...steps].filter(matches);
+}
+
+/** The timer, and of each of its runs the share of the time in which no kernel ran. */
+function watched(on: Device, timer: Timer): { timer: Timer; outside: number[] } {
+  const outside: number[] = [];
+  return {
+    outside,
+    async timer(runs) {
+      const before = on.memory().busySeconds;
+      const ms = await timer(runs);
+      outside.push(1 - (1000 * (on.memory().busySeconds - before)) / ms);
+      return ms;
+    },
+  };
+}
+
+async function measure(on: Device, { name, shape, prepare }: Planned, limits: Limits | undefined, peers: Peers | undefined): Promise<Row> {
+  const before = on.memory().current;
+  on.resetPeak();
+  const { timer, cost, tokens, dispose } = prepare();
+  const others = (await peers?.prepare(name, shape)) ?? [];
+  const { timer: own, outside } = watched(on, timer);
+  const [ours, ...theirs] = await interleaved([own, ...others.map((one) => one.timer)]);
+  const bytes = on.memory().peak - before;
+  const measured = await Promise.all(
+    others.map(async (one, i) => ({ name: one.name, ms: theirs[i].ms, ratio: theirs[i].ms / ours.ms, bytes: await one.bytes() })),
+  );
+  dispose();
+  await peers?.release();
+  const bound = await limits?.bound(cost);
+  return {
+    name,
+    shape,
+    device: on.kind,
+    isa: on.isa,
+    threads: on.threads,
+    ms: ours.ms,
+    spread: ours.spread,
+    peers: measured.toSorted((a, b) => a.ms - b.ms),
+    limit: bound?.ms ?? null,
+    limitRatio: bound ? bound.ms / ours.ms : null,
+    bandwidth: bound?.bandwidth ?? null,
+    bytes,
+    ...(tokens ? { tokensPerSecond: (1000 * tokens) / ours.ms, outside: outside.toSorted((a, b) => a - b)[outside.length >> 1] } : {}),
+  };
 }
 
 const rows: Row[] = [];
-for (const { on: one, name, shape, prepare } of all.filter((row) => wanted.test(`${row.name} ${row.shape}`))) {
-  const before = one.memory().current;
-  one.resetPeak();
-  const { timer, cost, tokens, dispose } = prepare();
-  const peerName = one.kind === "cpu" ? await peer?.prepare(name, shape) : undefined;
-  const [ours, theirs] = await interleaved(peerName && peer ? [timer, peer.run] : [timer]);
-  const limit = limits && one.kind === "cpu" ? limitMs(cost, limits) : null;
-  const row: Row = {
-    name,
-    shape,
-    device: one.kind,
-    isa: one.isa,
-    threads: one.threads,
-    ms: ours.ms,
-    spread: ours.spread,
-    peer: peerName ?? null,
-    peerMs: theirs?.ms ?? null,
-    peerRatio: theirs ? theirs.ms / ours.ms : null,
-    limit,
-    limitRatio: limit === null ? null : limit / ours.ms,
-    bytes: one.memory().peak - before,
-    peerBytes: peerName && peer ? await peer.bytes() : null,
-    ...(tokens ? { tokensPerSecond: (1000 * tokens) / ours.ms } : {}),
-  };
-  rows.push(row);
-  console.error(cells(row).join("  "));
-  dispose();
+const growth: Growth[] = [];
+const order: Order[] = [];
+const limitsOf: Result["limits"] = [];
+let isa = "";
+
+async function measureAll(on: Device, whole: boolean): Promise<void> {
+  const cpu = on.kind === "cpu";
+  const limits = cpu ? await Limits.measure(on) : undefined;
+  const peers = cpu ? new Peers(on.threads) : undefined;
+  if (limits) {
+    isa = on.isa;
+    limitsOf.push({ threads: on.threads, peak: limits.peak, bandwidth: limits.read });
+    console.error(`${cpuName()}, ${on.isa}, ${on.threads} threads: ${(limits.peak / 1e9).toFixed(0)} GFLOP/s, ${(limits.read / 1e9).toFixed(1)} GB/s read`);
+  }
+  const planned = await plan(on, cpu && whole);
+  for (const [i, one] of planned.entries()) {
+    const row = await measure(on, one, limits, peers);
+    rows.push(row);
+    for (const line of lines(row)) console.error(`${i + 1}/${planned.length}  ${line.join("  ")}`);
+  }
+  await peers?.close();
+  if (!cpu) return;
+  for (const one of orderRows.filter(({ name, shape }) => matches({ name: `order ${name}`, shape }))) {
+    order.push(await one.measure(on));
+    console.error(orderCells(order.at(-1)!).join("  "));
+  }
+  for (const one of whole ? growthRows.filter(({ name, shape }) => matches({ name: `growth ${name}`, shape })) : []) {
+    growth.push(await measureGrowth(on, one));
+    console.error(growthCells(growth.at(-1)!).join("  "));
+  }
 }
-console.log(table(head, rows.map(cells)));
+
+const kinds = (devices?.split(",") as DeviceKind[] | undefined) ?? ["cpu", "cuda", "webgpu"];
+for (const kind of kinds)
+  for (const [i, threads] of (kind === "cpu" && asked ? asked : [undefined]).entries()) {
+    const on = await opened(kind, threads);
+    if (!on) continue;
+    await measureAll(on, i === 0);
+    await on.close();
+  }
+
+if (rows.length > 0) console.log(table(head, rows.flatMap(lines)));
+if (order.length > 0) console.log(`\n${table(orderHead, order.map(orderCells))}`);
+if (growth.length > 0) console.log(`\n${table(growthHead, growth.map(growthCells))}`);
 
 if (json) {
-  const result: Result = { cpu: cpuName(), isa: on.isa, threads: on.threads, peak: limits?.peak ?? null, bandwidth: limits?.bandwidth ?? null, rows };
+  const result: Result = { cpu: cpuName(), isa, limits: limitsOf, rows, growth, order };
   await writeFileDurably(json, `${JSON.stringify(result, null, 2)}\n`);
 }
-peer?.close();
-for (const one of devices) await one.close();

@@ -9,7 +9,7 @@ import type { Cost } from "./limit.js";
 import type { Timer } from "./measure.js";
 
 /** Whole steps at the shapes that other stacks are measured at. */
-interface Shape {
+export interface Shape {
   layers: number;
   width: number;
   heads: number;
@@ -19,7 +19,7 @@ interface Shape {
   response: number;
 }
 
-const shapes: Record<string, Shape> = {
+export const shapes: Record<"demo" | "gpt2", Shape> = {
   demo: { layers: 4, width: 256, heads: 4, vocabulary: 8192, batch: 64, prompt: 32, response: 48 },
   gpt2: { layers: 12, width: 768, heads: 12, vocabulary: 50257, batch: 16, prompt: 64, response: 64 },
 };
@@ -54,20 +54,24 @@ const configOf = ({ layers, width, heads, vocabulary, prompt, response }: Shape)
 });
 
 /** Weights that a token goes through without the head, and the head's. */
-function weights(shape: Shape): { body: number; head: number; all: number } {
+function weights(config: ModelConfig): { body: number; head: number; all: number } {
   const size = (s: readonly number[]) => s.reduce((a, b) => a * b, 1);
-  const matrices = weightShapes(configOf(shape), "logits").filter(({ shape: s }) => s.length === 2);
+  const matrices = weightShapes(config, "logits").filter(({ shape: s }) => s.length === 2);
   const body = matrices.filter(({ name }) => name.startsWith("layers.")).reduce((sum, { shape: s }) => sum + size(s), 0);
-  return { body, head: shape.vocabulary * shape.width, all: body + shape.vocabulary * shape.width };
+  return { body, head: config.vocabulary * config.width, all: body + config.vocabulary * config.width };
 }
 
 /** FLOPs of a forward pass over `tokens` in sequences of `length`, `scored` of them by the head. */
 function forward(shape: Shape, tokens: number, length: number, scored: number): number {
-  const { body, head } = weights(shape);
+  const { body, head } = weights(configOf(shape));
   return 2 * body * tokens + 2 * shape.layers * shape.width * (length + 1) * tokens + 2 * head * scored;
 }
 
-const adamBytes = (shape: Shape): Pick<Cost, "read" | "write"> => ({ read: 16 * weights(shape).all, write: 12 * weights(shape).all });
+/** Bytes of so many steps of the optimizer, which updates weights and both moments in place. */
+function adamBytes(shape: Shape, steps: number): Pick<Cost, "read" | "write" | "update"> {
+  const bytes = 4 * steps * weights(configOf(shape)).all;
+  return { read: 4 * bytes, write: 3 * bytes, update: 3 * bytes };
+}
 
 const ids = (n: number, below: number, seed: number): Int32Array => {
   let state = seed;
@@ -86,7 +90,8 @@ const timed =
 
 const optimizer = { betas: [0.9, 0.999] as const, clipNorm: 1 };
 
-function rows(name: string, shape: Shape): StepRow[] {
+/** Generation, a step of SFT and an update of PPO. */
+export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
   const { batch, prompt, response, vocabulary } = shape;
   const length = prompt + response;
   const model = (on: Device, head: "logits" | "score" = "logits") => Transformer.random(configOf(shape), head, on, 0);
@@ -96,7 +101,7 @@ function rows(name: string, shape: Shape): StepRow[] {
     shape: `${name} (${batch} x ${prompt} + ${response} tokens)`,
     tokens: generated,
     // each step reads every weight once
-    cost: { flops: forward(shape, batch * length, length, generated), read: 4 * weights(shape).all * response, write: 0 },
+    cost: { flops: forward(shape, batch * length, length, generated), read: 4 * weights(configOf(shape)).all * response, write: 0 },
     prepare(on) {
       const policy = model(on);
       return { timer: timed(() => generate(policy, prompts(shape), { maxTokens: response, seed: 0, slots: batch })), dispose: () => policy.dispose() };
@@ -106,7 +111,7 @@ function rows(name: string, shape: Shape): StepRow[] {
     name: "SFT step",
     shape: `${name} (${batch} x ${length} tokens)`,
     tokens: batch * (length - 1),
-    cost: { flops: 3 * forward(shape, batch * (length - 1), length, batch * (length - 1)), ...adamBytes(shape) },
+    cost: { flops: 3 * forward(shape, batch * (length - 1), length, batch * (length - 1)), ...adamBytes(shape, 1) },
     prepare(on) {
       const policy = model(on);
       const adam = new AdamW([...policy.parameters.values()], optimizer);
@@ -131,8 +136,7 @@ function rows(name: string, shape: Shape): StepRow[] {
         2 * forward(shape, batch * length, length, generated) +
         2 * forward(score, batch * length, length, 0) +
         3 * epochs * (forward(shape, batch * length, length, generated) + forward(score, batch * length, length, 0)),
-      read: 4 * epochs * 2 * adamBytes(shape).read,
-      write: 4 * epochs * 2 * adamBytes(shape).write,
+      ...adamBytes(shape, 4 * epochs * 2),
     },
     prepare(on) {
       const models = { policy: model(on), reference: model(on), reward: model(on, "score"), critic: model(on, "score") };
@@ -182,4 +186,42 @@ function rows(name: string, shape: Shape): StepRow[] {
   return [generation, sftStep, ppoUpdate];
 }
 
-export const stepRows: StepRow[] = Object.entries(shapes).flatMap(([name, shape]) => rows(name, shape));
+const smollm2: ModelConfig = {
+  kind: "llama",
+  layers: 30,
+  width: 576,
+  heads: 9,
+  kvHeads: 3,
+  headSize: 64,
+  mlp: 1536,
+  vocabulary: 49152,
+  context: 8192,
+  positions: "rotary",
+  ropeTheta: 100000,
+  norm: "rms",
+  normEps: 1e-5,
+  activation: "swiglu",
+  qkvBias: false,
+  outBias: false,
+  mlpBias: false,
+  tied: true,
+};
+
+/** One sequence, the likeliest token each time: every step reads every weight. */
+function decode(): StepRow {
+  const [prompt, response] = [16, 128];
+  const { all } = weights(smollm2);
+  return {
+    name: "decode",
+    shape: `SmolLM2-135M f32 (1 x ${prompt} + ${response} tokens)`,
+    tokens: response,
+    cost: { flops: 2 * all * (prompt + response), read: 4 * all * response, write: 0 },
+    prepare(on) {
+      const model = Transformer.random(smollm2, "logits", on, 0);
+      const request = { prompt: ids(prompt, smollm2.vocabulary, 1), index: 0, sample: 0 };
+      return { timer: timed(() => generate(model, [request], { maxTokens: response, temperature: 0, seed: 0 })), dispose: () => model.dispose() };
+    },
+  };
+}
+
+export const stepRows: StepRow[] = [...Object.entries(shapes).flatMap(([name, shape]) => steps(name, shape)), decode()];

@@ -1,56 +1,124 @@
 import { spawn, type ChildProcess } from "node:child_process";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { createInterface, type Interface } from "node:readline";
+import { createInterface } from "node:readline";
 import { root } from "../lib/device/native.js";
+import type { Timer } from "./measure.js";
 
-/** torch, driven line by line: one process prepares the same work and times it when asked. */
-export class Peer {
+const folder = join(root, "bench/peers");
+
+interface Script {
+  file: string;
+  /** The rows that it may have. */
+  rows: RegExp;
+}
+const scripts: readonly Script[] = [
+  { file: "torch_peer.py", rows: /./ },
+  { file: "trl_peer.py", rows: /^(linearLogprob|linearPolicyLoss)$/ },
+  { file: "trl_ppo_peer.py", rows: /^PPO update$/ },
+  { file: "llama_peer.mjs", rows: /^decode$/ },
+];
+
+/** What else does the work of a row. */
+export interface Implementation {
+  name: string;
+  timer: Timer;
+  /** Bytes that its process held at most, beyond what it held before the row was prepared. */
+  bytes(): Promise<number>;
+}
+
+/** One process of a peer, driven line by line (bench/peers/serve.py): it prepares the work of a row and times it when asked. */
+class Process {
   private readonly answers: ((line: string) => void)[] = [];
+  private ended = false;
 
-  private constructor(
-    private readonly child: ChildProcess,
-    private readonly lines: Interface,
-  ) {
-    lines.on("line", (line) => this.answers.shift()?.(line));
-    child.on("exit", () => this.answers.splice(0).forEach((answer) => answer("none peer has ended")));
-  }
-
-  /** The peer of `RLHF_PEER_PYTHON`, if that is set and has torch. */
-  static async open(threads: number): Promise<Peer | undefined> {
-    const python = process.env.RLHF_PEER_PYTHON;
-    if (!python) return undefined;
-    const child = spawn(python, [join(root, "bench/peers/torch_peer.py"), String(threads)], { stdio: ["pipe", "pipe", "inherit"] });
-    const peer = new Peer(child, createInterface({ input: child.stdout }));
-    const hello = await peer.ask("hello");
-    if (hello.startsWith("torch")) return peer;
-    console.error(`RLHF_PEER_PYTHON: ${hello}`);
-    return undefined;
-  }
-
-  private ask(line: string): Promise<string> {
-    return new Promise((resolve) => {
-      this.answers.push(resolve);
-      this.child.stdin!.write(`${line}\n`);
+  private constructor(private readonly child: ChildProcess) {
+    createInterface({ input: child.stdout! }).on("line", (line) => this.answers.shift()?.(line));
+    child.stdin!.on("error", () => undefined); // of a process that has ended
+    child.on("close", () => {
+      this.ended = true;
+      for (const answer of this.answers.splice(0)) answer("");
     });
   }
 
-  /** Prepares the work of a row; the name of the implementation, or nothing if the peer has none. */
-  async prepare(name: string, shape: string): Promise<string | undefined> {
-    const [state, ...rest] = (await this.ask(`prepare ${JSON.stringify({ name, shape })}`)).split(" ");
-    return state === "ready" ? rest.join(" ") : undefined;
+  /** The process once it is ready; nothing if it lacks what it imports, as it says itself. */
+  static async start(command: string, file: string, threads: number): Promise<Process | undefined> {
+    const one = new Process(spawn(command, [join(folder, file), String(threads)], { stdio: ["pipe", "pipe", "pipe"] }));
+    let complaint = "";
+    one.child.stderr!.on("data", (data: Buffer) => (complaint = (complaint + data.toString()).slice(-1000)));
+    one.child.on("error", (error) => (complaint = error.message));
+    if ((await one.answer()) === "ready") return one;
+    console.error(`${file} does not run with ${command}: ${complaint.trim().split("\n").at(-1)}`);
+    return undefined;
   }
 
-  run = async (runs: number): Promise<number> => {
-    let ms = 0;
-    for (let i = 0; i < runs; i++) ms += Number(await this.ask("run"));
-    return ms;
-  };
-
-  /** Bytes that the process holds at most, since the row was prepared. */
-  bytes = async (): Promise<number> => Number(await this.ask("bytes"));
-
+  private answer(): Promise<string> {
+    return new Promise((resolve) => (this.ended ? resolve("") : this.answers.push(resolve)));
+  }
+  /** The answer; empty if the process has ended. */
+  ask(line: string): Promise<string> {
+    this.child.stdin!.write(`${line}\n`);
+    return this.answer();
+  }
   close(): void {
     this.child.stdin!.end();
-    this.lines.close();
   }
 }
+
+/**
+ * The peers that this machine has: those in Python run in the first Python of `RLHF_PEER_PYTHON` (one, or several with
+ * colons between them) that has what they import, llama.cpp where `npm install` was run in bench/peers.
+ */
+export class Peers {
+  private readonly running = new Map<Script, Promise<Process | undefined>>();
+
+  constructor(private readonly threads: number) {}
+
+  /** Has the work of a row prepared: all that does it. */
+  async prepare(name: string, shape: string): Promise<Implementation[]> {
+    const all: Implementation[] = [];
+    for (const script of scripts.filter(({ rows }) => rows.test(name))) {
+      const process = await this.process(script);
+      const names = JSON.parse((await process?.ask(`prepare ${JSON.stringify({ name, shape })}`)) || "[]") as string[];
+      all.push(...names.map((one, i) => implementation(process!, one, i)));
+    }
+    return all;
+  }
+
+  /** Gives back what the row's work held. */
+  async release(): Promise<void> {
+    for (const process of await Promise.all(this.running.values())) await process?.ask("release");
+  }
+
+  async close(): Promise<void> {
+    for (const process of await Promise.all(this.running.values())) process?.close();
+  }
+
+  private process(script: Script): Promise<Process | undefined> {
+    if (!this.running.has(script)) this.running.set(script, start(script, this.threads));
+    return this.running.get(script)!;
+  }
+}
+
+async function start({ file }: Script, threads: number): Promise<Process | undefined> {
+  if (file.endsWith(".mjs")) return existsSync(join(folder, "node_modules")) ? Process.start(process.execPath, file, threads) : undefined;
+  for (const python of (process.env.RLHF_PEER_PYTHON ?? "").split(":").filter(Boolean)) {
+    const found = await Process.start(python, file, threads);
+    if (found) return found;
+  }
+  return undefined;
+}
+
+const implementation = (process: Process, name: string, i: number): Implementation => ({
+  name,
+  async timer(runs) {
+    let ms = 0;
+    for (let k = 0; k < runs; k++) {
+      const answer = await process.ask(`run ${i}`);
+      if (!answer) throw new Error(`${name} has ended`);
+      ms += Number(answer);
+    }
+    return ms;
+  },
+  bytes: async () => Number(await process.ask(`bytes ${i}`)),
+});

@@ -1,3 +1,12 @@
+/** Another implementation of a row's work, timed in turns with ours. */
+export interface PeerResult {
+  name: string;
+  ms: number;
+  /** Its time over ours. */
+  ratio: number;
+  bytes: number;
+}
+
 /** A row of the benchmarks; times in ms, sizes in bytes. */
 export interface Row {
   name: string;
@@ -8,59 +17,119 @@ export interface Row {
   ms: number;
   /** (90th - 10th percentile) / median */
   spread: number;
-  peer: string | null;
-  peerMs: number | null;
-  /** The peer's time over ours. */
-  peerRatio: number | null;
+  /** In the order of their time, the fastest first. */
+  peers: PeerResult[];
   /** The least time that the machine's arithmetic and memory allow; null where they were not measured. */
   limit: number | null;
   /** The limit's time over ours. */
   limitRatio: number | null;
+  /** Bytes/s, at the row's own mix of streams and footprint; null where arithmetic is the limit. */
+  bandwidth: number | null;
   bytes: number;
-  peerBytes: number | null;
   tokensPerSecond?: number;
+  /** Of a training step: the share of its time in which no kernel ran. */
+  outside?: number;
+}
+
+/** Work at sizes that double. */
+export interface Growth {
+  name: string;
+  /** What doubles, and all else. */
+  varies: string;
+  shape: string;
+  threads: number;
+  sizes: number[];
+  ms: number[];
+  /** FLOPs of the largest over those of the smallest. */
+  work: number;
+}
+
+/** What the order of the sums costs: our time over that of a kernel that is free to add in any order. */
+export interface Order {
+  name: string;
+  shape: string;
+  threads: number;
+  ms: number;
+  unordered: number;
 }
 
 /** What `--json` writes. */
 export interface Result {
   cpu: string;
   isa: string;
-  threads: number;
-  /** FLOP/s, of the CPU */
-  peak: number | null;
-  /** bytes/s */
-  bandwidth: number | null;
+  /** Of each number of threads that the rows were measured with: FLOP/s; bytes/s read from memory. */
+  limits: { threads: number; peak: number; bandwidth: number }[];
   rows: Row[];
+  growth: Growth[];
+  order: Order[];
 }
-
-export const head = ["row", "shape", "ms", "spread", "of limit", "peer", "peer ms", "faster", "MiB", "peer MiB", "tokens/s"];
 
 const digits = (x: number) => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x >= 0.1 ? x.toFixed(2) : x.toPrecision(2));
 const mib = (bytes: number) => (bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0);
+const percent = (share: number) => `${(100 * share).toFixed(0)} %`;
 
-export const cells = (row: Row): string[] => [
-  row.device === "cpu" ? row.name : `${row.name}, ${row.device} (${row.isa})`,
-  row.shape,
-  digits(row.ms),
-  `${(100 * row.spread).toFixed(0)} %`,
-  row.limitRatio === null ? "" : `${(100 * row.limitRatio).toFixed(0)} %`,
-  row.peer ?? "",
-  row.peerMs === null ? "" : digits(row.peerMs),
-  row.peerRatio === null ? "" : `${row.peerRatio.toFixed(2)}x`,
-  mib(row.bytes),
-  row.peerBytes === null ? "" : mib(row.peerBytes),
-  row.tokensPerSecond ? row.tokensPerSecond.toFixed(0) : "",
+export const head = ["row", "shape", "ms", "spread", "of limit", "MiB", "tokens/s", "outside kernels", "peer", "peer ms", "faster", "peer MiB"];
+const PEER = head.indexOf("peer");
+
+/** A line for the row and its fastest peer, and one more for each other peer. */
+export function lines(row: Row): string[][] {
+  const own = [
+    row.device === "cpu" ? row.name : `${row.name}, ${row.device} (${row.isa})`,
+    row.shape,
+    digits(row.ms),
+    percent(row.spread),
+    row.limitRatio === null ? "" : percent(row.limitRatio),
+    mib(row.bytes),
+    row.tokensPerSecond ? row.tokensPerSecond.toFixed(0) : "",
+    row.outside === undefined ? "" : `${(100 * row.outside).toFixed(1)} %`,
+  ];
+  const peers = row.peers.map(({ name, ms, ratio, bytes }) => [name, digits(ms), `${ratio.toFixed(2)}x`, mib(bytes)]);
+  return (peers.length > 0 ? peers : [["", "", "", ""]]).map((peer, i) => [...(i === 0 ? own : own.map(() => "")), ...peer]);
+}
+
+export const growthHead = ["cost of growth", "shape", "sizes", "ms", "times", "work"];
+export const growthCells = ({ name, varies, shape, sizes, ms, work }: Growth): string[] => [
+  name,
+  shape,
+  `${varies} ${sizes.join(", ")}`,
+  ms.map(digits).join(", "),
+  ms
+    .slice(1)
+    .map((time, i) => `${(time / ms[i]).toFixed(2)}x`)
+    .join(", "),
+  `${(work ** (1 / (sizes.length - 1))).toFixed(2)}x`,
 ];
 
+export const orderHead = ["cost of the order of sums", "shape", "threads", "ms", "in any order", "ratio"];
+export const orderCells = ({ name, shape, threads, ms, unordered }: Order): string[] => [
+  name,
+  shape,
+  String(threads),
+  digits(ms),
+  digits(unordered),
+  `${(ms / unordered).toFixed(2)}x`,
+];
+
+function grid(top: readonly string[], rows: readonly (readonly string[])[], text: (i: number) => boolean): string {
+  const line = (cells: readonly string[]) => `| ${cells.join(" | ")} |`;
+  return [line(top), `|${top.map((_, i) => (text(i) ? " --- |" : " ---: |")).join("")}`, ...rows.map(line)].join("\n");
+}
+
 /** The results of a machine as the README shows them. */
-export function markdown({ cpu, isa, threads, peak, bandwidth, rows }: Result): string {
-  const shown = [0, 1, 2, 4, 5, 7, 10];
-  const line = (row: readonly string[]) => `| ${shown.map((i) => row[i]).join(" | ")} |`;
-  return [
-    `${cpu} (${isa}, ${threads} threads${peak && bandwidth ? `; measured in the same run: ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s` : ""})`,
-    "",
-    line(head),
-    `|${shown.map((i) => (i < 2 || i === 5 ? " --- |" : " ---: |")).join("")}`,
-    ...rows.map((row) => line(cells(row))),
-  ].join("\n");
+export function markdown({ cpu, isa, limits, rows, growth, order }: Result): string {
+  const tables = limits.map(({ threads, peak, bandwidth }) => {
+    const own = rows.filter((row) => row.threads === threads);
+    const all = own.flatMap(lines);
+    const shown = head.map((_, i) => i).filter((i) => head[i] !== "spread" && all.some((cells) => cells[i] !== ""));
+    const title = `${cpu} (${isa}, ${threads} thread${threads === 1 ? "" : "s"}; measured in the same run: ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s)`;
+    const cells = all.map((one) => shown.map((i) => one[i]));
+    return `${title}\n\n${grid(
+      shown.map((i) => head[i]),
+      cells,
+      (i) => shown[i] < 2 || shown[i] === PEER,
+    )}`;
+  });
+  if (order.length > 0) tables.push(grid(orderHead, order.map(orderCells), (i) => i < 2));
+  if (growth.length > 0) tables.push(grid(growthHead, growth.map(growthCells), () => true));
+  return tables.join("\n\n");
 }

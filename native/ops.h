@@ -146,6 +146,10 @@ OP(fill, REAL(value) OUT(F32, y, "..."))
 OP(sum, IN(F32, x, "...") OUT(F32, y, "1"))
 
 // ---- the machine's limits, for the benchmarks: independent chains of fused multiply-adds on every thread (sink[t] is
-// the number of floating-point operations of thread t), and the plainest read of memory
+// the number of floating-point operations of thread t), and memory streams that are read, updated and written
 OP(limit_fma, INT(rounds) OUT(F64, sink, "T"))
-OP(limit_read, IN(F32, x, "N") OUT(F32, sink, "T"))
+OP(limit_stream, INT(rounds) INT(past_caches) IN(F32, x, "R,N") ADD(F32, y, "U,N") OUT(F32, z, "W,N") OUT(F32, sink, "T"))
+// and what the law of arithmetic costs: the same results in whatever order is fastest
+OP(limit_linear, SCRATCH IN(ROWS, x, "N,I") IN(F32, weight, "O,I") OUT(F32, y, "N,O"))
+OP(limit_attention, SCRATCH IN(ROWS, q, "N,H,D") IN(ROWS, k, "N,G,D") IN(ROWS, v, "N,G,D") OFFSETS(cu_seqlens, "B+1", "N")
+     REAL(scale) OUT(F32, o, "N,H,D"))

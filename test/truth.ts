@@ -39,8 +39,8 @@ export interface Truth {
   gradient?: { wrt: readonly string[]; outputs: readonly string[]; call(inputs: Record<string, never>): Record<string, Tensor> };
   /** For losses: output name -> the input that it is the gradient of `loss` for. */
   gradients?: Record<string, string>;
-  /** Benchmarks: a case at a size, and what it must cost at least. */
-  bench?: readonly { shape: string; draw(random: Random): Case }[];
+  /** Benchmarks: a case at a size, with the weight packed before it is timed if so, and what it must cost at least. */
+  bench?: readonly { shape: string; draw(random: Random): Case; packed?: boolean }[];
   cost?(inputs: Case): { flops: number; read: number; write: number };
 }
 

@@ -1,32 +1,45 @@
-"""What people use today, at the shapes of the benchmark's rows: one line asks, one line answers.
-
-prepare {"name", "shape"}   ->  "ready NAME" | "none"
-run                         ->  milliseconds
-bytes                       ->  resident bytes beyond what there was before the row was prepared
-"""
-import ctypes
-import gc
-import json
+"""torch, plain and compiled, and transformers, at the shapes of the benchmark's rows."""
 import re
-import resource
-import sys
-import time
+
+from serve import SHAPES, THREADS, numbers, serve
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
 
-torch.set_num_threads(int(sys.argv[1]))
+torch.set_num_threads(THREADS)
 torch.manual_seed(0)
 
+# its own choice of chunks takes four times as long on a CPU
+CHUNKS = LinearCrossEntropyOptions(batch_chunk_size=256, chunking_method=None)
 
-def numbers(shape):
-    return [int(n) for n in re.findall(r"\d+", shape)]
+
+def eager_and_compiled(f, *inputs, wrt=(), name="torch"):
+    """f as it stands and through torch.compile; with `wrt`, the gradients of what it returns too."""
+
+    def work(function):
+        return lambda: torch.autograd.grad(function(*inputs), wrt) if wrt else function(*inputs)
+
+    torch._dynamo.reset()
+    return [(f"{name} eager", work(f)), (f"{name} compiled", work(torch.compile(f, dynamic=False)))]
 
 
 def linear(shape):
     n, o, i = numbers(shape)
     x, w = torch.randn(n, i), torch.randn(o, i)
-    return "torch F.linear", lambda: F.linear(x, w)
+    return [("torch F.linear", lambda: F.linear(x, w))]
+
+
+def linear_grad_input(shape):
+    n, o, i = numbers(shape)
+    dy, w = torch.randn(n, o), torch.randn(o, i)
+    return [("torch mm", lambda: dy.mm(w))]
+
+
+def linear_grad_weight(shape):
+    n, o, i = numbers(shape)
+    dy, x, dw = torch.randn(n, o), torch.randn(n, i), torch.zeros(o, i)
+    return [("torch addmm", lambda: dw.addmm_(dy.t(), x))]
 
 
 def attention_inputs(shape, grad):
@@ -38,14 +51,14 @@ def attention_inputs(shape, grad):
 
 def attention(shape):
     q, k, v = attention_inputs(shape, False)
-    return "torch SDPA", lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    return [("torch SDPA", lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]))]
 
 
 def attention_grad(shape):
     q, k, v = attention_inputs(shape, True)
     o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
     d = torch.randn_like(o)
-    return "torch SDPA backward", lambda: torch.autograd.grad(o, (q, k, v), d, retain_graph=True)
+    return [("torch SDPA backward", lambda: torch.autograd.grad(o, (q, k, v), d, retain_graph=True))]
 
 
 def head(shape, grad):
@@ -53,22 +66,31 @@ def head(shape, grad):
     return torch.randn(m, c, requires_grad=grad), (torch.randn(v, c) * 0.05).requires_grad_(grad), torch.randint(v, (m,))
 
 
+def logprob(shape):
+    m, v = numbers(shape)
+    x, y = torch.randn(m, v), torch.randint(v, (m, 1))
+    return eager_and_compiled(lambda x: x.log_softmax(-1).gather(1, y), x, name="torch log_softmax")
+
+
 def linear_logprob(shape):
     h, w, y = head(shape, False)
-    return "torch linear + log_softmax", lambda: F.linear(h, w).log_softmax(-1).gather(1, y[:, None])
+    plain = eager_and_compiled(lambda h, w: F.linear(h, w).log_softmax(-1).gather(1, y[:, None]), h, w, name="torch linear + log_softmax")
+    chunked = lambda: -F.linear_cross_entropy(h, w, y, reduction="none", options=CHUNKS)
+    return [*plain, ("F.linear_cross_entropy", chunked)]
+
+
+def clipped(logp, old, adv):
+    ratio = (logp - old).clamp(-20, 20).exp()
+    return torch.max(-adv * ratio, -adv * ratio.clamp(0.8, 1.28)).mean()
 
 
 def linear_policy_loss(shape):
     h, w, y = head(shape, True)
     old, adv = -11 * torch.rand(len(y)), torch.randn(len(y))
-
-    def step():
-        logp = F.linear(h, w).log_softmax(-1).gather(1, y[:, None])[:, 0]
-        ratio = (logp - old).exp()
-        loss = torch.max(-adv * ratio, -adv * ratio.clamp(0.8, 1.28)).mean()
-        return torch.autograd.grad(loss, (h, w))
-
-    return "torch linear + PPO loss", step
+    f = lambda h, w: clipped(F.linear(h, w).log_softmax(-1).gather(1, y[:, None])[:, 0], old, adv)
+    # the cross entropy is another loss of the same three products
+    chunked = lambda: torch.autograd.grad(F.linear_cross_entropy(h, w, y, options=CHUNKS), (h, w))
+    return [*eager_and_compiled(f, h, w, wrt=(h, w), name="torch linear + PPO loss"), ("F.linear_cross_entropy", chunked)]
 
 
 def gae(shape):
@@ -84,32 +106,31 @@ def gae(shape):
         a = torch.stack(out[::-1], 1)
         return a, a + v
 
-    return "torch loop of verl and TRL", loop
+    return [("torch loop of verl and TRL", loop)]
 
 
 def policy_loss(shape):
     n = 2**20
     old = -3 * torch.rand(n)
     logp, adv = (old + 0.1 * torch.randn(n)).requires_grad_(), torch.randn(n)
-
-    def step():
-        ratio = (logp - old).clamp(-20, 20).exp()
-        loss = torch.max(-adv * ratio, -adv * ratio.clamp(0.8, 1.28)).mean()
-        return torch.autograd.grad(loss, logp)
-
-    return "torch eager", step
+    return eager_and_compiled(lambda logp: clipped(logp, old, adv), logp, wrt=(logp,))
 
 
 def value_loss(shape):
     n = 2**20
     v, old, ret = torch.randn(n, requires_grad=True), torch.randn(n), torch.randn(n)
 
-    def step():
+    def loss(v):
         kept = torch.max(torch.min(v, old + 0.2), old - 0.2)
-        loss = 0.5 * torch.max((v - ret) ** 2, (kept - ret) ** 2).mean()
-        return torch.autograd.grad(loss, v)
+        return 0.5 * torch.max((v - ret) ** 2, (kept - ret) ** 2).mean()
 
-    return "torch eager", step
+    return eager_and_compiled(loss, v, wrt=(v,))
+
+
+def preference_loss(shape):
+    scores = torch.randn(2**21, requires_grad=True)
+    chosen, rejected = 2 * torch.arange(2**20), 2 * torch.arange(2**20) + 1
+    return eager_and_compiled(lambda s: -F.logsigmoid(s[chosen] - s[rejected]).mean(), scores, wrt=(scores,))
 
 
 def adamw(shape):
@@ -121,10 +142,7 @@ def adamw(shape):
         torch.nn.utils.clip_grad_norm_([w], 1.0)
         optimizer.step()
 
-    return "clip_grad_norm_ + fused AdamW", step
-
-
-SHAPES = {"demo": (4, 256, 4, 8192, 64, 32, 48), "gpt2": (12, 768, 12, 50257, 16, 64, 64)}
+    return [("clip_grad_norm_ + fused AdamW", step)]
 
 
 def gpt2(shape):
@@ -146,7 +164,7 @@ def sft_step(shape):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return "transformers + fused AdamW", step
+    return [("transformers + fused AdamW", step)]
 
 
 def generation(shape):
@@ -159,54 +177,11 @@ def generation(shape):
         with torch.no_grad():
             model.generate(start, attention_mask=mask, max_new_tokens=response, min_new_tokens=response, do_sample=True, top_k=0)
 
-    return "transformers generate", step
+    return [("transformers generate", step)]
 
 
-ROWS = {
-    "linear": linear, "attention": attention, "attentionGrad": attention_grad, "linearLogprob": linear_logprob, "linearPolicyLoss": linear_policy_loss, "gae": gae,
-    "policyLoss": policy_loss, "valueLoss": value_loss, "adamw": adamw, "SFT step": sft_step, "generation": generation,
-}
-
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-
-
-def reset_peak():
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
-
-
-def peak():
-    with open("/proc/self/status") as file:
-        return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1]) * 1024
-
-
-work, before = None, 0
-for line in sys.stdin:
-    command, _, rest = line.strip().partition(" ")
-    if command == "hello":
-        answer = f"torch {torch.__version__}"
-    elif command == "prepare":
-        row = json.loads(rest)
-        work = None
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        before = resident()
-        reset_peak()
-        if row["name"] in ROWS:
-            name, work = ROWS[row["name"]](row["shape"])
-            answer = f"ready {name}"
-        else:
-            answer = "none"
-    elif command == "run":
-        start = time.perf_counter()
-        work()
-        answer = f"{1000 * (time.perf_counter() - start):.6f}"
-    else:
-        answer = str(max(0, peak() - before))
-    print(answer, flush=True)
+serve({
+    "linear": linear, "linearGradInput": linear_grad_input, "linearGradWeight": linear_grad_weight, "attention": attention, "attentionGrad": attention_grad,
+    "logprob": logprob, "linearLogprob": linear_logprob, "linearPolicyLoss": linear_policy_loss, "gae": gae, "policyLoss": policy_loss, "valueLoss": value_loss,
+    "preferenceLoss": preference_loss, "adamw": adamw, "SFT step": sft_step, "generation": generation,
+})

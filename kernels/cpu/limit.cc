@@ -1,7 +1,8 @@
 // What the machine can do at most: the bars that the benchmarks measure every kernel against.
 //
-//   limit_fma   independent chains of V fma per thread, enough to hide the latency: no memory
-//   limit_read  one add per 16 values read, four chains: the plainest stream
+//   limit_fma     independent chains of V fma per thread, enough to hide the latency: no memory
+//   limit_stream  R arrays read, U updated in place and W written, a block of each in turn: the plainest kernel with a
+//                 row's own mix of streams. Streams in lockstep, 64 values of each, lose a tenth with six or more of them.
 #include "kernels/cpu/vector.h"
 
 namespace rlhf::RLHF_ISA {
@@ -12,6 +13,7 @@ constexpr int CHAINS = 24;  // of 32 registers
 #else
 constexpr int CHAINS = 6;  // two or more registers each, of 16 or 32
 #endif
+constexpr int64_t BLOCK = 256;
 
 }  // namespace
 
@@ -32,17 +34,30 @@ void limit_fma(Context& ctx, const limit_fma_args& a) {
   });
 }
 
-void limit_read(Context& ctx, const limit_read_args& a) {
-  const int64_t n = a.x.dim[0] / 64 * 64, threads = a.sink.dim[0];
+void limit_stream(Context& ctx, const limit_stream_args& a) {
+  const int64_t R = a.x.dim[0], U = a.y.dim[0], W = a.z.dim[0], N = a.x.dim[1], threads = a.sink.dim[0];
+  if (N % BLOCK) return ctx.fail("the streams must be whole blocks of 256 values");
   ctx.each([&](int thread) {
     if (thread >= threads) return;
-    const int64_t begin = n / 64 * thread / threads * 64, end = n / 64 * (thread + 1) / threads * 64;
-    V s0 = zero(), s1 = zero(), s2 = zero(), s3 = zero();
-    for (int64_t i = begin; i < end; i += 64) {
-      s0 = s0 + load(&a.x[i]), s1 = s1 + load(&a.x[i + 16]);
-      s2 = s2 + load(&a.x[i + 32]), s3 = s3 + load(&a.x[i + 48]);
-    }
-    a.sink[thread] = sum((s0 + s1) + (s2 + s3));
+    const int64_t begin = N / BLOCK * thread / threads * BLOCK, end = N / BLOCK * (thread + 1) / threads * BLOCK;
+    const V one = set(1);
+    V sums[4] = {zero(), zero(), zero(), zero()};
+    for (int64_t round = 0; round < a.rounds; round++)
+      for (int64_t i = begin; i < end; i += BLOCK) {
+        for (int64_t r = 0; r < R; r++)
+          for (int64_t k = 0; k < BLOCK; k += 4 * LANES)
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) sums[j] = sums[j] + load(a.x.row(r) + i + k + j * LANES);
+        for (int64_t u = 0; u < U; u++)
+          for (int64_t k = 0; k < BLOCK; k += LANES) store(a.y.row(u) + i + k, load(a.y.row(u) + i + k) + one);
+        for (int64_t w = 0; w < W; w++)
+          for (int64_t k = 0; k < BLOCK; k += LANES) {
+            if (a.past_caches) stream(a.z.row(w) + i + k, one);
+            else store(a.z.row(w) + i + k, one);
+          }
+      }
+    end_of_stream();
+    a.sink[thread] = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
   });
 }
 

@@ -75,7 +75,7 @@ function backward({ dO, q, k, v, o, lse, cuSeqlens, prefix, scale }: Widened, f:
   return { dq, dk, dv };
 }
 
-function batch(random: Random, lengths: number[], [H, G, D]: number[], prefix?: number[], deviation = 1): Case {
+export function batch(random: Random, lengths: number[], [H, G, D]: number[], prefix?: number[], deviation = 1): Case {
   const N = lengths.reduce((a, b) => a + b, 0);
   return {
     q: normal(random, [N, H, D], deviation),
@@ -114,10 +114,13 @@ function withOutputs(random: Random, inputs: Case): Case {
 }
 
 const shapes = [
+  { shape: "B 1, T 512, H 12, D 64", lengths: [512], heads: [12, 12, 64] },
   { shape: "B 1, T 1024, H 12, D 64", lengths: [1024], heads: [12, 12, 64] },
   { shape: "B 1, T 2048, H 12, D 64", lengths: [2048], heads: [12, 12, 64] },
+  { shape: "B 1, T 4096, H 12, D 64", lengths: [4096], heads: [12, 12, 64] },
   { shape: "B 16, T 128, H 12, D 64", lengths: Array<number>(16).fill(128), heads: [12, 12, 64] },
   { shape: "B 4, T 512, H 14, G 2, D 64", lengths: Array<number>(4).fill(512), heads: [14, 2, 64] },
+  { shape: "B 1, T 2048, H 12, G 4, D 128", lengths: [2048], heads: [12, 4, 128] },
 ];
 const pairs = (inputs: Case): number =>
   sequences((inputs.cuSeqlens as Numbers).data).reduce((sum, [start, end]) => sum + ((end - start) * (end - start + 1)) / 2, 0);

@@ -1,6 +1,6 @@
 import { ops } from "../../lib/index.js";
 import { packedSize } from "../../lib/tensor/op.js";
-import { normal, truth, uniform, type Case, type Numbers, type Widened } from "../truth.js";
+import { normal, truth, uniform, type Case, type Numbers, type Truth, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 type Round = (x: number) => number;
@@ -35,6 +35,19 @@ const sizes = (random: Random): [number, number, number][] => [
   [70, 100, 260], // beyond one block in every direction
 ];
 
+/** N, O, I of the layers that other stacks are measured at. */
+const models = [
+  [2048, 2048, 2048],
+  [1024, 768, 768],
+  [2048, 3072, 768],
+  [1024, 50257, 768],
+];
+const bench = (sizes: readonly number[][], draw: (random: Random, size: readonly number[]) => Case): NonNullable<Truth["bench"]> =>
+  sizes.map((size) => ({ shape: `N ${size[0]}, O ${size[1]}, I ${size[2]}`, draw: (random) => draw(random, size) }));
+/** As generation has it: few rows, the weight packed once for many steps. */
+const few = [...[1, 4, 16].map((N) => [N, 3072, 768]), [1, 50257, 768]];
+const drawn = (random: Random, [N, O, I]: readonly number[]): Case => ({ x: uniform(random, [N, I], -1, 1), weight: uniform(random, [O, I], -1, 1) });
+
 export const linear = truth({
   op: "linear",
   reference({ x, weight, bias }: Widened, f) {
@@ -61,15 +74,7 @@ export const linear = truth({
     { x: normal(random, [5, 40], 1e-22), weight: normal(random, [9, 40], 1e-22) },
   ],
   gradient: { wrt: ["x", "weight", "bias"], outputs: ["y"], call: ({ x, weight, bias }) => ({ y: ops.linear(x, weight, bias) }) },
-  bench: [
-    [2048, 2048, 2048],
-    [1024, 768, 768],
-    [2048, 3072, 768],
-    [1024, 50257, 768],
-  ].map(([N, O, I]) => ({
-    shape: `N ${N}, O ${O}, I ${I}`,
-    draw: (random) => ({ x: uniform(random, [N, I], -1, 1), weight: uniform(random, [O, I], -1, 1) }),
-  })),
+  bench: [...bench(models, drawn), ...bench(few, drawn).map((one) => ({ ...one, shape: `${one.shape}, packed`, packed: true }))],
   cost({ x, weight }) {
     const [[N, I], [O]] = [x, weight].map((one) => (one as Numbers).shape);
     return { flops: 2 * N * O * I, read: 4 * (N * I + O * I), write: 4 * N * O };
@@ -93,6 +98,11 @@ export const linearGradInput = truth({
     };
   },
   draw: (random) => sizes(random).map(([N, O, I]): Case => ({ dy: normal(random, [N, O]), weight: normal(random, [O, I]) })),
+  bench: bench(models, (random, [N, O, I]) => ({ dy: uniform(random, [N, O], -1, 1), weight: uniform(random, [O, I], -1, 1) })),
+  cost({ dy, weight }) {
+    const [[N, O], [, I]] = [dy, weight].map((one) => (one as Numbers).shape);
+    return { flops: 2 * N * O * I, read: 4 * (N * O + O * I), write: 4 * N * I };
+  },
 });
 
 export const linearGradWeight = truth({
@@ -125,6 +135,15 @@ export const linearGradWeight = truth({
       dweight: normal(random, [O, I]),
       dbias: i % 2 === 0 ? normal(random, [O]) : undefined,
     })),
+  bench: bench(models, (random, [N, O, I]) => ({
+    dy: uniform(random, [N, O], -1, 1),
+    x: uniform(random, [N, I], -1, 1),
+    dweight: uniform(random, [O, I], -1, 1),
+  })),
+  cost({ dy, x }) {
+    const [[N, O], [, I]] = [dy, x].map((one) => (one as Numbers).shape);
+    return { flops: 2 * N * O * I, read: 4 * (N * O + N * I + O * I), write: 4 * O * I };
+  },
 });
 
 // The packed form is the kernels' own; what it holds is tested through the ops that read it.

@@ -90,6 +90,11 @@ export const logprob = truth({
     outputs: ["logp", "entropy"],
     call: ({ logits, y, temperature }) => ({ ...ops.logprob(logits, y, { temperature: temperature as unknown as number }) }),
   },
+  bench: [{ shape: "M 1024, V 50257", draw: (random) => ({ logits: uniform(random, [1024, 50257], -4, 4), y: ids(random, 1024, 50257), temperature: 1 }) }],
+  cost: ({ logits }) => {
+    const [M, V] = (logits as Numbers).shape;
+    return { flops: 20 * M * V, read: 4 * M * V, write: 12 * M };
+  },
 });
 
 const kept = (values: ArrayLike<number>): Numbers => ({ shape: [values.length], data: Float32Array.from(values) });
@@ -170,8 +175,7 @@ export const linearLogprob = truth({
 });
 
 /** A language model's head at the shape that other stacks are measured at. */
-export const head = (random: Random): Case => {
-  const [M, C, V] = [1024, 768, 50257];
+export const head = (random: Random, [M, C, V] = [1024, 768, 50257]): Case => {
   return {
     h: uniform(random, [M, C], -1, 1),
     weight: uniform(random, [V, C], -0.08, 0.08),

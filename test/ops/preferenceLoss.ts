@@ -1,4 +1,4 @@
-import { constant, ids, normal, truth, uniform, type Case, type Widened } from "../truth.js";
+import { constant, ids, normal, truth, uniform, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 const softplus = (x: number) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x)));
@@ -69,4 +69,18 @@ export const preferenceLoss = truth({
   bitsOnly: ["dscores"],
   gradients: { dscores: "scores" },
   ulp: 4,
+  bench: [
+    {
+      shape: "1 M pairs",
+      draw: (random) => {
+        const P = 2 ** 20;
+        const every = (first: number): Numbers => ({ shape: [P], data: Int32Array.from({ length: P }, (_, i) => 2 * i + first) });
+        return draw(random, "bradley-terry", { scores: normal(random, [2 * P]), chosen: every(0), rejected: every(1), denominator: P });
+      },
+    },
+  ],
+  cost: ({ chosen }) => {
+    const P = (chosen as Numbers).data.length;
+    return { flops: 30 * P, read: 16 * P, write: 8 * P };
+  },
 });

@@ -1,0 +1,56 @@
+// llama.cpp, prebuilt by node-llama-cpp: decoding one sequence. It is asked as serve.py says.
+import { readFileSync, writeFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { getLlama } from "node-llama-cpp";
+import { smollm2 } from "./smollm2.mjs";
+
+const threads = Number(process.argv[2]);
+const llama = await getLlama({ gpu: false, build: "never", skipDownload: true, maxThreads: threads, logLevel: "error" });
+const VOCABULARY = 49152;
+
+const status = (key) => Number(readFileSync("/proc/self/status", "utf8").match(new RegExp(`${key}:\\s+(\\d+)`))[1]) * 1024;
+let [before, most, work, model] = [0, 0, undefined, undefined];
+
+async function prepare({ name, shape }) {
+  if (name !== "decode" || !shape.startsWith("SmolLM2-135M")) return [];
+  before = status("VmRSS");
+  most = 0;
+  const half = shape.startsWith("SmolLM2-135M bf16");
+  const [, prompt, response] = shape.match(/1 x (\d+) \+ (\d+) tokens/).map(Number);
+  model = await llama.loadModel({ modelPath: smollm2(half) });
+  const context = await model.createContext({ contextSize: prompt + response, sequences: 1, threads });
+  const sequence = context.getSequence();
+  const tokens = Array.from({ length: prompt }, (_, i) => 1 + ((i * 7919) % (VOCABULARY - 1)));
+  work = async () => {
+    await sequence.clearHistory();
+    let left = response;
+    for await (const _ of sequence.evaluate(tokens, { temperature: 0, yieldEogToken: true })) if (--left === 0) break;
+    if (left > 0) throw new Error(`${response - left} of ${response} tokens were generated`);
+  };
+  return [`llama.cpp ${half ? "f16" : "f32"}`];
+}
+
+async function run() {
+  writeFileSync("/proc/self/clear_refs", "5");
+  const start = performance.now();
+  await work();
+  const ms = performance.now() - start;
+  most = Math.max(most, status("VmHWM") - before);
+  return ms.toFixed(6);
+}
+
+async function release() {
+  await model?.dispose();
+  model = work = undefined;
+  return "released";
+}
+
+console.log("ready");
+for await (const line of createInterface({ input: process.stdin })) {
+  const [command] = line.split(" ", 1);
+  if (command === "prepare") console.log(JSON.stringify(await prepare(JSON.parse(line.slice(8)))));
+  else if (command === "run") console.log(await run());
+  else if (command === "bytes") console.log(Math.max(0, most));
+  else console.log(await release());
+}
+process.exit();

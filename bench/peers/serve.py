@@ -1,0 +1,74 @@
+"""How a peer is asked: one line asks, one line answers.
+
+prepare {"name", "shape"}   ->  the names of the implementations that it has of this row, as a JSON list
+run I                       ->  milliseconds of one run of implementation I
+bytes I                     ->  bytes that the process held at most while I ran, beyond what it held before the row was prepared
+release                     ->  "released": what the row held is given back
+"""
+import ctypes
+import gc
+import json
+import os
+import re
+import resource
+import sys
+import tempfile
+import time
+import warnings
+
+THREADS = int(sys.argv[1])
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"rlhf-bench-inductor-{THREADS}")  # what is compiled knows its threads
+warnings.filterwarnings("ignore")
+
+# layers, width, heads, vocabulary, batch, prompt tokens, response tokens
+SHAPES = {"demo": (4, 256, 4, 8192, 64, 32, 48), "gpt2": (12, 768, 12, 50257, 16, 64, 64)}
+
+
+def numbers(shape):
+    return [int(n) for n in re.findall(r"\d+", shape)]
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def reset_peak():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def peak():
+    with open("/proc/self/status") as file:
+        return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1]) * 1024
+
+
+def serve(rows):
+    """rows: name -> function of the shape that prepares [(name of the implementation, one run of it), ...]"""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
+    works, most, before = [], [], 0
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        command, _, rest = line.strip().partition(" ")
+        if command == "prepare":
+            row = json.loads(rest)
+            before = resident()
+            works = rows[row["name"]](row["shape"]) if row["name"] in rows else []
+            most = [0] * len(works)
+            answer = json.dumps([name for name, _ in works])
+        elif command == "run":
+            i = int(rest)
+            reset_peak()
+            start = time.perf_counter()
+            works[i][1]()
+            answer = f"{1000 * (time.perf_counter() - start):.6f}"
+            most[i] = max(most[i], peak() - before)
+        elif command == "bytes":
+            answer = str(most[int(rest)])
+        else:
+            works = []
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+            answer = "released"
+        print(answer, file=answers, flush=True)

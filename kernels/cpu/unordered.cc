@@ -1,0 +1,191 @@
+// What the law of arithmetic costs: a product and an attention that may add in any order, for the benchmarks alone.
+//
+//   limit_linear      y = x W^T: gemm.h's blocks, but each block of k is summed from zero and added to y, and with up to three
+//                     rows, where one chain per element waits for itself, four chains per element
+//   limit_attention   o = softmax(scale q k^T) v, causal, no prefix: attention.h's tiles, but one maximum and one scaling of o
+//                     per 256 keys, and denominators in 16 lanes to the end
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/gemm.h"
+
+namespace rlhf::RLHF_ISA {
+namespace {
+
+// c[R][NR] (+)= a b, element sums in U chains
+template <int R, int U>
+__attribute__((noinline)) void free_tile(int64_t k, const float* a, const float* b, float* c, int64_t c_row, int columns, bool added) {
+  V sum[U][R][NV];
+#pragma GCC unroll 4
+  for (int u = 0; u < U; u++)
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++)
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) sum[u][i][j] = zero();
+  const auto step = [&](int u) __attribute__((always_inline)) {
+    V x[NV];
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; j++) x[j] = load(b + u * PANEL + j * LANES);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++) {
+      const V y = set(a[u * MR + i]);
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) sum[u][i][j] = fma(y, x[j], sum[u][i][j]);
+    }
+  };
+  int64_t at = 0;
+  for (; at + U <= k; at += U, a += U * MR, b += U * PANEL)
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++) step(u);
+  for (; at < k; at++, a += MR, b += PANEL) step(0);
+#pragma GCC unroll 16
+  for (int i = 0; i < R; i++)
+#pragma GCC unroll 2
+    for (int j = 0; j < NV; j++) {
+      V total = sum[0][i][j];
+#pragma GCC unroll 4
+      for (int u = 1; u < U; u++) total = total + sum[u][i][j];
+      float* to = c + i * c_row + j * LANES;
+      const int n = columns - j * LANES < LANES ? columns - j * LANES : LANES;
+      if (n > 0) store(to, added ? load(to, n) + total : total, n);
+    }
+}
+
+RLHF_INLINE void free_rows(int rows, int64_t k, const float* a, const float* b, float* c, int64_t c_row, int columns, bool added) {
+  switch (rows) {
+    case 1: return free_tile<1, 4>(k, a, b, c, c_row, columns, added);
+    case 2: return free_tile<2, 4>(k, a, b, c, c_row, columns, added);
+    case 4: return free_tile<4, 2>(k, a, b, c, c_row, columns, added);
+    case MR: return free_tile<MR, 1>(k, a, b, c, c_row, columns, added);
+    default:
+      for (int i = 0; i < rows; i++) free_tile<1, 4>(k, a + i, b, c + i * c_row, c_row, columns, added);
+  }
+}
+
+constexpr int64_t WIDE = 4, KEYS = WIDE * TILE;  // tiles of keys that share a maximum
+constexpr int64_t BLOCK = 8 * GROUP;
+
+}  // namespace
+
+void limit_linear(Context& ctx, const limit_linear_args& a) {
+  const int64_t N = a.x.dim[0], I = a.x.dim[1], O = a.weight.dim[0];
+  const int64_t each = round_up(product_scratch(N, O, I, false), LANES), panels = (O + PANEL - 1) / PANEL;
+  float* scratch = static_cast<float*>(ctx.scratch(ctx.threads * each * int64_t(sizeof(float)) + 64));
+  if (!scratch) return;
+  const Matrix x{a.x.data, a.x.stride, 1}, w{a.weight.data, 1, I};
+  ctx.each([&](int thread) {
+    const int64_t first = panels * thread / ctx.threads * PANEL, last = smaller(O, panels * (thread + 1) / ctx.threads * PANEL);
+    float *packed_a = scratch + thread * each, *packed_b = packed_a + round_up(round_up(smaller(N, MC), MR) * smaller(I, KC) + LANES, LANES);
+    for (int64_t j0 = first; j0 < last; j0 += NC)
+      for (int64_t k0 = 0; k0 < I; k0 += KC) {
+        const int64_t n = smaller(NC, last - j0), k = smaller(KC, I - k0);
+        pack_b(w, k0, k, j0, n, packed_b);
+        for (int64_t i0 = 0; i0 < N; i0 += MC) {
+          const int64_t m = smaller(MC, N - i0);
+          pack_a(x, i0, m, N, k0, k, packed_a);
+          for (int64_t j = 0; j < n; j += NR)
+            for (int64_t i = 0; i < m; i += MR)
+              free_rows(int(smaller(MR, m - i)), k, packed_a + i * k, packed_b + j / PANEL * k * PANEL + j % PANEL, a.y.data + (i0 + i) * O + j0 + j, O,
+                  int(smaller(NR, n - j)), k0 > 0);
+        }
+      }
+  });
+}
+
+void limit_attention(Context& ctx, const limit_attention_args& a) {
+  const int64_t N = a.q.dim[0], H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1, W = width(D);
+  const int64_t tiles = (N + KEYS - 1) / KEYS * WIDE;
+  struct Memory {
+    float *keys, *values, *q, *o, *s, *l, *m, *fall;
+    RLHF_INLINE Memory(Places& p, int64_t tiles, int64_t D, int64_t W) {
+      keys = p.take<float>(tiles * TILE * D), values = p.take<float>(tiles * TILE * W), q = p.take<float>(BLOCK * D), o = p.take<float>(BLOCK * W);
+      s = p.take<float>(BLOCK * KEYS), l = p.take<float>(BLOCK * LANES), m = p.take<float>(BLOCK), fall = p.take<float>(BLOCK);
+    }
+  };
+  Places places{nullptr};
+  Memory(places, tiles, D, W);
+  const int64_t each = places.bytes;
+  char* memory = static_cast<char*>(ctx.scratch(ctx.threads * each));
+  if (!memory) return;
+  if (G == 0 || H % G != 0) return ctx.fail("the heads of q must be a multiple of those of k and v");
+  const auto length = [&](int64_t b) { return int64_t(a.cu_seqlens[b + 1] - a.cu_seqlens[b]); };
+  const auto cost = [&](int64_t row, int64_t rows) { return rows * (row + rows) * D; };
+  int64_t total = 0;
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t row = 0; row < length(b); row += BLOCK) total += cost(row, least(BLOCK, length(b) - row));
+
+  share(ctx, total * H, [&](int thread, int64_t begin, int64_t end) {
+    Places own{memory + thread * each};
+    const Memory x(own, tiles, D, W);
+    const V scale = set(float(a.scale));
+    int64_t packed_b = -1, packed_g = -1, filled = 0;
+
+    const auto block = [&](int64_t h, int64_t b, int64_t first, int64_t rows) {
+      const int64_t g = h / (H / G), start = a.cu_seqlens[b], T = length(b);
+      if (b != packed_b || g != packed_g) packed_b = b, packed_g = g, filled = 0;
+      for (; filled * TILE < first + rows; filled++) {
+        const int64_t n = least(TILE, T - filled * TILE), token = start + filled * TILE;
+        pack_keys(a.k.row(token) + g * D, a.k.stride, n, D, x.keys + filled * TILE * D, 0);
+        pack_rows(a.v.row(token) + g * D, a.v.stride, n, D, x.values + filled * TILE * W);
+      }
+      for (int64_t i = 0; i < rows; i++) {
+        memcpy(x.q + i * D, a.q.row(start + first + i) + h * D, size_t(D) * sizeof(float));
+        x.m[i] = -__builtin_inff();
+        store(x.l + i * LANES, zero());
+      }
+      memset(x.o, 0, size_t(rows * W) * sizeof(float));
+      for (int64_t key = 0; key < first + rows; key += KEYS) {
+        const int64_t from = most(0, key - first);  // rows before it see none of these keys
+        const auto seen = [&](int64_t i) { return least(KEYS, first + i + 1 - key); };
+        for (int64_t i = from; i < rows; i += GROUP)
+          with_rows(least(GROUP, rows - i), [&]<int R>() {
+            for (int64_t at = 0, keys = seen(i + R - 1); at < keys; at += TILE)
+              product<R>((least(TILE, keys - at) + LANES - 1) / LANES, D, {x.q + i * D, D, 1}, {x.keys + (key + at) * D, TILE}, {x.s + i * KEYS + at, KEYS},
+                  Start::zero);
+          });
+        for (int64_t i = from; i < rows; i++) {
+          float* s = x.s + i * KEYS;
+          const int64_t n = seen(i), whole = n / LANES * LANES;
+          V top = set(-__builtin_inff());
+          for (int64_t j = 0; j < whole; j += LANES) top = max(load(s + j), top);
+          if (whole < n) store(s + whole, select(first_of(n - whole, 0), load(s + whole), set(-__builtin_inff()))), top = max(load(s + whole), top);
+          const float here = max(top * scale), m = x.m[i] > here ? x.m[i] : here;
+          x.fall[i] = x.m[i] - m;
+          x.m[i] = m;
+        }
+        for (int64_t i = from; i < rows; i += LANES) {
+          const int n = int(least(LANES, rows - i));
+          store(x.fall + i, exp(load(x.fall + i, n)), n);
+        }
+        for (int64_t i = from; i < rows; i++) {
+          float* s = x.s + i * KEYS;
+          // the products of a group read as far as its last row sees
+          const int64_t n = round_up(seen(i), LANES), stop = round_up(seen(least(rows - 1, i + GROUP - 1)), LANES);
+          const V m = set(-x.m[i]);
+          V l = load(x.l + i * LANES) * set(x.fall[i]);
+          for (int64_t j = 0; j < n; j += LANES) {
+            const V p = exp_score(fma(load(s + j), scale, m));
+            store(s + j, p);
+            l = l + p;
+          }
+          for (int64_t j = n; j < stop; j += LANES) store(s + j, zero());
+          store(x.l + i * LANES, l);
+        }
+        for (int64_t i = from; i < rows; i += GROUP)
+          with_rows(least(GROUP, rows - i), [&]<int R>() {
+            product<R>(W / LANES, seen(i + R - 1), {x.s + i * KEYS, KEYS, 1}, {x.values + key * W, W}, {x.o + i * W, W}, Start::scaled, x.fall + i);
+          });
+      }
+      for (int64_t i = 0; i < rows; i++) finish(x.o + i * W, sum(load(x.l + i * LANES)), D, a.o.data + ((start + first + i) * H + h) * D);
+    };
+
+    int64_t at = 0;
+    for (int64_t h = 0; h < H && at < end; h++)
+      for (int64_t b = 0; b < B && at < end; b++)
+        for (int64_t row = 0; row < length(b) && at < end; row += BLOCK) {
+          const int64_t n = least(BLOCK, length(b) - row);
+          if (at >= begin) block(h, b, row, n);
+          at += cost(row, n);
+        }
+  });
+}
+
+}  // namespace rlhf::RLHF_ISA
