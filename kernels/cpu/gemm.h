@@ -211,38 +211,36 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
 // row-major b is packed panel by panel. What needs more than one tile goes FEW_STEPS at a time, which then lie in L1, and asks for
 // the next ones meanwhile. (Asking ahead with one tile loses: 45 to 50 GB/s at 1 row on Zen 4 become 40.)
 constexpr int64_t FEW = 16, FEW_STEPS = 128;
-constexpr int FEW_R = MR < 8 ? MR : 8, FEW_WIDE = NV == 2 ? 8 : 3;  // rows of a tile; up to which it is a whole panel wide
+constexpr int FEW_R = MR < 8 ? MR : 8, FEW_WIDE = NV == 2 ? 8 : 2;  // rows of a tile; up to which it is a whole panel wide
 
 template <class T>
 RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* packed_b) {
-  if (top == bottom) return;
-  const int64_t m = bottom - top, tiles = (m + FEW_R - 1) / FEW_R, rows = (m + tiles - 1) / tiles;
-  const int64_t steps = !p.panels ? KC : tiles == 1 && rows <= FEW_WIDE ? p.k : FEW_STEPS;
+  const int64_t rows = bottom - top;
+  const bool one = rows <= FEW_WIDE && (rows & (rows - 1)) == 0;  // tile
+  const int64_t steps = !p.panels ? KC : one ? p.k : FEW_STEPS;
   for (int64_t j = first; j < last; j += PANEL)
     for (int64_t k0 = 0; k0 < p.k; k0 += steps) {
       const int64_t k = smaller(steps, p.k - k0);
       const bool continued = p.continued || k0 > 0;
       const float* bias = p.bias && k0 + k == p.k ? p.bias : nullptr;
-      const auto meet = [&]<class P>(const P* panel, int64_t ahead_step) {
-        const char* ahead = reinterpret_cast<const char*>(panel + k * PANEL);
-        for (int64_t i = top; i < bottom; i += rows, ahead += ahead_step * k) {
-          const auto tile = [&]<int R>() {
-            constexpr int N = R <= FEW_WIDE ? 2 : 1;
-            for (int64_t l = j; l < smaller(last, j + PANEL); l += N * LANES)
-              micro<R, P, N, true>(k, p.a.data + i * p.a.row + k0, panel + (l - j), p.c + i * p.c_row + l, p.c_row, int(smaller(N * LANES, last - l)),
-                  continued, bias ? bias + l : nullptr, p.a.row, ahead, ahead_step);
-          };
-          switch (smaller(rows, bottom - i)) {
-            // clang-format off
-#define ROWS_CASE(n) case n: tile.template operator()<n <= FEW_R ? n : FEW_R>(); break;
-            ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8)
-#undef ROWS_CASE
-            // clang-format on
-          }
-        }
+      const auto meet = [&]<class P>(const P* panel, int64_t bytes) {
+        int64_t i = top;
+        const auto tile = [&]<int R>() {
+          constexpr int N = R <= FEW_WIDE ? 2 : 1;
+          const int64_t share = bytes * R / rows / 32 * 32;  // of a step's bytes that are asked for
+          const char* ahead = reinterpret_cast<const char*>(panel + k * PANEL) + bytes * (i - top) / rows * k;
+          for (int64_t l = j; l < smaller(last, j + PANEL); l += N * LANES)
+            micro<R, P, N, true>(k, p.a.data + i * p.a.row + k0, panel + (l - j), p.c + i * p.c_row + l, p.c_row, int(smaller(N * LANES, last - l)), continued,
+                bias ? bias + l : nullptr, p.a.row, ahead, share);
+          i += R;
+        };
+        while (bottom - i >= FEW_R) tile.template operator()<FEW_R>();
+        if (bottom - i >= 4) tile.template operator()<4>();
+        if (bottom - i >= 2) tile.template operator()<2>();
+        if (bottom - i >= 1) tile.template operator()<1>();
       };
       if (p.panels) {
-        meet(p.panels + j * p.k + k0 * PANEL, tiles == 1 ? 0 : PANEL * int64_t(sizeof(T)) / tiles);
+        meet(p.panels + j * p.k + k0 * PANEL, one ? 0 : PANEL * int64_t(sizeof(T)));
       } else {
         pack_b(p.b, k0, k, j, smaller(PANEL, last - j), packed_b);
         meet(packed_b, 0);

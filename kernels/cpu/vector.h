@@ -62,6 +62,7 @@ RLHF_INLINE V select(B c, V yes, V no) { return {_mm512_mask_blend_ps(c.m, no.r,
 RLHF_INLINE I seti(int32_t x) { return {_mm512_set1_epi32(x)}; }
 RLHF_INLINE I load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 RLHF_INLINE void store(int32_t* p, I v) { _mm512_storeu_si512(p, v.r); }
+RLHF_INLINE void store_low(uint16_t* p, I v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(v.r)); }  // 0 <= v < 2^16
 RLHF_INLINE I iota() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
 RLHF_INLINE I operator+(I a, I b) { return {_mm512_add_epi32(a.r, b.r)}; }
 RLHF_INLINE I operator-(I a, I b) { return {_mm512_sub_epi32(a.r, b.r)}; }
@@ -176,6 +177,7 @@ RLHF_INLINE I load(const int32_t* p) {
   return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 8))};
 }
 RLHF_INLINE void store(int32_t* p, I v) { _mm256_storeu_si256((__m256i*)p, v.a), _mm256_storeu_si256((__m256i*)(p + 8), v.b); }
+RLHF_INLINE void store_low(uint16_t* p, I v) { _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(_mm256_packus_epi32(v.a, v.b), 0xd8)); }
 RLHF_INLINE I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 RLHF_INLINE I operator-(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 RLHF_INLINE I operator&(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
@@ -259,6 +261,7 @@ RLHF_INLINE void store(float* p, V v) { for (int i = 0; i < 4; i++) vst1q_f32(p 
 RLHF_INLINE I seti(int32_t x) { int32x4_t q = vdupq_n_s32(x); return {{q, q, q, q}}; }
 RLHF_INLINE I load(const int32_t* p) { return {{vld1q_s32(p), vld1q_s32(p + 4), vld1q_s32(p + 8), vld1q_s32(p + 12)}}; }
 RLHF_INLINE void store(int32_t* p, I v) { for (int i = 0; i < 4; i++) vst1q_s32(p + 4 * i, v.q[i]); }
+RLHF_INLINE void store_low(uint16_t* p, I v) { for (int i = 0; i < 4; i++) vst1_u16(p + 4 * i, vmovn_u32(vreinterpretq_u32_s32(v.q[i]))); }
 RLHF_INLINE I iota() {
   const int32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return load(lanes);
@@ -415,6 +418,7 @@ RLHF_INLINE V select(B c, V yes, V no) { LANEWISE(V, c.v[i] ? yes.v[i] : no.v[i]
 RLHF_INLINE I seti(int32_t x) { LANEWISE(I, x); }
 RLHF_INLINE I load(const int32_t* p) { LANEWISE(I, p[i]); }
 RLHF_INLINE void store(int32_t* p, I v) { for (int i = 0; i < 16; i++) p[i] = v.v[i]; }
+RLHF_INLINE void store_low(uint16_t* p, I v) { for (int i = 0; i < 16; i++) p[i] = uint16_t(v.v[i]); }
 RLHF_INLINE I iota() { LANEWISE(I, i); }
 RLHF_INLINE I operator+(I a, I b) { LANEWISE(I, int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i]))); }
 RLHF_INLINE I operator-(I a, I b) { LANEWISE(I, int32_t(uint32_t(a.v[i]) - uint32_t(b.v[i]))); }
@@ -477,11 +481,15 @@ RLHF_INLINE V load(const bf16* p, int n) {
   return load(lanes);
 }
 // to nearest, ties to even; a NaN stays one
-RLHF_INLINE void store(bf16* p, V v, int n = LANES) {
+RLHF_INLINE void store(bf16* p, V v) {
   const I x = as_int(v), even = x + seti(0x7fff) + (shr<16>(x) & seti(1));
-  int32_t lanes[LANES];
-  store(lanes, shr<16>(select(isnan(v), x | seti(0x400000), even)));
-  for (int i = 0; i < n; i++) p[i].bits = uint16_t(lanes[i]);
+  store_low(reinterpret_cast<uint16_t*>(p), shr<16>(select(isnan(v), x | seti(0x400000), even)));
+}
+RLHF_INLINE void store(bf16* p, V v, int n) {
+  if (n >= LANES) return store(p, v);
+  bf16 lanes[LANES];
+  store(lanes, v);
+  for (int i = 0; i < n; i++) p[i] = lanes[i];
 }
 RLHF_INLINE bool any(B b) { return bits(b) != 0; }
 RLHF_INLINE bool all(B b) { return bits(b) == 0xffff; }
