@@ -267,6 +267,8 @@ if (missing && !process.env.CI) {
     });
 
     test("f16 numbers are rounded to nearest, also where they are few or a row of an odd size; the plain path widens every one exactly", async () => {
+      const { features } = (devices.full as unknown as { gpu: GPUDevice }).gpu;
+      if (process.env.CI) expect(features.has("shader-f16")).toBe(true);
       const halves = Uint16Array.from({ length: 2 ** 16 }, (_, i) => i).filter((half) => (half & 0x7fff) <= 0x7bff); // finite
       const wide = fromHalf(halves);
       for (const way of ["full", "plain"]) {

@@ -117,10 +117,7 @@ export class Checkpoint {
       metricsBytes: number;
     };
     for (const [key, model] of Object.entries(this.parts.models))
-      for (const [name, parameter] of model.parameters) {
-        parameter.value.write(tensors.get(`${key}/${name}`)!.data);
-        parameter.changed();
-      }
+      for (const [name, { value }] of model.parameters) value.write(tensors.get(`${key}/${name}`)!.data);
     for (const [key, optimizer] of Object.entries(this.parts.optimizers)) {
       const prefix = `${key}:`;
       optimizer.restore(

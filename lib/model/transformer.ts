@@ -148,7 +148,8 @@ export class Transformer {
   /** Runs `f` with the linear layers packed for the kernels: for many forward passes over unchanged weights. */
   async packed<T>(f: () => Promise<T>): Promise<T> {
     this.panels = new Map();
-    for (const { name, read } of this.matrices) if (name !== "positions" && (name !== "embedding" || this.config.tied)) this.panels.set(name, ops.pack(read));
+    for (const { name, working } of this.matrices)
+      if (name !== "positions" && (name !== "embedding" || this.config.tied)) this.panels.set(name, ops.pack(working));
     try {
       return await f();
     } finally {

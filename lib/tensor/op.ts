@@ -123,7 +123,7 @@ class Call {
     if (isInto(given)) return this.accumulator(given);
     if (given instanceof Parameter) {
       if (given.trainable) this.tracked[argument.name] = given;
-      return this.checked(argument, given.read);
+      return this.checked(argument, given.working);
     }
     if (given instanceof Tensor) {
       if (given.tracked) this.tracked[argument.name] = given;

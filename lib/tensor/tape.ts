@@ -19,7 +19,7 @@ export class Parameter {
   ) {}
 
   /** What ops read: the value, or what it was rounded to. */
-  get read(): Tensor {
+  get working(): Tensor {
     return this.rounded ?? this.value;
   }
   /** From now on ops read the value rounded to bf16, as it is now; gradients and steps stay those of the f32 value. */

@@ -73,7 +73,7 @@ export class Tensor implements Placed {
     const wanted = shape ?? [array.length];
     if (sizeOf(wanted) !== array.length) throw rangeError("SHAPE", `shape is [${wanted}], which holds ${sizeOf(wanted)} numbers; data has ${array.length}`);
     const tensor = Tensor.empty(wanted, dtype ?? dtypeOf(array), on);
-    if (array.length) on.write(tensor.address, array.byteLength % 4 === 0 ? array : Uint16Array.of(...array, 0)); // whole words
+    if (array.length) on.write(tensor.address, wholeWords(array));
     return tensor;
   }
 
@@ -141,6 +141,14 @@ export class Tensor implements Placed {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+// Devices may write no less than 4 bytes; memory is allocated so.
+function wholeWords(data: Data): Data {
+  if (data.byteLength % 4 === 0) return data;
+  const padded = new Uint16Array(data.length + 1);
+  padded.set(data);
+  return padded;
 }
 
 export function sizeOf(shape: readonly number[]): number {
