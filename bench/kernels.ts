@@ -40,7 +40,7 @@ export async function kernelRows(): Promise<KernelRow[]> {
 }
 
 /** An op on the inputs that its truth draws. */
-export function prepared(entry: Truth, draw: (random: Random) => Case, on: Device, packed = false): Prepared {
+export function prepared(entry: Truth, draw: (random: Random) => Case, on: Device, packed?: "f32" | "bf16"): Prepared {
   const random = new Random(entry.op, 1);
   const inputs = draw(random);
   const spec = specs.get(entry.op)!;
@@ -55,12 +55,12 @@ export function prepared(entry: Truth, draw: (random: Random) => Case, on: Devic
   if (packed)
     for (const copy of copies) {
       const weight = copy.weight as Tensor;
-      copy.weight = ops.pack(weight);
+      copy.weight = ops.pack(weight, packed);
       weight.dispose();
     }
   let turn = 0;
   return {
-    cost: costOf(entry, spec, inputs),
+    cost: costOf(entry, spec, inputs, packed),
     async timer(runs) {
       await on.read(0, 0);
       const [before, start] = [on.memory().busySeconds, performance.now()];
@@ -80,8 +80,9 @@ export function prepared(entry: Truth, draw: (random: Random) => Case, on: Devic
   };
 }
 
-function costOf(entry: Truth, spec: OpSpec, inputs: Case): Cost {
+function costOf(entry: Truth, spec: OpSpec, inputs: Case, packed: "f32" | "bf16" | undefined): Cost {
   const cost = entry.cost!(inputs);
+  if (packed === "bf16") cost.read -= (inputs.weight as Numbers).data.byteLength / 2;
   const update = spec.arguments
     .filter(({ kind, name }) => kind.includes("add") && isNumbers(inputs[name]))
     .reduce((sum, { name }) => sum + (inputs[name] as Numbers).data.byteLength, 0);

@@ -1,3 +1,4 @@
+import { BYTES } from "../lib/device/ops.js";
 import { Transformer, weightShapes } from "../lib/model/transformer.js";
 import type { ModelConfig } from "../lib/model/config.js";
 import { generate, type Request } from "../lib/model/generate.js";
@@ -208,20 +209,21 @@ const smollm2: ModelConfig = {
 };
 
 /** One sequence, the likeliest token each time: every step reads every weight. */
-function decode(): StepRow {
+function decode(dtype: "f32" | "bf16"): StepRow {
   const [prompt, response] = [16, 128];
   const { all } = weights(smollm2);
   return {
     name: "decode",
-    shape: `SmolLM2-135M f32 (1 x ${prompt} + ${response} tokens)`,
+    shape: `SmolLM2-135M ${dtype} (1 x ${prompt} + ${response} tokens)`,
     tokens: response,
-    cost: { flops: 2 * all * (prompt + response), read: 4 * all * response, write: 0 },
+    cost: { flops: 2 * all * (prompt + response), read: BYTES[dtype] * all * response, write: 0 },
     prepare(on) {
       const model = Transformer.random(smollm2, "logits", on, 0);
+      if (dtype === "bf16") model.narrow();
       const request = { prompt: ids(prompt, smollm2.vocabulary, 1), index: 0, sample: 0 };
       return { timer: timed(() => generate(model, [request], { maxTokens: response, temperature: 0, seed: 0 })), dispose: () => model.dispose() };
     },
   };
 }
 
-export const stepRows: StepRow[] = [...Object.entries(shapes).flatMap(([name, shape]) => steps(name, shape)), decode()];
+export const stepRows: StepRow[] = [...Object.entries(shapes).flatMap(([name, shape]) => steps(name, shape)), decode("f32"), decode("bf16")];

@@ -195,9 +195,12 @@ Napi::Array list_ops(Napi::Env env) {
       arguments.Set(arguments.Length(), o);
     }
     Napi::Object o = Napi::Object::New(env);
-    Napi::Array cuda = Napi::Array::New(env);
-    for (const char* dtype : cuda_dtypes(op)) cuda.Set(cuda.Length(), dtype);
-    o.Set("name", op.name), o.Set("arguments", arguments), o.Set("cuda", cuda);
+    const auto list = [&](const std::vector<const char*>& dtypes) {
+      Napi::Array array = Napi::Array::New(env);
+      for (const char* dtype : dtypes) array.Set(array.Length(), dtype);
+      return array;
+    };
+    o.Set("name", op.name), o.Set("arguments", arguments), o.Set("cpu", list(cpu_dtypes(op))), o.Set("cuda", list(cuda_dtypes(op)));
     ops.Set(ops.Length(), o);
   }
   return ops;

@@ -21,7 +21,7 @@ struct View {
   int64_t dim[4];
   int64_t stride;  // elements from one index of dimension 0 to the next
   int32_t layout;  // rlhf_layout, for weights
-  int32_t dtype;  // rlhf_dtype: where a GPU's op takes bf16 too, data is of that type
+  int32_t dtype;  // rlhf_dtype: where an op takes bf16 too, data is of that type
   RLHF_INLINE explicit operator bool() const { return data != nullptr; }
   RLHF_INLINE T& operator[](int64_t i) const { return data[i]; }
   RLHF_INLINE T* row(int64_t i) const { return data + i * stride; }
@@ -32,6 +32,7 @@ struct View {
 #define F64 double
 #define I32 int32_t
 #define ROWS float
+#define EITHER float
 #define WEIGHT float
 #define SAME float
 #define IN(type, name, dims) View<const type> name;
@@ -60,6 +61,7 @@ RLHF_CHOICES(LIST)
 #undef F64
 #undef I32
 #undef ROWS
+#undef EITHER
 #undef WEIGHT
 #undef SAME
 

@@ -16,7 +16,7 @@ inline bool is_written(Kind k) { return k == Kind::out || k == Kind::opt_out; }
 
 struct Argument {
   Kind kind;
-  const char* type;  // F32, F64, I32, ROWS, WEIGHT, SAME; of a choice: the name of its list
+  const char* type;  // F32, F64, I32, ROWS, EITHER, WEIGHT, SAME; of a choice: the name of its list
   const char* name;
   const char* dims;  // "N,H,D"; "" for scalars
   const char* limit;  // of ids and offsets: the letter
@@ -48,7 +48,8 @@ struct Choice {
 
 const std::vector<Op>& op_table();
 const std::vector<Choice>& choice_table();
-std::vector<const char*> cuda_dtypes(const Op&);  // that a GPU takes it at; none where it lacks the op
+std::vector<const char*> cpu_dtypes(const Op&);  // that the op, or a weight of it, may have
+std::vector<const char*> cuda_dtypes(const Op&);  // none where a GPU lacks the op
 std::string ops_json();
 
 // Checks the arguments and runs the op on the stream; with bytes_wanted, only tells the workspace.

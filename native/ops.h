@@ -11,8 +11,9 @@
 //   CHOICE         (list, name)         one of a list of names (ops_choices.h)
 //   SCRATCH                             the op asks for workspace
 //
-// type: F32, F64, I32: contiguous;  ROWS: F32 whose dimension 0 may be strided;  WEIGHT: F32, row-major or packed;
-//   SAME: contiguous. ROWS, WEIGHT and SAME may all be bf16 on a device that takes it.
+// type: F32, F64, I32: contiguous;  ROWS: F32 whose dimension 0 may be strided;  EITHER: F32, or on a CPU bf16, which is
+//   widened as it is read;  WEIGHT: EITHER, row-major or packed;  SAME: contiguous. On a GPU that takes an op at bf16, its
+//   ROWS, WEIGHT and SAME are so together.
 // dims: one letter per dimension, the same letter is the same size in the whole op; "B+1"; a number; "..." is any
 // shape, the same wherever it stands in the op. A letter that no input binds is chosen by the caller.
 //
@@ -25,8 +26,9 @@
 #endif
 
 // ---- linear layers: y = x W^T + b, W [O,I]
-// packed: the panels that gemm reads; lanes over O (transposed = 0: for linear) or over I (1: for linear_grad_input)
-OP(pack, IN(F32, weight, "O,I") INT(transposed) OUT(F32, packed, "P"))
+// packed: the panels that gemm reads, rounded if they are bf16; lanes over O (transposed = 0: for linear) or over I (1: for
+// linear_grad_input)
+OP(pack, IN(EITHER, weight, "O,I") INT(transposed) OUT(EITHER, packed, "P"))
 OP(linear, SCRATCH IN(ROWS, x, "N,I") IN(WEIGHT, weight, "O,I") OPT(F32, bias, "O") OUT(F32, y, "N,O"))
 OP(linear_grad_input, SCRATCH IN(ROWS, dy, "N,O") IN(WEIGHT, weight, "O,I") OUT(F32, dx, "N,I"))
 OP(linear_grad_weight, SCRATCH IN(ROWS, dy, "N,O") IN(ROWS, x, "N,I") ADD(F32, dweight, "O,I") OPT_ADD(F32, dbias, "O"))
@@ -36,7 +38,7 @@ OP(score_grad, IN(F32, dvalue, "M") IN(ROWS, h, "N,C") IN(F32, weight, "1,C") ID
      OPT_OUT(F32, dh, "N,C") OPT_ADD(F32, dweight, "1,C") OPT_ADD(F32, dbias, "1"))
 
 // ---- embedding, positions, norms, activations
-OP(embedding, IDS(ids, "N", "V") IN(ROWS, table, "V,C") OUT(F32, y, "N,C"))
+OP(embedding, IDS(ids, "N", "V") IN(EITHER, table, "V,C") OUT(F32, y, "N,C"))
 OP(embedding_grad, IDS(ids, "N", "V") IN(ROWS, dy, "N,C") ADD(F32, dtable, "V,C"))
 OP(rope, SCRATCH IN(ROWS, x, "N,H,D") IN(I32, positions, "N") IN(F32, inverse_frequency, "R") INT(inverse)
      OUT(F32, y, "N,H,D"))
@@ -139,6 +141,7 @@ OP(mul, IN(F32, a, "...") IN(F32, b, "...") OUT(F32, y, "..."))
 OP(scale, IN(F32, x, "...") REAL(factor) REAL(shift) OUT(F32, y, "..."))
 OP(clamp, IN(F32, x, "...") REAL(low) REAL(high) OUT(F32, y, "..."))
 OP(accumulate, IN(F32, x, "...") ADD(F32, y, "..."))
+OP(cast, IN(EITHER, x, "...") OUT(EITHER, y, "..."))  // to bf16: to nearest, ties to even
 OP(fill, REAL(value) OUT(F32, y, "..."))
 OP(sum, IN(F32, x, "...") OUT(F32, y, "1"))
 

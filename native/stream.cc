@@ -90,6 +90,7 @@ struct Cursor {
 #define F64 double
 #define I32 int32_t
 #define ROWS float
+#define EITHER float
 #define WEIGHT float
 #define SAME float
 #define IN(type, name, dims) a.name = c.tensor<const type>();
@@ -116,6 +117,7 @@ struct Cursor {
 #undef F64
 #undef I32
 #undef ROWS
+#undef EITHER
 #undef WEIGHT
 #undef SAME
 
@@ -168,6 +170,9 @@ int dtype_of(const char* type) {
   return std::strcmp(type, "F64") == 0 ? RLHF_F64 : RLHF_F32;
 }
 
+// By itself f32 or bf16, on a CPU.
+bool takes_either(const Argument& a) { return std::strcmp(a.type, "EITHER") == 0 || std::strcmp(a.type, "WEIGHT") == 0; }
+
 // Sizes bound by the letters of an op's dims, and the one shape that "..." stands for.
 struct Sizes {
   int64_t letter[128];
@@ -211,7 +216,7 @@ class Checker {
     return RLHF_OK;
   }
 
-  // Where the device takes it, all of an op's ROWS, WEIGHT and SAME may be bf16 together.
+  // On a GPU that takes it, all of an op's ROWS, WEIGHT and SAME may be bf16 together.
   bool bf16(const Argument& a) const {
     return narrow_ && (std::strcmp(a.type, "ROWS") == 0 || std::strcmp(a.type, "WEIGHT") == 0 || std::strcmp(a.type, "SAME") == 0);
   }
@@ -219,7 +224,9 @@ class Checker {
   rlhf_status tensor(const Argument& a, const rlhf_tensor* t) {
     if (!t) return is_optional(a.kind) ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s is null", a.name);
     const int wanted = bf16(a) ? RLHF_BF16 : dtype_of(a.type);
-    if (t->dtype != wanted) return refuse(RLHF_BAD_ARGUMENT, "%s has dtype %d, wanted %d", a.name, t->dtype, wanted);
+    const bool either = !on_->gpu && takes_either(a);
+    if (t->dtype != wanted && !(either && t->dtype == RLHF_BF16))
+      return refuse(RLHF_BAD_ARGUMENT, "%s has dtype %d, wanted %d%s", a.name, t->dtype, wanted, either ? " or 3" : "");
     if (t->rank < 0 || t->rank > 4) return refuse(RLHF_BAD_ARGUMENT, "%s has rank %d, wanted 0 to 4", a.name, t->rank);
     int64_t inner = 1, size = 1;
     for (int i = t->rank - 1; i >= 0; i--) {
@@ -304,6 +311,7 @@ void poison(rlhf_stream* on, const Op& op, const Value* values) {
     if (t->dtype == RLHF_F32) std::fill_n(static_cast<float*>(t->data), size, std::numeric_limits<float>::quiet_NaN());
     if (t->dtype == RLHF_F64) std::fill_n(static_cast<double*>(t->data), size, std::numeric_limits<double>::quiet_NaN());
     if (t->dtype == RLHF_I32) std::fill_n(static_cast<int32_t*>(t->data), size, 0);
+    if (t->dtype == RLHF_BF16) std::fill_n(static_cast<uint16_t*>(t->data), size, uint16_t(0x7fc0));
   }
 }
 
@@ -351,6 +359,12 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
   return status;
 }
 
+std::vector<const char*> cpu_dtypes(const Op& op) {
+  for (const Argument& a : op.arguments)
+    if (takes_either(a)) return {"f32", "bf16"};
+  return {"f32"};
+}
+
 std::vector<const char*> cuda_dtypes(const Op& op) {
   if (!op.has(cuda::kernels)) return {};
   if (cuda::takes_bf16(op.name)) return {"f32", "bf16"};
@@ -377,10 +391,13 @@ std::string ops_json() {
     for (const Argument& a : op.arguments)
       arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) + ", \"type\": " + quoted(a.type) +
                    ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) + "}";
-    std::string cuda;
-    for (const char* dtype : cuda_dtypes(op)) cuda += (cuda.empty() ? "" : ", ") + quoted(dtype);
-    ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) + ", \"cpu\": [\"f32\"], \"cuda\": [" + cuda + "], \"arguments\": [" +
-           arguments + "]}";
+    const auto listed = [&](const std::vector<const char*>& dtypes) {
+      std::string list;
+      for (const char* dtype : dtypes) list += (list.empty() ? "" : ", ") + quoted(dtype);
+      return "[" + list + "]";
+    };
+    ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) + ", \"cpu\": " + listed(cpu_dtypes(op)) +
+           ", \"cuda\": " + listed(cuda_dtypes(op)) + ", \"arguments\": [" + arguments + "]}";
   }
   for (const Choice& choice : choice_table()) {
     std::string items;

@@ -226,6 +226,7 @@ test("rlhf info and rlhf ops tell of the machine and the list", async () => {
   });
   expect(info.fmaPeak).toBeGreaterThan(1e9);
   expect(info.readBandwidth).toBeGreaterThan(1e8);
-  const ops = JSON.parse((await rlhf(["ops", "--json"])).stdout) as { name: string; cpu: string[] }[];
-  expect(ops.find(({ name }) => name === "linearPolicyLoss")).toMatchObject({ cpu: ["f32"] });
+  const ops = JSON.parse((await rlhf(["ops", "--json"])).stdout) as { name: string; cpu: string[]; webgpu: string[] }[];
+  expect(ops.find(({ name }) => name === "linearPolicyLoss")).toMatchObject({ cpu: ["f32", "bf16"], webgpu: ["f32", "f16"] });
+  expect(ops.find(({ name }) => name === "gae")).toMatchObject({ cpu: ["f32"], webgpu: ["f32"] });
 });

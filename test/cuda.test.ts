@@ -45,7 +45,7 @@ describe.each(here.map((entry) => [entry.op, entry] as const))("%s", (name, entr
     for (const bf16 of [false, true]) {
       if (bf16 && !on.has(name, "bf16")) continue;
       for (const drawn of casesOf(entry)) {
-        const inputs = bf16 ? narrowed(entry, drawn) : drawn;
+        const inputs = bf16 ? narrowed(on, entry, drawn) : drawn;
         const wanted = await runOn(on, entry, inputs, bf16);
         for (const other of [on, ...others]) expectBits(await runOn(other, entry, inputs, bf16), wanted, `${name} (${sizes(inputs)})`);
       }

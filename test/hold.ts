@@ -3,8 +3,10 @@ import { readdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { expect } from "@jest/globals";
-import { specs } from "../lib/device/ops.js";
+import { specs, type Dtype } from "../lib/device/ops.js";
 import { ops, Parameter, Tape, Tensor, type Device } from "../lib/index.js";
+import { fromHalf } from "../lib/model/safetensors.js";
+import { toHalf } from "../lib/tensor/half.js";
 import { run } from "../lib/tensor/op.js";
 import { Random, seed } from "./random.js";
 import { isNumbers, widen, type Case, type Numbers, type Truth } from "./truth.js";
@@ -31,26 +33,43 @@ export function casesOf(entry: Truth): Case[] {
 export type Outputs = Record<string, Float32Array | Float64Array | Int32Array | Uint16Array>;
 
 // bf16: the upper half of the nearest f32, ties to even
-const bits = (data: ArrayLike<number>) => {
+const brain = (data: ArrayLike<number>) => {
   const words = new Uint32Array(Float32Array.from(data).buffer);
   return Uint16Array.from(words, (word) => ((word & 0x7fffffff) > 0x7f800000 ? 0x7fff : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16));
 };
 const numbers = (data: Uint16Array) => new Float32Array(Uint32Array.from(data, (half) => half << 16).buffer);
+// within the range of f16, but for the logits that are absent
+const bounded = (data: ArrayLike<number>) => Float32Array.from(data, (x) => (x <= -1e30 ? -Infinity : Math.max(-65504, Math.min(65504, x))));
 
-/** A case whose inputs that an op takes as bf16 are representable in it. */
-export function narrowed(entry: Truth, inputs: Case): Case {
-  const taken = new Map(specs.get(entry.op)!.arguments.map((a) => [a.name, a]));
-  const narrow = ([name, value]: [string, Case[string]]) =>
-    isNumbers(value) && taken.get(name)?.narrow ? [name, { ...value, data: numbers(bits(value.data)) }] : [name, value];
+/** The arguments that a device takes in 16 bits, each by itself or all together. */
+function halves(on: Device, op: string): Map<string, Dtype> {
+  const { arguments: all } = specs.get(op)!;
+  const apart = all.flatMap((a): [string, Dtype][] => (on.half(op, a) ? [[a.name, on.half(op, a)!]] : []));
+  return new Map(apart.length > 0 ? apart : all.filter((a) => a.narrow).map(({ name }) => [name, "bf16"]));
+}
+
+/** A case whose inputs that an op takes in 16 bits are representable in them. */
+export function narrowed(on: Device, entry: Truth, inputs: Case): Case {
+  const taken = halves(on, entry.op);
+  const narrow = ([name, value]: [string, Case[string]]) => {
+    if (!isNumbers(value) || !taken.has(name)) return [name, value];
+    return [name, { ...value, data: taken.get(name) === "f16" ? fromHalf(toHalf(bounded(value.data))) : numbers(brain(value.data)) }];
+  };
   return Object.fromEntries(Object.entries(inputs).map(narrow)) as Case;
 }
 
-/** The outputs of the op; with `bf16`, inputs go in as that where it is taken. */
-export async function runOn(on: Device, entry: Truth, inputs: Case, bf16 = false): Promise<Outputs> {
+/** The outputs of the op; with `narrow`, inputs go in in 16 bits where they are taken so. */
+export async function runOn(on: Device, entry: Truth, inputs: Case, narrow = false): Promise<Outputs> {
   const args: Record<string, Tensor | number | string | boolean | undefined> = {};
-  const taken = new Map(specs.get(entry.op)!.arguments.map((a) => [a.name, a])); // a case may say more than the op takes: a size
+  const taken = new Set(specs.get(entry.op)!.arguments.map(({ name }) => name)); // a case may say more than the op takes: a size
+  const half = halves(on, entry.op);
   for (const [name, value] of Object.entries(inputs))
-    if (taken.has(name)) args[name] = isNumbers(value) ? Tensor.from(bf16 && taken.get(name)!.narrow ? bits(value.data) : value.data, value.shape, on) : value;
+    if (!isNumbers(value)) {
+      if (taken.has(name)) args[name] = value;
+    } else if (taken.has(name)) {
+      const dtype = narrow ? half.get(name) : undefined;
+      args[name] = dtype === "f16" ? Tensor.from(value.data, value.shape, on, dtype) : Tensor.from(dtype ? brain(value.data) : value.data, value.shape, on);
+    }
   if (!Object.values(args).some((value) => value instanceof Tensor)) {
     const out = specs.get(entry.op)!.arguments.find((a) => a.kind === "out")!;
     args[out.name] = Tensor.empty([entry.sizes!(inputs).n], "f32", on);
@@ -98,12 +117,12 @@ export function expectBits(got: Outputs, wanted: Outputs, what: string): void {
 
 /**
  * The op on the device against its f64 reference, within the error of plain f32 code.
- * @param bf16    on inputs that are bf16
+ * @param bf16    on inputs that are bf16, or what the device has
  * @param between outputs of a product one of whose operands the op has computed, and rounded to bf16
  */
 export async function holdToReference(on: Device, entry: Truth, bf16 = false, between: readonly string[] = []): Promise<void> {
   for (const drawn of casesOf(entry)) {
-    const inputs = bf16 ? narrowed(entry, drawn) : drawn;
+    const inputs = bf16 ? narrowed(on, entry, drawn) : drawn;
     const got = await runOn(on, entry, inputs, bf16);
     const wanted = entry.reference(widen(inputs), (x) => x);
     const naive = entry.reference(widen(inputs), Math.fround);

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { native } from "../lib/device/native.js";
 import { specs } from "../lib/device/ops.js";
 import { device, type Device } from "../lib/index.js";
-import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, runOn, sizes } from "./hold.js";
+import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
 import { seed } from "./random.js";
 
 const truths = await allTruths();
@@ -28,6 +28,17 @@ describe.each(truths.map((entry) => [entry.op, entry] as const))("%s", (name, en
       for (const on of devices) expectBits(await runOn(on, entry, inputs), wanted, `${name} (${sizes(inputs)}) on ${on.isa} with ${on.threads} threads`);
     }
   });
+
+  if (specs.get(name)!.dtypes.cpu.includes("bf16"))
+    test("of bf16 weights has the bits of the widened ones, on every instruction set and number of threads", async () => {
+      const scalar = devices.find((d) => d.isa === "scalar" && d.threads === 1)!;
+      for (const drawn of casesOf(entry)) {
+        const inputs = narrowed(scalar, entry, drawn);
+        const wanted = await runOn(scalar, entry, inputs);
+        for (const on of devices)
+          expectBits(await runOn(on, entry, inputs, true), wanted, `${name} (${sizes(inputs)}) on ${on.isa} with ${on.threads} threads`);
+      }
+    });
 
   if (entry.gradient) test("has the gradient of its reference", () => holdToGradient(devices[0], entry));
   if (entry.gradients) test("returns the gradient of its loss", () => holdToLossGradients(devices[0], entry));

@@ -40,7 +40,7 @@ export interface Truth {
   /** For losses: output name -> the input that it is the gradient of `loss` for. */
   gradients?: Record<string, string>;
   /** Benchmarks: a case at a size, with the weight packed before it is timed if so, and what it must cost at least. */
-  bench?: readonly { shape: string; draw(random: Random): Case; packed?: boolean }[];
+  bench?: readonly { shape: string; draw(random: Random): Case; packed?: "f32" | "bf16" }[];
   cost?(inputs: Case): { flops: number; read: number; write: number };
 }
 

@@ -6,8 +6,9 @@ import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 import { specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type Device } from "../lib/index.js";
+import { fromHalf } from "../lib/model/safetensors.js";
 import { run } from "../lib/tensor/op.js";
-import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, runOn, sizes } from "./hold.js";
+import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
 import { Random, seed } from "./random.js";
 import { normal } from "./truth.js";
 
@@ -48,6 +49,15 @@ if (missing && !process.env.CI) {
         for (const way of ["full", "plain"]) expectBits(await runOn(devices[way], entry, inputs), wanted, `${name} (${sizes(inputs)}), ${way}`);
       }
     });
+    if (specs.get(name)!.arguments.some((argument) => devices.full.half(name, argument)))
+      test("in f16 has the bits of what was widened, with and without the adapter's features, and equals the f64 reference of it", async () => {
+        for (const drawn of casesOf(entry)) {
+          const inputs = narrowed(devices.full, entry, drawn);
+          for (const way of Object.keys(ways))
+            expectBits(await runOn(devices[way], entry, inputs, true), await runOn(devices[way], entry, inputs), `${name} (${sizes(inputs)}), ${way}`);
+        }
+        await holdToReference(devices.full, entry, true);
+      });
     // few places: the reference is slow, and what the gradient consists of is held to its own
     if (entry.gradient) test("has the gradient of its reference", () => holdToGradient(devices.full, entry, new Random(name), 4));
     if (entry.gradients) test("returns the gradient of its loss", () => holdToLossGradients(devices.full, entry));
@@ -254,6 +264,34 @@ if (missing && !process.env.CI) {
       expect(await o.read()).toEqual(await x.read()); // each token sees itself alone
       const sums = ops.sequenceSum(x.reshape([n]), offsets);
       expect(await sums.read()).toEqual(await x.read());
+    });
+
+    test("f16 numbers are rounded to nearest, also where they are few or a row of an odd size; the plain path widens every one exactly", async () => {
+      const { features } = (devices.full as unknown as { gpu: GPUDevice }).gpu;
+      if (process.env.CI) expect(features.has("shader-f16")).toBe(true);
+      const halves = Uint16Array.from({ length: 2 ** 16 }, (_, i) => i).filter((half) => (half & 0x7fff) <= 0x7bff); // finite
+      const wide = fromHalf(halves);
+      for (const way of ["full", "plain"]) {
+        // of a vocabulary of one, lse is the logit
+        const logits = Tensor.from(halves, [halves.length, 1], devices[way], "f16");
+        const { lse } = ops.logprob(logits, new Int32Array(halves.length));
+        expect([way, await lse.read()]).toEqual([way, wide.map((x) => x + 0)]);
+      }
+      const odd = Tensor.from(
+        Float32Array.of(1, 2 ** -24, 2 ** -25, 3 * 2 ** -25, 65519, 65520, -0, 1 + 2 ** -11, 1 + 3 * 2 ** -11),
+        [3, 3],
+        devices.full,
+        "f16",
+      );
+      expect(Array.from(await odd.read())).toEqual([0x3c00, 1, 0, 2, 0x7bff, 0x7c00, 0x8000, 0x3c00, 0x3c02]);
+      expect(Array.from(await odd.rows(1, 2).read())).toEqual([2, 0x7bff, 0x7c00]);
+      expect(() => odd.rows(1, 2).write(new Uint16Array(3))).toThrow(expect.objectContaining({ code: "ARGUMENT" }));
+      const cpu = await device("cpu", { threads: 1 });
+      const weight = Tensor.from(new Float32Array(6), [2, 3], cpu, "f16");
+      expect(() => ops.linearLogprob(Tensor.from(new Float32Array(3), [1, 3], cpu), weight, Int32Array.of(0), Int32Array.of(0))).toThrow(
+        expect.objectContaining({ code: "DTYPE", message: "linearLogprob: weight is f16, wanted f32 or bf16" }),
+      );
+      await cpu.close();
     });
 
     test("it tells how long the adapter worked, where the adapter does", async () => {

@@ -1,14 +1,15 @@
-// One result per element: add, sub, mul, y = fma(x, factor, shift), clamp, y += x, fill; and the sum of all (law 4).
+// One result per element: cast, add, sub, mul, y = fma(x, factor, shift), clamp, y += x, fill; and the sum of all (law 4).
 // Plan: sixteen at a time, threads take contiguous ranges; memory is the limit.
 #include "kernels/cpu/sums.h"
+#include "native/rlhf_kernels.h"
 
 namespace rlhf::RLHF_ISA {
 namespace {
 
 constexpr int64_t LEAST = 16384;  // elements that are worth a thread
 
-template <class F>
-RLHF_INLINE void map(Context& ctx, int64_t size, float* y, F&& f) {
+template <class T, class F>
+RLHF_INLINE void map(Context& ctx, int64_t size, T* y, F&& f) {
   ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) {
     int64_t i = begin;
     for (; i + LANES <= end; i += LANES) store(y + i, f(i, LANES));
@@ -16,10 +17,21 @@ RLHF_INLINE void map(Context& ctx, int64_t size, float* y, F&& f) {
   });
 }
 
-RLHF_INLINE V at(const float* x, int64_t i, int n) { return n == LANES ? load(x + i) : load(x + i, n); }
+template <class T>
+RLHF_INLINE V at(const T* x, int64_t i, int n) {
+  return n == LANES ? load(x + i) : load(x + i, n);
+}
 
 }  // namespace
 
+void cast(Context& ctx, const cast_args& a) {
+  const auto to = [&](auto* y) {
+    if (a.x.dtype == RLHF_F32) return map(ctx, a.y.size(), y, [&](int64_t i, int n) { return at(a.x.data, i, n); });
+    map(ctx, a.y.size(), y, [&](int64_t i, int n) { return at(reinterpret_cast<const bf16*>(a.x.data), i, n); });
+  };
+  if (a.y.dtype == RLHF_F32) to(a.y.data);
+  else to(reinterpret_cast<bf16*>(a.y.data));
+}
 void add(Context& ctx, const add_args& a) {
   map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return at(a.a.data, i, n) + at(a.b.data, i, n); });
 }

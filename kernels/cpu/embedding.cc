@@ -5,13 +5,25 @@
 //
 // Plan: forward threads take tokens; gradients take columns, so that each element is one chain whatever the threads.
 #include "kernels/cpu/vector.h"
+#include "native/rlhf_kernels.h"
 
 namespace rlhf::RLHF_ISA {
 
 void embedding(Context& ctx, const embedding_args& a) {
   const int64_t C = a.table.dim[1];
   ctx.split(a.ids.dim[0], 1, 16384 / (C + 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; n++) std::memcpy(a.y.row(n), a.table.row(a.ids[n]), size_t(C) * sizeof(float));
+    for (int64_t n = begin; n < end; n++) {
+      const int64_t row = a.ids[n] * C;
+      if (a.table.dtype == RLHF_F32) {
+        std::memcpy(a.y.row(n), a.table.data + row, size_t(C) * sizeof(float));
+        continue;
+      }
+      const bf16* from = reinterpret_cast<const bf16*>(a.table.data) + row;
+      for (int64_t i = 0; i < C; i += LANES) {
+        const int k = C - i < LANES ? int(C - i) : LANES;
+        store(a.y.row(n) + i, load(from + i, k), k);
+      }
+    }
   });
 }
 

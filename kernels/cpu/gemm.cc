@@ -12,8 +12,21 @@ void pack(Context& ctx, const pack_args& a) {
   const int64_t O = a.weight.dim[0], I = a.weight.dim[1];
   const int64_t lanes = a.transposed ? I : O, depth = a.transposed ? O : I;
   if (a.packed.dim[0] != round_up(lanes, PANEL) * depth) return ctx.fail("packed has another size than the panels of weight");
-  const Matrix b = a.transposed ? Matrix{a.weight.data, I, 1} : Matrix{a.weight.data, 1, I};
-  ctx.split(lanes, PANEL, 16384 / (depth + 1) + 1, [&](int64_t begin, int64_t end) { pack_b(b, 0, depth, begin, end - begin, a.packed.data + begin * depth); });
+  with_numbers(a.weight, [&]<class T>(const T* weight) {
+    const MatrixOf<T> b{weight, a.transposed ? I : 1, a.transposed ? 1 : I};
+    ctx.split(lanes, PANEL, 16384 / (depth + 1) + 1, [&](int64_t begin, int64_t end) {
+      if (a.packed.dtype == RLHF_F32) return pack_b(b, 0, depth, begin, end - begin, a.packed.data + begin * depth);
+      bf16* to = reinterpret_cast<bf16*>(a.packed.data) + begin * depth;
+      constexpr int64_t STEPS = 64;
+      float wide[STEPS * PANEL];
+      for (int64_t j = begin; j < end; j += PANEL)
+        for (int64_t s = 0; s < depth; s += STEPS) {
+          const int64_t steps = smaller(STEPS, depth - s);
+          pack_b(b, s, steps, j, smaller(PANEL, end - j), wide);
+          for (int64_t i = 0; i < steps * PANEL; i += LANES, to += LANES) store(to, load(wide + i));
+        }
+    });
+  });
 }
 
 void linear(Context& ctx, const linear_args& a) {
@@ -22,9 +35,10 @@ void linear(Context& ctx, const linear_args& a) {
   const bool packed = a.weight.layout == RLHF_PANELS;
   float* scratch = static_cast<float*>(ctx.scratch(parallel_scratch(ctx.threads, N, O, I, packed) * int64_t(sizeof(float)) + 64));
   if (!scratch) return;
-  product(ctx,
-      {N, O, I, {a.x.data, a.x.stride, 1}, {a.weight.data, 1, I}, packed ? a.weight.data : nullptr, a.y.data, O, false, a.bias ? a.bias.data : nullptr},
-      scratch);
+  with_numbers(a.weight, [&]<class T>(const T* weight) {
+    product(ctx, Product<T>{N, O, I, {a.x.data, a.x.stride, 1}, {weight, 1, I}, packed ? weight : nullptr, a.y.data, O, false, a.bias ? a.bias.data : nullptr},
+        scratch);
+  });
 }
 
 void linear_grad_input(Context& ctx, const linear_grad_input_args& a) {
@@ -33,7 +47,9 @@ void linear_grad_input(Context& ctx, const linear_grad_input_args& a) {
   const bool packed = a.weight.layout == RLHF_PANELS_TRANSPOSED;
   float* scratch = static_cast<float*>(ctx.scratch(parallel_scratch(ctx.threads, N, I, O, packed) * int64_t(sizeof(float)) + 64));
   if (!scratch) return;
-  product(ctx, {N, I, O, {a.dy.data, a.dy.stride, 1}, {a.weight.data, I, 1}, packed ? a.weight.data : nullptr, a.dx.data, I}, scratch);
+  with_numbers(a.weight, [&]<class T>(const T* weight) {
+    product(ctx, Product<T>{N, I, O, {a.dy.data, a.dy.stride, 1}, {weight, I, 1}, packed ? weight : nullptr, a.dx.data, I}, scratch);
+  });
 }
 
 void linear_grad_weight(Context& ctx, const linear_grad_weight_args& a) {

@@ -3,10 +3,11 @@
 // Plan (Van Zee and van de Geijn 2015): a register tile of MR rows and NR columns whose accumulators are loaded from c
 // first, so that blocks of k continue the chain; a packed as [m/MR][k][MR], b as panels [n/32][k][32], padded with zeros.
 // Blocks: KC steps of a panel in L1, MC x KC of a in L2, NC columns of b in L3. Panels are 32 wide on every ISA, so a
-// packed weight means the same everywhere.
+// packed weight means the same everywhere. b, or its panels, may be bf16 and is widened as it is loaded (law of arithmetic, 9).
 #pragma once
 #include "kernels/cpu/transpose.h"
 #include "kernels/cpu/vector.h"
+#include "native/rlhf_kernels.h"
 
 namespace rlhf::RLHF_ISA {
 namespace {
@@ -24,38 +25,41 @@ constexpr int64_t NR = NV * LANES;
 RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 RLHF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// One register tile: R rows, NR columns of which `columns` are there.
-template <int R>
-__attribute__((noinline)) void micro(int64_t k, const float* a, const float* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
-  V sum[R][NV];
-  const bool whole = columns == NR;
+// One register tile: R rows, N vectors of columns of which `columns` are there. T: float or bf16. LAID: a is read where it lies,
+// a_row from row to row; the tile asks for the lines at `ahead` meanwhile.
+template <int R, class T, int N = NV, bool LAID = false>
+__attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
+    int64_t a_row = 0, const char* ahead = nullptr, int64_t ahead_step = 0) {
+  V sum[R][N];
+  const bool whole = columns == N * LANES;
 #pragma GCC unroll 16
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) sum[i][j] = zero();
+    for (int j = 0; j < N; j++) sum[i][j] = zero();
   if (continued) {
 #pragma GCC unroll 16
     for (int i = 0; i < R; i++)
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) {
+      for (int j = 0; j < N; j++) {
         const float* from = c + i * c_row + j * LANES;
         const int n = columns - j * LANES;
         sum[i][j] = whole ? load(from) : n > 0 ? load(from, n < LANES ? n : LANES) : zero();
       }
   }
-  for (int64_t step = 0; step < k; step++, a += MR, b += PANEL) {
-    V x[NV];
+  for (int64_t step = 0; step < k; step++, a += LAID ? 1 : MR, b += PANEL) {
+    if (LAID && ahead_step) __builtin_prefetch(ahead + step * ahead_step);
+    V x[N];
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) x[j] = load(b + j * LANES);
+    for (int j = 0; j < N; j++) x[j] = load(b + j * LANES);
 #pragma GCC unroll 16
     for (int i = 0; i < R; i++) {
-      const V y = set(a[i]);
+      const V y = set(a[LAID ? i * a_row : i]);
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) sum[i][j] = fma(y, x[j], sum[i][j]);
+      for (int j = 0; j < N; j++) sum[i][j] = fma(y, x[j], sum[i][j]);
     }
   }
 #pragma GCC unroll 2
-  for (int j = 0; j < NV; j++) {
+  for (int j = 0; j < N; j++) {
     const int n = columns - j * LANES < LANES ? columns - j * LANES : LANES;
     if (n <= 0) break;
     if (bias) {
@@ -72,24 +76,34 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const float* b, 
   }
 }
 
-RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const float* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
+template <class T>
+RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
   switch (rows) {
     // clang-format off
-#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR>(k, a, b, c, c_row, columns, continued, bias);
+#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR, T>(k, a, b, c, c_row, columns, continued, bias);
     ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8)
     ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) ROWS_CASE(13)
 #undef ROWS_CASE
         // clang-format on
-        default : return micro<MR>(k, a, b, c, c_row, columns, continued, bias);
+        default : return micro<MR, T>(k, a, b, c, c_row, columns, continued, bias);
   }
 }
 
 // An operand: element (i, j) is data[i * row + j * column].
-struct Matrix {
-  const float* data;
+template <class T>
+struct MatrixOf {
+  const T* data;
   int64_t row, column;
-  RLHF_INLINE const float* at(int64_t i) const { return data + i * row; }
+  RLHF_INLINE const T* at(int64_t i) const { return data + i * row; }
 };
+using Matrix = MatrixOf<float>;
+
+// f(pointer): the numbers of a weight, in its own type.
+template <class F>
+RLHF_INLINE void with_numbers(const View<const float>& weight, F&& f) {
+  if (weight.dtype == RLHF_BF16) f(reinterpret_cast<const bf16*>(weight.data));
+  else f(weight.data);
+}
 
 // MR rows of `width` steps each, transposed: to[s][r] = in[r][s]. Stores run past MR lanes, into what the next step writes.
 #if RLHF_VECTOR_AVX2
@@ -147,12 +161,13 @@ RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_
 }
 
 // b's steps [from, from + k), columns [begin, begin + n) as [n/32][k][32]; padding columns are 0
-RLHF_INLINE void pack_b(const Matrix& b, int64_t from, int64_t k, int64_t begin, int64_t n, float* to) {
+template <class T>
+RLHF_INLINE void pack_b(const MatrixOf<T>& b, int64_t from, int64_t k, int64_t begin, int64_t n, float* to) {
   int64_t done = 0;
   if (b.column == 1) {  // each step's columns lie side by side: read once through, into all whole panels
     done = n / PANEL * PANEL;
     for (int64_t s = 0; s < k; s++) {
-      const float* in = b.at(from + s) + begin;
+      const T* in = b.at(from + s) + begin;
       for (int64_t j = 0; j < done; j += PANEL) store(to + j * k + s * PANEL, load(in + j)), store(to + j * k + s * PANEL + LANES, load(in + j + LANES));
     }
     to += done * k;
@@ -161,12 +176,12 @@ RLHF_INLINE void pack_b(const Matrix& b, int64_t from, int64_t k, int64_t begin,
     const int64_t columns = smaller(PANEL, n - j);
     if (b.column == 1) {
       for (int64_t s = 0; s < k; s++) {
-        const float* in = b.at(from + s) + begin + j;
+        const T* in = b.at(from + s) + begin + j;
         float* out = to + s * PANEL;
-        for (int64_t c = 0; c < PANEL; c++) out[c] = c < columns ? in[c] : 0.0f;
+        for (int64_t c = 0; c < PANEL; c++) out[c] = c < columns ? float(in[c]) : 0.0f;
       }
     } else {  // columns of b are rows in memory
-      const float* in = b.data + (begin + j) * b.column + from * b.row;
+      const T* in = b.data + (begin + j) * b.column + from * b.row;
       transpose(in, b.column, columns, k, to, PANEL);
       for (int64_t s = 0; columns < PANEL && s < k; s++)
         for (int64_t c = columns; c < PANEL; c++) to[s * PANEL + c] = 0;
@@ -174,10 +189,12 @@ RLHF_INLINE void pack_b(const Matrix& b, int64_t from, int64_t k, int64_t begin,
   }
 }
 
+template <class T>
 struct Product {
   int64_t m, n, k;
-  Matrix a, b;
-  const float* panels = nullptr;  // b, packed already: [n/32][k][32]
+  Matrix a;
+  MatrixOf<T> b;
+  const T* panels = nullptr;  // b, packed already: [n/32][k][32]
   float* c;
   int64_t c_row;
   bool continued = false;
@@ -190,8 +207,51 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
   return round_up(round_up(smaller(m, MC), MR) * kc + LANES, LANES) + (packed ? 0 : round_up(smaller(n, NC), PANEL) * kc + LANES);
 }
 
+// A product of few rows, as in decoding, where memory is the limit: every panel is read once from its first step to its last, a
+// row-major b is packed panel by panel. What needs more than one tile goes FEW_STEPS at a time, which then lie in L1, and asks for
+// the next ones meanwhile. On Zen 4 with AVX-512, 1 row reads panels of f32 and of bf16 at all of the memory's bandwidth (4 rows:
+// all and 85 %), 16 rows reach 65 % of the peak. (Asking ahead with one tile loses a sixth.)
+constexpr int64_t FEW = 16, FEW_STEPS = 128;
+constexpr int FEW_R = MR < 8 ? MR : 8, FEW_WIDE = NV == 2 ? 8 : 2;  // rows of a tile; up to which it is a whole panel wide
+
+template <class T>
+RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* packed_b) {
+  const int64_t rows = bottom - top;
+  const bool one = rows <= FEW_WIDE && (rows & (rows - 1)) == 0;  // tile
+  const int64_t steps = !p.panels ? KC : one ? p.k : FEW_STEPS;
+  for (int64_t j = first; j < last; j += PANEL)
+    for (int64_t k0 = 0; k0 < p.k; k0 += steps) {
+      const int64_t k = smaller(steps, p.k - k0);
+      const bool continued = p.continued || k0 > 0;
+      const float* bias = p.bias && k0 + k == p.k ? p.bias : nullptr;
+      const auto meet = [&]<class P>(const P* panel, int64_t bytes) {
+        int64_t i = top;
+        const auto tile = [&]<int R>() {
+          constexpr int N = R <= FEW_WIDE ? 2 : 1;
+          const int64_t share = bytes * R / rows / 32 * 32;  // of a step's bytes that are asked for
+          const char* ahead = reinterpret_cast<const char*>(panel + k * PANEL) + bytes * (i - top) / rows * k;
+          for (int64_t l = j; l < smaller(last, j + PANEL); l += N * LANES)
+            micro<R, P, N, true>(k, p.a.data + i * p.a.row + k0, panel + (l - j), p.c + i * p.c_row + l, p.c_row, int(smaller(N * LANES, last - l)), continued,
+                bias ? bias + l : nullptr, p.a.row, ahead, share);
+          i += R;
+        };
+        while (bottom - i >= FEW_R) tile.template operator()<FEW_R>();
+        if (bottom - i >= 4) tile.template operator()<4>();
+        if (bottom - i >= 2) tile.template operator()<2>();
+        if (bottom - i >= 1) tile.template operator()<1>();
+      };
+      if (p.panels) {
+        meet(p.panels + j * p.k + k0 * PANEL, one ? 0 : PANEL * int64_t(sizeof(T)));
+      } else {
+        pack_b(p.b, k0, k, j, smaller(PANEL, last - j), packed_b);
+        meet(packed_b, 0);
+      }
+    }
+}
+
 // The whole product on the calling thread, columns [first, last) of it; first is a multiple of 32.
-[[maybe_unused]] __attribute__((noinline)) void product_columns(const Product& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* scratch) {
+template <class T = float>
+__attribute__((noinline)) void product_columns(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* scratch) {
   if (p.k == 0) {
     for (int64_t i = top; i < bottom && !p.continued; i++)
       for (int64_t j = first; j < last; j++) p.c[i * p.c_row + j] = p.bias ? p.bias[j] : 0.0f;
@@ -200,6 +260,7 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
   const int64_t kc_most = smaller(p.k, KC);
   float* packed_a = scratch;
   float* packed_b = scratch + round_up(round_up(smaller(p.m, MC), MR) * kc_most + LANES, LANES);
+  if (bottom - top <= FEW && p.a.column == 1) return product_few(p, first, last, top, bottom, packed_b);
   for (int64_t j0 = first; j0 < last; j0 += NC) {
     const int64_t n = smaller(NC, last - j0);
     for (int64_t k0 = 0; k0 < p.k; k0 += KC) {
@@ -211,11 +272,13 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
         const int64_t m = smaller(MC, bottom - i0);
         pack_a(p.a, i0, m, p.m, k0, k, packed_a);
         for (int64_t j = 0; j < n; j += NR) {
-          const float* panel = p.panels ? p.panels + ((j0 + j) / PANEL * p.k + k0) * PANEL : packed_b + j / PANEL * k * PANEL;
-          panel += j % PANEL;
-          for (int64_t i = 0; i < m; i += MR)
-            micro_rows(int(smaller(MR, m - i)), k, packed_a + i * k, panel, p.c + (i0 + i) * p.c_row + j0 + j, p.c_row, int(smaller(NR, n - j)), continued,
-                bias ? bias + j0 + j : nullptr);
+          const auto tiles = [&](const auto* panel) {
+            for (int64_t i = 0; i < m; i += MR)
+              micro_rows(int(smaller(MR, m - i)), k, packed_a + i * k, panel + j % PANEL, p.c + (i0 + i) * p.c_row + j0 + j, p.c_row, int(smaller(NR, n - j)),
+                  continued, bias ? bias + j0 + j : nullptr);
+          };
+          if (p.panels) tiles(p.panels + ((j0 + j) / PANEL * p.k + k0) * PANEL);
+          else tiles(packed_b + j / PANEL * k * PANEL);
         }
       }
     }
@@ -226,7 +289,8 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
 RLHF_INLINE int64_t parallel_scratch(int threads, int64_t m, int64_t n, int64_t k, bool packed) {
   return threads * round_up(product_scratch(m, n, k, packed), LANES);
 }
-RLHF_INLINE void product(Context& ctx, const Product& p, float* scratch) {
+template <class T = float>
+RLHF_INLINE void product(Context& ctx, const Product<T>& p, float* scratch) {
   if (p.m == 0 || p.n == 0) return;
   const int64_t each = round_up(product_scratch(p.m, p.n, p.k, p.panels != nullptr), LANES);
   const int64_t work = p.m * p.n * (p.k + 1);

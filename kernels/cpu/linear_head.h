@@ -46,8 +46,11 @@ RLHF_INLINE int64_t tile_scratch(const Head& head, int64_t rows) {
 // logits of gathered rows [r0, r1) in one tile, to c (row stride c_row), by the calling thread
 RLHF_INLINE void tile_logits(const Head& head, const float* gathered, int64_t tile, int64_t r0, int64_t r1, float* c, int64_t c_row, float* scratch) {
   const int64_t j = tile * VOCABULARY_TILE, n = head.tile_size(tile);
-  const float* w = head.weight.data + j * head.C;  // of either layout
-  product_columns({r1, n, head.C, {gathered, head.C, 1}, {w, 1, head.C}, head.weight.layout == RLHF_PANELS ? w : nullptr, c, c_row}, 0, n, r0, r1, scratch);
+  with_numbers(head.weight, [&]<class T>(const T* weight) {
+    const T* w = weight + j * head.C;  // of either layout
+    product_columns(
+        Product<T>{r1, n, head.C, {gathered, head.C, 1}, {w, 1, head.C}, head.weight.layout == RLHF_PANELS ? w : nullptr, c, c_row}, 0, n, r0, r1, scratch);
+  });
 }
 
 // f(thread, row range, tile range): the work of a block, split by tiles or, where they are few, by rows
@@ -93,7 +96,9 @@ struct BackwardMemory {
 // From the gradient of a block's logits to dh and dweight; both chains go on from block to block.
 RLHF_INLINE void head_backward(Context& ctx, const Head& head, const BackwardMemory& memory, int64_t m0, int64_t count, View<float> dh, View<float> dweight) {
   if (dh) {
-    product(ctx, {count, head.C, head.V_, {memory.logits, memory.stride, 1}, {head.weight.data, head.C, 1}, nullptr, memory.dh, head.C}, memory.scratch);
+    with_numbers(head.weight, [&]<class T>(const T* weight) {
+      product(ctx, Product<T>{count, head.C, head.V_, {memory.logits, memory.stride, 1}, {weight, head.C, 1}, nullptr, memory.dh, head.C}, memory.scratch);
+    });
     ctx.split(head.C, LANES, 16384 / (count + 1) + 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = 0; i < count; i++) {
         float* to = dh.row(head.rows[m0 + i]);

@@ -51,11 +51,18 @@ RLHF_INLINE void transpose(const float* from, int64_t from_row, float* to, int64
 }
 #endif
 
+RLHF_INLINE void transpose(const bf16* from, int64_t from_row, float* to, int64_t to_row) {
+  float block[LANES * LANES];
+  for (int i = 0; i < LANES; i++) store(block + i * LANES, load(from + i * from_row));
+  transpose(block, LANES, to, to_row);
+}
+
 // rows x columns, any sizes: to[j][i] = from[i][j]
-RLHF_INLINE void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row) {
+template <class T>
+RLHF_INLINE void transpose(const T* from, int64_t from_row, int64_t rows, int64_t columns, float* to, int64_t to_row) {
   for (int64_t i = 0; i < rows; i += LANES)
     for (int64_t j = 0; j < columns; j += LANES) {
-      const float* in = from + i * from_row + j;
+      const T* in = from + i * from_row + j;
       float* out = to + j * to_row + i;
       if (i + LANES <= rows && j + LANES <= columns) {
         transpose(in, from_row, out, to_row);

@@ -16,6 +16,12 @@ namespace rlhf::RLHF_ISA {
 
 constexpr int LANES = 16;
 
+// The upper half of an f32.
+struct bf16 {
+  uint16_t bits;
+  RLHF_INLINE operator float() const { return __builtin_bit_cast(float, uint32_t(bits) << 16); }
+};
+
 #if RLHF_VECTOR_AVX512
 // ------------------------------------------------------------------------------------------------ AVX-512
 struct B { __mmask16 m; };
@@ -28,6 +34,9 @@ RLHF_INLINE V load(const float* p) { return {_mm512_loadu_ps(p)}; }
 RLHF_INLINE void store(float* p, V v) { _mm512_storeu_ps(p, v.r); }
 RLHF_INLINE void stream(float* p, V v) { _mm512_stream_ps(p, v.r); }  // past the caches; p is aligned to 64 bytes
 RLHF_INLINE void end_of_stream() { _mm_sfence(); }  // before another thread reads what was streamed
+RLHF_INLINE V load(const bf16* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+}
 RLHF_INLINE B first(int n) { return {__mmask16((1u << n) - 1)}; }  // lanes below n, 0 <= n <= 16
 RLHF_INLINE V load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n).m, p)}; }
 RLHF_INLINE void store(float* p, V v, int n) { _mm512_mask_storeu_ps(p, first(n).m, v.r); }
@@ -53,6 +62,7 @@ RLHF_INLINE V select(B c, V yes, V no) { return {_mm512_mask_blend_ps(c.m, no.r,
 RLHF_INLINE I seti(int32_t x) { return {_mm512_set1_epi32(x)}; }
 RLHF_INLINE I load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 RLHF_INLINE void store(int32_t* p, I v) { _mm512_storeu_si512(p, v.r); }
+RLHF_INLINE void store_low(uint16_t* p, I v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(v.r)); }  // 0 <= v < 2^16
 RLHF_INLINE I iota() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
 RLHF_INLINE I operator+(I a, I b) { return {_mm512_add_epi32(a.r, b.r)}; }
 RLHF_INLINE I operator-(I a, I b) { return {_mm512_sub_epi32(a.r, b.r)}; }
@@ -113,6 +123,12 @@ struct D { __m256d a, b, c, d; };
 
 RLHF_INLINE V set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 RLHF_INLINE V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+RLHF_INLINE V load(const bf16* p) {
+  const auto eight = [](const bf16* q) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)q)), 16));
+  };
+  return {eight(p), eight(p + 8)};
+}
 RLHF_INLINE void store(float* p, V v) { _mm256_storeu_ps(p, v.a), _mm256_storeu_ps(p + 8, v.b); }
 RLHF_INLINE void stream(float* p, V v) { _mm256_stream_ps(p, v.a), _mm256_stream_ps(p + 8, v.b); }
 RLHF_INLINE void end_of_stream() { _mm_sfence(); }
@@ -161,6 +177,7 @@ RLHF_INLINE I load(const int32_t* p) {
   return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 8))};
 }
 RLHF_INLINE void store(int32_t* p, I v) { _mm256_storeu_si256((__m256i*)p, v.a), _mm256_storeu_si256((__m256i*)(p + 8), v.b); }
+RLHF_INLINE void store_low(uint16_t* p, I v) { _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(_mm256_packus_epi32(v.a, v.b), 0xd8)); }
 RLHF_INLINE I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 RLHF_INLINE I operator-(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 RLHF_INLINE I operator&(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
@@ -235,10 +252,16 @@ struct D { float64x2_t q[8]; };
   RLHF_INLINE out name(in x, in y) { return {{f(x.q[0], y.q[0]), f(x.q[1], y.q[1]), f(x.q[2], y.q[2]), f(x.q[3], y.q[3])}}; }
 RLHF_INLINE V set(float x) { float32x4_t q = vdupq_n_f32(x); return {{q, q, q, q}}; }
 RLHF_INLINE V load(const float* p) { return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}}; }
+RLHF_INLINE V load(const bf16* p) {
+  V r;
+  for (int i = 0; i < 4; i++) r.q[i] = vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16((const uint16_t*)p + 4 * i)), 16));
+  return r;
+}
 RLHF_INLINE void store(float* p, V v) { for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, v.q[i]); }
 RLHF_INLINE I seti(int32_t x) { int32x4_t q = vdupq_n_s32(x); return {{q, q, q, q}}; }
 RLHF_INLINE I load(const int32_t* p) { return {{vld1q_s32(p), vld1q_s32(p + 4), vld1q_s32(p + 8), vld1q_s32(p + 12)}}; }
 RLHF_INLINE void store(int32_t* p, I v) { for (int i = 0; i < 4; i++) vst1q_s32(p + 4 * i, v.q[i]); }
+RLHF_INLINE void store_low(uint16_t* p, I v) { for (int i = 0; i < 4; i++) vst1_u16(p + 4 * i, vmovn_u32(vreinterpretq_u32_s32(v.q[i]))); }
 RLHF_INLINE I iota() {
   const int32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return load(lanes);
@@ -364,6 +387,7 @@ struct D { double v[16]; };
   return r
 RLHF_INLINE V set(float x) { LANEWISE(V, x); }
 RLHF_INLINE V load(const float* p) { LANEWISE(V, p[i]); }
+RLHF_INLINE V load(const bf16* p) { LANEWISE(V, p[i]); }
 RLHF_INLINE void store(float* p, V v) { for (int i = 0; i < 16; i++) p[i] = v.v[i]; }
 RLHF_INLINE B first(int n) { LANEWISE(B, i < n); }  // lanes below n, 0 <= n <= 16
 RLHF_INLINE V load(const float* p, int n) { LANEWISE(V, i < n ? p[i] : 0.0f); }
@@ -394,6 +418,7 @@ RLHF_INLINE V select(B c, V yes, V no) { LANEWISE(V, c.v[i] ? yes.v[i] : no.v[i]
 RLHF_INLINE I seti(int32_t x) { LANEWISE(I, x); }
 RLHF_INLINE I load(const int32_t* p) { LANEWISE(I, p[i]); }
 RLHF_INLINE void store(int32_t* p, I v) { for (int i = 0; i < 16; i++) p[i] = v.v[i]; }
+RLHF_INLINE void store_low(uint16_t* p, I v) { for (int i = 0; i < 16; i++) p[i] = uint16_t(v.v[i]); }
 RLHF_INLINE I iota() { LANEWISE(I, i); }
 RLHF_INLINE I operator+(I a, I b) { LANEWISE(I, int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i]))); }
 RLHF_INLINE I operator-(I a, I b) { LANEWISE(I, int32_t(uint32_t(a.v[i]) - uint32_t(b.v[i]))); }
@@ -449,6 +474,23 @@ RLHF_INLINE void end_of_stream() {}
 RLHF_INLINE V zero() { return set(0.0f); }
 RLHF_INLINE V abs(V x) { return as_float(as_int(x) & seti(0x7fffffff)); }
 RLHF_INLINE V operator-(V x) { return as_float(as_int(x) ^ seti(int32_t(0x80000000u))); }
+RLHF_INLINE V load(const bf16* p, int n) {
+  if (n >= LANES) return load(p);
+  bf16 lanes[LANES] = {};
+  for (int i = 0; i < n; i++) lanes[i] = p[i];
+  return load(lanes);
+}
+// to nearest, ties to even; a NaN stays one
+RLHF_INLINE void store(bf16* p, V v) {
+  const I x = as_int(v), even = x + seti(0x7fff) + (shr<16>(x) & seti(1));
+  store_low(reinterpret_cast<uint16_t*>(p), shr<16>(select(isnan(v), x | seti(0x400000), even)));
+}
+RLHF_INLINE void store(bf16* p, V v, int n) {
+  if (n >= LANES) return store(p, v);
+  bf16 lanes[LANES];
+  store(lanes, v);
+  for (int i = 0; i < n; i++) p[i] = lanes[i];
+}
 RLHF_INLINE bool any(B b) { return bits(b) != 0; }
 RLHF_INLINE bool all(B b) { return bits(b) == 0xffff; }
 

@@ -8,8 +8,7 @@ struct Params {
   M: u32, N: u32, K: u32, a_row: u32, a_step: u32, b_row: u32, b_step: u32, c_row: u32,
 }
 @group(0) @binding(8) var<uniform> p: Params;
-@group(0) @binding(0) var<storage, read> a: array<f32>;
-@group(0) @binding(1) var<storage, read> b: array<f32>;
+@group(0) @binding(1) var<storage, read> a: array<f32>; // b is binding 0, by operand.wgsl
 @group(0) @binding(2) var<storage, read_write> c: array<f32>;
 
 override A_STEPS: bool; // a is contiguous along k, else along m
@@ -37,7 +36,7 @@ fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       var step = e / TILE;
       if (A_STEPS) { lane = e / STEPS; step = e % STEPS; }
       var value = 0.0f;
-      if (m0 + lane < p.M && k0 + step < p.K) { value = a[p.at[0].x + (m0 + lane) * p.a_row + (k0 + step) * p.a_step]; }
+      if (m0 + lane < p.M && k0 + step < p.K) { value = a[p.at[0].y + (m0 + lane) * p.a_row + (k0 + step) * p.a_step]; }
       a_tile[step * ROW + lane] = value;
     }
     for (var e = thread; e < TILE * STEPS; e = e + 256u) {
@@ -45,7 +44,7 @@ fn gemm(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
       var step = e / TILE;
       if (B_STEPS) { lane = e / STEPS; step = e % STEPS; }
       var value = 0.0f;
-      if (n0 + lane < p.N && k0 + step < p.K) { value = b[p.at[0].y + (n0 + lane) * p.b_row + (k0 + step) * p.b_step]; }
+      if (n0 + lane < p.N && k0 + step < p.K) { value = operand(p.at[0].x + (n0 + lane) * p.b_row + (k0 + step) * p.b_step); }
       b_tile[step * ROW + lane] = value;
     }
     workgroupBarrier();

@@ -17,7 +17,7 @@ struct Params {
   opening: u32, closing: u32, with_entropy: u32, inverse_temperature: f32,
 }
 @group(0) @binding(8) var<uniform> p: Params;
-@group(0) @binding(0) var<storage, read> logits: array<f32>;
+// binding 0, by operand.wgsl: the logits
 @group(0) @binding(1) var<storage, read> y: array<i32>;
 @group(0) @binding(2) var<storage, read_write> state: array<f32>;
 @group(0) @binding(3) var<storage, read_write> logp: array<f32>;
@@ -53,7 +53,7 @@ fn row_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
   let label = u32(y[p.at[0].y + p.begin + r]) - p.first; // wraps where it is not in the slice
   var top = NONE;
   for (var j = thread; j < p.columns; j = j + 256u) {
-    let x = logits[base + j];
+    let x = operand(base + j);
     if (is_nan(x)) { atomicStore(&found_nan, 1u); }
     if (!absent(x)) { top = max(top, x * p.inverse_temperature); }
   }
@@ -61,7 +61,7 @@ fn row_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
   var s = wide(0.0);
   var u = wide(0.0);
   for (var j = thread; j < p.columns; j = j + 256u) {
-    let x = logits[base + j];
+    let x = operand(base + j);
     if (absent(x) || j == label) { continue; }
     let d = two_sum(x * p.inverse_temperature, -m);
     if (d.x < -87.0) { continue; }
@@ -82,7 +82,7 @@ fn row_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
     x_y = state[at + 5u];
     bad = bad || state[at + 6u] != 0.0;
   }
-  if (label < p.columns && !absent(logits[base + label])) { x_y = logits[base + label] * p.inverse_temperature; }
+  if (label < p.columns && !absent(operand(base + label))) { x_y = operand(base + label) * p.inverse_temperature; }
   if (p.closing == 0u) {
     state[at] = row.m;
     state[at + 1u] = row.s.x;
@@ -143,7 +143,7 @@ fn gradient(logit: f32, column: u32, m: u32) -> f32 {
 fn logits_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let j = group.x * 256u + thread;
   if (j >= p.columns) { return; }
-  dlogits[p.at[0].z + group.y * p.dlogits_row + j] = gradient(logits[p.at[0].x + group.y * p.logits_row + j], p.first + j, p.begin + group.y);
+  dlogits[p.at[0].z + group.y * p.dlogits_row + j] = gradient(operand(p.at[0].x + group.y * p.logits_row + j), p.first + j, p.begin + group.y);
 }
 // dlogits holds the logits
 @compute @workgroup_size(256)

@@ -76,11 +76,13 @@ export async function collect(
     model: folder,
     prompts: file,
     out,
+    weights,
     ...sampling
   }: {
     model: string;
     prompts: string;
     out: string;
+    weights: "f32" | "bf16";
     samples: number;
     maxTokens: number;
     temperature: number;
@@ -90,7 +92,7 @@ export async function collect(
     seed: number;
   },
 ): Promise<void> {
-  const [model, tokenizer] = await Promise.all([loadModel(folder, device), Tokenizer.load(folder)]);
+  const [model, tokenizer] = await Promise.all([loadModel(folder, device, weights), Tokenizer.load(folder)]);
   const asked = await prompts(file, tokenizer);
   const options = { ...sampling, stop: stopIds(tokenizer) };
   const completions = await sampleAll(model, asked, options, progress, "collect");
@@ -143,7 +145,9 @@ export async function ppo(
   const run = await Run.open(files.out, config, device, resume);
   const tokenizer = await Tokenizer.load(files.model);
   const [policy, reference, rewardModel, critic] = await Promise.all(
-    [files.model, files.model, files.reward, files.reward].map((folder) => loadModel(folder, device)),
+    ([[files.model], [files.model, options.weights], [files.reward, options.weights], [files.reward]] as const).map(([folder, weights]) =>
+      loadModel(folder, device, weights),
+    ),
   );
   for (const model of [rewardModel, critic])
     if (model.headKind !== "score") throw typeError("MODEL", `--reward: ${files.reward} has no score head, wanted a reward model`);
@@ -181,8 +185,9 @@ export async function evaluation(
   files: { base: string; policy: string; prompts: string; reward?: string; out: string },
 ): Promise<void> {
   const tokenizer = await Tokenizer.load(files.policy);
-  const [base, policy] = await Promise.all([loadModel(files.base, device), loadModel(files.policy, device)]);
-  const rewardModel = files.reward ? await loadModel(files.reward, device) : undefined;
+  const load = (folder: string) => loadModel(folder, device, config.eval.weights);
+  const [base, policy] = await Promise.all([load(files.base), load(files.policy)]);
+  const rewardModel = files.reward ? await load(files.reward) : undefined;
   const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: stopIds(tokenizer) };
   const { result, rows } = await evaluate({ progress }, { base, policy, reward: rewardModel }, tokenizer, await prompts(files.prompts, tokenizer), sampling);
   await writeJsonl(files.out, rows);

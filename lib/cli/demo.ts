@@ -44,7 +44,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
   const { seed } = config;
   const corpus = stateOfTheUnion();
   const [baseDir, rewardDir, policyDir] = ["base", "reward", "policy"].map((name) => run.path(name));
-  const load = (directory: string) => loadModel(directory, device);
+  const load = (directory: string, weights?: "f32" | "bf16") => loadModel(directory, device, weights);
   const using_ = async <T>(models: Transformer[], work: () => Promise<T>): Promise<T> => {
     try {
       return await work();
@@ -64,7 +64,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
   const stop = [tokenizer.eosId!];
 
   const collect = await run.stage("collect", async () => {
-    const base = await load(baseDir);
+    const base = await load(baseDir, config.collect.weights);
     return using_([base], async () => {
       const sampling = { ...config.collect, seed, stop, update: SAMPLING_ROUND.collect };
       const asked = prompts("collect", config.collect.prompts);
@@ -102,7 +102,8 @@ export async function demo(folder: string, config: Config, device: Device, progr
   });
 
   const ppo = await run.stage("ppo", async () => {
-    const [policy, reference, rewardModel, critic] = await Promise.all([load(baseDir), load(baseDir), load(rewardDir), load(rewardDir)]);
+    const { weights } = config.ppo;
+    const [policy, reference, rewardModel, critic] = await Promise.all([load(baseDir), load(baseDir, weights), load(rewardDir, weights), load(rewardDir)]);
     return using_([policy, reference, rewardModel, critic], async () => {
       const { rolloutBatch, updates, ptxCoef, ptxBatchTokens } = config.ppo;
       const asked = prompts("ppo", rolloutBatch * updates);
@@ -119,7 +120,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
   });
 
   const evaluation = await run.stage("eval", async () => {
-    const [base, policy, rewardModel] = await Promise.all([load(baseDir), load(policyDir), load(rewardDir)]);
+    const [base, policy, rewardModel] = await Promise.all([baseDir, policyDir, rewardDir].map((folder) => load(folder, config.eval.weights)));
     return using_([base, policy, rewardModel], async () => {
       const sampling = { ...config.eval, samples: 1, seed, stop, update: SAMPLING_ROUND.eval };
       const { result, rows } = await evaluate(context, { base, policy, reward: rewardModel }, tokenizer, prompts("eval", config.eval.prompts), sampling);

@@ -5,7 +5,7 @@ import { native } from "../device/native.js";
 import { specs } from "../device/ops.js";
 import { adapterName } from "../device/webgpu/open.js";
 import { receipts } from "./receipts.js";
-import { ops as webgpuOps } from "../device/webgpu/ops/index.js";
+import { dtypes as webgpuDtypes } from "../device/webgpu/ops/index.js";
 
 /** The machine as the kernels see it. */
 export async function info() {
@@ -42,7 +42,7 @@ export function opList() {
     inputs: all.filter(({ kind }) => !kind.includes("out")).map(shaped),
     outputs: all.filter(({ kind }) => kind.includes("out") || kind.includes("add")).map(shaped),
     cpu: dtypes.cpu,
-    webgpu: name in webgpuOps ? ["f32"] : [],
+    webgpu: webgpuDtypes(name),
     cuda: dtypes.cuda,
     receipt: receipt(name, dtypes.cuda),
   }));

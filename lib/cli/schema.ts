@@ -18,6 +18,8 @@ const optimizer = {
   warmup: whole(0).default(0).describe("steps of linear rise"),
 };
 
+const weights = z.enum(["f32", "bf16"]).default("f32");
+
 const sampling = {
   maxTokens: whole(1).default(24).describe("tokens of a completion at most"),
   temperature: atLeast0.default(1).describe("0 takes the likeliest token"),
@@ -60,6 +62,7 @@ export const schema = z.strictObject({
   collect: section({
     prompts: whole(1).default(2048),
     samples: whole(2).default(4).describe("completions of each prompt"),
+    weights: weights.describe("bf16: the model's matrices take half the memory, and decoding half the time"),
     ...sampling,
   }),
   label: section({
@@ -112,11 +115,13 @@ export const schema = z.strictObject({
     rewardClip: limit.default(Infinity),
     missingEosPenalty: atLeast0.default(0),
     targetKl: limit.default(Infinity).describe("an update stops early beyond this KL to the rollout policy"),
+    weights: weights.describe("of the reference, the reward model and the policy's passes; the optimizer keeps the policy in f32"),
     microBatch: whole(1).default(32).describe("completions at once; bounds memory, changes no bit"),
   }),
   eval: section({
     prompts: whole(1).default(500),
     ...sampling,
+    weights: weights.describe("of all models"),
   }),
   checkpoint: section({
     every: atLeast0.default(15).describe("seconds between checkpoints"),

@@ -1,6 +1,6 @@
 import { rangeError, typeError } from "./errors.js";
 import { native, type NativeDevice } from "./native.js";
-import { specs, type Dtype, type OpSpec } from "./ops.js";
+import { specs, type Argument, type Dtype, type OpSpec } from "./ops.js";
 
 export type DeviceKind = "cpu" | "cuda" | "webgpu";
 
@@ -22,8 +22,10 @@ export interface Device {
   /** Instruction set (cpu), GPU (cuda) or adapter. */
   readonly isa: string;
   readonly threads: number;
-  /** Whether it has this op of the list, at bf16 too; calling one that it lacks throws TypeError `OP`. */
-  has(op: string, dtype?: "f32" | "bf16"): boolean;
+  /** Whether it has this op of the list, at a 16-bit dtype too; calling one that it lacks throws TypeError `OP`. */
+  has(op: string, dtype?: Dtype): boolean;
+  /** The 16-bit dtype that an argument of the op may have whatever the others are; none where all must go together. */
+  half(op: string, argument: Argument): Dtype | undefined;
   /** @throws RangeError `MEMORY` if there is no more, TypeError `DEVICE` once it is closed */
   allocate(bytes: number): number;
   release(address: number): void;
@@ -40,7 +42,7 @@ export interface Device {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-const DTYPES = { f32: 0, f64: 1, i32: 2, bf16: 3 } as const;
+const DTYPES = { f32: 0, f64: 1, i32: 2, bf16: 3, f16: 4 } as const; // no op of the addon takes the last
 const LAYOUTS = { rows: 0, panels: 1, "panels-transposed": 2 } as const;
 const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "WORKSPACE", 5: "DEVICE" };
 
@@ -64,8 +66,11 @@ class AddonDevice implements Device {
     this.threads = this.native.threads;
   }
 
-  has(op: string, dtype: "f32" | "bf16" = "f32"): boolean {
+  has(op: string, dtype: Dtype = "f32"): boolean {
     return specs.get(op)?.dtypes[this.kind].includes(dtype) ?? false;
+  }
+  half(_op: string, { either }: Argument): Dtype | undefined {
+    return this.kind === "cpu" && either ? "bf16" : undefined;
   }
   allocate(bytes: number): number {
     try {
@@ -133,7 +138,7 @@ export interface DeviceOptions {
   threads?: number;
   /** `scalar`, `avx2`, `avx512` or `neon`; by default `RLHF_ISA`, else the best that the machine has. */
   isa?: string;
-  /** webgpu: the adapter's features that kernels use where it has them (`subgroups`, `timestamp-query`); by default all, `[]` for none. */
+  /** webgpu: the adapter's features that kernels use where it has them (`subgroups`, `timestamp-query`, `shader-f16`); by default all, `[]` for none. */
   features?: readonly string[];
   /** webgpu: bytes that a storage binding may have, if less than the adapter allows. */
   maxBinding?: number;

@@ -28,8 +28,8 @@ export interface NativeDevice {
 interface Addon {
   /** Of an instruction set and a number of threads, or of "cuda" and the GPU's ordinal. */
   Device: new (isa: string | undefined, number: number) => NativeDevice;
-  /** `cuda`: the dtypes that a GPU takes the op at; none where it lacks it. */
-  ops: { name: string; arguments: NativeArgument[]; cuda: ("f32" | "bf16")[] }[];
+  /** The dtypes that each device takes the op at (a CPU: its weights); none where it lacks it. */
+  ops: { name: string; arguments: NativeArgument[]; cpu: ("f32" | "bf16")[]; cuda: ("f32" | "bf16")[] }[];
   choices: Record<string, string[]>;
   isaAvailable: string;
   cores: number;

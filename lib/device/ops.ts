@@ -9,6 +9,7 @@ export interface Argument {
   dtype: Dtype;
   rows: boolean; // dimension 0 may be strided
   narrow: boolean; // bf16 where the call is
+  either: boolean; // f32 or bf16 by itself, on a CPU
   weight: boolean; // may be packed
   dims: Dim[] | "any";
   dimsText: string;
@@ -20,12 +21,12 @@ export interface OpSpec {
   name: string;
   index: number;
   arguments: Argument[];
-  /** The dtypes that each device of the addon takes the op at; none where it lacks it. */
+  /** The dtypes that each device of the addon takes the op at (a CPU: its weights); none where it lacks it. */
   dtypes: Record<"cpu" | "cuda", readonly Dtype[]>;
 }
 
-export type Dtype = "f32" | "f64" | "i32" | "bf16";
-export const BYTES: Readonly<Record<Dtype, number>> = { f32: 4, f64: 8, i32: 4, bf16: 2 };
+export type Dtype = "f32" | "f64" | "i32" | "bf16" | "f16";
+export const BYTES: Readonly<Record<Dtype, number>> = { f32: 4, f64: 8, i32: 4, bf16: 2, f16: 2 };
 
 const camel = (name: string) => name.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase());
 
@@ -42,13 +43,14 @@ export const specs: ReadonlyMap<string, OpSpec> = new Map(
     {
       name: camel(op.name),
       index,
-      dtypes: { cpu: ["f32"], cuda: op.cuda },
+      dtypes: { cpu: op.cpu, cuda: op.cuda },
       arguments: op.arguments.map((a) => ({
         kind: a.kind,
         name: camel(a.name),
         dtype: a.type === "I32" ? "i32" : a.type === "F64" ? "f64" : "f32",
         rows: a.type === "ROWS",
         narrow: ["ROWS", "WEIGHT", "SAME"].includes(a.type),
+        either: ["EITHER", "WEIGHT"].includes(a.type),
         weight: a.type === "WEIGHT",
         dims: dims(a.dims),
         dimsText: a.dims,

@@ -3,9 +3,9 @@ import { mkdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { defaultDevice, type Device } from "../device/device.js";
 import { typeError } from "../device/errors.js";
-import { Tensor } from "../tensor/tensor.js";
+import { ARRAYS, dtypeOf, Tensor, type Data } from "../tensor/tensor.js";
 import { fromHuggingFace, toHuggingFace, type ModelConfig } from "./config.js";
-import { readSafetensors, writeFileDurably, writeSafetensors, type StoredTensor } from "./safetensors.js";
+import { readSafetensors, writeFileDurably, writeSafetensors, type Writable } from "./safetensors.js";
 import { Transformer, weightShapes } from "./transformer.js";
 
 /**
@@ -83,11 +83,12 @@ export async function readConfig(folder: string): Promise<{ config: ModelConfig;
 
 /**
  * Loads a model from a Hugging Face directory: `config.json` and `model.safetensors` (also sharded), f32, f16 or bf16.
+ * @param weights `bf16` keeps the matrices in it alone, for inference: those of a bf16 file as they are, others rounded
  * @throws TypeError `MODEL` for a config that is not supported, a weight that is missing or has another shape
  */
-export async function loadModel(folder: string, on: Device = defaultDevice()): Promise<Transformer> {
+export async function loadModel(folder: string, on: Device = defaultDevice(), weights: "f32" | "bf16" = "f32"): Promise<Transformer> {
   const { config, head } = await readConfig(folder);
-  const stored = await readSafetensors(folder);
+  const stored: Map<string, Writable> = weights === "bf16" ? await readSafetensors(folder, "keep") : await readSafetensors(folder);
   const model = new Transformer(config, head, on);
   for (const { name, shape } of weightShapes(config, head)) {
     const where = place(name, config);
@@ -96,6 +97,7 @@ export async function loadModel(folder: string, on: Device = defaultDevice()): P
     const wanted = storedShape(shape, where);
     if (found.shape.join() !== wanted.join()) throw typeError("MODEL", `${folder}: ${where.name} has shape [${found.shape}], wanted [${wanted}]`);
     model.set(name, Tensor.from(taken(found, shape, where), shape, on));
+    if (weights === "bf16") model.narrow(name);
   }
   return model;
 }
@@ -104,13 +106,13 @@ export async function loadModel(folder: string, on: Device = defaultDevice()): P
 export async function saveModel(model: Transformer, folder: string): Promise<void> {
   await mkdir(folder, { recursive: true });
   const { config, headKind } = model;
-  const tensors = new Map<string, StoredTensor>();
+  const tensors = new Map<string, Writable>();
   for (const [name, { value }] of model.parameters) {
     const where = place(name, config);
     const shape = storedShape(value.shape, where);
     let target = tensors.get(where.name);
-    if (!target) tensors.set(where.name, (target = { shape, data: new Float32Array(shape.reduce((a, b) => a * b, 1)) }));
-    put(target, (await value.read()) as Float32Array, value.shape, where);
+    if (!target) tensors.set(where.name, (target = { shape, data: new ARRAYS[value.dtype](shape.reduce((a, b) => a * b, 1)) }));
+    put(target, await value.read(), value.shape, where);
   }
   await writeSafetensors(join(folder, "model.safetensors"), tensors, { format: "pt" });
   await writeFileDurably(join(folder, "config.json"), JSON.stringify(toHuggingFace(config, headKind), null, 2) + "\n");
@@ -137,14 +139,14 @@ function* places(shape: readonly number[], { transposed, third }: Place): Genera
   for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) yield [r * columns + c, c * stride + (third ?? 0) * rows + r];
 }
 
-function taken({ data }: StoredTensor, shape: readonly number[], where: Place): Float32Array {
-  if (!where.transposed && where.third === undefined) return data as Float32Array;
-  const ours = new Float32Array(shape.reduce((a, b) => a * b, 1));
+function taken({ data }: Writable, shape: readonly number[], where: Place): Data {
+  if (!where.transposed && where.third === undefined) return data;
+  const ours = new ARRAYS[dtypeOf(data)](shape.reduce((a, b) => a * b, 1));
   for (const [i, j] of places(shape, where)) ours[i] = data[j];
   return ours;
 }
 
-function put(target: StoredTensor, data: Float32Array, shape: readonly number[], where: Place): void {
+function put(target: Writable, data: Data, shape: readonly number[], where: Place): void {
   if (!where.transposed && where.third === undefined) target.data = data;
   else for (const [i, j] of places(shape, where)) target.data[j] = data[i];
 }

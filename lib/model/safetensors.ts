@@ -9,7 +9,7 @@ export interface StoredTensor {
   data: Float32Array | Float64Array | Int32Array;
 }
 
-/** What is written: bf16 too, by its bits. */
+/** A tensor that may be bf16, by its bits: what is written, and what is read where that is kept. */
 export interface Writable {
   shape: readonly number[];
   data: StoredTensor["data"] | Uint16Array;
@@ -48,12 +48,15 @@ const READ_LIMIT = 2 ** 30; // one read call takes less than 2^31 bytes
 /**
  * Reads the tensors of a folder's `model.safetensors`, also in shards by `model.safetensors.index.json`.
  *
+ * @param brain `keep` leaves BF16 as it is, by its bits
  * @throws TypeError `SAFETENSORS` for a file that is missing, truncated or malformed, naming the file and the tensor
  */
-export async function readSafetensors(folder: string): Promise<Map<string, StoredTensor>> {
-  const tensors = new Map<string, StoredTensor>();
+export async function readSafetensors(folder: string, brain: "keep"): Promise<Map<string, Writable>>;
+export async function readSafetensors(folder: string): Promise<Map<string, StoredTensor>>;
+export async function readSafetensors(folder: string, brain?: "keep"): Promise<Map<string, Writable>> {
+  const tensors = new Map<string, Writable>();
   for (const [file, names] of await filesOf(folder)) {
-    const { tensors: found } = await readSafetensorsFile(file);
+    const { tensors: found } = await readFileOf(file, brain);
     for (const name of names ?? found.keys()) {
       const tensor = found.get(name);
       if (!tensor) throw malformed(file, `the tensor ${name}, which the index places here, is missing`);
@@ -90,7 +93,9 @@ async function filesOf(folder: string): Promise<Map<string, string[] | undefined
  * Reads one `.safetensors` file.
  * @throws TypeError `SAFETENSORS`
  */
-export async function readSafetensorsFile(file: string): Promise<{ tensors: Map<string, StoredTensor>; metadata: Record<string, string> }> {
+export const readSafetensorsFile = (file: string) => readFileOf(file) as Promise<{ tensors: Map<string, StoredTensor>; metadata: Record<string, string> }>;
+
+async function readFileOf(file: string, brain?: "keep"): Promise<{ tensors: Map<string, Writable>; metadata: Record<string, string> }> {
   const handle = await open(file, "r").catch((error: Error) => {
     throw malformed(file, `it cannot be opened: ${error.message}`);
   });
@@ -100,10 +105,10 @@ export async function readSafetensorsFile(file: string): Promise<{ tensors: Map<
     const length = Number(new DataView(await bytesAt(handle, file, 0, 8)).getBigUint64(0, true));
     if (length > Math.min(HEADER_LIMIT, size - 8)) throw malformed(file, `its header of ${length} bytes exceeds the file of ${size} bytes`);
     const header = parse(file, new TextDecoder().decode(await bytesAt(handle, file, 8, length)));
-    const tensors = new Map<string, StoredTensor>();
+    const tensors = new Map<string, Writable>();
     for (const { name, dtype, shape, begin, end } of entries(file, header, size - 8 - length)) {
       const bytes = await bytesAt(handle, file, 8 + length + begin, end - begin);
-      tensors.set(name, { shape, data: dtypes[dtype].widen(bytes, `${file}: ${name}`) });
+      tensors.set(name, { shape, data: dtype === "BF16" && brain ? new Uint16Array(bytes) : dtypes[dtype].widen(bytes, `${file}: ${name}`) });
     }
     return { tensors, metadata: metadataOf(file, header) };
   } finally {
@@ -207,7 +212,8 @@ function fromBrain(bits: Uint16Array): Float32Array {
   return new Float32Array(words.buffer);
 }
 
-function fromHalf(bits: Uint16Array): Float32Array {
+/** f16 numbers, given by their bits. */
+export function fromHalf(bits: Uint16Array): Float32Array {
   const words = new Uint32Array(bits.length);
   const values = new Float32Array(words.buffer);
   for (let i = 0; i < bits.length; i++) {

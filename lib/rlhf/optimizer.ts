@@ -53,6 +53,7 @@ export class AdamW {
         step: this.steps,
       });
       this.parameters[i].zeroGrad();
+      this.parameters[i].changed();
     });
     try {
       const [squared] = await total.read();

@@ -58,6 +58,8 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   missingEosPenalty: number;
   /** An update stops early when its mean KL to the rollout policy (k3) exceeds this; Infinity is off. */
   targetKl: number;
+  /** bf16: the policy samples and learns with weights that are rounded to it, at twice the speed of decoding; the optimizer keeps f32. */
+  weights?: "f32" | "bf16";
 }
 
 export interface PpoModels {
@@ -135,6 +137,7 @@ export async function* ppo(
   pretraining?: (step: number) => readonly Episode[],
 ): AsyncGenerator<PpoMetrics> {
   const { policy, reference, reward, critic } = models;
+  if (config.weights === "bf16") for (const matrix of policy.matrices) matrix.round();
   for (; state.updates < config.updates;) {
     const update = state.updates;
     const learningRate = learningRateAt(update, { ...config, steps: config.updates });

@@ -13,7 +13,7 @@ export interface Into {
 /** Arguments of an op by name; outputs may be given, to be written or continued in place. */
 export type Arguments = Record<string, Input | Into | number | boolean | string | undefined>;
 
-const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16" } as const;
+const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16", f16: "f16" } as const;
 
 /**
  * Runs an op of the list: checks its arguments against the list, makes its outputs, queues the call, and records it if
@@ -55,7 +55,8 @@ class Call {
   ) {
     this.letters = { ...sizes };
     this.device = this.findDevice();
-    this.narrow = this.device.has(spec.name, "bf16") && spec.arguments.some(({ name, kind, rows }) => kind === "in" && rows && isNarrow(args[name]));
+    const apart = spec.arguments.some((argument) => this.device.half(spec.name, argument));
+    this.narrow = !apart && this.device.has(spec.name, "bf16") && spec.arguments.some(({ name, kind, rows }) => kind === "in" && rows && isNarrow(args[name]));
     for (const name of Object.keys(args))
       if (!spec.arguments.some((a) => a.name === name))
         throw typeError("ARGUMENT", `${spec.name}: it has no argument "${name}", it takes ${spec.arguments.map((a) => a.name).join(", ")}`);
@@ -122,7 +123,7 @@ class Call {
     if (isInto(given)) return this.accumulator(given);
     if (given instanceof Parameter) {
       if (given.trainable) this.tracked[argument.name] = given;
-      return this.checked(argument, given.value);
+      return this.checked(argument, given.working);
     }
     if (given instanceof Tensor) {
       if (given.tracked) this.tracked[argument.name] = given;
@@ -156,12 +157,18 @@ class Call {
   }
 
   private checked(argument: Argument, tensor: Tensor): Tensor {
-    const wanted = this.dtypeOf(argument);
-    if (tensor.dtype !== wanted) throw typeError("DTYPE", `${this.spec.name}: ${argument.name} is ${NAMED[tensor.dtype]}, wanted ${NAMED[wanted]}`);
+    this.checkDtype(argument, tensor.dtype, NAMED[tensor.dtype]);
     if (tensor.layout !== "rows" && !argument.weight) throw typeError("LAYOUT", `${this.spec.name}: ${argument.name} is packed, wanted row-major`);
     void tensor.address; // throws if it was disposed
     if (!isInput(argument)) this.bind(argument, tensor);
     return tensor;
+  }
+
+  private checkDtype(argument: Argument, dtype: Dtype, given: string): void {
+    const wanted = this.dtypeOf(argument);
+    const half = this.device.half(this.spec.name, argument);
+    if (dtype !== wanted && dtype !== half)
+      throw typeError("DTYPE", `${this.spec.name}: ${argument.name} is ${given}, wanted ${NAMED[wanted]}${half ? ` or ${half}` : ""}`);
   }
 
   private dtypeOf(argument: Argument): Dtype {
@@ -191,8 +198,7 @@ class Call {
       : (given as Data);
     const where = `${this.spec.name}: ${argument.name}`;
     if (!ArrayBuffer.isView(array)) throw typeError("ARGUMENT", `${where} is ${typeof given}, wanted a tensor or numbers`);
-    const wanted = this.dtypeOf(argument);
-    if (dtypeOf(array) !== wanted) throw typeError("DTYPE", `${where} is ${array.constructor.name}, wanted ${NAMED[wanted]}`);
+    this.checkDtype(argument, dtypeOf(array), array.constructor.name);
     if (argument.kind === "add" || argument.kind === "opt_add") throw typeError("ARGUMENT", `${where} is continued in place, wanted a tensor`);
     if (argument.kind === "ids") this.checkIds(array, where, this.letters[argument.limit]);
     if (argument.kind === "offsets") checkOffsets(array, where, this.letters[argument.limit]);

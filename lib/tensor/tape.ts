@@ -11,11 +11,26 @@ export class Parameter {
   /** No gradient flows to it while it is frozen. */
   trainable = true;
   private readonly accumulators = new Map<number, Tensor>();
+  private rounded: Tensor | undefined;
 
   constructor(
     readonly name: string,
     readonly value: Tensor,
   ) {}
+
+  /** What ops read: the value, or what it was rounded to. */
+  get working(): Tensor {
+    return this.rounded ?? this.value;
+  }
+  /** From now on ops read the value rounded to bf16, as it is now; gradients and steps stay those of the f32 value. */
+  round(): void {
+    this.rounded ??= withOwner(NOBODY, () => Tensor.empty(this.value.shape, "bf16", this.value.device));
+    run("cast", { x: this.value, y: this.rounded });
+  }
+  /** To be called after a change of the value. */
+  changed(): void {
+    if (this.rounded) this.round();
+  }
 
   /** The accumulator of a use, zero before the first gradient. */
   accumulator(use: number): Tensor {
@@ -46,6 +61,7 @@ export class Parameter {
 
   dispose(): void {
     this.zeroGrad();
+    this.rounded?.dispose();
     this.value.dispose();
   }
 }

@@ -1,10 +1,11 @@
 import { defaultDevice, type Device, type Placed } from "../device/device.js";
 import { rangeError, typeError } from "../device/errors.js";
 import { BYTES, type Dtype } from "../device/ops.js";
+import { toHalf } from "./half.js";
 
-/** The numbers of a tensor; those of a Uint16Array are bf16, by their bits. */
+/** The numbers of a tensor; those of a Uint16Array are bf16, or f16 where that is said, by their bits. */
 export type Data = Float32Array | Float64Array | Int32Array | Uint16Array;
-export const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, bf16: Uint16Array } as const;
+export const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, bf16: Uint16Array, f16: Uint16Array } as const;
 
 /** Memory on a device, shared by the tensors that view it. */
 class Storage {
@@ -36,7 +37,7 @@ export function withOwner<T>(owner: Owner, f: () => T): T {
   }
 }
 
-/** f32, f64, int32 or bf16 numbers on a device, row-major. */
+/** f32, f64, int32, bf16 or f16 numbers on a device, row-major. */
 export class Tensor implements Placed {
   readonly layout: Placed["layout"];
   readonly stride: number;
@@ -62,16 +63,17 @@ export class Tensor implements Placed {
   /** Uninitialised memory. */
   static empty(shape: readonly number[], dtype: Dtype = "f32", on: Device = defaultDevice(), packedSize?: number): Tensor {
     const bytes = (packedSize ?? sizeOf(shape)) * BYTES[dtype];
-    return new Tensor(new Storage(on, on.allocate(Math.max(bytes, 64))), shape, dtype);
+    return new Tensor(new Storage(on, on.allocate(Math.max(4 * Math.ceil(bytes / 4), 64))), shape, dtype);
   }
 
-  /** A copy of `data` on the device; the dtype is that of the array. */
-  static from(data: Data | readonly number[], shape?: readonly number[], on: Device = defaultDevice()): Tensor {
-    const array = Array.isArray(data) ? Float32Array.from(data) : (data as Data);
+  /** A copy of `data` on the device; the dtype is that of the array. With `f16`, a Uint16Array holds its bits, and other numbers are rounded to it. */
+  static from(data: Data | readonly number[], shape?: readonly number[], on: Device = defaultDevice(), dtype?: "f16"): Tensor {
+    const given = Array.isArray(data) ? Float32Array.from(data) : (data as Data);
+    const array = dtype && dtypeOf(given) !== "bf16" ? toHalf(given) : given;
     const wanted = shape ?? [array.length];
     if (sizeOf(wanted) !== array.length) throw rangeError("SHAPE", `shape is [${wanted}], which holds ${sizeOf(wanted)} numbers; data has ${array.length}`);
-    const tensor = Tensor.empty(wanted, dtypeOf(array), on);
-    if (array.length) on.write(tensor.address, array);
+    const tensor = Tensor.empty(wanted, dtype ?? dtypeOf(array), on);
+    if (array.length) on.write(tensor.address, wholeWords(array));
     return tensor;
   }
 
@@ -125,7 +127,7 @@ export class Tensor implements Placed {
 
   /** Overwrites the numbers, in the order of the queue. */
   write(data: Data): void {
-    if (data.length !== this.size || dtypeOf(data) !== this.dtype)
+    if (data.length !== this.size || ARRAYS[dtypeOf(data)] !== ARRAYS[this.dtype])
       throw rangeError("SHAPE", `data has ${data.length} ${dtypeOf(data)}, the tensor ${this.size} ${this.dtype}`);
     if (data.length) this.device.write(this.address, data);
   }
@@ -139,6 +141,14 @@ export class Tensor implements Placed {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+// Devices may write no less than 4 bytes; memory is allocated so.
+function wholeWords(data: Data): Data {
+  if (data.byteLength % 4 === 0) return data;
+  const padded = new Uint16Array(data.length + 1);
+  padded.set(data);
+  return padded;
 }
 
 export function sizeOf(shape: readonly number[]): number {

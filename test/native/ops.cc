@@ -37,7 +37,7 @@ struct Call {
   }
 };
 
-int64_t bytes_of(int32_t dtype) { return dtype == RLHF_F64 ? 8 : 4; }
+int64_t bytes_of(int32_t dtype) { return dtype == RLHF_F64 ? 8 : dtype == RLHF_BF16 ? 2 : 4; }
 
 // Sizes of the letters, with what the ops demand of each other.
 struct Sizes {
@@ -114,6 +114,7 @@ Call make(const Op& op, check::Random& random) {
     std::vector<int64_t> dims = sizes.dims(argument.dims);
     rlhf_tensor& t = memory.tensor;
     t.dtype = type == "F64" ? RLHF_F64 : type == "I32" ? RLHF_I32 : RLHF_F32;
+    if ((type == "EITHER" || type == "WEIGHT") && random.below(2)) t.dtype = RLHF_BF16;
     t.rank = int32_t(dims.size());
     int64_t size = 1, inner = 1;
     for (size_t d = 0; d < dims.size(); d++) {
@@ -130,6 +131,9 @@ Call make(const Op& op, check::Random& random) {
       } else if (t.dtype == RLHF_F64) {
         double x = std::abs(random.normal());
         std::memcpy(memory.bytes.data() + 8 * k, &x, 8);
+      } else if (t.dtype == RLHF_BF16) {
+        float x = float(random.normal());
+        std::memcpy(memory.bytes.data() + 2 * k, reinterpret_cast<char*>(&x) + 2, 2);
       } else {
         int32_t x = int32_t(random.below(3));
         if (argument.kind == Kind::ids) x = int32_t(random.below(std::max<int64_t>(1, sizes.letter(argument.limit))));

@@ -16,6 +16,12 @@ export const add = two("add", (a, b) => a + b);
 export const sub = two("sub", (a, b) => a - b);
 export const mul = two("mul", (a, b) => a * b);
 
+// What it does to each number is test/half.test.ts's.
+export const cast = truth({
+  op: "cast",
+  reference: ({ x }: Widened) => ({ y: x as Float64Array }),
+  draw: (random) => sizes.map((shape): Case => ({ x: normal(random, shape) })),
+});
 export const scale = truth({
   op: "scale",
   reference: ({ x, factor, shift }: Widened, f) => ({ y: Array.from(x as number[], (v) => f(f(v * f(factor)) + f(shift))) }),

@@ -74,7 +74,11 @@ export const linear = truth({
     { x: normal(random, [5, 40], 1e-22), weight: normal(random, [9, 40], 1e-22) },
   ],
   gradient: { wrt: ["x", "weight", "bias"], outputs: ["y"], call: ({ x, weight, bias }) => ({ y: ops.linear(x, weight, bias) }) },
-  bench: [...bench(models, drawn), ...bench(few, drawn).map((one) => ({ ...one, shape: `${one.shape}, packed`, packed: true }))],
+  bench: [
+    ...bench(models, drawn),
+    ...bench(few, drawn).map((one) => ({ ...one, shape: `${one.shape}, packed`, packed: "f32" as const })),
+    ...bench(few, drawn).map((one) => ({ ...one, shape: `${one.shape}, packed in bf16`, packed: "bf16" as const })),
+  ],
   cost({ x, weight }) {
     const [[N, I], [O]] = [x, weight].map((one) => (one as Numbers).shape);
     return { flops: 2 * N * O * I, read: 4 * (N * I + O * I), write: 4 * N * O };

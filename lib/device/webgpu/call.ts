@@ -62,9 +62,10 @@ export class Call {
   }
   /** Rows [begin, end) of a tensor. */
   rows(name: string, begin: number, end: number): Region {
-    const { stride } = this.tensor(name);
+    const { stride, dtype } = this.tensor(name);
     const { buffer, offset, bytes } = this.region(name);
-    return { buffer, offset: offset + begin * stride * 4, bytes: Math.min(bytes - begin * stride * 4, (end - begin) * stride * 4) };
+    const row = stride * BYTES[dtype];
+    return { buffer, offset: offset + begin * row, bytes: Math.min(bytes - begin * row, (end - begin) * row) };
   }
 
   /** Memory until the end of the call. */

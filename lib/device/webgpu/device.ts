@@ -1,11 +1,11 @@
 import type { Device, Placed } from "../device.js";
 import { rangeError, typeError, type CodedError } from "../errors.js";
-import type { Dtype, OpSpec } from "../ops.js";
+import type { Argument, Dtype, OpSpec } from "../ops.js";
 import { Call } from "./call.js";
 import { narrowed, widened } from "./double.js";
 import { Faults } from "./faults.js";
 import { Memory } from "./memory.js";
-import { ops } from "./ops/index.js";
+import { dtypes, halves, ops } from "./ops/index.js";
 import { Queue } from "./queue.js";
 
 export interface WebGpuOptions {
@@ -60,8 +60,11 @@ export class WebGpuDevice implements Device {
     });
   }
 
-  has(op: string, dtype = "f32"): boolean {
-    return op in ops && dtype === "f32";
+  has(op: string, dtype: Dtype = "f32"): boolean {
+    return dtypes(op).includes(dtype);
+  }
+  half(op: string, { name }: Argument): Dtype | undefined {
+    return halves[op] === name ? "f16" : undefined;
   }
 
   allocate(bytes: number): number {
@@ -75,12 +78,15 @@ export class WebGpuDevice implements Device {
     this.alive();
     const view = data instanceof Float64Array || data.constructor.name === "Float64Array" ? narrowed(data as Float64Array) : data;
     const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+    if (address % 4 !== 0 || bytes.length % 4 !== 0)
+      throw typeError("ARGUMENT", `write: ${bytes.length} bytes from byte ${address % 4} of a word, wanted whole words of 4`);
     this.queue.write(this.memoryOf.at(address, bytes.length), bytes);
   }
 
   async read(address: number, bytes: number, dtype?: Dtype): Promise<ArrayBuffer> {
     this.alive();
-    const regions = [this.faults.region, ...(bytes > 0 ? [this.memoryOf.at(address, bytes)] : [])];
+    const within = address % 4; // of a row of f16
+    const regions = [this.faults.region, ...(bytes > 0 ? [this.memoryOf.at(address - within, 4 * Math.ceil((within + bytes) / 4))] : [])];
     const length = this.faults.region.bytes;
     let result: ArrayBuffer | undefined;
     let refused: Error | undefined;
@@ -94,7 +100,7 @@ export class WebGpuDevice implements Device {
     const failure = this.failure ?? (result && this.faults.taken(new Uint32Array(result, 0, length / 4), this.called));
     this.failure = undefined;
     if (failure ?? !result) throw failure ?? rangeError("DEVICE", `webgpu: reading failed: ${refused?.message}`);
-    const data = result.slice(length);
+    const data = result.slice(length + within, length + within + bytes);
     return dtype === "f64" ? (widened(data).buffer as ArrayBuffer) : data;
   }
 

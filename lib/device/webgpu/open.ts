@@ -12,7 +12,7 @@ export interface OpenOptions {
   closed?(device: Device): void;
 }
 
-const FEATURES = ["subgroups", "timestamp-query"];
+const FEATURES = ["subgroups", "timestamp-query", "shader-f16"];
 const LIMITS = ["maxBufferSize", "maxStorageBufferBindingSize"] as const;
 
 let gpu: GPU | undefined; // lives as long as the process: adapters and devices hang on it

@@ -12,13 +12,17 @@ export interface Kernel {
 export class Pipelines {
   private readonly made = new Map<string, GPUComputePipeline>();
   private readonly modules = new Map<string, GPUShaderModule>();
-  private readonly subgroups: boolean;
+  private readonly better: Record<string, string>; // files that the adapter's features replace
 
   constructor(
     private readonly gpu: GPUDevice,
     private readonly source: (file: string) => string,
   ) {
-    this.subgroups = gpu.features.has("subgroups");
+    const { features } = gpu;
+    this.better = {
+      ...(features.has("subgroups") && { reduce: "reduce_subgroups" }),
+      ...(features.has("shader-f16") && { operand_half: "operand_f16" }),
+    };
   }
 
   get({ files, entry, overrides = {}, sizes = {} }: Kernel): GPUComputePipeline {
@@ -36,8 +40,8 @@ export class Pipelines {
     const key = JSON.stringify([files, sizes]);
     let module = this.modules.get(key);
     if (!module) {
-      const named = files.map((file) => (file === "reduce" && this.subgroups ? "reduce_subgroups" : file));
-      const enabled = named.includes("reduce_subgroups") ? "enable subgroups;\n" : "";
+      const named = files.map((file) => this.better[file] ?? file);
+      const enabled = (named.includes("reduce_subgroups") ? "enable subgroups;\n" : "") + (named.includes("operand_f16") ? "enable f16;\n" : "");
       const constants = Object.entries(sizes).map(([name, size]) => `const ${name} = ${size}u;\n`);
       module = this.gpu.createShaderModule({ label: files.at(-1), code: enabled + constants.join("") + named.map((file) => this.source(file)).join("\n") });
       this.modules.set(key, module);

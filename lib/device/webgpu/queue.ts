@@ -12,9 +12,11 @@ export const pair = (value: number): Scalar[] => [f32(value), f32(value - Math.f
 export interface Binding {
   region: Region;
   write: boolean;
+  /** Of its elements. */
+  bytes: number;
 }
-export const read = (region: Region): Binding => ({ region, write: false });
-export const write = (region: Region): Binding => ({ region, write: true });
+export const read = (region: Region, bytes = 4): Binding => ({ region, write: false, bytes });
+export const write = (region: Region): Binding => ({ region, write: true, bytes: 4 });
 
 const ALIGNMENT = 256; // of bindings; WebGPU promises no less
 const STAGED = 1 << 18; // bytes of parameters and small uploads per batch
@@ -74,8 +76,8 @@ export class Queue {
       let region = binding?.region ?? this.nothing[Number(number)];
       if (binding && !binding.write && written.has(region.buffer)) region = this.copied(region, borrowed); // read and written at once is not allowed
       const floor = region.offset - (region.offset % ALIGNMENT);
-      offsets[Number(number)] = (region.offset - floor) / 4;
-      const size = Math.max(4, region.offset - floor + region.bytes);
+      offsets[Number(number)] = (region.offset - floor) / (binding?.bytes ?? 4);
+      const size = Math.max(4, 4 * Math.ceil((region.offset - floor + region.bytes) / 4));
       entries.push({ binding: Number(number), resource: { buffer: region.buffer, offset: floor, size } });
     }
     const at = this.parameters(offsets, scalars);

@@ -1,5 +1,10 @@
 import { run, type Input } from "../op.js";
-import type { Tensor } from "../tensor.js";
+import { Tensor } from "../tensor.js";
+
+/** x in another dtype, f32 or bf16 (to nearest, ties to even; a NaN stays one). No gradient flows through it. */
+export function cast(x: Tensor, dtype: "f32" | "bf16"): Tensor {
+  return run("cast", { x, y: Tensor.empty(x.shape, dtype, x.device) }).y;
+}
 
 /** a + b, f32 of one shape. */
 export function add(a: Input, b: Input): Tensor {

@@ -1,7 +1,7 @@
 export { gelu, swiglu } from "./activation.js";
 export { gae, gaePadded, sequenceSum, tokenRewards, whiten } from "./advantage.js";
 export { attention } from "./attention.js";
-export { add, clamp, mul, scale, sub, sum } from "./elementwise.js";
+export { add, cast, clamp, mul, scale, sub, sum } from "./elementwise.js";
 export { embedding } from "./embedding.js";
 export { linear, pack } from "./linear.js";
 export { linearLogprob, logprob, type Logprobs } from "./logprob.js";

@@ -5,7 +5,7 @@ import { Tensor } from "../tensor.js";
  * y = x W^T + b.
  *
  * @param x      f32 [N, I]
- * @param weight f32 [O, I], row-major or packed
+ * @param weight f32 [O, I], row-major or packed; on a CPU it may be bf16, which is widened: the result is that of the widened weight
  * @param bias   f32 [O], added after the sum
  * @returns f32 [N, O]
  * @throws RangeError `SHAPE`, TypeError `DTYPE`
@@ -21,11 +21,12 @@ export function linear(x: Input, weight: Input, bias?: Input): Tensor {
 /**
  * The panels that the matrix kernels read, for a weight that many calls share.
  *
- * @param weight f32 [O, I]
+ * @param weight f32 or bf16 [O, I]
+ * @param dtype  of the panels: bf16 is half the bytes, rounded to nearest
  * @returns the same matrix under the layout tag `panels`; `linear` takes it in place of the weight
  */
-export function pack(weight: Tensor): Tensor {
-  const packed = Tensor.empty([packedSize(weight.shape, false)], "f32", weight.device);
+export function pack(weight: Tensor, dtype = weight.dtype): Tensor {
+  const packed = Tensor.empty([packedSize(weight.shape, false)], dtype, weight.device);
   run("pack", { weight, transposed: 0, packed });
   const tagged = packed.withLayout("panels", weight.shape);
   packed.dispose();

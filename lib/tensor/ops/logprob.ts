@@ -31,7 +31,7 @@ export function logprob(logits: Input, y: Input, { temperature = 1 } = {}): Logp
  * pass, which recomputes them from lse.
  *
  * @param h      f32 [N, C], hidden state
- * @param weight f32 [V, C], head
+ * @param weight f32 [V, C], head; on a CPU it may be bf16
  * @param rows   int32 [M]: pair m is (h[rows[m]], y[m])
  * @param y      int32 [M], each in [0, V)
  * @param temperature divides the logits, above 0

@@ -4,7 +4,18 @@ import { f32, read, u32, write, type Binding } from "../queue.js";
 import { PolicyLoss } from "./losses.js";
 import type { Run } from "./index.js";
 
-const files = ["math", "reduce", "logprob"];
+/** The files of a kernel one of whose operands may be f16. */
+const files = (operand: Factor, ...others: string[]) => [...others.slice(0, -1), operand.half ? "operand_half" : "operand", ...others.slice(-1)];
+const operand = ({ region, half }: Factor): Binding => read(region, half ? 2 : 4);
+/** Rows of a tensor that may be f16. */
+interface Factor {
+  region: Region;
+  half?: boolean;
+}
+const rowsOf = (call: Call, name: string, begin: number, end: number): Factor => ({
+  region: call.rows(name, begin, end),
+  half: call.tensor(name).dtype === "f16",
+});
 
 /** A slice of rows of logits: what the kernels of logprob.wgsl are told. */
 interface Slice {
@@ -29,9 +40,9 @@ interface Results {
 }
 const written = (call: Call): Results => ({ logp: call.out("logp")!, lse: call.out("lse")!, entropy: call.out("entropy")! });
 
-function rowStats(call: Call, logits: Region, state: Region, { logp, lse, entropy }: Results, slice: Slice): void {
-  const bound = { 0: read(logits), 1: call.in("y"), 2: write(state), 3: logp, 4: lse, 5: entropy };
-  call.queue.dispatch({ files, entry: "row_stats" }, bound, scalars(call, slice), grid(slice.rows, 1));
+function rowStats(call: Call, logits: Factor, state: Region, { logp, lse, entropy }: Results, slice: Slice): void {
+  const bound = { 0: operand(logits), 1: call.in("y"), 2: write(state), 3: logp, 4: lse, 5: entropy };
+  call.queue.dispatch({ files: files(logits, "math", "reduce", "logprob"), entry: "row_stats" }, bound, scalars(call, slice), grid(slice.rows, 1));
 }
 
 /** What a token's gradient is made from: [M] each. */
@@ -50,11 +61,16 @@ const given = (call: Call): Gradients => ({
   dentropy: call.has("dentropy") ? call.region("dentropy") : undefined,
 });
 
-function logitsGrad(call: Call, logits: Region | undefined, dlogits: Region, of: Gradients, slice: Slice): void {
+function logitsGrad(call: Call, logits: Factor | undefined, dlogits: Region, of: Gradients, slice: Slice): void {
   const rest = { 3: read(of.logp), 4: read(of.lse), 5: read(of.entropy), 6: read(of.dlogp), 7: of.dentropy && read(of.dentropy) };
-  const bound = { ...(logits && { 0: read(logits) }), 1: call.in("y"), 2: write(dlogits), ...rest };
+  const bound = { ...(logits && { 0: operand(logits) }), 1: call.in("y"), 2: write(dlogits), ...rest };
   const entry = logits ? "logits_grad" : "logits_grad_in_place";
-  call.queue.dispatch({ files, entry }, bound, scalars(call, slice, of.dentropy !== undefined), [Math.ceil(slice.columns / 256), slice.rows]);
+  call.queue.dispatch(
+    { files: files(logits ?? { region: dlogits }, "math", "reduce", "logprob"), entry },
+    bound,
+    scalars(call, slice, of.dentropy !== undefined),
+    [Math.ceil(slice.columns / 256), slice.rows],
+  );
 }
 
 /** Ranges of the rows of logits [M, V] that a binding holds. */
@@ -66,17 +82,16 @@ function* rowRanges(call: Call, ...names: string[]): Generator<[number, number]>
   for (let begin = 0; begin < M; begin += rows) yield [begin, Math.min(M, begin + rows)];
 }
 
-interface Factor {
-  region: Region;
+interface Matrix extends Factor {
   row: number;
   step: number;
 }
-/** c [M, N] = a b^T, or c + a b^T. */
-function gemm(call: Call, M: number, N: number, K: number, a: Factor, b: Factor, c: Region, row: number, add: boolean): void {
+/** c [M, N] = a b^T, or c + a b^T; b may be f16. */
+function gemm(call: Call, M: number, N: number, K: number, a: Matrix, b: Matrix, c: Region, row: number, add: boolean): void {
   const overrides = { A_STEPS: Number(a.step === 1), B_STEPS: Number(b.step === 1), ADD: Number(add) };
   const numbers = [M, N, K, a.row, a.step, b.row, b.step, row].map(u32);
   const tiles = [Math.ceil(N / 64), Math.ceil(M / 64)] as const;
-  call.queue.dispatch({ files: ["gemm"], entry: "gemm", overrides }, { 0: read(a.region), 1: read(b.region), 2: write(c) }, numbers, tiles);
+  call.queue.dispatch({ files: files(b, "gemm"), entry: "gemm", overrides }, { 0: operand(b), 1: read(a.region), 2: write(c) }, numbers, tiles);
 }
 
 /**
@@ -119,13 +134,13 @@ class Head {
   }
 
   logits(to: Region, [begin, end]: [number, number], [first, last]: [number, number]): void {
-    const weight = { region: this.call.rows("weight", first, last), row: this.C, step: 1 };
+    const weight = { ...rowsOf(this.call, "weight", first, last), row: this.C, step: 1 };
     gemm(this.call, end - begin, last - first, this.C, { region: this.gathered, row: this.C, step: 1 }, weight, to, last - first, false);
   }
   stats(logits: Region, results: Results, [begin, end]: [number, number], [first, last]: [number, number]): void {
     const columns = last - first;
     const slice = { rows: end - begin, columns, row: columns, first, begin, opening: first === 0, closing: last === this.V };
-    rowStats(this.call, logits, this.state, results, slice);
+    rowStats(this.call, { region: logits }, this.state, results, slice);
   }
   /** From a slice of logits to their gradient, in place, and on to the head's and to that of the block's hidden states. */
   gradient(logits: Region, of: Gradients, [begin, end]: [number, number], [first, last]: [number, number]): void {
@@ -134,7 +149,7 @@ class Head {
     logitsGrad(call, undefined, logits, of, { rows, columns, row: columns, first, begin });
     if (call.has("dh")) {
       this.made ??= { dh: call.scratch(4 * this.block * C), links: call.scratch(4 * this.block) };
-      const weight = { region: call.rows("weight", first, last), row: 1, step: C };
+      const weight = { ...rowsOf(call, "weight", first, last), row: 1, step: C };
       gemm(call, rows, C, columns, { region: logits, row: columns, step: 1 }, weight, this.made.dh, C, first > 0);
     }
     if (call.has("dweight")) {
@@ -178,14 +193,14 @@ export const logprob: Record<string, Run> = {
     const row = call.tensor("logits").stride;
     const state = call.scratch(32);
     for (const [begin, end] of rowRanges(call, "logits"))
-      rowStats(call, call.rows("logits", begin, end), state, written(call), { rows: end - begin, columns, row, begin });
+      rowStats(call, rowsOf(call, "logits", begin, end), state, written(call), { rows: end - begin, columns, row, begin });
   },
   logprobGrad(call) {
     const columns = call.shape("logits")[1];
     const [row, dlogitsRow] = [call.tensor("logits").stride, call.tensor("dlogits").stride];
     for (const [begin, end] of rowRanges(call, "logits", "dlogits")) {
       const slice = { rows: end - begin, columns, row, dlogitsRow, begin };
-      logitsGrad(call, call.rows("logits", begin, end), call.rows("dlogits", begin, end), given(call), slice);
+      logitsGrad(call, rowsOf(call, "logits", begin, end), call.rows("dlogits", begin, end), given(call), slice);
     }
   },
   linearLogprob(call) {
