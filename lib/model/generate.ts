@@ -44,6 +44,7 @@ export interface Completion extends Request {
 
 interface Running {
   request: Request;
+  prompt: ArrayLike<number>; // one object for all requests of the same prompt
   place: number; // in the results
   slot: number;
   tokens: number[];
@@ -74,6 +75,11 @@ export async function generate(
   const longest = Math.max(...requests.map(({ prompt }) => prompt.length)) + options.maxTokens;
   const cache = new Cache(model, slots, Math.ceil(longest / TILE) * TILE);
   const stop = new Set(options.stop);
+  const prompts = new Map<string, ArrayLike<number>>();
+  const intern = (prompt: ArrayLike<number>) => {
+    const key = Array.from(prompt).join();
+    return prompts.get(key) ?? prompts.set(key, prompt).get(key)!;
+  };
   const free = Array.from({ length: slots }, (_, slot) => slots - 1 - slot);
   let next = 0;
   let running: Running[] = [];
@@ -107,8 +113,21 @@ export async function generate(
         if (running.length > 0) running = await take(running, cache.decode(running));
         const entering: Running[] = [];
         for (; free.length > 0 && next < requests.length; next++)
-          entering.push({ request: requests[next], place: next, slot: free.pop()!, tokens: [], logp: [], truncatedLogp: [] });
-        if (entering.length > 0) running.push(...(await take(entering, cache.prefill(entering))));
+          entering.push({
+            request: requests[next],
+            prompt: intern(requests[next].prompt),
+            place: next,
+            slot: free.pop()!,
+            tokens: [],
+            logp: [],
+            truncatedLogp: [],
+          });
+        const held = new Map(running.map(({ prompt, slot }) => [prompt, slot]));
+        const joining = entering.filter(({ prompt }) => held.has(prompt));
+        const fresh = entering.filter(({ prompt }) => !held.has(prompt));
+        cache.copy(joining.map(({ prompt, slot }) => ({ from: held.get(prompt)!, to: slot }))); // their first step is that of the prompt's last token
+        running.push(...joining);
+        if (fresh.length > 0) running.push(...(await take(fresh, cache.prefill(fresh))));
       }
     });
   } finally {
@@ -148,42 +167,51 @@ class Cache {
   /** Runs the prompts, each different one once, and returns the logits after them. */
   prefill(entering: readonly Running[]): Tensor {
     const owners = new Map<ArrayLike<number>, Running>(); // the sequence that runs the prompt for all that share it
-    for (const one of entering) if (!owners.has(one.request.prompt)) owners.set(one.request.prompt, one);
+    for (const one of entering) if (!owners.has(one.prompt)) owners.set(one.prompt, one);
     const distinct = [...owners.values()];
-    const batch = pack(distinct.map(({ request }) => request.prompt));
+    const batch = pack(distinct.map(({ prompt }) => prompt));
     const slots = Int32Array.from(batch.positions, (_, i) => i);
     distinct.forEach(({ slot }, b) => slots.fill(slot, batch.cuSeqlens[b], batch.cuSeqlens[b + 1]));
-    const last = new Map(distinct.map(({ request }, b) => [request.prompt, batch.cuSeqlens[b + 1] - 1]));
-    const rows = Int32Array.from(entering, ({ request }) => last.get(request.prompt)!);
-    const copies = entering.filter((one) => owners.get(one.request.prompt) !== one);
+    const last = new Map(distinct.map(({ prompt }, b) => [prompt, batch.cuSeqlens[b + 1] - 1]));
+    const rows = Int32Array.from(entering, ({ prompt }) => last.get(prompt)!);
+    const copies = entering.filter((one) => owners.get(one.prompt) !== one);
     return scope(() => {
       const scale = 1 / Math.sqrt(this.model.config.headSize);
-      const hidden = this.model.hidden(batch, (layer, q, k, v) => {
-        this.write(layer, k, v, slots, batch);
-        return ops.attention(q, k, v, batch.cuSeqlens, { scale });
+      const hidden = this.model.hidden(batch, {
+        attend: (layer, q, k, v) => {
+          this.write(layer, k, v, slots, batch);
+          return ops.attention(q, k, v, batch.cuSeqlens, { scale });
+        },
       });
-      const from = Int32Array.from(copies, ({ request }) => owners.get(request.prompt)!.slot);
-      const to = Int32Array.from(copies, ({ slot }) => slot);
-      for (let layer = 0; copies.length > 0 && layer < this.keys.length; layer++)
-        run("kvCopy", { from, to, kCache: this.keys[layer], vCache: this.values[layer] });
+      this.copy(copies.map(({ prompt, slot }) => ({ from: owners.get(prompt)!.slot, to: slot })));
       return this.model.logits(ops.embedding(rows, hidden));
     });
+  }
+
+  /** Slots take over what others hold. */
+  copy(pairs: readonly { from: number; to: number }[]): void {
+    if (pairs.length === 0) return;
+    const from = Int32Array.from(pairs, (pair) => pair.from);
+    const to = Int32Array.from(pairs, (pair) => pair.to);
+    for (const [layer, kCache] of this.keys.entries()) run("kvCopy", { from, to, kCache, vCache: this.values[layer] });
   }
 
   /** One more token of each sequence: its logits. */
   decode(running: readonly Running[]): Tensor {
     const batch = {
-      ids: Int32Array.from(running, ({ tokens }) => tokens.at(-1)!),
+      ids: Int32Array.from(running, ({ prompt, tokens }) => tokens.at(-1) ?? prompt[prompt.length - 1]),
       cuSeqlens: Int32Array.from({ length: running.length + 1 }, (_, i) => i),
-      positions: Int32Array.from(running, ({ request, tokens }) => request.prompt.length + tokens.length - 1),
+      positions: Int32Array.from(running, ({ prompt, tokens }) => prompt.length + tokens.length - 1),
     };
     const slots = Int32Array.from(running, ({ slot }) => slot);
     const lengths = batch.positions.map((position) => position + 1);
     return scope(() => {
       const scale = 1 / Math.sqrt(this.model.config.headSize);
-      const hidden = this.model.hidden(batch, (layer, q, k, v) => {
-        this.write(layer, k, v, slots, batch);
-        return run("attentionDecode", { q, kCache: this.keys[layer], vCache: this.values[layer], slots, lengths, scale }).o;
+      const hidden = this.model.hidden(batch, {
+        attend: (layer, q, k, v) => {
+          this.write(layer, k, v, slots, batch);
+          return run("attentionDecode", { q, kCache: this.keys[layer], vCache: this.values[layer], slots, lengths, scale }).o;
+        },
       });
       return this.model.logits(hidden);
     });

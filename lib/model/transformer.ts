@@ -3,7 +3,7 @@ import { rangeError } from "../device/errors.js";
 import { math } from "../device/native.js";
 import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
-import { activeTape, Parameter } from "../tensor/tape.js";
+import { activeTape, Parameter, recomputed } from "../tensor/tape.js";
 import { Tensor } from "../tensor/tensor.js";
 import type { ModelConfig } from "./config.js";
 
@@ -13,12 +13,18 @@ export interface Packed {
   ids: Int32Array | Tensor;
   /** int32 [B+1] */
   cuSeqlens: Int32Array;
-  /** int32 [N]: the place of each token in its sequence */
+  /** int32 [B]: the earlier sequence that this one continues, -1 for none */
+  prefix?: Int32Array;
+  /** int32 [N]: the place of each token in its sequence; in one that continues another, they go on */
   positions: Int32Array;
 }
 
-/** Packs sequences of token ids. @throws RangeError `EMPTY` for a sequence without a token */
-export function pack(sequences: readonly ArrayLike<number>[]): Packed & { ids: Int32Array } {
+/**
+ * Packs sequences of token ids.
+ * @param prefix for each, the earlier sequence that it continues, -1 for none
+ * @throws RangeError `EMPTY` for a sequence without a token, `PREFIX` for a prefix that is not earlier
+ */
+export function pack(sequences: readonly ArrayLike<number>[], prefix?: readonly number[]): Packed & { ids: Int32Array } {
   const cuSeqlens = new Int32Array(sequences.length + 1);
   sequences.forEach((sequence, b) => {
     if (sequence.length === 0) throw rangeError("EMPTY", `sequence ${b} has no tokens, wanted at least one`);
@@ -26,11 +32,16 @@ export function pack(sequences: readonly ArrayLike<number>[]): Packed & { ids: I
   });
   const ids = new Int32Array(cuSeqlens[sequences.length]);
   const positions = new Int32Array(ids.length);
+  const ends = new Int32Array(sequences.length); // the position after each sequence
   sequences.forEach((sequence, b) => {
+    const before = prefix ? prefix[b] : -1;
+    if (!(before >= -1 && before < b)) throw rangeError("PREFIX", `prefix[${b}] is ${before}, wanted an earlier sequence or -1`);
+    const base = before < 0 ? 0 : ends[before];
+    ends[b] = base + sequence.length;
     ids.set(sequence, cuSeqlens[b]);
-    for (let i = 0; i < sequence.length; i++) positions[cuSeqlens[b] + i] = i;
+    for (let i = 0; i < sequence.length; i++) positions[cuSeqlens[b] + i] = base + i;
   });
-  return { ids, cuSeqlens, positions };
+  return { ids, cuSeqlens, prefix: prefix && Int32Array.from(prefix), positions };
 }
 
 /** How queries meet keys and values in a layer: all at once, or against a cache. */
@@ -172,15 +183,17 @@ export class Transformer {
 
   /**
    * The hidden state before the head, f32 [N, C].
-   * @param attend causal attention within each sequence, unless a cache says otherwise
+   * @param options `attend`: causal attention within each sequence and what it continues, unless a cache says otherwise;
+   *   `recompute`: of each layer, the tape keeps the input alone, and backward runs the layer again. Memory for speed, no bit changes.
    */
-  hidden({ ids, cuSeqlens, positions }: Packed, attend?: Attend): Tensor {
+  hidden({ ids, cuSeqlens, prefix, positions }: Packed, { attend, recompute = false }: { attend?: Attend; recompute?: boolean } = {}): Tensor {
     const { config } = this;
     const N = positions.length;
     const at = Tensor.from(positions, [N], this.device);
     const offsets = Tensor.from(cuSeqlens, [cuSeqlens.length], this.device);
     const scale = 1 / Math.sqrt(config.headSize);
-    attend ??= (_, q, k, v) => ops.attention(q, k, v, offsets, { scale });
+    const before = prefix && Tensor.from(prefix, [prefix.length], this.device);
+    attend ??= (_, q, k, v) => ops.attention(q, k, v, offsets, { prefix: before, scale });
     const heads = (x: Tensor, count: number) => ops.reshape(x, [N, count, config.headSize]);
     const rotated = (x: Tensor) => (this.inverseFrequency ? ops.rope(x, at, this.inverseFrequency) : x);
 
@@ -188,13 +201,16 @@ export class Transformer {
     if (config.positions === "learned") x = ops.add(x, ops.embedding(at, this.parameter("positions")));
     for (let i = 0; i < config.layers; i++) {
       const layer = `layers.${i}`;
-      const a = this.normed(x, `${layer}.attentionNorm`);
-      const q = rotated(heads(this.linear(a, `${layer}.q`), config.heads));
-      const k = rotated(heads(this.linear(a, `${layer}.k`), config.kvHeads));
-      const v = heads(this.linear(a, `${layer}.v`), config.kvHeads);
-      const o = ops.reshape(attend(i, q, k, v), [N, config.heads * config.headSize]);
-      x = ops.add(x, this.linear(o, `${layer}.o`));
-      x = ops.add(x, this.mlp(this.normed(x, `${layer}.mlpNorm`), layer));
+      const block = (x: Tensor) => {
+        const a = this.normed(x, `${layer}.attentionNorm`);
+        const q = rotated(heads(this.linear(a, `${layer}.q`), config.heads));
+        const k = rotated(heads(this.linear(a, `${layer}.k`), config.kvHeads));
+        const v = heads(this.linear(a, `${layer}.v`), config.kvHeads);
+        const o = ops.reshape(attend(i, q, k, v), [N, config.heads * config.headSize]);
+        const y = ops.add(x, this.linear(o, `${layer}.o`));
+        return ops.add(y, this.mlp(this.normed(y, `${layer}.mlpNorm`), layer));
+      };
+      x = recompute ? recomputed(x, block) : block(x);
     }
     return this.normed(x, "norm");
   }

@@ -2,8 +2,10 @@ import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
 import { scope } from "../tensor/tensor.js";
 import type { Transformer } from "../model/transformer.js";
-import { packEpisodes, packWhole, split, type Episode } from "./episode.js";
+import { packEpisodes, packWhole, promptGroups, split, type Episode } from "./episode.js";
 import { microBatches } from "./update.js";
+
+// Episodes that follow one another with the same prompt share its computation, unless `sharePrompts` is false: no bit changes.
 
 export interface TokenLogps {
   /** Per episode, for each token of its completion. */
@@ -12,9 +14,13 @@ export interface TokenLogps {
 }
 
 /** Log-probs of completions under the model, by the forward pass that training uses. */
-export async function logps(model: Transformer, episodes: readonly Episode[], { microBatch = 64, temperature = 1 } = {}): Promise<TokenLogps> {
+export async function logps(
+  model: Transformer,
+  episodes: readonly Episode[],
+  { microBatch = 64, temperature = 1, sharePrompts = true } = {},
+): Promise<TokenLogps> {
   const result: TokenLogps = { logp: [], entropy: [] };
-  for (const part of microBatches(episodes, microBatch)) {
+  for (const part of microBatches(promptGroups(episodes, sharePrompts), microBatch)) {
     const batch = packEpisodes(part);
     const { logp, entropy } = scope(() => {
       const { logp, entropy } = ops.linearLogprob(model.hidden(batch), model.head, batch.rows, batch.y, { temperature });
@@ -29,22 +35,22 @@ export async function logps(model: Transformer, episodes: readonly Episode[], { 
 }
 
 /** The score of whole episodes: one number each. */
-export async function scores(model: Transformer, episodes: readonly Episode[], { microBatch = 64 } = {}): Promise<Float32Array> {
+export async function scores(model: Transformer, episodes: readonly Episode[], { microBatch = 64, sharePrompts = true } = {}): Promise<Float32Array> {
   const all = new Float32Array(episodes.length);
   let at = 0;
-  for (const part of microBatches(episodes, microBatch)) {
+  for (const part of microBatches(promptGroups(episodes, sharePrompts), microBatch)) {
     const batch = packWhole(part);
     using value = scope(() => model.score(model.hidden(batch), batch.rows));
     all.set(await value.read(), at);
-    at += part.length;
+    at += batch.rows.length;
   }
   return all;
 }
 
 /** The value before each token of the completions. */
-export async function values(model: Transformer, episodes: readonly Episode[], { microBatch = 64 } = {}): Promise<Float32Array[]> {
+export async function values(model: Transformer, episodes: readonly Episode[], { microBatch = 64, sharePrompts = true } = {}): Promise<Float32Array[]> {
   const all: Float32Array[] = [];
-  for (const part of microBatches(episodes, microBatch)) {
+  for (const part of microBatches(promptGroups(episodes, sharePrompts), microBatch)) {
     const batch = packEpisodes(part);
     using value = scope(() => model.score(model.hidden(batch), batch.rows));
     all.push(...split((await value.read()) as Float32Array, batch.cuRows));
@@ -57,10 +63,10 @@ export async function fullKl(
   model: Transformer,
   reference: Transformer,
   episodes: readonly Episode[],
-  { microBatch = 16, temperature = 1 } = {},
+  { microBatch = 16, temperature = 1, sharePrompts = true } = {},
 ): Promise<Float32Array[]> {
   const all: Float32Array[] = [];
-  for (const part of microBatches(episodes, microBatch)) {
+  for (const part of microBatches(promptGroups(episodes, sharePrompts), microBatch)) {
     const batch = packEpisodes(part);
     using kl = scope(() => {
       const [logits, refLogits] = [model, reference].map((one) => one.logits(ops.embedding(batch.rows, one.hidden(batch))));

@@ -6,7 +6,7 @@ import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
 import { scope, Tensor } from "../tensor/tensor.js";
 import { klController, type KlController } from "./controller.js";
-import { concat, packEpisodes, split, type Episode } from "./episode.js";
+import { concat, packEpisodes, promptGroups, split, type Episode } from "./episode.js";
 import { logps, scores, values } from "./logp.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
 import { nll, tokensIn } from "./sft.js";
@@ -21,8 +21,12 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   updates: number;
   epochs: number;
   minibatches: number;
-  /** Episodes of a micro-batch. Bounds memory, changes no bit. */
+  /** Episodes of a micro-batch; those of one prompt stay together. Bounds memory, changes no bit. */
   microBatch?: number;
+  /** Backward runs each layer again instead of keeping what it computed. Bounds memory, changes no bit. */
+  recompute?: boolean;
+  /** Completions of one prompt share its computation: on by default. Memory and speed; gradients agree to rounding. */
+  sharePrompts?: boolean;
   valueLearningRate?: number;
   maxTokens: number;
   temperature: number;
@@ -151,13 +155,15 @@ export async function* ppo(
     const score = shapeScores(rawScores, completions, config, state.moments);
     const { rollouts, kl } = await advantages(policy, completions, refLogp, value, score, state.controller.coef, config);
 
+    const groups = promptGroups(rollouts); // a prompt's completions stay in one minibatch
+
     const metrics = { policyLoss: 0, entropy: 0, clipFraction: 0, approxKl: 0, valueLoss: 0, gradientNorm: 0, valueGradientNorm: 0, epochs: 0 };
     for (let epoch = 0; epoch < config.epochs && !(metrics.approxKl > config.targetKl); epoch++) {
       Object.assign(metrics, { policyLoss: 0, entropy: 0, clipFraction: 0, approxKl: 0, valueLoss: 0, epochs: epoch + 1 });
-      const order = new Random(config.seed, SHUFFLE_STREAM, update, epoch).shuffle(rollouts.map((_, i) => i));
-      const size = Math.ceil(rollouts.length / config.minibatches);
+      const order = new Random(config.seed, SHUFFLE_STREAM, update, epoch).shuffle(groups.map((_, i) => i));
+      const size = Math.ceil(groups.length / config.minibatches);
       for (const [m, indices] of microBatches(order, size).entries()) {
-        const minibatch = indices.map((i) => rollouts[i]);
+        const minibatch = indices.map((i) => groups[i]);
         const mix = config.ptxCoef > 0 ? pretraining!(state.policy.steps) : [];
         const stats = await policyStep(policy, minibatch, mix, config, state.policy, learningRate);
         const valueStats = await valueStep(critic, minibatch, config, state.critic, valueLearningRate);
@@ -166,7 +172,7 @@ export async function* ppo(
             "RATIO",
             `ppo: update ${update}: ${stats.moved} of ${stats.tokens} ratios are not 1 before the first step; the sampler and the trainer disagree`,
           );
-        const share = minibatch.length / rollouts.length;
+        const share = minibatch.flat().length / rollouts.length;
         metrics.policyLoss += finite("the policy loss", stats.loss, update + 1) * share;
         metrics.entropy += stats.entropy * share;
         metrics.clipFraction += stats.clipped * share;
@@ -239,27 +245,31 @@ async function advantages(
   return { rollouts, kl };
 }
 
-const denominatorOf = (minibatch: readonly Rollout[], aggregation: Aggregation) => (aggregation === "token-mean" ? tokensIn(minibatch) : minibatch.length);
+const denominatorOf = (rollouts: readonly Rollout[], aggregation: Aggregation) => (aggregation === "token-mean" ? tokensIn(rollouts) : rollouts.length);
+
+/** The units of a minibatch's micro-batches: groups of one prompt, or single rollouts. */
+const unitsOf = (minibatch: readonly Rollout[][], { sharePrompts = true }: PpoConfig) => (sharePrompts ? minibatch : promptGroups(minibatch.flat(), false));
 
 async function policyStep(
   policy: Transformer,
-  minibatch: readonly Rollout[],
+  minibatch: readonly Rollout[][],
   mix: readonly Episode[],
   config: PpoConfig,
   optimizer: AdamW,
   learningRate: number,
 ) {
-  const denominator = denominatorOf(minibatch, config.aggregation);
+  const denominator = denominatorOf(minibatch.flat(), config.aggregation);
   using stats = Tensor.from(new Float64Array(12), [12], policy.device);
-  accumulate(minibatch, config.microBatch, (part) => {
+  accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {
     const batch = packEpisodes(part);
+    const rollouts = part.flat();
     return ops.linearPolicyLoss(
-      policy.hidden(batch),
+      policy.hidden(batch, config),
       policy.head,
       batch.rows,
       batch.y,
-      concat(part.map((r) => r.logp)),
-      concat(part.map((r) => r.advantages)),
+      concat(rollouts.map((r) => r.logp)),
+      concat(rollouts.map((r) => r.advantages)),
       {
         ...config,
         cuSeqlens: batch.cuRows,
@@ -270,20 +280,23 @@ async function policyStep(
     ).loss;
   });
   using ptxStats = Tensor.from(new Float64Array(12), [12], policy.device);
-  if (mix.length > 0) accumulate(mix, config.microBatch, (part) => nll(policy, part, tokensIn(mix), ptxStats, config.ptxCoef), 1);
+  const { ptxCoef: scale, recompute } = config;
+  if (mix.length > 0)
+    accumulate(promptGroups(mix, config.sharePrompts), config.microBatch, (part) => nll(policy, part, tokensIn(mix), ptxStats, { scale, recompute }), 1);
   const norm = await optimizer.step(learningRate);
   const [, loss, , entropy, clipped, , , k3, , tokens, moved] = await stats.read();
   return { loss, entropy, clipped, k3, tokens, moved, norm };
 }
 
-async function valueStep(critic: Transformer, minibatch: readonly Rollout[], config: PpoConfig, optimizer: AdamW, learningRate: number) {
-  const denominator = denominatorOf(minibatch, config.aggregation);
+async function valueStep(critic: Transformer, minibatch: readonly Rollout[][], config: PpoConfig, optimizer: AdamW, learningRate: number) {
+  const denominator = denominatorOf(minibatch.flat(), config.aggregation);
   using stats = Tensor.from(new Float64Array(8), [8], critic.device);
-  accumulate(minibatch, config.microBatch, (part) => {
+  accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {
     const batch = packEpisodes(part);
-    const value = critic.score(critic.hidden(batch), batch.rows);
-    return ops.valueLoss(value, concat(part.map((r) => r.returns)), {
-      oldValues: concat(part.map((r) => r.values)),
+    const rollouts = part.flat();
+    const value = critic.score(critic.hidden(batch, config), batch.rows);
+    return ops.valueLoss(value, concat(rollouts.map((r) => r.returns)), {
+      oldValues: concat(rollouts.map((r) => r.values)),
       clipRange: config.valueClip,
       cuSeqlens: batch.cuRows,
       aggregation: config.aggregation,

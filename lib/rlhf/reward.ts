@@ -2,7 +2,7 @@ import { math } from "../device/native.js";
 import type { Transformer } from "../model/transformer.js";
 import * as ops from "../tensor/ops/index.js";
 import { Tensor } from "../tensor/tensor.js";
-import { packWhole, type Episode } from "./episode.js";
+import { packWhole, promptGroups, type Episode } from "./episode.js";
 import { scores } from "./logp.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
 import { accumulate, finite } from "./update.js";
@@ -25,6 +25,10 @@ export interface RewardConfig extends Schedule, AdamWOptions {
   centerCoef?: number;
   /** Comparisons of a micro-batch. Bounds memory, changes no bit. */
   microBatch?: number;
+  /** Backward runs each layer again instead of keeping what it computed. Bounds memory, changes no bit. */
+  recompute?: boolean;
+  /** The completions of a comparison share the computation of their prompt: on by default. Memory and speed; gradients agree to rounding. */
+  sharePrompts?: boolean;
 }
 
 export interface RewardMetrics {
@@ -38,7 +42,7 @@ export interface RewardMetrics {
 }
 
 function loss(model: Transformer, part: readonly Comparison[], denominator: number, config: RewardConfig, stats: Tensor): Tensor {
-  const batch = packWhole(part.flatMap(({ episodes }) => episodes));
+  const batch = packWhole(part.flatMap(({ episodes }) => promptGroups(episodes, config.sharePrompts)));
   let first = 0;
   const pairs = part.flatMap(({ episodes, pairs }) => {
     const start = first;
@@ -46,7 +50,7 @@ function loss(model: Transformer, part: readonly Comparison[], denominator: numb
     return pairs.map((pair) => ({ ...pair, chosen: start + pair.chosen, rejected: start + pair.rejected, weight: 1 / pairs.length }));
   });
   return ops.preferenceLoss(
-    model.score(model.hidden(batch), batch.rows),
+    model.score(model.hidden(batch, config), batch.rows),
     Int32Array.from(pairs, ({ chosen }) => chosen),
     Int32Array.from(pairs, ({ rejected }) => rejected),
     {

@@ -1,13 +1,17 @@
 import type { Transformer } from "../model/transformer.js";
 import * as ops from "../tensor/ops/index.js";
 import { Tensor } from "../tensor/tensor.js";
-import { packEpisodes, type Episode } from "./episode.js";
+import { packEpisodes, promptGroups, type Episode, type Group } from "./episode.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
 import { accumulate, finite } from "./update.js";
 
 export interface SftConfig extends Schedule, AdamWOptions {
   /** Episodes of a micro-batch; all of them by default. Bounds memory, changes no bit. */
   microBatch?: number;
+  /** Backward runs each layer again instead of keeping what it computed. Bounds memory, changes no bit. */
+  recompute?: boolean;
+  /** Episodes that follow one another with the same prompt share its computation: on by default. Memory and speed; gradients agree to rounding. */
+  sharePrompts?: boolean;
 }
 
 export interface SftMetrics {
@@ -20,9 +24,15 @@ export interface SftMetrics {
 }
 
 /** The loss of next-token prediction over an update: mean negative log-prob of the completion tokens times `scale`. */
-export function nll(model: Transformer, part: readonly Episode[], denominator: number, stats: Tensor, scale = 1): Tensor {
+export function nll(
+  model: Transformer,
+  part: readonly (Episode | Group)[],
+  denominator: number,
+  stats: Tensor,
+  { scale = 1, recompute = false }: { scale?: number; recompute?: boolean } = {},
+): Tensor {
   const batch = packEpisodes(part);
-  const { loss } = ops.linearNll(model.hidden(batch), model.head, batch.rows, batch.y, { cuSeqlens: batch.cuRows, denominator, scale, stats });
+  const { loss } = ops.linearNll(model.hidden(batch, { recompute }), model.head, batch.rows, batch.y, { cuSeqlens: batch.cuRows, denominator, scale, stats });
   return loss;
 }
 
@@ -40,7 +50,7 @@ export async function* sft(
     const episodes = batches(step);
     const tokens = tokensIn(episodes);
     using stats = Tensor.from(new Float64Array(12), [12], model.device);
-    accumulate(episodes, config.microBatch, (part) => nll(model, part, tokens, stats));
+    accumulate(promptGroups(episodes, config.sharePrompts), config.microBatch, (part) => nll(model, part, tokens, stats, { recompute: config.recompute }));
     const learningRate = learningRateAt(step, config);
     const gradientNorm = await optimizer.step(learningRate);
     const [loss] = await stats.read();

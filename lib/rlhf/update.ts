@@ -3,12 +3,21 @@ import { Tape } from "../tensor/tape.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /**
- * Splits the units of a minibatch (sequences, pairs, rankings) into runs of at most `size` units, in their order.
- * The split bounds memory and changes nothing else.
+ * Splits the units of a minibatch (sequences, prompt groups, pairs, rankings) into runs of at most `size`, in their order; a group counts
+ * as many as are in it, and stays whole where it is larger. The split bounds memory and changes nothing else.
  */
-export function microBatches<T>(units: readonly T[], size = units.length): T[][] {
+export function microBatches<T>(units: readonly T[], size = Infinity): T[][] {
   const parts: T[][] = [];
-  for (let i = 0; i < units.length; i += Math.max(1, size)) parts.push(units.slice(i, i + Math.max(1, size)));
+  let room = 0;
+  for (const unit of units) {
+    const count = Array.isArray(unit) ? unit.length : 1;
+    if (parts.length === 0 || count > room) {
+      parts.push([]);
+      room = size;
+    }
+    parts.at(-1)!.push(unit);
+    room -= count;
+  }
   return parts;
 }
 

@@ -108,10 +108,18 @@ export function activeTape(): Tape | undefined {
 export class Tape implements Owner {
   private readonly entries: Entry[] = [];
   private readonly owned = new Set<Tensor>();
-  private readonly uses = new Map<Parameter, number>();
+  private readonly uses: Map<Parameter, number>;
 
-  /** @param term which loss term of the update this is: each has accumulators of its own */
-  constructor(private readonly term = 0) {}
+  /**
+   * @param term which loss term of the update this is: each has accumulators of its own
+   * @param uses of the parameters so far, where this tape goes on from another
+   */
+  constructor(
+    private readonly term = 0,
+    uses: ReadonlyMap<Parameter, number> = new Map(),
+  ) {
+    this.uses = new Map(uses);
+  }
 
   adopt(tensor: Tensor): void {
     this.owned.add(tensor);
@@ -120,6 +128,11 @@ export class Tape implements Owner {
   /** Runs `f` and records its ops; the tensors that it returns are the caller's, the rest are the tape's. */
   record<T>(f: () => T): T {
     if (recording) throw typeError("TAPE", "a tape is recording already");
+    return this.recordWithin(f);
+  }
+
+  private recordWithin<T>(f: () => T): T {
+    const outer = recording;
     recording = this;
     try {
       const result = withOwner(this, f);
@@ -129,8 +142,33 @@ export class Tape implements Owner {
       this.dispose();
       throw error;
     } finally {
-      recording = undefined;
+      recording = outer;
     }
+  }
+
+  /** `recomputed`, on the tape that records. */
+  recompute(x: Tensor, f: (x: Tensor) => Tensor): Tensor {
+    const before = new Map(this.uses); // a parameter's use is the same whenever f runs
+    const first = new Tape(this.term, before);
+    const y = first.recordWithin(() => f(x));
+    for (const [parameter, count] of first.uses) this.uses.set(parameter, count);
+    first.dispose();
+    this.adopt(y);
+    if (y.tracked)
+      this.push({
+        inputs: { x },
+        outputs: { y },
+        tensors: { x },
+        gradient: ({ y: dy }) => {
+          const again = new Tape(this.term, before);
+          const z = again.recordWithin(() => f(x));
+          again.adopt(z);
+          const gradients = new Map([[z, dy!.reshape(dy!.shape)]]);
+          again.unwind(gradients);
+          return { x: gradients.get(x) };
+        },
+      });
+    return y;
   }
 
   /** Called by `run` for an op with an input that a gradient flows to. */
@@ -163,6 +201,11 @@ export class Tape implements Owner {
       ends.add(one);
       gradients.set(loss, one);
     }
+    this.unwind(gradients);
+  }
+
+  /** Runs through the entries in reverse; what is left in `gradients` is that of the inputs from elsewhere. */
+  private unwind(gradients: Map<Tensor, Tensor>): void {
     try {
       for (let entry = this.entries.pop(); entry; entry = this.entries.pop()) this.step(entry, gradients);
     } finally {
@@ -228,6 +271,14 @@ export class Tape implements Owner {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/**
+ * f(x), of which the tape keeps x alone: backward runs f again (gradient checkpointing, Chen et al. 2016). The gradients have the
+ * bits that they have without. A loss has no place in f: its gradient comes with its forward pass, which runs twice.
+ */
+export function recomputed(x: Tensor, f: (x: Tensor) => Tensor): Tensor {
+  return recording ? recording.recompute(x, f) : f(x);
 }
 
 // An op may hand the gradient that it got, or an output of its own, on as the gradient of an input.

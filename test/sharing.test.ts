@@ -1,0 +1,136 @@
+import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { native } from "../lib/device/native.js";
+import { accumulate, device, generate, logps, ppo, scores, Tensor, Transformer, values, type Device, type Episode, type ModelConfig } from "../lib/index.js";
+import { packEpisodes, promptGroups } from "../lib/rlhf/episode.js";
+import { nll, tokensIn } from "../lib/rlhf/sft.js";
+import { gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
+import { Random } from "./random.js";
+
+// A prompt that is computed once for its completions, and layers that are run again in the backward pass.
+
+const devices: Device[] = [];
+beforeAll(async () => {
+  for (const isa of native.isaAvailable.split(" ")) for (const threads of [1, 3]) devices.push(await device("cpu", { isa, threads }));
+});
+afterAll(() => Promise.all(devices.map((on) => on.close())));
+
+/** Groups of 1 to 4 completions; prompts of up to 70 tokens, so that some reach over a tile of 64 keys; some completions have one token. */
+function grouped(random: Random): Episode[] {
+  const ids = (n: number) => Array.from({ length: n }, () => random.below(llama.vocabulary));
+  return [3, 1, 4, 2].flatMap((count, g) => {
+    const prompt = ids([70, 5, 64, 1 + random.below(30)][g]);
+    return Array.from({ length: count }, (_, i) => ({ prompt, completion: ids(i === 1 ? 1 : 1 + random.below(20)) }));
+  });
+}
+
+async function gradients(model: Transformer, episodes: Episode[], options: { sharePrompts?: boolean; microBatch?: number; recompute?: boolean }) {
+  using stats = Tensor.from(new Float64Array(12), [12], model.device);
+  const { sharePrompts, microBatch, recompute } = options;
+  accumulate(promptGroups(episodes, sharePrompts), microBatch, (part) => nll(model, part, tokensIn(episodes), stats, { recompute }));
+  const all = new Map<string, Float32Array>();
+  for (const [name, parameter] of model.parameters) {
+    all.set(name, (await parameter.gradient()!.read()) as Float32Array);
+    parameter.zeroGrad();
+  }
+  return all;
+}
+
+const configs: [string, ModelConfig][] = [
+  ["llama, tied head", llama],
+  ["gpt2, head of its own", { ...gpt2, tied: false }],
+];
+describe.each(configs)("%s", (_, config) => {
+  test("log-probs, values and scores have the bits that they have unshared", async () => {
+    const episodes = grouped(new Random("forward"));
+    expect(packEpisodes(promptGroups(episodes)).positions.length).toBeLessThan(packEpisodes(episodes).positions.length);
+    for (const on of devices) {
+      const [model, critic] = [await lively(config, on), await lively(config, on, "score")];
+      for (const microBatch of [1, 5, 64]) {
+        const run = async (sharePrompts: boolean) => {
+          const { logp, entropy } = await logps(model, episodes, { microBatch, sharePrompts });
+          return [logp, entropy, await values(critic, episodes, { microBatch, sharePrompts }), await scores(critic, episodes, { microBatch, sharePrompts })];
+        };
+        expect(await run(true)).toEqual(await run(false));
+      }
+      model.dispose();
+      critic.dispose();
+    }
+  });
+
+  test("samples of a prompt are those that each has alone, whether they enter together or later", async () => {
+    const on = devices.at(-1)!;
+    const model = await lively(config, on);
+    const prompts = promptGroups(grouped(new Random("samples"))).map(([{ prompt }]) => prompt);
+    const requests = prompts.flatMap((prompt, index) => Array.from({ length: 5 }, (_, sample) => ({ prompt: Array.from(prompt), index, sample })));
+    const options = { maxTokens: 20, temperature: 0.9, seed: 2, stop: [3, 4, 5] };
+    const alone = [];
+    for (const request of requests) alone.push(...(await generate(model, [request], options)));
+    for (const slots of [2, 3, 64]) expect(await generate(model, requests, { ...options, slots })).toEqual(alone);
+    expect((await logps(model, alone, { temperature: 0.9 })).logp).toEqual(alone.map(({ logp }) => logp));
+    model.dispose();
+  });
+
+  test("gradients agree with the unshared ones, have the same bits for every split and device, and with recomputation", async () => {
+    const episodes = grouped(new Random("gradients"));
+    let wanted: Map<string, Float32Array> | undefined;
+    for (const on of devices) {
+      const model = await lively(config, on);
+      for (const microBatch of [undefined, 1, 4, 7])
+        for (const recompute of [false, true]) {
+          const got = await gradients(model, episodes, { microBatch, recompute });
+          wanted ??= got;
+          expect(got).toEqual(wanted);
+        }
+      model.dispose();
+    }
+    const model = await lively(config, devices[0]);
+    const plain = await gradients(model, episodes, { sharePrompts: false });
+    const largest = (x: Float32Array) => x.reduce((m, y) => Math.max(m, Math.abs(y)), 0);
+    for (const [name, unshared] of plain) {
+      // the softmax does not see a bias of k: its gradient is 0 but for the rounding of sums as large as its weight's
+      const tolerance = 5e-6 * largest(plain.get(name.replace(/\.k\.bias$/, ".k.weight"))!);
+      wanted!.get(name)!.forEach((x, i) => expect(Math.abs(x - unshared[i])).toBeLessThanOrEqual(tolerance));
+    }
+    model.dispose();
+  });
+
+  test("PPO on groups: the same weights for every micro-batch, device and with recomputation, ratios of 1 at first", async () => {
+    const prompts = promptGroups(grouped(new Random("ppo"))).map(([{ prompt }]) => prompt);
+    const requests = prompts.flatMap((prompt, index) => Array.from({ length: 3 }, (_, sample) => ({ prompt, index, sample })));
+    let wanted: Buffer | undefined;
+    for (const [on, change] of [
+      [devices[0], {}],
+      [devices.at(-1)!, { microBatch: 3 }],
+      [devices[1], { microBatch: 1, recompute: true }],
+    ] as const) {
+      const [policy, reference] = [await lively(config, on), await lively(config, on)];
+      const [reward, critic] = [await lively(config, on, "score", 2), await lively(config, on, "score", 2)];
+      for await (const _ of ppo({ policy, reference, reward, critic }, () => requests, { ...ppoConfig, ...change })); // throws where a ratio is not 1
+      const got = Buffer.concat([await weightsOf(policy), await weightsOf(critic)]);
+      wanted ??= got;
+      expect(got.equals(wanted)).toBe(true);
+      for (const model of [policy, reference, reward, critic]) model.dispose();
+    }
+  });
+});
+
+test("recomputation bounds the memory of twelve layers", async () => {
+  const on = await device("cpu");
+  const model = Transformer.random({ ...llama, layers: 12, width: 64, headSize: 16, mlp: 192 }, "logits", on, 0);
+  const random = new Random("memory");
+  const episodes = Array.from({ length: 16 }, () => ({
+    prompt: [random.below(97)],
+    completion: Array.from({ length: 95 }, () => random.below(97)),
+  }));
+  const peak = async (recompute: boolean) => {
+    await gradients(model, episodes, { recompute });
+    const before = on.memory().current;
+    on.resetPeak();
+    await gradients(model, episodes, { recompute });
+    return on.memory().peak - before;
+  };
+  const [plain, recomputed] = [await peak(false), await peak(true)];
+  expect(recomputed).toBeLessThan(plain / 3);
+  model.dispose();
+  await on.close();
+});
