@@ -41,6 +41,7 @@ struct Barrier {
   Touch made;
   bool published = false;
   std::vector<uint32_t> seen;  // phases that a thread has waited for
+  uint32_t awaited = 0;  // phases that somebody must wait for: they bring boxes
 };
 struct Box {  // on its way
   int to, barrier;
@@ -74,6 +75,7 @@ struct Warp {
   std::vector<Sums> sums;
   std::vector<int> done_with;  // cells whose products are done
   size_t count = 0;  // of products
+  bool begun = false;
 };
 
 struct Machine {

@@ -2,6 +2,7 @@
 #if RLHF_SIMT
 #include "native/simulator.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -87,6 +88,7 @@ void start_product(void** all) {
   if (warp.count == named.size()) named.emplace_back(p.a, p.b);
   else if (named[warp.count] != std::pair(p.a, p.b)) fault("the warps of a warpgroup multiply different tiles");
   warp.count++;
+  if (!warp.begun) fault("a product that no multiply_begin stands before");
   if (p.a >> 62 != 1 || p.b >> 62 != 1) fault("a tile of another layout than rows of 128 bytes");
 
   Multiplication one{p, {}};
@@ -214,7 +216,10 @@ bool none_hangs() {
 
 bool ends_well() {
   Machine& m = machine();
-  if (!m.boxes.empty()) return std::snprintf(m.message, sizeof m.message, "%s: the block ends while a box is on its way", m.kernel->name), false;
+  for (const auto& [at, b] : m.barriers)
+    if (*std::max_element(b.seen.begin(), b.seen.end()) < b.awaited)
+      return std::snprintf(m.message, sizeof m.message, "%s: the block ends, and nobody waited for a box of the barrier at shared byte %d", m.kernel->name, at),
+             false;
   for (size_t warp = 0; warp < m.warps.size(); warp++) {
     const char* what = nullptr;
     if (m.warps[warp].count != m.products[warp / 4].size()) what = "has not multiplied what others of its warpgroup have";
@@ -232,7 +237,9 @@ void copy_box(int to, int room, const cuda::TensorMap& map, int64_t row, int64_t
   if (to % 1024) fault("a box is brought to shared byte %d, which is no multiple of 1024", to);
   if (bytes > room) fault("a box of %d bytes is brought to %d", bytes, room);
   if (row < INT32_MIN || row > INT32_MAX || column < INT32_MIN || column > INT32_MAX) fault("a box at row %lld", (long long)row);
-  if (!barrier_at(at).published) fault("the barrier at shared byte %d was not published", at);
+  Barrier& b = barrier_at(at);
+  if (!b.published) fault("the barrier at shared byte %d was not published", at);
+  b.awaited = b.phase + 1;
   for (int i = to / 2; i < (to + bytes) / 2; i++) {
     Cell& cell = m.cells[size_t(i)];
     if (cell.coming) fault("shared byte %d is brought while it is on its way", 2 * i);
@@ -267,8 +274,11 @@ void multiply(const Product& mine) {
   Product one = mine;
   meet(&one, start_product);
 }
+void multiply_begin() {
+  meet(nullptr, [](void**) { machine().own_warp().begun = true; });
+}
 void multiply_commit() {
-  meet(nullptr, [](void**) { machine().own_warp().products.emplace_back(); });
+  meet(nullptr, [](void**) { machine().own_warp().products.emplace_back(), machine().own_warp().begun = false; });
 }
 void multiply_wait(int groups) { meet(&groups, end_products); }
 

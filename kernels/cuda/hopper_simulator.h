@@ -24,6 +24,7 @@ struct Product {
   uint64_t a, b;
   bool a_across, b_across, add;
 };
+void multiply_begin();
 void multiply(const Product& mine);
 void multiply_commit();
 void multiply_wait(int groups);
@@ -46,7 +47,7 @@ inline uint64_t tile_descriptor(Shared<bf16> tile, int next = 16) {
 }
 inline uint64_t tile_descriptor_at(uint64_t descriptor, int bytes) { return descriptor + uint64_t(bytes >> 4); }
 
-inline void multiply_begin() {}
+inline void multiply_begin() { simt::multiply_begin(); }
 inline void multiply_commit() { simt::multiply_commit(); }
 template <int n, int N>
 void multiply_wait(float (&)[N][4]) {
