@@ -93,15 +93,18 @@ DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shar
 #pragma unroll
   for (int i = 0; i < Mma::ROWS; i++) {
     const int64_t m = at.m + Mma::row(i);
-    const int64_t target = m < M ? p.y[m] - at.n : -1;
-    float most = -INFINITE;
+    const int64_t y = m < M ? p.y[m] - at.n : -1;
+    const int target = y >= 0 && y < columns ? int(y) : -1;  // its column
+    float most = -INFINITE, own = 0;
+    bool mine = false;
 #pragma unroll
     for (int j = 0; j < Mma::COLUMNS; j++) {
       float& x = mma.at(i, j);
       x = Mma::column(j) < columns ? x * p.inverse_temperature : -INFINITE;
       most = x > most ? x : most;
-      if (Mma::column(j) == target && target < columns) p.targets[m] = x;
+      if (Mma::column(j) == target) own = x, mine = true;
     }
+    if (mine) p.targets[m] = own;
     for (int k = 1; k < Mma::SHARERS; k *= 2) most = max(most, shuffle_xor(most, k));
     float s = 0, u = 0;
 #pragma unroll
