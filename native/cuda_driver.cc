@@ -31,7 +31,12 @@ enum : int {  // of the driver's enumerations
   MEMORY_POOLS = 115,
   RELEASE_THRESHOLD = 4,
   MOST_DYNAMIC_SHARED = 8,
-  MEMORY_TYPE = 2
+  MEMORY_TYPE = 2,
+  BFLOAT16 = 9,  // of tensor maps
+  NOT_INTERLEAVED = 0,
+  SWIZZLE_128 = 3,
+  PROMOTION_256 = 3,
+  ZEROS = 0
 };
 
 // X(member, symbol, parameters)
@@ -62,7 +67,8 @@ enum : int {  // of the driver's enumerations
   X(module_unload, cuModuleUnload, Module)                                 \
   X(function, cuModuleGetFunction, Function*, Module, const char*)         \
   X(function_set, cuFuncSetAttribute, Function, int, int)                  \
-  X(launch, cuLaunchKernel, Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**)
+  X(launch, cuLaunchKernel, Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**) \
+  X(tensor_map, cuTensorMapEncodeTiled, void*, int, unsigned, void*, const uint64_t*, const uint64_t*, const unsigned*, const unsigned*, int, int, int, int)
 
 struct Driver {
 #define MEMBER(member, symbol, ...) Result (*member)(__VA_ARGS__) = nullptr;
@@ -77,7 +83,7 @@ struct Driver {
     }
 #define LOAD(member, symbol, ...)                                       \
   member = reinterpret_cast<decltype(member)>(dlsym(library, #symbol)); \
-  if (!member && missing.empty()) missing = "libcuda.so.1 has no " #symbol "; the driver is older than CUDA 11.2";
+  if (!member && missing.empty()) missing = "libcuda.so.1 has no " #symbol "; the driver is older than CUDA 12";
     DRIVER(LOAD)
     if (!missing.empty()) return;
     if (Result r = init(0)) missing = text("cuInit", r);
@@ -166,6 +172,12 @@ class CudaDevice final : public GpuDevice {
     void* arguments[] = {const_cast<void*>(params)};
     return did(name, d.launch(kernel->function, unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2]), unsigned(threads), 1, 1, unsigned(shared), stream_,
                          arguments, nullptr));
+  }
+  bool tensor_map(void* map, const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows) override {
+    const uint64_t sizes[2] = {uint64_t(columns), uint64_t(rows)}, strides[1] = {uint64_t(2 * stride)};
+    const unsigned box[2] = {64, unsigned(box_rows)}, steps[2] = {1, 1};
+    return did("cuTensorMapEncodeTiled",
+        d.tensor_map(map, BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box, steps, NOT_INTERLEAVED, SWIZZLE_128, PROMOTION_256, ZEROS));
   }
   bool fill(void* data, int byte, int64_t bytes) override {
     const Current current(*this);

@@ -77,6 +77,8 @@ struct Threads {
 struct Gpu {
   virtual bool launch(const char* kernel, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t bytes) = 0;
   virtual bool fill(void* data, int byte, int64_t bytes) = 0;
+  // of bf16 [rows][columns], in boxes of box_rows x 64: kernels/cuda/hopper.h
+  virtual bool tensor_map(void* map, const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows) = 0;
   const char* failure = nullptr;  // why the last launch did not happen
   int32_t* errors = nullptr;  // on the device, a word per op: why its results are NaN (simt.h)
   int multiprocessors = 0, architecture = 0;  // 80, 90

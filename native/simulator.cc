@@ -1,17 +1,13 @@
 // The simulated GPU: fibres, barriers, and the record of who touched which word of shared memory.
 #if RLHF_SIMT
+#include "native/simulator.h"
+
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
-#include <string>
-#include <vector>
 
-#include "kernels/cuda/simt.h"
 #include "native/gpu.h"
 
-// Saves the registers that a call must keep on the stack, *from = sp; then takes those of the other stack.
-extern "C" void rlhf_switch_fibre(void** from, void* to);
 #if defined(__x86_64__)
 asm(R"(
 .text
@@ -78,67 +74,8 @@ constexpr int SAVED = 20, RETURN = 11;
 #endif
 
 namespace rlhf::simt {
-namespace {
 
-constexpr size_t STACK = 128 << 10;
-constexpr int SHARED_MOST = 227 << 10;  // of a block, on Hopper
-
-struct Touch {
-  int thread = -1;
-  uint32_t block = 0, warp = 0;  // how many barriers came before
-};
-struct Cell {  // two bytes of shared memory
-  Touch write, read;  // the last of each
-  bool warps = false, lanes = false;  // others have read it too: in this epoch of the block, of the reader's warp
-  bool filled = false, coming = false;  // coming: by a copy that has not been waited for
-};
-struct Copy {
-  int offset;
-  const void* from;
-};
-
-enum class State { ready, at_warp, at_block, done };
-struct Fibre {
-  void* sp = nullptr;
-  State state = State::done;
-  void* brought = nullptr;
-  void (*meeting)(void**) = nullptr;
-  std::vector<std::vector<Copy>> copies;  // committed groups, and the open one
-};
-struct Warp {
-  int arrived = 0;
-  uint32_t epoch = 0;
-};
-
-struct Machine {
-  std::unique_ptr<char[]> stacks;
-  std::vector<Fibre> fibres;
-  std::vector<Warp> warps;
-  std::vector<Cell> cells;
-  alignas(128) char shared[SHARED_MOST];
-  int shared_bytes = 0, running = -1;
-  uint32_t epoch = 0;
-  void* scheduler = nullptr;
-  const Kernel* kernel = nullptr;
-  const void* params = nullptr;
-  Place place{};
-  uint64_t random = 0;
-  bool failed = false;
-  char message[512];
-
-  Machine() : stacks(new char[1024 * STACK]) {}  // pages that no fibre reaches are never there
-  int below(int n) {
-    random = random * 6364136223846793005ull + 1442695040888963407ull;
-    return int((random >> 33) % uint64_t(n));
-  }
-  void shuffle(std::vector<int>& order) {
-    for (int i = int(order.size()) - 1; i > 0; i--) std::swap(order[size_t(i)], order[size_t(below(i + 1))]);
-  }
-  Fibre& self() { return fibres[size_t(running)]; }
-  Warp& own_warp() { return warps[size_t(running / 32)]; }
-  void leave() { rlhf_switch_fibre(&self().sp, scheduler); }
-};
-thread_local Machine* machine_ = nullptr;  // of the owner: read at every access, without a check of its construction
+static thread_local Machine* machine_ = nullptr;  // of the owner: read at every access, without a check of its construction
 Machine& machine() {
   if (!machine_) {
     thread_local std::unique_ptr<Machine> owner;
@@ -147,6 +84,8 @@ Machine& machine() {
   }
   return *machine_;
 }
+
+namespace {
 const Kernel* kernels = nullptr;
 
 [[noreturn]] void enter() {
@@ -168,7 +107,7 @@ void start(int thread) {
   fibre.sp = sp, fibre.state = State::ready;
 }
 
-// Runs the lanes of a warp until each waits for the block or has returned.
+// Runs the lanes of a warp until each waits or has returned, or the warp pauses.
 bool run_warp(int warp) {
   Machine& m = machine();
   std::vector<int> order;
@@ -182,12 +121,13 @@ bool run_warp(int warp) {
       m.running = m.place.thread = thread;
       rlhf_switch_fibre(&m.scheduler, m.self().sp);
       if (m.failed) return false;
+      if (std::exchange(m.paused, false)) return true;
     }
   }
   for (int thread : order)
     if (m.fibres[size_t(thread)].state == State::at_warp) {
       for (int other : order)
-        if (m.fibres[size_t(other)].state != State::at_warp) {
+        if (m.fibres[size_t(other)].state == State::done || m.fibres[size_t(other)].state == State::at_block) {
           std::snprintf(m.message, sizeof m.message, "%s: thread %d waits for its warp, and thread %d %s", m.kernel->name, thread, other,
               m.fibres[size_t(other)].state == State::done ? "has returned" : "is at a barrier of the block");
           return false;
@@ -203,20 +143,32 @@ bool run_block() {
   std::memset(m.shared, 0xff, size_t(m.shared_bytes));
   m.cells.assign(size_t(m.shared_bytes + 1) / 2, {});
   m.warps.assign(size_t(warps), {});
+  m.barriers.clear(), m.boxes.clear(), m.products.assign(size_t(warps + 3) / 4, {});
   for (int thread = 0; thread < threads; thread++) start(thread);
   std::vector<int> order;
   for (int warp = 0; warp < warps; warp++) order.push_back(warp);
   for (;;) {
     m.shuffle(order);
-    for (int warp : order)
+    for (int warp : order) {
       if (!run_warp(warp)) return false;
+      if (!m.boxes.empty() && m.below(2)) deliver_box();
+    }
+    if (wake_at_barriers()) continue;
+    if (!m.boxes.empty()) {
+      deliver_box();
+      continue;
+    }
+    if (!none_hangs()) return false;
     bool waiting = false;
     for (Fibre& fibre : m.fibres)
       if (fibre.state == State::at_block) fibre.state = State::ready, waiting = true;
-    if (!waiting) return true;
+    if (!waiting) return ends_well();
+    for (int warp = 0; warp < warps; warp++) release_tiles(warp);
     m.epoch++;
   }
 }
+
+}  // namespace
 
 // What `touch` came before the running thread's, as a barrier orders them?
 bool ordered(const Touch& touch) {
@@ -224,8 +176,6 @@ bool ordered(const Touch& touch) {
   if (touch.thread < 0 || touch.thread == m.running || touch.block < m.epoch) return true;
   return touch.thread / 32 == m.running / 32 && touch.warp < m.own_warp().epoch;
 }
-
-}  // namespace
 
 Kernel::Kernel(const char* name, int threads, int64_t bytes, void (*run)(const void*)) : name(name), threads(threads), bytes(bytes), run(run), next(kernels) {
   kernels = this;
@@ -288,6 +238,9 @@ void touch(int offset, int bytes, bool write) {
   for (int i = offset / 2; i < (offset + bytes + 1) / 2; i++) {
     Cell& cell = m.cells[size_t(i)];
     if (cell.coming) fault("shared byte %d is %s before the copy to it was waited for", 2 * i, write ? "written" : "read");
+    if (cell.barrier) fault("shared byte %d is a barrier's", 2 * i);
+    if (write && cell.held) fault("shared byte %d is written while a product reads it", 2 * i);
+    expect_seen(cell, 2 * i);
     if (!ordered(cell.write))
       fault("shared byte %d is %s after thread %d wrote it, with no barrier between", 2 * i, write ? "written" : "read", cell.write.thread);
     const Touch now{m.running, m.epoch, m.own_warp().epoch};
@@ -301,7 +254,7 @@ void touch(int offset, int bytes, bool write) {
     }
     if (!ordered(cell.read) || (cell.read.block == m.epoch && (cell.warps || (cell.lanes && cell.read.warp == now.warp))))
       fault("shared byte %d is written after thread %d read it, with no barrier between", 2 * i, cell.read.thread);
-    cell.write = now, cell.read = {}, cell.warps = cell.lanes = false, cell.filled = true;
+    cell.write = now, cell.read = {}, cell.warps = cell.lanes = false, cell.filled = true, cell.brought_by = -1;
   }
 }
 
@@ -343,7 +296,7 @@ class Simulated final : public GpuDevice {
     const char* seed = std::getenv("RLHF_SIMT_SEED");
     random_ = (seed ? std::strtoull(seed, nullptr, 10) : 0) * 0x9e3779b97f4a7c15ull + uint64_t(ordinal) * 0xd1342543de82ef95ull;
     errors = words_.data();
-    multiprocessors = 4, architecture = 80;
+    multiprocessors = 4, architecture = ordinal < HOPPERS ? 80 : 90;
   }
   bool launch(const char* name, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t bytes) override {
     Machine& m = machine();
@@ -370,6 +323,12 @@ class Simulated final : public GpuDevice {
       }
     }
     return true;
+  }
+  bool tensor_map(void* map, const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows) override {
+    if (reinterpret_cast<uintptr_t>(data) % 16 || stride % 8 || rows < 1 || columns < 1 || rows > UINT32_MAX || columns > UINT32_MAX || box_rows > 256)
+      return refuse("a tensor that the copy engine does not take", "tensor_map");
+    const int64_t words[5] = {int64_t(reinterpret_cast<uintptr_t>(data)), rows, columns, stride, box_rows};
+    return std::memcpy(map, words, sizeof words), true;
   }
   bool fill(void* data, int byte, int64_t bytes) override { return std::memset(data, byte, size_t(bytes)), true; }
   void* allocate(size_t bytes) override {  // full of NaN

@@ -11,17 +11,20 @@ const truths = await allTruths();
 const here = truths.filter(({ op }) => specs.get(op)!.dtypes.cuda.length > 0);
 let on: Device;
 const others: Device[] = []; // their threads and blocks run in another order
+const hoppers: Device[] = []; // simulated too, from this ordinal on
 beforeAll(async () => {
   console.log(`seed ${seed}`);
   on = await device("cuda");
   for (const ordinal of [1, 2, 3]) others.push(await device("cuda", { ordinal }));
+  for (const ordinal of [90, 91, 92, 93]) hoppers.push(await device("cuda", { ordinal }));
 });
-afterAll(() => Promise.all([on, ...others].map((d) => d.close())));
+afterAll(() => Promise.all([on, ...others, ...hoppers].map((d) => d.close())));
 
 const HEADS = ["linearLogprob", "linearLogprobGrad", "linearPolicyLoss"];
 const LOSSES = ["policyLoss", "valueLoss", "preferenceLoss"];
 const ADVANTAGES = ["gae", "gaePadded", "tokenRewards", "whiten", "moments", "sequenceSum", "sequenceSumGrad"];
 const ELEMENTWISE = ["add", "sub", "mul", "scale", "clamp", "accumulate", "fill", "sum"];
+const HOPPER = [...HEADS, "linear", "linearGradInput", "linearGradWeight"]; // with kernels of their own there, at bf16
 const WIDE = [...HEADS, "attention", "attentionGrad", "linear", "linearGradInput", "linearGradWeight", "logprob", "logprobGrad"]; // at bf16 too
 // Tensor cores take bf16 alone, so what a kernel has computed and multiplies again is rounded: half an ulp of bf16.
 const ROUNDED: Record<string, readonly string[]> = {
@@ -41,15 +44,19 @@ describe.each(here.map((entry) => [entry.op, entry] as const))("%s", (name, entr
   test("equals its f64 reference", () => holdToReference(on, entry));
   if (specs.get(name)!.dtypes.cuda.includes("bf16")) test("equals its f64 reference on bf16", () => holdToReference(on, entry, true, ROUNDED[name]));
 
+  if (HOPPER.includes(name)) test("equals its f64 reference on bf16 on a Hopper", () => holdToReference(hoppers[0], entry, true, ROUNDED[name]));
+
   test("has the same bits again, and in whatever order threads and blocks run", async () => {
-    for (const bf16 of [false, true]) {
-      if (bf16 && !on.has(name, "bf16")) continue;
+    const same = async (first: Device, all: Device[], bf16: boolean) => {
       for (const drawn of casesOf(entry)) {
-        const inputs = bf16 ? narrowed(on, entry, drawn) : drawn;
-        const wanted = await runOn(on, entry, inputs, bf16);
-        for (const other of [on, ...others]) expectBits(await runOn(other, entry, inputs, bf16), wanted, `${name} (${sizes(inputs)})`);
+        const inputs = bf16 ? narrowed(first, entry, drawn) : drawn;
+        const wanted = await runOn(first, entry, inputs, bf16);
+        for (const other of all) expectBits(await runOn(other, entry, inputs, bf16), wanted, `${name} (${sizes(inputs)})`);
       }
-    }
+    };
+    await same(on, [on, ...others], false);
+    if (on.has(name, "bf16")) await same(on, [on, ...others], true);
+    if (HOPPER.includes(name)) await same(hoppers[0], hoppers, true);
   });
 
   if (entry.gradient) test("has the gradient of its reference", () => holdToGradient(on, entry, undefined, 6));

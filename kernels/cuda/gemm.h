@@ -14,8 +14,8 @@
 // Order: an element is one sum over k, from 0 up, wherever its row and column lie: the same bits for any M and N around it.
 //
 // Expected, not yet measured on a GPU: a warp of 64 x 64 reads 4 KiB of shared memory for 131 kFLOP, so 128 bytes a clock allow 4096 FLOP a
-// clock and multiprocessor, the full rate of a Hopper and twice that of an Ampere; mma.sync itself reaches about 0.6 of a Hopper's rate (wgmma
-// is not here). 85 FLOP a byte from L2: 5 TB/s at 450 TFLOP/s. Groups of 16 tiles along m share what they read, so memory sees 0.5 TB/s.
+// clock and multiprocessor, the full rate of a Hopper and twice that of an Ampere; mma.sync itself reaches about 0.6 of a Hopper's rate
+// (gemm_hopper.h has wgmma). 85 FLOP a byte from L2: 5 TB/s at 450 TFLOP/s. Groups of 16 tiles along m share what they read, so memory sees 0.5 TB/s.
 #pragma once
 #include "kernels/cuda/simt.h"
 
@@ -45,8 +45,11 @@ struct Block {
   static constexpr bool NARROW = sizeof(T) == 2;
   static constexpr int M = 128, N = NARROW ? 256 : 128, K = NARROW ? 32 : 16, STAGES = NARROW ? 4 : 3, THREADS = 256;
   static constexpr int64_t SHARED = int64_t(STAGES) * (M + N) * K * int64_t(sizeof(T));
-  static int64_t tiles(const ProductParams<T>& p) { return (p.M + M - 1) / M * ((p.N + N - 1) / N); }
 };
+template <class Block, class T>
+ANYWHERE int64_t tiles_of(const ProductParams<T>& p) {
+  return (p.M + Block::M - 1) / Block::M * ((p.N + Block::N - 1) / Block::N);
+}
 
 #if RLHF_DEVICE_CODE
 
@@ -199,14 +202,14 @@ struct F32 : Block<float> {
   }
 };
 
-// Where the block's tile lies: 16 tiles along m, then the next along n, so that what blocks read at one time is shared.
+// Where a tile lies: 16 tiles along m, then the next along n, so that what blocks read at one time is shared.
 struct Place {
   int64_t m, n;
   template <class Mma, class T>
-  DEVICE static Place of(const ProductParams<T>& p) {
+  DEVICE static Place of(const ProductParams<T>& p, int64_t id = block_x()) {
     constexpr int64_t GROUP = 16;
     const int64_t tiles_m = (p.M + Mma::M - 1) / Mma::M, tiles_n = (p.N + Mma::N - 1) / Mma::N;
-    const int64_t id = block_x(), first = id / (GROUP * tiles_n) * GROUP, within = id % (GROUP * tiles_n);
+    const int64_t first = id / (GROUP * tiles_n) * GROUP, within = id % (GROUP * tiles_n);
     const int64_t group = tiles_m - first < GROUP ? tiles_m - first : GROUP;
     return {(first + within % group) * Mma::M, within / group * Mma::N};
   }

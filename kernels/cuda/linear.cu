@@ -16,16 +16,21 @@ struct BiasGradParams {
 
 #if RLHF_DEVICE_CODE
 
+template <class Mma, class T>
+DEVICE void linear_store(Mma& mma, const Place& at, const LinearParams<T>& p) {
+  store_tile(mma, at, p.product.M, p.product.N, p.c, p.product.N, [&](int64_t m, int64_t n, float sum) {
+    if (p.add) return p.c[m * p.product.N + n] + sum;
+    return p.bias ? sum + p.bias[n] : sum;
+  });
+}
+
 template <class Mma, class T = typename Mma::Element>
 DEVICE void product(const LinearParams<T>& p) {
   SharedMemory memory;
   Mma mma;
   const Place at = Place::of<Mma>(p.product);
   multiply(mma, p.product, at, memory);
-  store_tile(mma, at, p.product.M, p.product.N, p.c, p.product.N, [&](int64_t m, int64_t n, float sum) {
-    if (p.add) return p.c[m * p.product.N + n] + sum;
-    return p.bias ? sum + p.bias[n] : sum;
-  });
+  linear_store(mma, at, p);
 }
 
 KERNEL(linear_bf16, LinearParams<bf16>, 256) { product<Bf16<true, true>>(p); }
@@ -34,6 +39,16 @@ KERNEL(linear_grad_input_bf16, LinearParams<bf16>, 256) { product<Bf16<true, fal
 KERNEL(linear_grad_input_f32, LinearParams<float>, 256) { product<F32<true, false>>(p); }
 KERNEL(linear_grad_weight_bf16, LinearParams<bf16>, 256) { product<Bf16<false, false>>(p); }
 KERNEL(linear_grad_weight_f32, LinearParams<float>, 256) { product<F32<false, false>>(p); }
+
+#if RLHF_HOPPER_CODE
+template <class Mma>
+DEVICE void product_hopper(const WithMaps<LinearParams<bf16>>& p) {
+  multiply_tiles<Mma>(p, [&](Mma& mma, const Place& at) { linear_store(mma, at, p.p); });
+}
+KERNEL(linear_bf16_hopper, WithMaps<LinearParams<bf16>>, 384, 1) { product_hopper<Wgmma<true, true>>(p); }
+KERNEL(linear_grad_input_bf16_hopper, WithMaps<LinearParams<bf16>>, 384, 1) { product_hopper<Wgmma<true, false>>(p); }
+KERNEL(linear_grad_weight_bf16_hopper, WithMaps<LinearParams<bf16>>, 384, 1) { product_hopper<Wgmma<false, false>>(p); }
+#endif
 
 // a thread per output, tokens in order
 template <class T>
@@ -55,21 +70,21 @@ template <class T>
 void linear_of(Context& ctx, const linear_args& a) {
   const int64_t N = a.x.dim[0], I = a.x.dim[1], O = a.weight.dim[0];
   LinearParams<T> p{{rows_of<T>(a.x), rows_of<T>(a.weight), N, O, I}, global(a.y), a.bias ? global(a.bias) : Global<const float>(), 0};
-  launch_product(ctx, dtype_name<T>("linear_f32", "linear_bf16"), p);
+  launch_product<true, true>(ctx, dtype_name<T>("linear_f32", "linear_bf16"), p);
 }
 
 template <class T>
 void linear_grad_input_of(Context& ctx, const linear_grad_input_args& a) {
   const int64_t N = a.dy.dim[0], O = a.dy.dim[1], I = a.weight.dim[1];
   LinearParams<T> p{{rows_of<T>(a.dy), rows_of<T>(a.weight), N, I, O}, global(a.dx), Global<const float>(), 0};
-  launch_product(ctx, dtype_name<T>("linear_grad_input_f32", "linear_grad_input_bf16"), p);
+  launch_product<true, false>(ctx, dtype_name<T>("linear_grad_input_f32", "linear_grad_input_bf16"), p);
 }
 
 template <class T>
 void linear_grad_weight_of(Context& ctx, const linear_grad_weight_args& a) {
   const int64_t N = a.dy.dim[0], O = a.dy.dim[1], I = a.x.dim[1];
   LinearParams<T> p{{rows_of<T>(a.dy), rows_of<T>(a.x), O, I, N}, global(a.dweight), Global<const float>(), 1};
-  launch_product(ctx, dtype_name<T>("linear_grad_weight_f32", "linear_grad_weight_bf16"), p);
+  launch_product<false, false>(ctx, dtype_name<T>("linear_grad_weight_f32", "linear_grad_weight_bf16"), p);
   if (!a.dbias || !O) return;
   const BiasGradParams<T> b{rows_of<T>(a.dy).data, global(a.dbias), N, O, a.dy.stride};
   launch(ctx, dtype_name<T>("linear_grad_bias_f32", "linear_grad_bias_bf16"), {(O + 127) / 128}, 128, 0, b);

@@ -1,6 +1,8 @@
 // The products of linear.cu, as it and the heads launch them.
 #pragma once
-#include "kernels/cuda/gemm.h"
+#include <string>
+
+#include "kernels/cuda/gemm_hopper.h"
 
 namespace rlhf::cuda {
 
@@ -52,14 +54,24 @@ bool row_major(Context& ctx, const View<const float>& weight) {
   return false;
 }
 
-template <class P, class T>
-void launch_product_of(Context& ctx, const char* kernel, const ProductParams<T>& product, const P& p, int64_t more_shared = 0) {
-  const int64_t tiles = Block<T>::tiles(product);
-  if (tiles > 0) launch(ctx, kernel, {tiles}, Block<T>::THREADS, Block<T>::SHARED + more_shared, p);
+// as a Hopper brings it: EXTENT rows or columns of it at a time
+template <int EXTENT, bool ALONG, class T>
+TensorMap map_of(Context& ctx, const Operand<T>& x) {
+  return tensor_map(ctx, x.data.data, x.rows, x.extent, x.stride, ALONG ? EXTENT : BOX);
 }
-template <class P>
-void launch_product(Context& ctx, const char* kernel, const P& p, int64_t more_shared = 0) {
-  launch_product_of(ctx, kernel, p.product, p, more_shared);
+
+// The kernel of this name; on a Hopper, where maps can describe the operands, the one whose name ends in _hopper.
+template <bool A_ALONG, bool B_ALONG, template <class> class P, class T>
+void launch_product(Context& ctx, const char* kernel, const P<T>& p, int64_t more_shared = 0) {
+  const Operand<T>&a = p.product.a, &b = p.product.b;
+  const int64_t tiles = tiles_of<Block<T>>(p.product);
+  if (tiles == 0) return;
+  if (Block<T>::NARROW && ctx.gpu->architecture == 90 && p.product.K > 0 && a.aligned && b.aligned && !a.index && !b.index) {
+    const WithMaps<P<T>> maps{map_of<HopperBlock::M, A_ALONG>(ctx, a), map_of<HopperBlock::N, B_ALONG>(ctx, b), p};
+    const std::string name = std::string(kernel) + "_hopper";
+    return launch(ctx, name.c_str(), {std::min<int64_t>(tiles, ctx.gpu->multiprocessors)}, HopperBlock::THREADS, HopperBlock::SHARED, maps);
+  }
+  launch(ctx, kernel, {tiles}, Block<T>::THREADS, Block<T>::SHARED + more_shared, p);
 }
 
 }  // namespace

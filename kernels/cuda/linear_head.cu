@@ -15,24 +15,24 @@ namespace rlhf::cuda {
 
 #if RLHF_DEVICE_CODE
 
+template <class Mma, class T>
+DEVICE void logits_end(Mma& mma, const Place& at, const LogitsParams<T>& p, Shared<float> parts) {
+  tile_stats(mma, at, p, parts);
+  if (p.logits) store_tile(mma, at, p.product.M, p.product.N, p.logits, p.stride, [](int64_t, int64_t, float x) { return x; });
+}
 template <class Mma, class T = typename Mma::Element>
 DEVICE void head_logits(const LogitsParams<T>& p) {
   SharedMemory memory;
   Mma mma;
   const Place at = Place::of<Mma>(p.product);
   multiply(mma, p.product, at, memory);
-  tile_stats(mma, at, p, memory);
-  if (p.logits) store_tile(mma, at, p.product.M, p.product.N, p.logits, p.stride, [](int64_t, int64_t, float x) { return x; });
+  logits_end(mma, at, p, memory.take<float>(Mma::PARTS > 1 ? 3 * Mma::PARTS * Mma::M : 0));
 }
 KERNEL(head_logits_bf16, LogitsParams<bf16>, 256) { head_logits<Bf16<true, true>>(p); }
 KERNEL(head_logits_f32, LogitsParams<float>, 256) { head_logits<F32<true, true>>(p); }
 
-template <class Mma, class T = typename Mma::Element>
-DEVICE void head_logits_grad(const LogitsGradParams<T>& p) {
-  SharedMemory memory;
-  Mma mma;
-  const Place at = Place::of<Mma>(p.product);
-  multiply(mma, p.product, at, memory);
+template <class Mma, class T>
+DEVICE void logits_grad_end(Mma& mma, const Place& at, const LogitsGradParams<T>& p) {
   const int64_t M = p.product.M, V = p.product.N;
 #pragma unroll
   for (int i = 0; i < Mma::ROWS; i++) {
@@ -47,8 +47,40 @@ DEVICE void head_logits_grad(const LogitsGradParams<T>& p) {
   }
   store_tile(mma, at, M, p.stride, p.g, p.stride, [](int64_t, int64_t, float g) { return g; });  // zeros beyond V
 }
+template <class Mma, class T = typename Mma::Element>
+DEVICE void head_logits_grad(const LogitsGradParams<T>& p) {
+  SharedMemory memory;
+  Mma mma;
+  const Place at = Place::of<Mma>(p.product);
+  multiply(mma, p.product, at, memory);
+  logits_grad_end(mma, at, p);
+}
 KERNEL(head_logits_grad_bf16, LogitsGradParams<bf16>, 256) { head_logits_grad<Bf16<true, true>>(p); }
 KERNEL(head_logits_grad_f32, LogitsGradParams<float>, 256) { head_logits_grad<F32<true, true>>(p); }
+
+#if RLHF_HOPPER_CODE
+KERNEL(head_logits_bf16_hopper, WithMaps<LogitsParams<bf16>>, 384, 1) {
+  using Mma = Wgmma<true, true>;
+  multiply_tiles<Mma>(p, [&](Mma& mma, const Place& at) { logits_end(mma, at, p.p, Shared<float>{}); });
+}
+KERNEL(head_logits_grad_bf16_hopper, WithMaps<LogitsGradParams<bf16>>, 384, 1) {
+  using Mma = Wgmma<true, true>;
+  multiply_tiles<Mma>(p, [&](Mma& mma, const Place& at) { logits_grad_end(mma, at, p.p); });
+}
+#endif
+
+// a block per pair: its row of h, zeros where there is none
+KERNEL(head_pack_bf16, PackParams<bf16>, 128) {
+  const int64_t m = block_x(), row = p.from.index[m], C = p.from.extent, from = row * p.from.stride;
+  const bool there = row >= 0 && row < p.from.limit;
+  for (int64_t c = 8 * thread(); c < C; c += 8 * 128) {
+    Piece<bf16> piece{};
+    if (there && p.from.aligned) piece = load_as<Piece<bf16>>(p.from.data, from + c);
+    else if (there)
+      for (int e = 0; e < 8; e++) piece.x[e] = p.from.data[from + c + e];
+    store_as<Piece<bf16>>(p.to, m * C + c, piece);
+  }
+}
 
 // a warp per pair
 KERNEL(head_finish, FinishParams, 128) {
@@ -115,26 +147,31 @@ KERNEL(head_gather_f32, GatherParams<float>, 128) { head_gather(p); }
 
 template <class T>
 void linear_logprob_of(Context& ctx, const linear_logprob_args& a) {
-  const Head<T> head(a);
+  Head<T> head(ctx, a);
   const int64_t block = head.M < 8192 ? head.M : 8192;
   const auto plan = [&](char* base) {
     Workspace w{base};
+    head.take(w, block);
     const ForwardMemory memory(head, w, block);
     return std::pair(memory, w.used);
   };
   char* base = static_cast<char*>(ctx.scratch(plan(nullptr).second));
   if (!base) return;
   const ForwardMemory memory = plan(base).first;
-  for (int64_t m0 = 0; m0 < head.M; m0 += block)
-    head_forward(ctx, head, memory, m0, std::min(block, head.M - m0), Global<float>(), global(a.logp), global(a.lse), global(a.entropy));
+  for (int64_t m0 = 0; m0 < head.M; m0 += block) {
+    const int64_t count = std::min(block, head.M - m0);
+    head.pack(ctx, m0, count);
+    head_forward(ctx, head, memory, m0, count, Global<float>(), global(a.logp), global(a.lse), global(a.entropy));
+  }
 }
 
 template <class T>
 void linear_logprob_grad_of(Context& ctx, const linear_logprob_grad_args& a) {
-  const Head<T> head(a);
+  Head<T> head(ctx, a);
   const int64_t block = head.block(sizeof(T));
   const auto plan = [&](char* base) {
     Workspace w{base};
+    head.take(w, block);
     BackwardMemory<T> memory(head, w, bool(a.dh));
     memory.g = w.take<T>(block * head.padded);
     return std::pair(memory, w.used);
@@ -144,10 +181,11 @@ void linear_logprob_grad_of(Context& ctx, const linear_logprob_grad_args& a) {
   const BackwardMemory<T> memory = plan(base).first;
   for (int64_t m0 = 0; m0 < head.M; m0 += block) {
     const int64_t count = std::min(block, head.M - m0);
+    head.pack(ctx, m0, count);
     const auto of = [&](const View<const float>& x) { return global<const float>(x.data + m0, count); };
     const PairGrad pair{of(a.logp), of(a.lse), of(a.entropy), of(a.dlogp), a.dentropy ? of(a.dentropy) : Global<const float>()};
     const LogitsGradParams<T> p{head.logits(m0, count), global<const int32_t>(head.y.data + m0, count), head.inverse_temperature, pair, memory.g, head.padded};
-    launch_product(ctx, dtype_name<T>("head_logits_grad_f32", "head_logits_grad_bf16"), p);
+    launch_product<true, true>(ctx, dtype_name<T>("head_logits_grad_f32", "head_logits_grad_bf16"), p);
     head_backward(ctx, head, memory, m0, count, bool(a.dh), a.dweight);
   }
   if (a.dh) head_gather_dh(ctx, head, memory, a.dh);

@@ -46,6 +46,12 @@ struct FinishParams {
   Latch error;
 };
 
+template <class T>
+struct PackParams {
+  Operand<T> from;  // gathered
+  Global<T> to;  // [M][C]
+};
+
 struct LinksParams {
   Global<const int32_t> rows;  // [M]
   Global<int32_t> first, next;  // [N], [M]
@@ -62,40 +68,9 @@ struct GatherParams {
 
 #if RLHF_DEVICE_CODE
 
-// x = logits / T of the tile, left in the accumulators; its statistics
-template <class Mma, class T>
-DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, SharedMemory& memory) {
-  const Shared<float> parts = memory.take<float>(3 * Mma::PARTS * Mma::M);
-  const int64_t M = p.product.M, V = p.product.N, tiles = (V + Mma::N - 1) / Mma::N;
-  const int columns = int(V - at.n < Mma::N ? V - at.n : Mma::N);
-#pragma unroll
-  for (int i = 0; i < Mma::ROWS; i++) {
-    const int64_t m = at.m + Mma::row(i);
-    const int64_t target = m < M ? p.y[m] - at.n : -1;
-    float most = -INFINITE;
-#pragma unroll
-    for (int j = 0; j < Mma::COLUMNS; j++) {
-      float& x = mma.at(i, j);
-      x = Mma::column(j) < columns ? x * p.inverse_temperature : -INFINITE;
-      most = x > most ? x : most;
-      if (Mma::column(j) == target && target < columns) p.targets[m] = x;
-    }
-    for (int k = 1; k < Mma::SHARERS; k *= 2) most = max(most, shuffle_xor(most, k));
-    float s = 0, u = 0;
-#pragma unroll
-    for (int j = 0; j < Mma::COLUMNS; j++) {
-      const float x = mma.at(i, j), d = x - most;
-      float e = most == -INFINITE ? (x == -INFINITE ? 0.0f : x) : exp(d);  // a row of NaN alone stays NaN
-      if (Mma::column(j) == target || Mma::column(j) >= columns) e = 0;
-      s += e;
-      if (e > 0) u = fma(e, d, u);
-    }
-    for (int k = 1; k < Mma::SHARERS; k *= 2) s += shuffle_xor(s, k), u += shuffle_xor(u, k);
-    if (lane() % Mma::SHARERS == 0) {
-      const int to = (Mma::row(i) * Mma::PARTS + Mma::part()) * 3;
-      parts[to] = most, parts[to + 1] = s, parts[to + 2] = u;
-    }
-  }
+// The parts of the block's rows that its warps have left in shared memory, in their order.
+template <class Mma>
+DEVICE void join_parts(Shared<float> parts, const Place& at, int64_t M, int64_t tiles, Global<float> stats) {
   sync_threads();
   const int64_t m = at.m + thread();
   if (thread() >= Mma::M || m >= M) return;
@@ -107,7 +82,50 @@ DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shar
     s += b * own[3 * k + 1], u += b * (own[3 * k + 2] + d * own[3 * k + 1]);
   }
   const int64_t to = (m * tiles + at.n / Mma::N) * 3;
-  p.stats[to] = most, p.stats[to + 1] = s, p.stats[to + 2] = u;
+  stats[to] = most, stats[to + 1] = s, stats[to + 2] = u;
+}
+
+// x = logits / T of the tile, left in the accumulators; its statistics. `parts`: shared memory for them, 3 PARTS M
+template <class Mma, class T>
+DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shared<float> parts) {
+  const int64_t M = p.product.M, V = p.product.N, tiles = (V + Mma::N - 1) / Mma::N;
+  const int columns = int(V - at.n < Mma::N ? V - at.n : Mma::N);
+#pragma unroll
+  for (int i = 0; i < Mma::ROWS; i++) {
+    const int64_t m = at.m + Mma::row(i);
+    const int64_t y = m < M ? p.y[m] - at.n : -1;
+    const int target = y >= 0 && y < columns ? int(y) : -1;  // its column
+    float most = -INFINITE, own = 0;
+    bool mine = false;
+#pragma unroll
+    for (int j = 0; j < Mma::COLUMNS; j++) {
+      float& x = mma.at(i, j);
+      x = Mma::column(j) < columns ? x * p.inverse_temperature : -INFINITE;
+      most = x > most ? x : most;
+      if (Mma::column(j) == target) own = x, mine = true;
+    }
+    if (mine) p.targets[m] = own;
+    for (int k = 1; k < Mma::SHARERS; k *= 2) most = max(most, shuffle_xor(most, k));
+    float s = 0, u = 0;
+#pragma unroll
+    for (int j = 0; j < Mma::COLUMNS; j++) {
+      const float x = mma.at(i, j), d = x - most;
+      float e = most == -INFINITE ? (x == -INFINITE ? 0.0f : x) : exp(d);  // a row of NaN alone stays NaN
+      if (Mma::column(j) == target || Mma::column(j) >= columns) e = 0;
+      s += e;
+      if (e > 0) u = fma(e, d, u);
+    }
+    for (int k = 1; k < Mma::SHARERS; k *= 2) s += shuffle_xor(s, k), u += shuffle_xor(u, k);
+    if (lane() % Mma::SHARERS) continue;
+    if constexpr (Mma::PARTS > 1) {
+      const int to = (Mma::row(i) * Mma::PARTS + Mma::part()) * 3;
+      parts[to] = most, parts[to + 1] = s, parts[to + 2] = u;
+    } else if (m < M) {
+      const int64_t to = (m * tiles + at.n / Mma::N) * 3;
+      p.stats[to] = most, p.stats[to + 1] = s, p.stats[to + 2] = u;
+    }
+  }
+  if constexpr (Mma::PARTS > 1) join_parts<Mma>(parts, at, M, tiles, p.stats);
 }
 
 // d loss / d logit of one row, with p_j = exp(x_j - lse):
@@ -145,9 +163,11 @@ struct Head {
   float inverse_temperature;
   int64_t N, M, C, V, tiles;
   int64_t padded;  // V in whole pieces: the stride of a row of logits or of their gradient
+  bool packs;  // on a Hopper, whose copy engine does not gather: the rows of a block are gathered before
+  Global<T> packed;  // [block][C]
 
   template <class A>
-  explicit Head(const A& a)
+  Head(const Context& ctx, const A& a)
       : h(rows_of<T>(a.h)),
         weight(rows_of<T>(a.weight)),
         rows(a.rows),
@@ -158,7 +178,17 @@ struct Head {
         C(a.weight.dim[1]),
         V(a.weight.dim[0]),
         tiles((V + Block<T>::N - 1) / Block<T>::N),
-        padded((V + 63) / 64 * 64) {}
+        padded((V + 63) / 64 * 64),
+        packs(sizeof(T) == 2 && ctx.gpu->architecture == 90 && weight.aligned) {}
+
+  void take(Workspace& w, int64_t block) {
+    if (packs) packed = w.take<T>(block * C);
+  }
+  void pack(Context& ctx, int64_t m0, int64_t count) const {
+    if (!packs) return;
+    const PackParams<T> p{gathered(h, global<const int32_t>(rows.data + m0, count), count), packed};
+    launch(ctx, "head_pack_bf16", {count}, 128, 0, p);
+  }
 
   // pairs of a block such that `bytes` for each logit stay below 1.75 GiB
   int64_t block(int64_t bytes) const {
@@ -166,7 +196,9 @@ struct Head {
     const int64_t rows = most < Block<T>::M ? Block<T>::M : most > 4096 ? 4096 : most;
     return M < rows ? M : rows;
   }
-  ProductParams<T> logits(int64_t m0, int64_t count) const { return {gathered(h, global<const int32_t>(rows.data + m0, count), count), weight, count, V, C}; }
+  ProductParams<T> logits(int64_t m0, int64_t count) const {
+    return {packs ? operand<T>(packed.data, count, C, C) : gathered(h, global<const int32_t>(rows.data + m0, count), count), weight, count, V, C};
+  }
 };
 
 // log-softmax statistics of a block, and its logits where `logits` is given
@@ -180,7 +212,7 @@ void head_forward(Context& ctx, const Head<T>& head, const ForwardMemory& memory
     Global<float> lse, Global<float> entropy) {
   const Global<const int32_t> rows = global<const int32_t>(head.rows.data + m0, count), y = global<const int32_t>(head.y.data + m0, count);
   const LogitsParams<T> p{head.logits(m0, count), y, head.inverse_temperature, memory.stats, memory.targets, logits, head.padded};
-  launch_product(ctx, dtype_name<T>("head_logits_f32", "head_logits_bf16"), p, 3 * 4 * 4 * Block<T>::M);
+  launch_product<true, true>(ctx, dtype_name<T>("head_logits_f32", "head_logits_bf16"), p, 3 * 4 * 4 * Block<T>::M);
   const FinishParams f{memory.stats, memory.targets, rows, y, logp + m0, lse + m0, entropy + m0, count, head.tiles, head.N, head.V, latch_of(ctx)};
   launch(ctx, "head_finish", {(count + 3) / 4}, 128, 0, f);
 }
@@ -202,11 +234,11 @@ void head_backward(Context& ctx, const Head<T>& head, const BackwardMemory<T>& m
   const Global<const float> no_bias;
   if (with_dh) {
     const LinearParams<T> p{{g, head.weight, count, head.C, head.V}, memory.pairs + m0 * head.C, no_bias, 0};
-    launch_product(ctx, dtype_name<T>("linear_grad_input_f32", "linear_grad_input_bf16"), p);
+    launch_product<true, false>(ctx, dtype_name<T>("linear_grad_input_f32", "linear_grad_input_bf16"), p);
   }
   if (dweight) {
     const LinearParams<T> p{{g, head.logits(m0, count).a, head.V, head.C, count}, global(dweight), no_bias, 1};
-    launch_product(ctx, dtype_name<T>("linear_grad_weight_f32", "linear_grad_weight_bf16"), p);
+    launch_product<false, false>(ctx, dtype_name<T>("linear_grad_weight_f32", "linear_grad_weight_bf16"), p);
   }
 }
 

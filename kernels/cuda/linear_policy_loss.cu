@@ -63,11 +63,12 @@ struct PolicyMemory {
 
 template <class T>
 void linear_policy_loss_of(Context& ctx, const linear_policy_loss_args& a) {
-  const Head<T> head(a);
+  Head<T> head(ctx, a);
   const bool backward = a.dh || a.dweight, narrow = sizeof(T) == 2;
   const int64_t block = backward ? head.block(narrow ? 6 : 4) : std::min<int64_t>(head.M, 8192);
   const auto plan = [&](char* base) {
     Workspace w{base};
+    head.take(w, block);
     const int64_t logits = backward ? block * head.padded : 0;
     PolicyMemory<T> memory{ForwardMemory(head, w, block), BackwardMemory<T>(head, w, bool(a.dh)), w.take<float>(logits), w.take<float>(head.M),
         w.take<float>(head.M), w.take<float>(head.M), PolicySums(a, w), 0};
@@ -84,6 +85,7 @@ void linear_policy_loss_of(Context& ctx, const linear_policy_loss_args& a) {
   policy_weights(ctx, a, memory.sums.weights, head.M);
   for (int64_t m0 = 0; m0 < head.M; m0 += block) {
     const int64_t count = std::min(block, head.M - m0);
+    head.pack(ctx, m0, count);
     head_forward(ctx, head, memory.forward, m0, count, backward ? memory.logits : Global<float>(), logp, memory.lse, entropy);
     if (!backward) continue;
     policy_gradients(ctx, a, memory.sums, logp, m0, count, memory.dlogp, memory.dentropy);

@@ -44,7 +44,7 @@ DEVICE void store_as(Shared<T> y, int i, U value) {
   *reinterpret_cast<U*>(y.data + i) = value;
 }
 
-extern __shared__ __align__(128) char dynamic_shared[];
+extern __shared__ __align__(1024) char dynamic_shared[];
 struct SharedMemory {
   int used = 0;
   template <class T>

@@ -94,6 +94,30 @@ void tells_what_kernels_latch() {
   expect(record->allocations == 0 && record->contexts == 0, "%d allocations, %d contexts are left", record->allocations, record->contexts);
 }
 
+// y = x W^T in bf16 goes to the kernel of a Hopper, which this GPU says it is, where rows begin at 16 bytes.
+void takes_the_kernels_of_a_hopper() {
+  char why[256] = "";
+  rlhf_stream* s = rlhf_cuda_stream_create(0, nullptr, why, sizeof why);
+  expect(s != nullptr, "opens: %s", why);
+  if (!s) return;
+  const auto tensor = [&](int32_t dtype, int64_t rows, int64_t columns) {
+    rlhf_tensor t{};
+    t.data = rlhf_stream_allocate(s, 4 * rows * columns), t.dtype = dtype, t.rank = 2, t.dims[0] = rows, t.dims[1] = t.stride = columns;
+    return t;
+  };
+  for (const int64_t I : {72, 70}) {
+    rlhf_tensor x = tensor(RLHF_BF16, 300, I), weight = tensor(RLHF_BF16, 500, I), y = tensor(RLHF_F32, 300, 500);
+    const int maps = record->maps;
+    expect(rlhf_linear(s, &x, &weight, nullptr, &y, nullptr, 0) == RLHF_OK, "enqueues: %s", rlhf_message(s));
+    const bool whole = I % 8 == 0;
+    expect(std::string(record->kernel) == (whole ? "linear_bf16_hopper" : "linear_bf16"), "I %d takes %s", int(I), record->kernel);
+    expect(record->grid[0] == 6 && record->threads == (whole ? 384u : 256u) && record->maps == maps + 2 * whole, "%u blocks of %u, %d maps", record->grid[0],
+        record->threads, record->maps - maps);
+    for (const rlhf_tensor* t : {&x, &weight, &y}) rlhf_stream_release(s, t->data);
+  }
+  rlhf_stream_destroy(s);
+}
+
 }  // namespace
 
 int main() {
@@ -105,5 +129,6 @@ int main() {
   opens_and_closes();
   uses_a_given_stream();
   tells_what_kernels_latch();
+  takes_the_kernels_of_a_hopper();
   return report();
 }

@@ -1,4 +1,4 @@
-// A driver of a GPU whose memory is the host's, for native/cuda_driver.cc: it knows one kernel, check_offsets, writes down what it is asked,
+// A driver of a GPU whose memory is the host's, for native/cuda_driver.cc: it knows check_offsets and the names of a few kernels more, writes down what it is asked,
 // and refuses what a real one would refuse: calls outside the context, memory that is not its own, shared memory that was not allowed.
 #include "libcuda.h"
 
@@ -91,7 +91,7 @@ CALL cuModuleLoadData(void** module, const void* image) {
 }
 CALL cuModuleUnload(void* module) { return record.modules--, std::free(module), OK; }
 CALL cuModuleGetFunction(void** function, void*, const char* name) {
-  if (std::strcmp(name, "check_offsets") && std::strcmp(name, "gae")) return NOT_FOUND;
+  if (std::strcmp(name, "check_offsets") && std::strcmp(name, "gae") && std::strncmp(name, "linear_bf16", 11)) return NOT_FOUND;
   static std::map<std::string, Function> functions;
   Function& f = functions[name];
   std::snprintf(f.name, sizeof f.name, "%s", name);
@@ -100,6 +100,13 @@ CALL cuModuleGetFunction(void** function, void*, const char* name) {
 CALL cuFuncSetAttribute(void* function, int attribute, int value) {
   if (attribute != 8 || value > 227 << 10) return INVALID;
   return static_cast<Function*>(function)->shared = value, OK;
+}
+CALL cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* data, const uint64_t* sizes, const uint64_t* strides, const unsigned* box,
+    const unsigned* steps, int interleaved, int swizzle, int, int fill) {
+  if (uintptr_t(map) % 64 || type != 9 || rank != 2 || uintptr_t(data) % 16 || strides[0] % 16 || sizes[0] * 2 > strides[0]) return INVALID;
+  if (box[0] * 2 != 128 || box[1] > 256 || steps[0] != 1 || steps[1] != 1 || interleaved || swizzle != 3 || fill) return INVALID;
+  record.maps++;
+  return OK;
 }
 CALL cuLaunchKernel(
     void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned, unsigned shared, void* stream, void** arguments, void**) {

@@ -9,6 +9,7 @@ struct Record {
   char kernel[64];  // the last launch
   unsigned grid[3], threads, shared;
   void* stream;
+  int maps;  // of tensors, made
 };
 struct Offsets {  // OffsetsParams of kernels/cuda/offsets.h, as the device sees it
   const int32_t* offsets;

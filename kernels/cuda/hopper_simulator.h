@@ -1,0 +1,65 @@
+// hopper.h simulated (native/simulator_hopper.cc). What is a fault here, beside those of simulator.h:
+//
+//   barriers     used before they are made and published; a wait that nothing will end; read or written as memory
+//   the copies   arrive late and in any order: a tile read before its phase was waited for; brought over what somebody may still read;
+//                a tile that does not lie at 1024 bytes; more bytes than the phase was told of never end a wait
+//   products     a tile written while one reads it; sums touched before the wait (they are NaN until then)
+//
+// Layouts are the hardware's: a piece's place is turned by the copy and turned back by the descriptor, so that another stride or turn
+// than the tile's gives other numbers.
+#pragma once
+
+namespace rlhf::simt {
+
+void barrier_init(int at, int arrivals);
+void barrier_publish();
+void barrier_arrive(int at, int bytes);
+void barrier_wait(int at, int parity);
+void copy_box(int to, int room, const cuda::TensorMap& map, int64_t row, int64_t column, int barrier);
+
+// a warp's part of a product: what each lane brings
+struct Product {
+  float* c;
+  int columns;  // of c
+  uint64_t a, b;
+  bool a_across, b_across, add;
+};
+void multiply_begin();
+void multiply(const Product& mine);
+void multiply_commit();
+void multiply_wait(int groups);
+
+}  // namespace rlhf::simt
+
+namespace rlhf::cuda {
+
+inline void barrier_init(Shared<uint64_t> b, int arrivals) { simt::barrier_init(b.at<uint64_t>(0), arrivals); }
+inline void barrier_publish() { simt::barrier_publish(); }
+inline void barrier_arrive(Shared<uint64_t> b) { simt::barrier_arrive(b.at<uint64_t>(0), 0); }
+inline void barrier_arrive_expect(Shared<uint64_t> b, int bytes) { simt::barrier_arrive(b.at<uint64_t>(0), bytes); }
+inline void barrier_wait(Shared<uint64_t> b, int parity) { simt::barrier_wait(b.at<uint64_t>(0), parity); }
+inline void copy_box(Shared<bf16> to, const TensorMap& map, int64_t row, int64_t column, Shared<uint64_t> b) {
+  simt::copy_box(to.at<bf16>(0), to.end - to.offset, map, row, column, b.at<uint64_t>(0));
+}
+
+inline uint64_t tile_descriptor(Shared<bf16> tile, int next = 16) {
+  return uint64_t(tile.at<bf16>(0)) >> 4 | uint64_t(next >> 4) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+}
+inline uint64_t tile_descriptor_at(uint64_t descriptor, int bytes) { return descriptor + uint64_t(bytes >> 4); }
+
+inline void multiply_begin() { simt::multiply_begin(); }
+inline void multiply_commit() { simt::multiply_commit(); }
+template <int n, int N>
+void multiply_wait(float (&)[N][4]) {
+  simt::multiply_wait(n);
+}
+template <bool A_ACROSS, bool B_ACROSS, int N>
+void multiply(float (&c)[N][4], uint64_t a, uint64_t b, bool add) {
+  simt::multiply({c[0], 8 * N, a, b, A_ACROSS, B_ACROSS, add});
+}
+template <int n>
+void registers_fewer() {}
+template <int n>
+void registers_more() {}
+
+}  // namespace rlhf::cuda
