@@ -32,7 +32,7 @@ export function comparisons(rows: readonly ComparisonRow[], tokenizer: Tokenizer
     } else unit.pairs.push({ chosen: place(row.chosen), rejected: place(row.rejected), margin: row.margin, ...(softLabels ? { label: row.agreement } : {}) });
   }
   return units.map(({ prompt, texts, pairs }) => {
-    const ids = tokenizer.encode(prompt);
+    const ids = tokenizer.encodePrompt(prompt);
     return { episodes: texts.map((text) => ({ prompt: ids, completion: tokenizer.encode(text) })), pairs };
   });
 }
