@@ -75,10 +75,18 @@ program
   .option("--threads <n>", "compute threads", whole(1))
   .action(async ({ threads, ...options }) => (await import("./commands.js")).collect(await opened({ threads, seed: options.seed }), options));
 
-stage("label", "compare completions two by two, as scripted annotators do")
-  .requiredOption("--data <file>", "JSONL of rlhf collect")
-  .requiredOption("--out <file>", "JSONL with prompt, chosen, rejected, agreement")
-  .action(async ({ data, out, ...options }) => (await import("./commands.js")).label(await opened(options), { data, out }));
+stage("label", "compare completions: people in a browser (--ui) or at the terminal (--tty), or else scripted annotators")
+  .requiredOption("--data <file>", "JSONL of rlhf collect; with people also other rows with prompt, completion or with prompt, chosen, rejected")
+  .requiredOption("--out <file>", "JSONL with prompt, chosen, rejected, agreement; every label of people is kept in FILE.labels.jsonl beside it")
+  .option("--ui", "people label on a page that this machine alone can open", false)
+  .option("--port <n>", "of the page; 0 takes any", whole(0), 0)
+  .option("--tty", "a person labels at this terminal", false)
+  .option("--annotator <name>", "who labels at the terminal", process.env.USER ?? "me")
+  .action(async ({ data, out, ui, tty, annotator, port, ...options }) => {
+    if (!ui && !tty) return (await import("./commands.js")).label(await opened(options), { data, out });
+    const { labelByPeople } = await import("./labelling/people.js");
+    await labelByPeople(await configured(options), { data, out, ui, tty, annotator, port });
+  });
 
 stage("reward", "train a reward model on comparisons")
   .requiredOption("--model <dir>", "the language model to start from")
@@ -175,9 +183,13 @@ interface Common {
   threads?: number;
 }
 
-async function opened({ config: file, set = [], seed, threads }: Common) {
-  const [{ readConfig }, { device }, { progressTo }] = await Promise.all([import("./config.js"), import("../device/device.js"), import("./progress.js")]);
-  const config = await readConfig(file, seed === undefined ? set : [...set, `seed=${seed}`]);
+async function configured({ config: file, set = [], seed }: Common) {
+  const { readConfig } = await import("./config.js");
+  return readConfig(file, seed === undefined ? set : [...set, `seed=${seed}`]);
+}
+
+async function opened({ threads, ...options }: Common) {
+  const [config, { device }, { progressTo }] = await Promise.all([configured(options), import("../device/device.js"), import("./progress.js")]);
   return { config, device: await device(undefined, { threads }), progress: progressTo() };
 }
 

@@ -98,7 +98,7 @@ test.each(["UNCOMPRESSED", "SNAPPY"] as const)("Parquet holds the same rows as J
     margin: i % 3 ? i : null,
   }));
   const columns = ["prompt", "chosen", "rejected", "agreement", "margin"] as const;
-  await parquetWriteFile({
+  parquetWriteFile({
     filename: join(folder, "rows.parquet"),
     columnData: columns.map((name) => ({ name, data: rows.map((row) => row[name]), type: ["agreement", "margin"].includes(name) ? "DOUBLE" : "STRING" })),
     rowGroupSize: 10,
@@ -112,7 +112,7 @@ test.each(["UNCOMPRESSED", "SNAPPY"] as const)("Parquet holds the same rows as J
 
 test("Parquet holds conversations too, and its 64-bit integers are numbers", async () => {
   const filename = join(folder, "chat.parquet");
-  await parquetWriteFile({
+  parquetWriteFile({
     filename,
     columnData: [
       { name: "prompt", data: [[user("q")]], type: "JSON" },
