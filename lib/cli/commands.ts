@@ -16,6 +16,7 @@ import { evaluate } from "./stages/eval.js";
 import { comparisons, labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage } from "./stages/reward.js";
+import { scoreRows } from "./stages/score.js";
 import { copyTokenizer, sftStage, type SftText } from "./stages/sft.js";
 import { textBatches } from "../rlhf/text.js";
 import { Random } from "../device/philox.js";
@@ -117,11 +118,12 @@ export async function label({ config, device }: Opened, { data, out }: { data: s
 
 export async function reward(
   { config, device, progress }: Opened,
-  { model: folder, data, out }: { model: string; data: string; out: string },
+  { model: folder, data, criterion, out }: { model: string; data: string; criterion?: string; out: string },
   resume: boolean,
 ): Promise<void> {
   const run = await Run.open(out, config, device, resume);
-  const [base, tokenizer, rows] = [await loadModel(folder, device), await Tokenizer.load(folder), await readComparisons(data)];
+  const [base, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
+  const rows = await readComparisons(data, () => tokenizer.chat, criterion);
   const model = base.headKind === "score" ? base : base.copy("score", config.seed);
   const result = await run.stage("reward", async () => {
     const done = await rewardStage({ config, device, run, progress }, model, comparisons(rows, tokenizer, config.reward.softLabels));
@@ -202,6 +204,18 @@ export async function evaluation(
       ]),
     ),
   );
+  await device.close();
+}
+
+/** Writes to standard output where no file is named. */
+export async function score({ device }: Opened, { model: folder, data, out }: { model: string; data: string; out?: string }): Promise<void> {
+  const [model, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
+  if (model.headKind !== "score") throw typeError("MODEL", `--model: ${folder} has no score head, wanted a reward model`);
+  const rows: object[] = [];
+  for await (const row of scoreRows(model, tokenizer, data))
+    if (out) rows.push(row);
+    else console.log(JSON.stringify(row));
+  if (out) await writeJsonl(out, rows);
   await device.close();
 }
 

@@ -90,11 +90,12 @@ stage("label", "compare completions: people in a browser (--ui) or at the termin
 
 stage("reward", "train a reward model on comparisons")
   .requiredOption("--model <dir>", "the language model to start from")
-  .requiredOption("--data <file>", "JSONL with prompt, chosen, rejected (agreement, margin), or prompt, ranking")
+  .requiredOption("--data <file>", "JSONL or Parquet with prompt, chosen, rejected (agreement, margin), or prompt, ranking")
+  .option("--criterion <name>", "learn this column's share in place of agreement's")
   .requiredOption("--out <dir>", "Hugging Face directory to write")
   .addOption(resume)
-  .action(async ({ model, data, out, resume: resumed, ...options }) =>
-    (await import("./commands.js")).reward(await opened(options), { model, data, out }, resumed),
+  .action(async ({ model, data, criterion, out, resume: resumed, ...options }) =>
+    (await import("./commands.js")).reward(await opened(options), { model, data, criterion, out }, resumed),
   );
 
 stage("ppo", "fine-tune a policy against a reward model, near its base")
@@ -128,6 +129,28 @@ program
   .option("--temperature <t>", "instead of each line's own", number(0))
   .option("--threads <n>", "compute threads", whole(1))
   .action(async ({ threads, ...options }) => (await import("./commands.js")).logp(await opened({ threads }), options));
+
+program
+  .command("score")
+  .description("what a reward model says: r in [0, 1] of a completion, P(A preferred to B) of a pair")
+  .requiredOption("--model <dir>", "a reward model")
+  .option("--data <file>", "JSONL or Parquet with prompt, completion, or prompt and a, b or chosen, rejected; - is standard input", "-")
+  .option("--out <file>", "JSONL to write, standard output without it")
+  .option("--threads <n>", "compute threads", whole(1))
+  .action(async ({ threads, ...options }) => (await import("./commands.js")).score(await opened({ threads }), options));
+
+program
+  .command("data")
+  .description("about files of data")
+  .command("check")
+  .description("counts, duplicates, contradictions, length bias and agreement of a file of prompts, demonstrations, comparisons or labels")
+  .argument("<file>", "JSONL or Parquet; - is standard input")
+  .option("--json", "as JSON", false)
+  .action(async (file, { json }) => {
+    const [{ checkData, reportLines }, { table }] = await Promise.all([import("../data/check.js"), import("./table.js")]);
+    const report = await checkData(file);
+    console.log(json ? JSON.stringify(report, null, 2) : table([file, "figure"], reportLines(report)));
+  });
 
 program
   .command("config")

@@ -65,8 +65,7 @@ function show() {
   const bar = document.querySelector("progress");
   bar.max = progress.wanted;
   bar.value = progress.labels;
-  $("counts").textContent = `${progress.labels}/${progress.wanted}`;
-  $("counts").title = `${progress.mine} of them yours`;
+  $("counts").replaceChildren(`${progress.labels} of ${progress.wanted}`, make("span", { className: "wide", textContent: ` labels, ${progress.mine} yours` }));
   const alphas = Object.entries(progress.alpha).filter(([, alpha]) => alpha !== null);
   $("agreement").textContent = alphas.map(([name, alpha]) => `${criteria.length > 1 ? `${name} ` : ""}\u03b1 ${alpha.toFixed(2)}`).join("  ");
   $("task").hidden = $("bar").hidden = shown === null;
@@ -83,6 +82,7 @@ function show() {
   fill($("prompt"), shown.prompt);
   $("prompt").scrollTop = 0;
   $("cards").className = isPair() ? "pair" : "";
+  $("cards").dataset.count = shown.completions.length;
   $("cards").replaceChildren(...shown.completions.map(card));
   questions();
   seen = 0;
