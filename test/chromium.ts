@@ -110,7 +110,7 @@ export class Page {
   async until(expression: string): Promise<void> {
     const end = Date.now() + 20_000;
     while (!(await this.value<boolean>(expression).catch(() => false))) {
-      if (Date.now() > end) throw new Error(`it does not become true: ${expression}; the page says: ${await this.value("document.body.innerText")}`);
+      if (Date.now() > end) throw new Error(`it does not become true: ${expression}; the page says: ${await this.value<string>("document.body.innerText")}`);
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
   }

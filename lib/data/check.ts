@@ -91,8 +91,8 @@ function kindOf(row: Row): string {
   return row.has("completion") ? "demonstrations" : "prompts";
 }
 
-/** Characters. */
-const length = (text: Text) => [...transcript(text)].length;
+/** Code points. */
+const length = (text: Text) => Array.from(transcript(text)).length;
 
 function comparisons(
   pairs: readonly { chosen: string; rejected: string; lengths: [number, number] }[],

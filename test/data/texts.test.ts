@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { parquetWriteFile } from "hyparquet-writer";
+import { comparisons } from "../../lib/cli/stages/label.js";
 import { readRows } from "../../lib/data/jsonl.js";
 import { readComparisons, readDemonstrations, readPrompts } from "../../lib/data/preferences.js";
 import { trainBpe } from "../../lib/model/bpe.js";
@@ -87,6 +88,16 @@ test("an empty prompt begins with BOS, or else with the end of the text before, 
   expect([...withConfig({ eos_token: "<|endoftext|>" }).encodePrompt("")]).toEqual([end]);
   expect([...withConfig({ bos_token: "t", eos_token: "<|endoftext|>" }).encodePrompt("")]).toEqual([tokenizer.id("t")]);
   expect(() => withConfig({}).encodePrompt("")).toThrow(expect.objectContaining({ code: "TOKENIZER", message: expect.stringContaining("prompt is empty") }));
+});
+
+test("comparisons without a prompt are units of their own, unless they share a completion", () => {
+  const pair = (chosen: string, rejected: string, prompt = "") => ({ prompt, chosen, rejected });
+  const units = (...rows: ReturnType<typeof pair>[]) => comparisons(rows, tokenizer, true).map(({ episodes, pairs }) => [episodes.length, pairs.length]);
+  expect(units(pair("a", "b"), pair("c", "d"), pair("e", "d"))).toEqual([
+    [2, 1],
+    [3, 2],
+  ]);
+  expect(units(pair("a", "b", "p"), pair("c", "d", "p"))).toEqual([[4, 2]]);
 });
 
 test.each(["UNCOMPRESSED", "SNAPPY"] as const)("Parquet holds the same rows as JSONL, row group by row group: %s", async (codec) => {

@@ -22,7 +22,12 @@ let since; // when it last came into view
 
 const isPair = () => state.shown.completions.length === 2;
 
-async function ask(route, body = {}) {
+/** Sends what the annotator did and shows what comes next, or what went wrong. */
+function ask(route, body = {}) {
+  void send(route, body);
+}
+
+async function send(route, body) {
   if (busy) return;
   busy = true;
   document.body.ariaBusy = "true";
@@ -39,7 +44,7 @@ async function ask(route, body = {}) {
     const answer = await response.json();
     if (response.status === 409) {
       busy = false;
-      return await ask("next"); // answered in another window
+      return await send("next", {}); // answered in another window
     }
     if (!response.ok) throw new Error(answer.error);
     state = answer;
@@ -139,7 +144,7 @@ function questions() {
         { className: "question" },
         make("legend", { textContent: isPair() ? `Which is ${named(criterion)}?` : `Rank: which is ${named(criterion)}?` }),
       );
-      box.append(isPair() ? fivefold(criterion, k) : order(criterion, k));
+      box.append(isPair() ? fivefold(criterion, k) : order());
       return box;
     }),
   );
@@ -166,7 +171,7 @@ function fivefold(criterion, k) {
   );
 }
 
-function order(criterion, k) {
+function order() {
   return make(
     "div",
     { className: "ranking" },
