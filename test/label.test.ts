@@ -281,7 +281,7 @@ describe("rlhf label", () => {
   beforeAll(() =>
     writeFile(
       at("c.jsonl"),
-      ["one", "two", "three"].flatMap((word) => [1, 2].map((i) => JSON.stringify({ prompt: word, completion: ` ${word} ${i}` }))).join("\n"),
+      ["one", "two", "three"].flatMap((word) => [1, 2].map((i) => JSON.stringify({ prompt: word, completion: ` ${word}\u001b[2J ${i}` }))).join("\n"),
     ),
   );
   afterEach(() => Promise.all(["p.jsonl", "p.labels.jsonl", "p.labels.jsonl.lock"].map((name) => rm(at(name), { force: true }))));
@@ -293,6 +293,8 @@ describe("rlhf label", () => {
     const code = await new Promise((resolve) => child.on("close", resolve));
     expect([code, errors.text]).toEqual([0, ""]);
     expect(out.text).toContain("Nothing left to compare");
+    expect(out.text).toContain("one\ufffd[2J 1"); // a completion commands no terminal
+    expect(out.text).not.toContain("\u001b");
     expect((await readRows(at("p.labels.jsonl"), labelEntry)).map(({ kind, reason, strength }) => [kind, reason, strength?.overall])).toEqual([
       ["skip", undefined, undefined],
       ["label", "because", "clearly"],

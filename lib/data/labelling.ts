@@ -82,6 +82,8 @@ export class Labelling {
   private readonly tasks = new Map<string, Task>();
   private readonly order: string[];
   private readonly wanted = new Map<string, number>();
+  private least = 0; // labels wanted, before flags and extra ones
+  private readonly touched = new Set<string>(); // tasks that someone has answered
   private readonly given = new Map<string, Map<string, LabelEntry>>(); // task, annotator
   private readonly history = new Map<string, LabelEntry[]>(); // annotator
   private readonly leases = new Map<string, { task: string; at: number }>(); // annotator
@@ -97,6 +99,7 @@ export class Labelling {
     this.order = new Random(options.seed, STREAMS.order).shuffle([...this.tasks.keys()]);
     for (const id of this.order) {
       this.wanted.set(id, 1 + Number(new Random(options.seed, STREAMS.twice, word(id)).uniform() < options.twice));
+      this.least += this.wanted.get(id)!;
       this.given.set(id, new Map());
     }
     for (const entry of log.entries) this.apply(entry);
@@ -109,6 +112,7 @@ export class Labelling {
   private apply(entry: LabelEntry): void {
     const given = this.given.get(entry.task);
     if (!given) return; // of texts that are no longer compared
+    this.touched.add(entry.task);
     let history = this.history.get(entry.annotator);
     if (!history) this.history.set(entry.annotator, (history = []));
     if (entry.kind === "undo") {
@@ -210,18 +214,18 @@ export class Labelling {
 
   progress(annotator: string): LabellingProgress {
     let labels = 0;
-    let wanted = 0;
-    let shared = 0;
-    for (const id of this.order) {
+    let wanted = this.least;
+    const shared: LabelEntry[][] = [];
+    for (const id of this.touched) {
       const entries = [...this.given.get(id)!.values()];
+      const least = this.wanted.get(id)!;
       const count = entries.filter(({ kind }) => kind === "label").length;
       labels += count;
-      shared += Number(count > 1);
-      wanted += entries.some(({ kind }) => kind === "flag") ? count : Math.max(count, this.wanted.get(id)!);
+      wanted += entries.some(({ kind }) => kind === "flag") ? count - least : Math.max(0, count - least);
+      if (count > 1) shared.push(entries);
     }
-    const entries = [...this.given.values()].filter(({ size }) => size > 1).map((given) => [...given.values()]);
-    const alpha = Object.fromEntries(this.criteria.map((criterion) => [criterion, alphaOf(entries, criterion) ?? null]));
-    return { mine: this.history.get(annotator)?.length ?? 0, labels, wanted, alpha, shared };
+    const alpha = Object.fromEntries(this.criteria.map((criterion) => [criterion, alphaOf(shared, criterion) ?? null]));
+    return { mine: this.history.get(annotator)?.length ?? 0, labels, wanted, alpha, shared: shared.length };
   }
 
   /** What the reward stage learns from: all pairs of every task that someone labelled and nobody flagged. */

@@ -45,8 +45,9 @@ export class ChatTemplate {
       );
     }
     if (!continued) return text;
-    const content = last.content.trim(); // which templates do or do not do
-    return text.slice(0, text.lastIndexOf(content) + content.length);
+    const start = text.lastIndexOf(last.content.trim());
+    const kept = last.content.trimStart(); // unless the template trims what follows too
+    return text.slice(0, start + (text.startsWith(kept, start) ? kept : last.content.trim()).length);
   }
 }
 

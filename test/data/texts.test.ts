@@ -8,6 +8,7 @@ import { comparisons } from "../../lib/cli/stages/label.js";
 import { readRows } from "../../lib/data/jsonl.js";
 import { readComparisons, readDemonstrations, readPrompts } from "../../lib/data/preferences.js";
 import { trainBpe } from "../../lib/model/bpe.js";
+import { ChatTemplate } from "../../lib/model/chat.js";
 import { Tokenizer } from "../../lib/model/tokenizer.js";
 
 let folder: string;
@@ -68,7 +69,9 @@ describe("conversations", () => {
 
   test("that end with words of the assistant go on from those", async () => {
     await write({ prompt: [user("q"), assistant("Well, ")] });
-    expect(await readPrompts(file, chat)).toEqual([{ prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nWell," }]);
+    expect(await readPrompts(file, chat)).toEqual([{ prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nWell, " }]);
+    const trimming = new ChatTemplate("{% for message in messages %}[{{ message['content'] | trim }}]{% endfor %}", {}, "trimming");
+    expect(trimming.render([user("q"), assistant(" Well, ")], { open: true })).toBe("[q][Well,"); // as transformers 5 does
   });
 
   test("are refused by name without a template, or mixed with texts", async () => {

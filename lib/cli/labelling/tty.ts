@@ -2,8 +2,13 @@ import { emitKeypressEvents, type Key } from "node:readline";
 import { styleText } from "node:util";
 import { OVERALL, type Answer, type Labelling, type Shown } from "../../data/labelling.js";
 import type { Strength } from "../../data/label_log.js";
-import { transcript } from "../../data/texts.js";
+import { transcript, type Text } from "../../data/texts.js";
 
+/** A text for a terminal: what would command it is shown as U+FFFD. */
+const plain = (text: Text) =>
+  transcript(text)
+    .trim()
+    .replace(/[^\P{Cc}\n\t]/gu, "\ufffd");
 const letter = (i: number) => String.fromCharCode(65 + i);
 const help = (pair: boolean) =>
   pair
@@ -28,8 +33,8 @@ export async function labelAtTerminal(
       );
       const pair = shown.completions.length === 2;
       if (output.isTTY) output.write("\x1b[2J\x1b[H");
-      output.write(`${faint([`${labels} of ${wanted} labels, ${mine} yours`, ...alphas].join("   "))}\n\n${transcript(shown.prompt).trim()}\n`);
-      shown.completions.forEach((text, i) => output.write(`\n${strong(`${letter(i)}.`)} ${transcript(text).trim()}\n`));
+      output.write(`${faint([`${labels} of ${wanted} labels, ${mine} yours`, ...alphas].join("   "))}\n\n${plain(shown.prompt)}\n`);
+      shown.completions.forEach((text, i) => output.write(`\n${strong(`${letter(i)}.`)} ${plain(text)}\n`));
       output.write(`\n${faint(help(pair))}\n`);
       const start = performance.now();
       const answer = await ask(shown, labelling.criteria, keys, output);

@@ -30,7 +30,7 @@ async function scored(model: Transformer, tokenizer: Tokenizer, rows: readonly R
     for (const completion of completions) {
       const episode = { prompt: tokenizer.encodePrompt(prompt), completion: tokenizer.encode(completion) };
       const length = episode.prompt.length + episode.completion.length;
-      if (length > model.config.context)
+      if (model.config.positions === "learned" && length > model.config.context)
         throw row.error(`prompt and completion have ${length} tokens, wanted at most ${model.config.context}, the model's context`);
       episodes.push(episode);
     }
