@@ -217,6 +217,8 @@ withBrowser("the page in Chromium", () => {
     await begin(await serve([task("A prompt of some words", [`${"word ".repeat(60)}${"x".repeat(120)}`, "short", "c"]), ...pairs(2)]));
     for (const _ of ["a ranking", "a pair"]) {
       await page.screen(320, 640, { dark, mobile: true });
+      await page.value(`document.getElementById("agreement").textContent = "helpful \u03b1 0.52  harmless \u03b1 -0.81"`); // at its longest
+      await page.value(`document.getElementById("counts").textContent = "12345 of 23456"`);
       expect(await page.value("document.documentElement.scrollWidth")).toBe(320);
       const buttons = await page.value<{ name: string; width: number; height: number; left: number; right: number }[]>(
         `[...document.querySelectorAll("button")].filter((one) => one.offsetParent).map((one) => ({ name: one.ariaLabel || one.innerText, width: one.offsetWidth, height: one.offsetHeight, left: one.getBoundingClientRect().left, right: one.getBoundingClientRect().right }))`,
