@@ -14,6 +14,7 @@ export { generate, type Completion, type Request, type SamplingOptions } from ".
 export { Tokenizer } from "./model/tokenizer.js";
 export { pack, Transformer, type Packed } from "./model/transformer.js";
 
+export { krippendorff } from "./data/agreement.js";
 export { Annotator, sentiment } from "./data/annotator.js";
 export { readCompletions, writeCompletions, type CompletionRow } from "./data/completions.js";
 export { label, rank } from "./data/labels.js";

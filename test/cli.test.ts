@@ -203,6 +203,50 @@ describe("a stage by itself", () => {
     expect(steps).toEqual(Array(6).fill(learnt));
   });
 
+  test("reward learns a named criterion, and the labels of it alone", async () => {
+    const turned = (await rows("first", "preferences.jsonl")).map(({ agreement, ...row }) => ({ ...row, agreement: 1, brief: agreement }));
+    await writeFile(at("criteria.jsonl"), turned.map((row) => JSON.stringify(row)).join("\n"));
+    await rlhf(["reward", "--model", first("base"), "--data", at("criteria.jsonl"), "--criterion", "brief", "--out", at("rc"), ...config()]);
+    expect(await readFile(at("rc", "model.safetensors"))).toEqual(await readFile(first("reward", "model.safetensors")));
+    await expect(
+      rlhf(["reward", "--model", first("base"), "--data", at("criteria.jsonl"), "--criterion", "kind", "--out", at("rk"), ...config()]),
+    ).rejects.toMatchObject({ stderr: expect.stringContaining('criteria.jsonl:1: the column "kind" is missing') });
+  });
+
+  test("score gives r of completions and P(A over B) of pairs, from a file or standard input", async () => {
+    const given = [
+      { prompt: "We the people", completion: " of", id: 7 },
+      { prompt: "", completion: " We" },
+      { prompt: "We the people", chosen: " of", rejected: " are" },
+      { prompt: "We the people", a: " are", b: " of" },
+    ];
+    await writeFile(at("s.jsonl"), given.map((row) => JSON.stringify(row)).join("\n"));
+    await rlhf(["score", "--model", first("reward"), "--data", at("s.jsonl"), "--out", at("scored.jsonl")]);
+    const scored = (await rows("scored.jsonl")) as Record<string, number>[];
+    expect(scored).toMatchObject(given);
+    const [one, , pair, turned] = scored;
+    expect(one.r).toBeCloseTo(1 / (1 + Math.exp(-one.score)), 12);
+    expect(pair.r_chosen).toBe(one.r);
+    const logit = (p: number) => Math.log(p / (1 - p));
+    expect(logit(pair.p)).toBeCloseTo(logit(pair.r_chosen) - logit(pair.r_rejected), 6);
+    expect(pair.p + turned.p).toBeCloseTo(1, 12);
+    const piped = run(process.execPath, [join(root, "dist/lib/cli/main.js"), "score", "--model", first("reward")]);
+    piped.child.stdin!.end(await readFile(at("s.jsonl")));
+    expect((await piped).stdout).toBe(await readFile(at("scored.jsonl"), "utf8"));
+    await expect(rlhf(["score", "--model", first("base"), "--data", at("s.jsonl")])).rejects.toMatchObject({
+      stderr: expect.stringContaining("no score head"),
+    });
+  });
+
+  test("data check tells of a file", async () => {
+    const { stdout } = await rlhf(["data", "check", first("preferences.jsonl"), "--json"]);
+    expect(JSON.parse(stdout)).toMatchObject({
+      rows: { preferences: (await rows("first", "preferences.jsonl")).length },
+      comparisons: { equal: 0, contradictions: 0 },
+    });
+    expect((await rlhf(["data", "check", first("preferences.jsonl")])).stdout).toMatch(/the longer one is preferred +\d+\.\d % \(95 %/);
+  });
+
   test("says what is wrong in one line", async () => {
     const wrong = async (...args: string[]) => {
       const error = (await rlhf(args).catch((thrown: unknown) => thrown)) as { code: number; stderr: string };
@@ -213,6 +257,9 @@ describe("a stage by itself", () => {
     expect(await wrong("demo", "--set", "ppo.klCof=1", "--runs", folder, "--name", "x")).toMatch(/^rlhf: --set ppo\.klCof=1: .*ppo\.klCoef\?$/);
     expect(await wrong("collect", "--model", folder, "--prompts", at("prompts.jsonl"), "--out", at("x"))).toMatch(/^rlhf: .*config\.json/);
     expect(await wrong("collect", "--samples", "0")).toContain("whole number from 1");
+    expect(await wrong("label", "--tty", "--data", first("completions.jsonl"), "--out", at("y"), "--set", "label.criteria=[agreement]")).toMatch(
+      /^rlhf: --set label\.criteria=\[agreement\]: .*names that differ/,
+    );
   });
 });
 

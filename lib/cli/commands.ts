@@ -1,7 +1,7 @@
 import { dirname } from "node:path";
 import { mkdir, readFile } from "node:fs/promises";
 import { readCompletions, writeCompletions, type CompletionRow } from "../data/completions.js";
-import { readJsonl, readRows, writeJsonl } from "../data/jsonl.js";
+import { readRows, rowsOf, writeJsonl } from "../data/jsonl.js";
 import { readComparisons, readDemonstrations, readPrompts } from "../data/preferences.js";
 import { typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
@@ -16,6 +16,7 @@ import { evaluate } from "./stages/eval.js";
 import { comparisons, labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage } from "./stages/reward.js";
+import { scoreRows } from "./stages/score.js";
 import { copyTokenizer, sftStage, type SftText } from "./stages/sft.js";
 import { textBatches } from "../rlhf/text.js";
 import { Random } from "../device/philox.js";
@@ -31,9 +32,11 @@ interface Opened {
 
 const PROMPT_ORDER_STREAM = 48;
 
-/** Documents of a text file (one), or of JSONL with `text`. */
+const hasRows = (file: string) => /\.(jsonl|parquet)(\.gz)?$/.test(file);
+
+/** Documents of a text file (one), or of rows with `text`. */
 async function documents(file: string): Promise<string[]> {
-  if (file.endsWith(".jsonl")) return readRows(file, (row) => row.text("text"));
+  if (hasRows(file)) return readRows(file, (row) => row.text("text"));
   return [
     await readFile(file, "utf8").catch((error: Error) => {
       throw typeError("FILE", `${file}: ${error.message}`);
@@ -41,15 +44,20 @@ async function documents(file: string): Promise<string[]> {
   ];
 }
 
-/** Documents, or the demonstrations of JSONL whose first row has a prompt. */
-async function sftText(file: string): Promise<SftText> {
-  if (file.endsWith(".jsonl")) for await (const row of readJsonl(file)) return row.has("prompt") ? readDemonstrations(file) : documents(file);
+/** Documents, or demonstrations where the first row has a prompt, rendered for the model in the folder. */
+async function sftText(file: string, folder?: string): Promise<SftText> {
+  if (hasRows(file))
+    for await (const row of rowsOf(file)) {
+      if (!row.has("prompt")) break;
+      const tokenizer = folder ? await Tokenizer.load(folder) : undefined;
+      return readDemonstrations(file, tokenizer && (() => tokenizer.chat));
+    }
   return documents(file);
 }
 
 async function prompts(file: string, tokenizer: Tokenizer): Promise<Prompt[]> {
-  const rows = await readPrompts(file);
-  return rows.map(({ prompt }) => ({ text: prompt, ids: Int32Array.from(tokenizer.encode(prompt)) }));
+  const rows = await readPrompts(file, () => tokenizer.chat);
+  return rows.map(({ prompt }) => ({ text: prompt, ids: tokenizer.encodePrompt(prompt) }));
 }
 
 const stopIds = (tokenizer: Tokenizer) => (tokenizer.eosId === undefined ? [] : [tokenizer.eosId]);
@@ -60,8 +68,8 @@ export async function sft(
   resume: boolean,
 ): Promise<void> {
   const run = await Run.open(files.out, config, device, resume);
-  const text = await sftText(files.data);
-  const heldOut = files.heldOut ? await sftText(files.heldOut) : [];
+  const text = await sftText(files.data, files.model);
+  const heldOut = files.heldOut ? await sftText(files.heldOut, files.model) : [];
   const result = await run.stage("sft", () => sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }));
   if (files.model) await copyTokenizer(files.model, files.out);
   console.log(
@@ -112,11 +120,12 @@ export async function label({ config, device }: Opened, { data, out }: { data: s
 
 export async function reward(
   { config, device, progress }: Opened,
-  { model: folder, data, out }: { model: string; data: string; out: string },
+  { model: folder, data, criterion, out }: { model: string; data: string; criterion?: string; out: string },
   resume: boolean,
 ): Promise<void> {
   const run = await Run.open(out, config, device, resume);
-  const [base, tokenizer, rows] = [await loadModel(folder, device), await Tokenizer.load(folder), await readComparisons(data)];
+  const [base, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
+  const rows = await readComparisons(data, () => tokenizer.chat, criterion);
   const model = base.headKind === "score" ? base : base.copy("score", config.seed);
   const result = await run.stage("reward", async () => {
     const done = await rewardStage({ config, device, run, progress }, model, comparisons(rows, tokenizer, config.reward.softLabels));
@@ -200,6 +209,18 @@ export async function evaluation(
       ]),
     ),
   );
+  await device.close();
+}
+
+/** Writes to standard output where no file is named. */
+export async function score({ device }: Opened, { model: folder, data, out }: { model: string; data: string; out?: string }): Promise<void> {
+  const [model, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
+  if (model.headKind !== "score") throw typeError("MODEL", `--model: ${folder} has no score head, wanted a reward model`);
+  const rows: object[] = [];
+  for await (const row of scoreRows(model, tokenizer, data))
+    if (out) rows.push(row);
+    else console.log(JSON.stringify(row));
+  if (out) await writeJsonl(out, rows);
   await device.close();
 }
 

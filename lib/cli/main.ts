@@ -78,18 +78,27 @@ program
   .option("--threads <n>", "compute threads", whole(1))
   .action(async ({ threads, ...options }) => (await import("./commands.js")).collect(await opened({ threads, seed: options.seed }), options));
 
-stage("label", "compare completions two by two, as scripted annotators do")
-  .requiredOption("--data <file>", "JSONL of rlhf collect")
-  .requiredOption("--out <file>", "JSONL with prompt, chosen, rejected, agreement")
-  .action(async ({ data, out, ...options }) => (await import("./commands.js")).label(await opened(options), { data, out }));
+stage("label", "compare completions: people in a browser (--ui) or at the terminal (--tty), or else scripted annotators")
+  .requiredOption("--data <file>", "JSONL of rlhf collect; with people also other rows with prompt, completion or with prompt, chosen, rejected")
+  .requiredOption("--out <file>", "JSONL with prompt, chosen, rejected, agreement; every label of people is kept in FILE.labels.jsonl beside it")
+  .option("--ui", "people label on a page that this machine alone can open", false)
+  .option("--port <n>", "of the page; 0 takes any", whole(0), 0)
+  .option("--tty", "a person labels at this terminal", false)
+  .option("--annotator <name>", "who labels at the terminal", process.env.USER ?? "me")
+  .action(async ({ data, out, ui, tty, annotator, port, ...options }) => {
+    if (!ui && !tty) return (await import("./commands.js")).label(await opened(options), { data, out });
+    const { labelByPeople } = await import("./labelling/people.js");
+    await labelByPeople(await configured(options), { data, out, ui, tty, annotator, port });
+  });
 
 stage("reward", "train a reward model on comparisons")
   .requiredOption("--model <dir>", "the language model to start from")
-  .requiredOption("--data <file>", "JSONL with prompt, chosen, rejected (agreement, margin), or prompt, ranking")
+  .requiredOption("--data <file>", "JSONL or Parquet with prompt, chosen, rejected (agreement, margin), or prompt, ranking")
+  .option("--criterion <name>", "learn this column's share in place of agreement's")
   .requiredOption("--out <dir>", "Hugging Face directory to write")
   .addOption(resume)
-  .action(async ({ model, data, out, resume: resumed, ...options }) =>
-    (await import("./commands.js")).reward(await opened(options), { model, data, out }, resumed),
+  .action(async ({ model, data, criterion, out, resume: resumed, ...options }) =>
+    (await import("./commands.js")).reward(await opened(options), { model, data, criterion, out }, resumed),
   );
 
 stage("ppo", "fine-tune a policy against a reward model, near its base")
@@ -123,6 +132,28 @@ program
   .option("--temperature <t>", "instead of each line's own", number(0))
   .option("--threads <n>", "compute threads", whole(1))
   .action(async ({ threads, ...options }) => (await import("./commands.js")).logp(await opened({ threads }), options));
+
+program
+  .command("score")
+  .description("what a reward model says: r in [0, 1] of a completion, P(A preferred to B) of a pair")
+  .requiredOption("--model <dir>", "a reward model")
+  .option("--data <file>", "JSONL or Parquet with prompt, completion, or prompt and a, b or chosen, rejected; - is standard input", "-")
+  .option("--out <file>", "JSONL to write, standard output without it")
+  .option("--threads <n>", "compute threads", whole(1))
+  .action(async ({ threads, ...options }) => (await import("./commands.js")).score(await opened({ threads }), options));
+
+program
+  .command("data")
+  .description("about files of data")
+  .command("check")
+  .description("counts, duplicates, contradictions, length bias and agreement of a file of prompts, demonstrations, comparisons or labels")
+  .argument("<file>", "JSONL or Parquet; - is standard input")
+  .option("--json", "as JSON", false)
+  .action(async (file, { json }) => {
+    const [{ checkData, reportLines }, { table }] = await Promise.all([import("../data/check.js"), import("./table.js")]);
+    const report = await checkData(file);
+    console.log(json ? JSON.stringify(report, null, 2) : table([file, "figure"], reportLines(report)));
+  });
 
 program
   .command("config")
@@ -178,9 +209,13 @@ interface Common {
   threads?: number;
 }
 
-async function opened({ config: file, set = [], seed, threads }: Common) {
-  const [{ readConfig }, { device }, { progressTo }] = await Promise.all([import("./config.js"), import("../device/device.js"), import("./progress.js")]);
-  const config = await readConfig(file, seed === undefined ? set : [...set, `seed=${seed}`]);
+async function configured({ config: file, set = [], seed }: Common) {
+  const { readConfig } = await import("./config.js");
+  return readConfig(file, seed === undefined ? set : [...set, `seed=${seed}`]);
+}
+
+async function opened({ threads, ...options }: Common) {
+  const [config, { device }, { progressTo }] = await Promise.all([configured(options), import("../device/device.js"), import("./progress.js")]);
   return { config, device: await device(undefined, { threads }), progress: progressTo() };
 }
 

@@ -69,6 +69,12 @@ export const schema = z.strictObject({
     annotators: whole(1).default(10).describe("who vote on each pair"),
     pairs: z.enum(["all", "disjoint"]).default("all").describe("which completions of a prompt are compared"),
     noise: atLeast0.default(1).describe("Bradley-Terry temperature, in units of the lexicon's score; 0 is none"),
+    size: whole(2).max(9).default(2).describe("people: completions compared at once; above 2 they are ranked"),
+    criteria: z
+      .array(z.string().regex(/^[a-z][a-z0-9_]{0,23}$/, "names of small letters, digits and _"))
+      .default([])
+      .describe("people: what they judge, as in [helpful, harmless]; each a column, the first is agreement too"),
+    twice: share.default(0.2).describe("people: share of the comparisons that two of them label"),
   }),
   reward: section({
     epochs: whole(1).default(2),
@@ -143,6 +149,9 @@ export const usedOnlyWhen: { options: string[]; when: (config: Config) => boolea
   })),
 ];
 
+/** Those that a line of labels has besides its criteria. */
+const COLUMNS = ["prompt", "chosen", "rejected", "agreement", "annotators", "clearly", "margin", "ranking", "overall"];
+
 /** What must hold between options. */
 export const rules: { option: string; holds: (config: Config) => boolean; wanted: string }[] = [
   {
@@ -158,6 +167,11 @@ export const rules: { option: string; holds: (config: Config) => boolean; wanted
     holds: (config: Config) => config.prompts.maxTokens + config[stage].maxTokens <= config.model.context,
     wanted: "at most model.context less prompts.maxTokens",
   })),
+  {
+    option: "label.criteria",
+    holds: ({ label }) => new Set([...label.criteria, ...COLUMNS]).size === label.criteria.length + COLUMNS.length,
+    wanted: `names that differ, and none of ${COLUMNS.join(", ")}`,
+  },
   { option: "ppo.minibatches", holds: ({ ppo }) => ppo.minibatches <= ppo.rolloutBatch, wanted: "at most ppo.rolloutBatch" },
   { option: "ppo.temperature", holds: ({ ppo }) => ppo.temperature > 0, wanted: "above 0: PPO learns from samples" },
 ];

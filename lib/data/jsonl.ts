@@ -1,4 +1,5 @@
 import { open } from "node:fs/promises";
+import { createGunzip } from "node:zlib";
 import { typeError, type CodedError } from "../device/errors.js";
 import { writeFileDurably } from "../model/safetensors.js";
 
@@ -47,7 +48,7 @@ function shown(value: unknown): string {
 }
 
 /**
- * Reads the rows of a JSONL file one by one. Lines end with a line feed, alone or after a carriage return; blank ones are skipped.
+ * Reads the rows of a JSONL file one by one, gzipped or not. Lines end with a line feed, alone or after a carriage return; blank ones are skipped.
  * @throws TypeError `FILE` for a file that cannot be read; `JSON`, naming file and line, for a line that is not UTF-8 or no JSON object
  */
 export async function* readJsonl(file: string): AsyncGenerator<Row> {
@@ -67,34 +68,67 @@ export async function* readJsonl(file: string): AsyncGenerator<Row> {
   }
 }
 
+/** The rows of a file, JSONL or Parquet by what it begins with; of standard input for "-". @throws also TypeError `PARQUET` */
+export async function* rowsOf(file: string): AsyncGenerator<Row> {
+  if ((await beginning(file)).toString("latin1") !== "PAR1") return yield* readJsonl(file);
+  const { readParquet } = await import("./parquet.js");
+  yield* readParquet(file);
+}
+
 /** Rows of a file, each as `parse` makes it. */
 export async function readRows<T>(file: string, parse: (row: Row) => T): Promise<T[]> {
   const rows: T[] = [];
-  for await (const row of readJsonl(file)) rows.push(parse(row));
+  for await (const row of rowsOf(file)) rows.push(parse(row));
   return rows;
 }
 
-const LINE_FEED = 0x0a;
-
-async function* lines(file: string): AsyncGenerator<Uint8Array> {
-  const handle = await open(file, "r").catch((error: Error) => {
+const opened = (file: string) =>
+  open(file, "r").catch((error: Error) => {
     throw typeError("FILE", `${file} cannot be read: ${error.message}`);
   });
+
+async function beginning(file: string): Promise<Buffer> {
+  if (file === "-") return Buffer.alloc(0);
+  const handle = await opened(file);
   try {
-    let rest: Buffer[] = [];
-    for await (const chunk of handle.createReadStream({ autoClose: false }) as AsyncIterable<Buffer>) {
-      let start = 0;
-      for (let end = chunk.indexOf(LINE_FEED); end >= 0; end = chunk.indexOf(LINE_FEED, start)) {
-        yield Buffer.concat([...rest, chunk.subarray(start, end)]);
-        rest = [];
-        start = end + 1;
-      }
-      if (start < chunk.length) rest.push(chunk.subarray(start));
-    }
-    if (rest.length > 0) yield Buffer.concat(rest);
+    const { buffer, bytesRead } = await handle.read(Buffer.alloc(4), 0, 4, 0);
+    return buffer.subarray(0, bytesRead);
+  } catch (error) {
+    throw typeError("FILE", `${file} cannot be read: ${(error as Error).message}`);
   } finally {
     await handle.close();
   }
+}
+
+const LINE_FEED = 0x0a;
+const GZIP = "\x1f\x8b";
+
+async function* chunks(file: string): AsyncGenerator<Buffer> {
+  if (file === "-") return yield* process.stdin as AsyncIterable<Buffer>;
+  const zipped = (await beginning(file)).toString("latin1").startsWith(GZIP);
+  const handle = await opened(file);
+  try {
+    const stream = handle.createReadStream({ autoClose: false });
+    yield* (zipped ? stream.pipe(createGunzip()) : stream) as AsyncIterable<Buffer>;
+  } catch (error) {
+    throw typeError("FILE", `${file} cannot be read: ${(error as Error).message}`);
+  } finally {
+    await handle.close();
+  }
+}
+
+async function* lines(file: string): AsyncGenerator<Uint8Array> {
+  let rest: Buffer[] = [];
+  for await (const chunk of chunks(file)) {
+    let start = 0;
+    for (let end = chunk.indexOf(LINE_FEED); end >= 0; end = chunk.indexOf(LINE_FEED, start)) {
+      yield Buffer.concat([...rest, chunk.subarray(start, end)]);
+      rest = [];
+      start = end + 1;
+    }
+    if (start < chunk.length) rest.push(chunk.subarray(start));
+  }
+  if (rest.length > 0) yield Buffer.concat(rest);
 }
 
 const BLOCK = 2 ** 20;

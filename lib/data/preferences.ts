@@ -1,13 +1,19 @@
-import { readRows, type Row, isNumber, isString } from "./jsonl.js";
+import type { ChatTemplate } from "../model/chat.js";
+import { isNumber, readRows, type Row } from "./jsonl.js";
+import { rendered, textsOf } from "./texts.js";
 
-// The rows of TRL's data sets, plain texts: prompts, demonstrations, preferences; and rankings, InstructGPT's K completions in order.
+// The rows of TRL's data sets: prompts, demonstrations, preferences; and rankings, InstructGPT's K completions in order. Texts are
+// plain here; the readers render conversations by the model's chat template.
 
 export interface PromptRow {
+  /** May be empty: a completion then begins its text. */
   prompt: string;
 }
 
 export interface DemonstrationRow extends PromptRow {
   completion: string;
+  /** A chat template has closed the turn: no end of text follows. */
+  closed?: true;
 }
 
 export interface PreferenceRow extends PromptRow {
@@ -26,48 +32,54 @@ export interface RankingRow extends PromptRow {
 
 export type ComparisonRow = PreferenceRow | RankingRow;
 
+/** Gives the chat template that renders conversations. */
+export type Chat = () => ChatTemplate;
+
 /** @throws TypeError `COLUMN` naming the column and the line, as all of these */
-export function promptRow(row: Row): PromptRow {
-  const prompt = row.text("prompt");
-  if (prompt === "") throw row.error('the column "prompt" is empty: the first token needs something before it');
-  return { prompt };
+export function promptRow(row: Row, chat?: Chat): PromptRow {
+  const texts = textsOf(row, []);
+  if (typeof texts.prompt === "string") return { prompt: texts.prompt };
+  if (!chat) return { prompt: rendered(row, texts).prompt };
+  return { prompt: chat().render(texts.prompt, { open: true }) };
 }
 
-export function demonstrationRow(row: Row): DemonstrationRow {
-  return { ...promptRow(row), completion: completion(row, "completion") };
+export function demonstrationRow(row: Row, chat?: Chat): DemonstrationRow {
+  const texts = textsOf(row, ["completion"]);
+  const {
+    prompt,
+    completions: [completion],
+  } = rendered(row, texts, chat);
+  return { prompt, completion, ...(typeof texts.prompt === "string" ? {} : { closed: true }) };
 }
 
-export function preferenceRow(row: Row): PreferenceRow {
-  const agreement = row.optional("agreement", "a number from 0 to 1", isShare);
+/** @param criterion the column of the soft label */
+export function preferenceRow(row: Row, chat?: Chat, criterion = "agreement"): PreferenceRow {
+  const wanted = "a number from 0 to 1";
+  const agreement = criterion === "agreement" ? row.optional(criterion, wanted, isShare) : row.column(criterion, wanted, isShare);
   const margin = row.optional("margin", "a finite number", isFiniteNumber);
-  return {
-    ...promptRow(row),
-    chosen: completion(row, "chosen"),
-    rejected: completion(row, "rejected"),
-    ...(agreement === undefined ? {} : { agreement }),
-    ...(margin === undefined ? {} : { margin }),
-  };
+  const {
+    prompt,
+    completions: [chosen, rejected],
+  } = rendered(row, textsOf(row, ["chosen", "rejected"], { implicit: true }), chat);
+  return { prompt, chosen, rejected, ...(agreement === undefined ? {} : { agreement }), ...(margin === undefined ? {} : { margin }) };
 }
 
-export function rankingRow(row: Row): RankingRow {
-  const ranking = row.column("ranking", "two or more completions that are not empty, best first", isRanking);
-  return { ...promptRow(row), ranking };
+export function rankingRow(row: Row, chat?: Chat): RankingRow {
+  const { prompt, completions } = rendered(row, textsOf(row, ["ranking"], { list: true }), chat);
+  return { prompt, ranking: completions };
 }
 
-/** A file of preferences, rankings or both. @throws TypeError `COLUMN`, `JSON`, `FILE` */
-export const readComparisons = (file: string): Promise<ComparisonRow[]> =>
-  readRows<ComparisonRow>(file, (row) => (row.has("ranking") ? rankingRow(row) : preferenceRow(row)));
+/**
+ * A file of preferences, rankings or both.
+ * @param criterion the column that the soft label of a preference is read from
+ * @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT`
+ */
+export const readComparisons = (file: string, chat?: Chat, criterion?: string): Promise<ComparisonRow[]> =>
+  readRows<ComparisonRow>(file, (row) => (row.has("ranking") ? rankingRow(row, chat) : preferenceRow(row, chat, criterion)));
 
-export const readPrompts = (file: string): Promise<PromptRow[]> => readRows(file, promptRow);
+export const readPrompts = (file: string, chat?: Chat): Promise<PromptRow[]> => readRows(file, (row) => promptRow(row, chat));
 
-export const readDemonstrations = (file: string): Promise<DemonstrationRow[]> => readRows(file, demonstrationRow);
-
-function completion(row: Row, name: string): string {
-  const text = row.text(name);
-  if (text === "") throw row.error(`the column "${name}" is empty, wanted a completion of at least one token`);
-  return text;
-}
+export const readDemonstrations = (file: string, chat?: Chat): Promise<DemonstrationRow[]> => readRows(file, (row) => demonstrationRow(row, chat));
 
 const isShare = (value: unknown): value is number => isNumber(value) && value >= 0 && value <= 1;
 const isFiniteNumber = (value: unknown): value is number => isNumber(value) && Number.isFinite(value);
-const isRanking = (value: unknown): value is string[] => Array.isArray(value) && value.length >= 2 && value.every((text) => isString(text) && text !== "");

@@ -3,6 +3,7 @@ import { dirname, join } from "node:path";
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { rangeError, typeError } from "../device/errors.js";
 import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes, wordPattern } from "./byte_level.js";
+import { chatTemplate, type ChatTemplate } from "./chat.js";
 import { writeFileDurably } from "./safetensors.js";
 
 interface AddedToken {
@@ -66,6 +67,7 @@ export class Tokenizer {
   private readonly encoder?: ByteLevelEncoder;
   private readonly added?: RegExp;
   private library?: Library;
+  private template?: ChatTemplate;
 
   /** @throws TypeError `TOKENIZER` for contents that are no tokenizer */
   constructor(
@@ -120,6 +122,8 @@ export class Tokenizer {
       const eos = Array.isArray(tokenizer.added_tokens) ? (tokenizer.added_tokens as AddedToken[]).find((token) => token.id === id) : undefined;
       if (eos) tokenizerConfig.eos_token = eos.content;
     }
+    const template = await readText(join(dirname(file), "chat_template.jinja"));
+    if (template !== undefined) tokenizerConfig.chat_template = template;
     return new Tokenizer({ tokenizer: tokenizer as TokenizerJson, tokenizerConfig }, file);
   }
 
@@ -225,6 +229,25 @@ export class Tokenizer {
     };
   }
 
+  /** The model's own chat template. @throws TypeError `CHAT` if it has none */
+  get chat(): ChatTemplate {
+    this.template ??= chatTemplate(this.files.tokenizerConfig, this.name);
+    if (!this.template) throw typeError("CHAT", `${this.name} has no chat template beside it, which a conversation needs`);
+    return this.template;
+  }
+
+  /**
+   * Ids of a prompt. Before a completion without one stands the token that begins a text or, as in GPT-2, the one that ended
+   * the text before it.
+   * @throws TypeError `TOKENIZER` for an empty prompt where there is no such token
+   */
+  encodePrompt(prompt: string): Int32Array {
+    if (prompt !== "") return this.encode(prompt);
+    const begin = this.bosId ?? this.eosId;
+    if (begin === undefined) throw typeError("TOKENIZER", `the prompt is empty, and ${this.name} names no bos_token or eos_token to begin a text with`);
+    return Int32Array.of(begin);
+  }
+
   /** Writes tokenizer.json and tokenizer_config.json. */
   async save(folder: string): Promise<void> {
     await mkdir(folder, { recursive: true });
@@ -242,11 +265,14 @@ export class Tokenizer {
   }
 }
 
-async function readJson(file: string): Promise<Record<string, unknown> | undefined> {
-  const text = await readFile(file, "utf8").catch((error: NodeJS.ErrnoException) => {
+const readText = (file: string): Promise<string | undefined> =>
+  readFile(file, "utf8").catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return undefined;
     throw typeError("TOKENIZER", `${file} cannot be read: ${error.message}`);
   });
+
+async function readJson(file: string): Promise<Record<string, unknown> | undefined> {
+  const text = await readText(file);
   if (text === undefined) return undefined;
   try {
     const json: unknown = JSON.parse(text);

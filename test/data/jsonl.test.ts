@@ -84,8 +84,6 @@ describe("rows of preferences", () => {
   });
 
   test.each<[string, object]>([
-    ["prompt", { chosen: "a", rejected: "b" }],
-    ["prompt", { prompt: "", chosen: "a", rejected: "b" }],
     ["prompt", { prompt: 3, chosen: "a", rejected: "b" }],
     ["chosen", { prompt: "p", rejected: "b" }],
     ["rejected", { prompt: "p", chosen: "a", rejected: "" }],
@@ -102,12 +100,12 @@ describe("rows of preferences", () => {
   });
 
   test("do not take a column from Object.prototype", async () => {
-    await write({ chosen: "a", rejected: "b" });
-    Object.defineProperty(Object.prototype, "prompt", { value: "inherited", configurable: true });
+    await write({ prompt: "p", rejected: "b" });
+    Object.defineProperty(Object.prototype, "chosen", { value: "inherited", configurable: true });
     try {
       await expect(readComparisons(file)).rejects.toMatchObject({ code: "COLUMN" });
     } finally {
-      delete (Object.prototype as { prompt?: unknown }).prompt;
+      delete (Object.prototype as { chosen?: unknown }).chosen;
     }
   });
 });

@@ -23,7 +23,7 @@ export function comparisons(rows: readonly ComparisonRow[], tokenizer: Tokenizer
   const units: { prompt: string; texts: string[]; pairs: Comparison["pairs"] }[] = [];
   for (const row of rows) {
     let unit = units.at(-1);
-    if (!unit || unit.prompt !== row.prompt || "ranking" in row) units.push((unit = { prompt: row.prompt, texts: [], pairs: [] }));
+    if (!unit || unit.prompt !== row.prompt || "ranking" in row || isApart(row, unit.texts)) units.push((unit = { prompt: row.prompt, texts: [], pairs: [] }));
     const { texts } = unit;
     const place = (text: string) => (texts.includes(text) ? texts.indexOf(text) : texts.push(text) - 1);
     if ("ranking" in row) {
@@ -32,7 +32,11 @@ export function comparisons(rows: readonly ComparisonRow[], tokenizer: Tokenizer
     } else unit.pairs.push({ chosen: place(row.chosen), rejected: place(row.rejected), margin: row.margin, ...(softLabels ? { label: row.agreement } : {}) });
   }
   return units.map(({ prompt, texts, pairs }) => {
-    const ids = tokenizer.encode(prompt);
+    const ids = tokenizer.encodePrompt(prompt);
     return { episodes: texts.map((text) => ({ prompt: ids, completion: tokenizer.encode(text) })), pairs };
   });
 }
+
+/** Without a prompt, comparisons belong together only by a completion that they share. */
+const isApart = ({ prompt, chosen, rejected }: PreferenceRow, texts: readonly string[]) =>
+  prompt === "" && !texts.includes(chosen) && !texts.includes(rejected);

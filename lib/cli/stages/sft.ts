@@ -101,10 +101,10 @@ function stream(documents: readonly string[], tokenizer: Tokenizer): Int32Array 
 /** Demonstrations as the loss wants them: tokenised apart, the completion with its end, cut to `length` tokens in all. */
 function demonstrations(rows: readonly DemonstrationRow[], tokenizer: Tokenizer, length: number): Episode[] {
   return rows.map((row, i) => {
-    const prompt = tokenizer.encode(row.prompt);
+    const prompt = tokenizer.encodePrompt(row.prompt);
     if (prompt.length > length)
       throw rangeError("CONTEXT", `demonstration ${i}: the prompt has ${prompt.length} tokens, which leaves no room for its completion in ${length}`);
-    return { prompt, completion: [...tokenizer.encode(row.completion), ...end(tokenizer)].slice(0, length + 1 - prompt.length) };
+    return { prompt, completion: [...tokenizer.encode(row.completion), ...(row.closed ? [] : end(tokenizer))].slice(0, length + 1 - prompt.length) };
   });
 }
 
@@ -123,5 +123,6 @@ async function newTokenizer({ text, out }: SftFiles, vocabulary: number, progres
 
 /** A model's tokenizer goes where the model goes. */
 export async function copyTokenizer(from: string, to: string): Promise<void> {
-  for (const file of ["tokenizer.json", "tokenizer_config.json"]) if (existsSync(join(from, file))) await copyFile(join(from, file), join(to, file));
+  for (const file of ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])
+    if (existsSync(join(from, file))) await copyFile(join(from, file), join(to, file));
 }

@@ -1,0 +1,154 @@
+import { emitKeypressEvents, type Key } from "node:readline";
+import { styleText } from "node:util";
+import { OVERALL, type Answer, type Labelling, type Shown } from "../../data/labelling.js";
+import type { Strength } from "../../data/label_log.js";
+import { transcript, type Text } from "../../data/texts.js";
+
+/** A text for a terminal: what would command it is shown as U+FFFD. */
+const plain = (text: Text) =>
+  transcript(text)
+    .trim()
+    .replace(/[^\P{Cc}\n\t]/gu, "\ufffd");
+const letter = (i: number) => String.fromCharCode(65 + i);
+const help = (pair: boolean) =>
+  pair
+    ? "A B slightly better, shift: clearly   T tie   S skip   X flag   R reason   U undo   Q quit"
+    : "letters, best first   = ties the next   backspace   enter when all are placed   S skip   X flag   R reason   U undo   Q quit";
+
+/** Labels at a terminal, one key an answer, until nothing is left or Q. */
+export async function labelAtTerminal(
+  labelling: Labelling,
+  annotator: string,
+  input: NodeJS.ReadStream = process.stdin,
+  output: NodeJS.WriteStream = process.stdout,
+): Promise<void> {
+  const strong = (text: string) => (output.isTTY ? styleText("bold", text) : text);
+  const faint = (text: string) => (output.isTTY ? styleText("dim", text) : text);
+  const keys = keysOf(input);
+  try {
+    for (let shown = labelling.next(annotator); shown; shown = labelling.next(annotator)) {
+      const { labels, wanted, mine, alpha } = labelling.progress(annotator);
+      const alphas = Object.entries(alpha).flatMap(([name, value]) =>
+        value === null ? [] : [`alpha ${name === OVERALL ? "" : `${name} `}${value.toFixed(2)}`],
+      );
+      const pair = shown.completions.length === 2;
+      if (output.isTTY) output.write("\x1b[2J\x1b[H");
+      output.write(`${faint([`${labels} of ${wanted} labels, ${mine} yours`, ...alphas].join("   "))}\n\n${plain(shown.prompt)}\n`);
+      shown.completions.forEach((text, i) => output.write(`\n${strong(`${letter(i)}.`)} ${plain(text)}\n`));
+      output.write(`\n${faint(help(pair))}\n`);
+      const start = performance.now();
+      const answer = await ask(shown, labelling.criteria, keys, output);
+      if (answer === "quit") return;
+      if (answer === "undo") await labelling.undo(annotator);
+      else await labelling.answer(annotator, shown.task, { ...answer, seconds: (performance.now() - start) / 1000 });
+    }
+    output.write("Nothing left to compare.\n");
+  } finally {
+    await keys.return(undefined);
+  }
+}
+
+type Said = Omit<Answer, "seconds"> | "undo" | "quit";
+
+/** Reads keys until they make an answer. */
+async function ask({ completions }: Shown, criteria: readonly string[], keys: Keys, output: NodeJS.WriteStream): Promise<Said> {
+  const ranks: Record<string, number[]> = {};
+  const strength: Record<string, Strength> = {};
+  let reason = "";
+  const finished = (kind: Answer["kind"]): Said => ({ kind, ...(kind === "label" ? { ranks, strength } : {}), ...(reason ? { reason } : {}) });
+  for (const criterion of criteria) {
+    if (criterion !== OVERALL) output.write(`${criterion}? `);
+    let groups: number[][] = [];
+    let tying = false;
+    while (!ranks[criterion]) {
+      const { value: key, done } = await keys.next();
+      if (done || key.name === "q" || (key.ctrl && (key.name === "c" || key.name === "d"))) return "quit";
+      const place = key.name?.length === 1 ? key.name.charCodeAt(0) - 97 : -1;
+      if (key.name === "u") return "undo";
+      if (key.name === "s") return finished("skip");
+      if (key.name === "x") return finished("flag");
+      if (key.name === "r") {
+        reason = await line("reason: ", keys, output);
+      } else if (completions.length === 2) {
+        if (place === 0 || place === 1) {
+          ranks[criterion] = place === 0 ? [1, 2] : [2, 1];
+          strength[criterion] = key.shift ? "clearly" : "slightly";
+        } else if (key.name === "t" || key.sequence === "=") ranks[criterion] = [1, 1];
+        else continue;
+        output.write(`${place < 0 ? "tie" : `${letter(place)} ${strength[criterion]}`}\n`);
+      } else {
+        if (place >= 0 && place < completions.length && !groups.flat().includes(place)) {
+          if (tying && groups.length > 0) groups.at(-1)!.push(place);
+          else groups.push([place]);
+          tying = false;
+        } else if (key.sequence === "=") tying = true;
+        else if (key.name === "backspace") {
+          groups = groups.slice(0, -1);
+          tying = false;
+        } else if ((key.name === "return" || key.name === "enter") && groups.flat().length === completions.length)
+          ranks[criterion] = completions.map(
+            (_, i) =>
+              1 +
+              groups
+                .slice(
+                  0,
+                  groups.findIndex((group) => group.includes(i)),
+                )
+                .flat().length,
+          );
+        output.write(`${output.isTTY ? "\r\x1b[K" : "\n"}${groups.map((group) => group.map(letter).join(" = ")).join(" > ")}${tying ? " =" : ""}`);
+        if (ranks[criterion]) output.write("\n");
+      }
+    }
+  }
+  return finished("label");
+}
+
+async function line(prompt: string, keys: Keys, output: NodeJS.WriteStream): Promise<string> {
+  let text = "";
+  output.write(prompt);
+  for (;;) {
+    const { value: key, done } = await keys.next();
+    if (done || key.name === "return" || key.name === "enter") break;
+    if (key.name === "backspace") {
+      if (text) output.write("\b \b");
+      text = text.slice(0, -1);
+    } else if (key.sequence && !key.ctrl && !/\p{Cc}/u.test(key.sequence)) {
+      text += key.sequence;
+      output.write(key.sequence);
+    }
+  }
+  output.write("\n");
+  return text.trim();
+}
+
+type Keys = AsyncGenerator<Key, undefined>;
+
+async function* keysOf(input: NodeJS.ReadStream): Keys {
+  const waiting: Key[] = [];
+  let wake = () => undefined as void;
+  let ended = false;
+  const onKey = (_: string | undefined, key: Key) => {
+    waiting.push(key);
+    wake();
+  };
+  const onEnd = () => {
+    ended = true;
+    wake();
+  };
+  emitKeypressEvents(input);
+  input.on("keypress", onKey).on("end", onEnd);
+  if (input.isTTY) input.setRawMode(true);
+  input.resume();
+  try {
+    for (;;) {
+      const key = waiting.shift();
+      if (key) yield key;
+      else if (ended) return undefined;
+      else await new Promise<void>((resolve) => (wake = resolve));
+    }
+  } finally {
+    if (input.isTTY) input.setRawMode(false);
+    input.off("keypress", onKey).off("end", onEnd).pause();
+  }
+}

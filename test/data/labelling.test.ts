@@ -1,0 +1,338 @@
+import { fork, spawn, type ChildProcess } from "node:child_process";
+import { appendFile, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "@jest/globals";
+import { tasksOf } from "../../lib/cli/labelling/tasks.js";
+import { krippendorff } from "../../lib/data/agreement.js";
+import { checkData } from "../../lib/data/check.js";
+import { LabelLog, type LabelEntry } from "../../lib/data/label_log.js";
+import { Labelling, OVERALL, task, type Task } from "../../lib/data/labelling.js";
+import { root } from "../../lib/device/native.js";
+import { Random, seed } from "../random.js";
+
+let folder: string;
+let file: string;
+const opened: LabelLog[] = [];
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "rlhf-labelling-"));
+  file = join(folder, "x.labels.jsonl");
+});
+afterEach(async () => {
+  for (const log of opened.splice(0)) await log.close();
+  await rm(file, { force: true });
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+async function log(): Promise<LabelLog> {
+  const one = await LabelLog.open(file);
+  opened.push(one);
+  return one;
+}
+const tasks = (count: number, size = 2): Task[] =>
+  Array.from({ length: count }, (_, i) =>
+    task(
+      `p${i}`,
+      Array.from({ length: size }, (_, k) => `${i} ${"abcdefghi"[k]}`),
+    ),
+  );
+const labelling = async (all: readonly Task[], options: { criteria?: string[]; twice?: number } = {}) =>
+  new Labelling(all, await log(), { criteria: [OVERALL], twice: 0, seed: 1, ...options });
+/** Ranks that put the completions in the order of the alphabet. */
+const alphabetical = (completions: readonly unknown[]) => completions.map((text) => 1 + completions.filter((other) => String(other) < String(text)).length);
+const seconds = 1;
+
+describe("Krippendorff's alpha", () => {
+  test("is that of the published example at interval level", () => {
+    // Krippendorff 2011, section C: four observers, twelve units, missing data; alpha at interval level is 0.849
+    const observers = [
+      [1, 2, 3, 3, 2, 1, 4, 1, 2, 0, 0, 0],
+      [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, 0, 3],
+      [0, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, 0],
+      [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, 0],
+    ];
+    const units = observers[0].map((_, unit) => observers.map((values) => values[unit]).filter((value) => value > 0));
+    expect(krippendorff(units)).toBeCloseTo(0.849, 3);
+  });
+
+  test("is 1 in full agreement, about 0 by chance, and undefined where there is nothing to compare", () => {
+    expect(krippendorff([[1, 1], [0, 0, 0], [0.5]])).toBe(1);
+    const random = new Random("alpha");
+    expect(Math.abs(krippendorff(Array.from({ length: 4000 }, () => [random.below(2), random.below(2)]))!)).toBeLessThan(0.08);
+    expect(krippendorff([[1], [0]])).toBeUndefined();
+    expect(krippendorff([[1, 1]])).toBeUndefined();
+  });
+});
+
+describe("handing out", () => {
+  test("gives each annotator each task once at most, and of all tasks the wanted share to two", async () => {
+    const all = tasks(200);
+    const session = await labelling(all, { twice: 0.3 });
+    const seen = new Map<string, string[]>();
+    for (const turn of Array.from({ length: 1000 }, (_, i) => ["ana", "ben", "eve"][i % 3])) {
+      const shown = session.next(turn);
+      if (!shown) continue;
+      seen.set(shown.task, [...(seen.get(shown.task) ?? []), turn]);
+      const ranks = alphabetical(shown.completions);
+      await session.answer(turn, shown.task, {
+        kind: "label",
+        ranks: { overall: /[13579]$/.test(shown.prompt as string) ? ranks.map((rank) => 3 - rank) : ranks },
+        seconds,
+      });
+    }
+    expect(seen.size).toBe(200);
+    for (const annotators of seen.values()) expect(new Set(annotators).size).toBe(annotators.length);
+    const twice = [...seen.values()].filter(({ length }) => length === 2).length;
+    expect([twice > 35, twice < 85, Math.max(...[...seen.values()].map(({ length }) => length))]).toEqual([true, true, 2]);
+    expect(session.progress("ana")).toMatchObject({ labels: 200 + twice, wanted: 200 + twice, alpha: { overall: 1 }, shared: twice });
+  });
+
+  test("does not give two annotators the same task at once, unless two are wanted", async () => {
+    const session = await labelling(tasks(3));
+    const first = ["ana", "ben", "eve"].map((name) => session.next(name)?.task);
+    expect(new Set(first).size).toBe(3);
+    expect(session.next("dan")).toBeUndefined();
+    expect(session.next("ana")!.task).toBe(first[0]);
+    const later = Date.now() / 1000 + 3600; // nobody answers
+    expect(session.next("dan", later)).toBeDefined();
+  });
+
+  test("shows the completions in a random order, the same for the same annotator", async () => {
+    const all = tasks(400);
+    const session = await labelling(all);
+    let firsts = 0;
+    for (let shown = session.next("ana"); shown; shown = session.next("ana")) {
+      expect(session.next("ana")).toEqual(shown);
+      firsts += Number(shown.completions[0] === all.find(({ id }) => id === shown.task)!.completions[0]);
+      await session.answer("ana", shown.task, { kind: "skip", seconds });
+    }
+    expect([firsts > 150, firsts < 250]).toEqual([true, true]);
+  });
+});
+
+describe("labels", () => {
+  test("of people become soft labels, by the texts and not by the order shown; each criterion has its column", async () => {
+    const session = await labelling(tasks(1), { criteria: ["helpful", "harmless"], twice: 1 });
+    const say = async (annotator: string, helpful: "a" | "b" | "tie", harmless: "a" | "b") => {
+      const shown = session.next(annotator)!;
+      const ranks = (wanted: string) => shown.completions.map((text) => (wanted === "tie" || (text as string).endsWith(wanted) ? 1 : 2));
+      await session.answer(annotator, shown.task, {
+        kind: "label",
+        ranks: { helpful: ranks(helpful), harmless: ranks(harmless) },
+        strength: { helpful: "clearly" },
+        seconds,
+      });
+    };
+    await say("ana", "b", "a");
+    expect(session.preferences()).toEqual([{ prompt: "p0", chosen: "0 b", rejected: "0 a", agreement: 1, annotators: 1, clearly: 1, helpful: 1, harmless: 0 }]);
+    await say("ben", "tie", "b");
+    expect(session.preferences()).toEqual([
+      { prompt: "p0", chosen: "0 b", rejected: "0 a", agreement: 0.75, annotators: 2, clearly: 1, helpful: 0.75, harmless: 0.5 },
+    ]);
+  });
+
+  test("of a ranking become all its pairs", async () => {
+    const session = await labelling(tasks(1, 4));
+    const shown = session.next("ana")!;
+    await session.answer("ana", shown.task, { kind: "label", ranks: { overall: alphabetical(shown.completions) }, seconds });
+    expect(session.preferences().map(({ chosen, rejected }) => `${chosen as string} > ${rejected as string}`)).toEqual([
+      "0 a > 0 b",
+      "0 a > 0 c",
+      "0 a > 0 d",
+      "0 b > 0 c",
+      "0 b > 0 d",
+      "0 c > 0 d",
+    ]);
+  });
+
+  test("can be taken back, one after the other; what is flagged is shown to nobody else and not learnt from", async () => {
+    const session = await labelling(tasks(3), { twice: 1 });
+    const order: string[] = [];
+    for (const kind of ["label", "flag", "skip"] as const) {
+      const shown = session.next("ana")!;
+      order.push(shown.task);
+      await session.answer("ana", shown.task, { kind, ranks: { overall: [1, 2] }, seconds });
+    }
+    expect(session.preferences()).toHaveLength(1);
+    expect(session.next("ana")).toBeUndefined();
+    expect([session.next("ben")!.task, session.progress("ana").mine]).toEqual([order[0], 3]);
+    for (const id of order.toReversed()) expect((await session.undo("ana"))!.task).toBe(id);
+    expect(await session.undo("ana")).toBeUndefined();
+    expect([session.preferences().length, session.progress("ana").mine]).toEqual([0, 0]);
+  });
+
+  test.each<[string, object]>([
+    ["kind", { kind: "like", seconds }],
+    ["seconds", { kind: "skip", seconds: -1 }],
+    ["ranks.overall", { kind: "label", seconds }],
+    ["ranks.overall", { kind: "label", ranks: { overall: [1, 3] }, seconds }],
+    ["ranks.overall", { kind: "label", ranks: { overall: [1] }, seconds }],
+    ["strength.overall", { kind: "label", ranks: { overall: [1, 2] }, strength: { overall: "very" }, seconds }],
+    ["reason", { kind: "skip", reason: 3, seconds }],
+  ])("are refused by %s, and leave no line", async (what, answer) => {
+    const session = await labelling(tasks(1));
+    const { task: id } = session.next("ana")!;
+    await expect(session.answer("ana", id, answer as never)).rejects.toMatchObject({ code: "ANSWER", message: expect.stringContaining(what) });
+    await expect(session.answer("ben", id, { kind: "skip", seconds })).rejects.toMatchObject({ code: "STALE" });
+    expect(await readFile(file, "utf8")).toBe("");
+  });
+
+  test("are found again by a session that opens the log", async () => {
+    const all = tasks(20);
+    const first = await labelling(all, { twice: 0.5 });
+    for (let i = 0; i < 15; i++) {
+      const shown = first.next("ana")!;
+      await first.answer("ana", shown.task, {
+        kind: i % 5 ? "label" : "skip",
+        ranks: { overall: alphabetical(shown.completions) },
+        reason: i ? "why" : "",
+        seconds,
+      });
+      if (i === 7) await first.undo("ana");
+    }
+    const wanted = [first.preferences(), first.progress("ana"), first.next("ana")];
+    await opened.pop()!.close();
+    const again = await labelling(all, { twice: 0.5 });
+    expect([again.preferences(), again.progress("ana"), again.next("ana")]).toEqual(wanted);
+  });
+});
+
+describe("the log of labels", () => {
+  const entry = (i: number): LabelEntry => ({
+    kind: "skip",
+    task: "t",
+    annotator: `n${i}`,
+    at: "2026",
+    shown: [0, 1],
+    seconds: i,
+    reason: "\u00e9".repeat(i % 7),
+  });
+
+  test("cut at any byte, opens with the whole lines before, and goes on", async () => {
+    const before = await log();
+    for (let i = 0; i < 3; i++) await before.append(entry(i));
+    await opened.pop()!.close();
+    const whole = await readFile(file);
+    for (let length = 0; length <= whole.length; length++) {
+      await writeFile(file, whole.subarray(0, length));
+      const again = await log();
+      const lines = whole.subarray(0, length).toString("latin1").split("\n").length - 1;
+      expect([length, again.entries.length]).toEqual([length, lines]);
+      await again.append(entry(9));
+      await opened.pop()!.close();
+      const text = await readFile(file, "utf8");
+      expect(
+        text
+          .trimEnd()
+          .split("\n")
+          .map((line) => (JSON.parse(line) as LabelEntry).seconds),
+      ).toEqual([...[0, 1, 2].slice(0, lines), 9]);
+    }
+  });
+
+  test("that is not one, or is damaged in the middle, is refused with its line, untouched", async () => {
+    for (const text of ['{"prompt":"a","chosen":"b","rejected":"c"}\n', `{"kind\n${JSON.stringify(entry(1))}\n`]) {
+      await writeFile(file, text);
+      await expect(log()).rejects.toMatchObject({ message: expect.stringContaining(`${file}:1`) });
+      expect(await readFile(file, "utf8")).toBe(text);
+    }
+  });
+
+  test("is open to one process at a time; a dead one's lock is taken over", async () => {
+    await log();
+    await expect(log()).rejects.toMatchObject({ code: "LOCKED", message: expect.stringContaining(String(process.pid)) });
+    await opened.pop()!.close();
+    const child = spawn("true");
+    await new Promise((resolve) => child.on("exit", resolve));
+    await writeFile(`${file}.lock`, String(child.pid));
+    await log();
+  });
+
+  test("of a process killed at any time holds every label that was acknowledged", async () => {
+    const random = new Random("kill");
+    const script = join(folder, "writer.mjs");
+    await writeFile(
+      script,
+      `import { LabelLog } from ${JSON.stringify(join(root, "dist/lib/data/label_log.js"))};
+      const log = await LabelLog.open(process.argv[2]);
+      for (let i = log.entries.length; ; i++) {
+        await log.append({ kind: "skip", task: "t", annotator: "n", at: "", shown: [0, 1], seconds: i, reason: "x".repeat((i * 37) % 5000) });
+        process.send(i);
+      }`,
+    );
+    let told = -1;
+    for (let kill = 0; kill < 8; kill++) {
+      const child: ChildProcess = fork(script, [file]);
+      const gone = new Promise((resolve) => child.on("close", resolve));
+      await new Promise((resolve) => child.once("message", (i) => resolve((told = i as number))));
+      child.on("message", (i) => (told = i as number));
+      setTimeout(() => child.kill("SIGKILL"), random.uniform(0, 60));
+      await gone;
+      const { entries } = await log();
+      expect({ seed, told, holds: entries.length > told }).toEqual({ seed, told, holds: true });
+      expect(entries.map(({ seconds: i }) => i)).toEqual(entries.map((_, i) => i));
+      await opened.pop()!.close();
+    }
+  });
+});
+
+describe("tasks", () => {
+  const at = () => join(folder, "c.jsonl");
+  const write = (...rows: object[]) => writeFile(at(), rows.map((row) => JSON.stringify(row)).join("\n"));
+
+  test("are the pairs of a prompt's completions that differ, or so many to rank", async () => {
+    await write(...["a", "b", "", "a", "c", "d"].map((completion) => ({ prompt: "p", completion })), { prompt: "q", completion: "e" });
+    const texts = async (size: number, pairs: "all" | "disjoint" = "all") =>
+      (await tasksOf(at(), { pairs, size })).map(({ completions }) => completions.join(""));
+    expect(await texts(2)).toEqual(["ab", "ac", "ad", "bc", "bd", "cd"]);
+    expect(await texts(2, "disjoint")).toEqual(["ab", "cd"]);
+    expect(await texts(3)).toEqual(["abc"]);
+    expect(await texts(4)).toEqual(["abcd"]);
+  });
+
+  test("may be comparisons that are made again", async () => {
+    await write({ prompt: "p", chosen: "a", rejected: "b" }, { prompt: "p", chosen: "a", rejected: "a" });
+    expect((await tasksOf(at(), { pairs: "all", size: 2 })).map(({ completions }) => completions)).toEqual([["a", "b"]]);
+  });
+});
+
+describe("checking a file", () => {
+  test("counts duplicates, contradictions, equal texts, the longer ones and agreement", async () => {
+    const rows = [
+      { prompt: "p", chosen: "long", rejected: "b", agreement: 0.8 },
+      { prompt: "p", chosen: "long", rejected: "b", agreement: 0.4 },
+      { prompt: "p", chosen: "b", rejected: "long" },
+      { prompt: "", chosen: "x", rejected: "x" },
+      { prompt: "q", ranking: ["aa", "b", "cc"] },
+    ];
+    const path = join(folder, "check.jsonl");
+    await writeFile(path, rows.map((row) => JSON.stringify(row)).join("\n"));
+    expect(await checkData(path)).toMatchObject({
+      rows: { preferences: 4, rankings: 1 },
+      prompts: 3,
+      emptyPrompts: 1,
+      duplicates: 1,
+      comparisons: {
+        pairs: 7,
+        equal: 1,
+        contradictions: 1,
+        longerPreferred: 3 / 5, // long > b twice and aa > b, against b > long and b > cc
+        agreement: { rows: 2, mean: expect.closeTo(0.6, 12), against: 1 },
+      },
+    });
+  });
+
+  test("tells of a log who labelled, how often what came first won, and how far people agree", async () => {
+    const session = await labelling(tasks(30), { twice: 1 });
+    for (const annotator of ["ana", "ben"])
+      for (let shown = session.next(annotator); shown; shown = session.next(annotator))
+        await session.answer(annotator, shown.task, { kind: "label", ranks: { overall: [1, 2] }, seconds: 2 });
+    await session.undo("ben");
+    const { labels } = await checkData(file);
+    expect(labels).toMatchObject({ annotators: { ana: 30, ben: 29 }, skipped: 0, flagged: 0, firstPreferred: 1, secondsMedian: 2 });
+    expect(labels!.alpha.overall).toBe(session.progress("ana").alpha.overall);
+    expect(Math.abs(labels!.alpha.overall!)).toBeLessThan(0.6); // both always took the first, in orders of their own
+    await appendFile(file, '{"kind":"like","task":"t","annotator":"n"}\n');
+    await expect(checkData(file)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining('"kind"') });
+  });
+});

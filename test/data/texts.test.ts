@@ -1,0 +1,146 @@
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { gzipSync } from "node:zlib";
+import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { parquetWriteFile } from "hyparquet-writer";
+import { comparisons } from "../../lib/cli/stages/label.js";
+import { readRows } from "../../lib/data/jsonl.js";
+import { readComparisons, readDemonstrations, readPrompts } from "../../lib/data/preferences.js";
+import { trainBpe } from "../../lib/model/bpe.js";
+import { ChatTemplate } from "../../lib/model/chat.js";
+import { Tokenizer } from "../../lib/model/tokenizer.js";
+
+let folder: string;
+let file: string;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "rlhf-texts-"));
+  file = join(folder, "rows.jsonl");
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+const write = (...rows: object[]) => writeFile(file, rows.map((row) => JSON.stringify(row)).join("\n"));
+const files = trainBpe(["the text of a tokenizer"], { vocabulary: 260, specials: ["<|endoftext|>"] });
+const chatMl =
+  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+const tokenizer = new Tokenizer({ ...files, tokenizerConfig: { ...files.tokenizerConfig, chat_template: chatMl } });
+const chat = () => tokenizer.chat;
+const user = (content: string) => ({ role: "user", content });
+const assistant = (content: string) => ({ role: "assistant", content });
+
+describe("a comparison without a prompt column", () => {
+  const pair = async (chosen: string, rejected: string) => {
+    await write({ chosen, rejected });
+    return (await readComparisons(file))[0];
+  };
+
+  test("is split before the word in which the texts part, and never leaves an empty completion", async () => {
+    expect(await pair("I like cats", "I like cars")).toEqual({ prompt: "I like", chosen: " cats", rejected: " cars" });
+    expect(await pair("We go", "We go on")).toEqual({ prompt: "We", chosen: " go", rejected: " go on" });
+    expect(await pair("cats", "cars")).toEqual({ prompt: "", chosen: "cats", rejected: "cars" });
+    expect(await pair("a\n\nb c", "a\n\nd")).toEqual({ prompt: "a", chosen: "\n\nb c", rejected: "\n\nd" });
+  });
+
+  test("that is a transcript is split where the assistant's turn opens", async () => {
+    const prompt = "\n\nHuman: Hello\n\nAssistant: Hi\n\nHuman: Well?\n\nAssistant:";
+    expect(await pair(`${prompt} I will.`, `${prompt} I won't.`)).toEqual({ prompt, chosen: " I will.", rejected: " I won't." });
+  });
+
+  test("of conversations is split at the last turn that they share", async () => {
+    await write({ chosen: [user("a"), assistant("b")], rejected: [user("a"), assistant("c"), user("d")] });
+    expect(await readComparisons(file, chat)).toEqual([
+      {
+        prompt: "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
+        chosen: "b<|im_end|>\n",
+        rejected: "c<|im_end|>\n<|im_start|>user\nd<|im_end|>\n",
+      },
+    ]);
+  });
+});
+
+describe("conversations", () => {
+  test("are rendered by the model's template, a prompt with what opens the answer", async () => {
+    const prompt = [{ role: "system", content: "s" }, user("q")];
+    const text = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n";
+    await write({ prompt, completion: [assistant("yes")] });
+    expect(await readPrompts(file, chat)).toEqual([{ prompt: text }]);
+    expect(await readDemonstrations(file, chat)).toEqual([{ prompt: text, completion: "yes<|im_end|>\n", closed: true }]);
+  });
+
+  test("that end with words of the assistant go on from those", async () => {
+    await write({ prompt: [user("q"), assistant("Well, ")] });
+    expect(await readPrompts(file, chat)).toEqual([{ prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nWell, " }]);
+    const trimming = new ChatTemplate("{% for message in messages %}[{{ message['content'] | trim }}]{% endfor %}", {}, "trimming");
+    expect(trimming.render([user("q"), assistant(" Well, ")], { open: true })).toBe("[q][Well,"); // as transformers 5 does
+  });
+
+  test("are refused by name without a template, or mixed with texts", async () => {
+    await write({ prompt: [user("q")], chosen: [assistant("a")], rejected: [assistant("b")] });
+    await expect(readComparisons(file)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining("chat template") });
+    await expect(readComparisons(file, () => new Tokenizer(files).chat)).rejects.toMatchObject({ code: "CHAT" });
+    await write({ prompt: "q", chosen: [assistant("a")], rejected: [assistant("b")] });
+    await expect(readComparisons(file, chat)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining('"prompt" is a text') });
+    await write({ prompt: [user("q")], chosen: [assistant("a")], rejected: "b" });
+    await expect(readComparisons(file, chat)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining("mix") });
+  });
+});
+
+test("an empty prompt begins with BOS, or else with the end of the text before, or is refused", () => {
+  const withConfig = (tokenizerConfig: object) => new Tokenizer({ ...files, tokenizerConfig: { ...tokenizerConfig } });
+  const end = tokenizer.id("<|endoftext|>")!;
+  expect([...withConfig({ eos_token: "<|endoftext|>" }).encodePrompt("")]).toEqual([end]);
+  expect([...withConfig({ bos_token: "t", eos_token: "<|endoftext|>" }).encodePrompt("")]).toEqual([tokenizer.id("t")]);
+  expect(() => withConfig({}).encodePrompt("")).toThrow(expect.objectContaining({ code: "TOKENIZER", message: expect.stringContaining("prompt is empty") }));
+});
+
+test("comparisons without a prompt are units of their own, unless they share a completion", () => {
+  const pair = (chosen: string, rejected: string, prompt = "") => ({ prompt, chosen, rejected });
+  const units = (...rows: ReturnType<typeof pair>[]) => comparisons(rows, tokenizer, true).map(({ episodes, pairs }) => [episodes.length, pairs.length]);
+  expect(units(pair("a", "b"), pair("c", "d"), pair("e", "d"))).toEqual([
+    [2, 1],
+    [3, 2],
+  ]);
+  expect(units(pair("a", "b", "p"), pair("c", "d", "p"))).toEqual([[4, 2]]);
+});
+
+test.each(["UNCOMPRESSED", "SNAPPY"] as const)("Parquet holds the same rows as JSONL, row group by row group: %s", async (codec) => {
+  const rows = Array.from({ length: 25 }, (_, i) => ({
+    prompt: `p${i}`,
+    chosen: `\u00e9 ${i}`,
+    rejected: "b",
+    agreement: 0.5 + i / 50,
+    margin: i % 3 ? i : null,
+  }));
+  const columns = ["prompt", "chosen", "rejected", "agreement", "margin"] as const;
+  parquetWriteFile({
+    filename: join(folder, "rows.parquet"),
+    columnData: columns.map((name) => ({ name, data: rows.map((row) => row[name]), type: ["agreement", "margin"].includes(name) ? "DOUBLE" : "STRING" })),
+    rowGroupSize: 10,
+    codec,
+  });
+  await write(...rows);
+  expect(await readComparisons(join(folder, "rows.parquet"))).toEqual(await readComparisons(file));
+  await writeFile(join(folder, "torn.parquet"), "PAR1 and nothing of it");
+  await expect(readRows(join(folder, "torn.parquet"), () => 0)).rejects.toMatchObject({ code: "PARQUET", message: expect.stringContaining("torn.parquet") });
+});
+
+test("Parquet holds conversations too, and its 64-bit integers are numbers", async () => {
+  const filename = join(folder, "chat.parquet");
+  parquetWriteFile({
+    filename,
+    columnData: [
+      { name: "prompt", data: [[user("q")]], type: "JSON" },
+      { name: "n", data: [7n], type: "INT64" },
+    ],
+  });
+  expect(await readPrompts(filename, chat)).toEqual([{ prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n" }]);
+  expect(await readRows(filename, ({ value }) => value.n)).toEqual([7]);
+});
+
+test("gzipped JSONL is read, and a torn one is an error that names the file", async () => {
+  const zipped = gzipSync('{"prompt":"a"}\n{"prompt":"b"}\n');
+  await writeFile(join(folder, "a.jsonl.gz"), zipped);
+  expect(await readPrompts(join(folder, "a.jsonl.gz"))).toEqual([{ prompt: "a" }, { prompt: "b" }]);
+  await writeFile(join(folder, "a.jsonl.gz"), zipped.subarray(0, -9));
+  await expect(readPrompts(join(folder, "a.jsonl.gz"))).rejects.toMatchObject({ code: "FILE", message: expect.stringContaining("a.jsonl.gz") });
+});

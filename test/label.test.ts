@@ -1,0 +1,333 @@
+import { spawn } from "node:child_process";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { request } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, describe, expect, test } from "@jest/globals";
+import { serveLabels, type LabelServer } from "../lib/cli/labelling/server.js";
+import { readRows } from "../lib/data/jsonl.js";
+import { LabelLog, labelEntry, type LabelEntry } from "../lib/data/label_log.js";
+import { Labelling, OVERALL, task, type Task } from "../lib/data/labelling.js";
+import { root } from "../lib/device/native.js";
+import { Browser, chromium, type Page } from "./chromium.js";
+
+// The labelling page in a real browser, its server under hostile requests, and the command itself.
+
+let folder: string;
+let log: string;
+let labelling: Labelling;
+let server: LabelServer | undefined;
+const at = (name: string) => join(folder, name);
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "rlhf-label-"));
+  log = at("page.labels.jsonl");
+});
+afterEach(async () => {
+  await server?.close();
+  if (server) await labelling.close();
+  server = undefined;
+  await rm(log, { force: true });
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+const hostile = '<img src=x onerror="document.title=1">';
+const pairs = (count: number): Task[] => Array.from({ length: count }, (_, i) => task(`Prompt ${i}`, [`first ${i} ${hostile}`, `second ${i}`]));
+
+async function serve(tasks: readonly Task[], { criteria = [OVERALL], twice = 0 } = {}): Promise<string> {
+  labelling = new Labelling(tasks, await LabelLog.open(log), { criteria, twice, seed: 1 });
+  server = await serveLabels(labelling);
+  return server.address;
+}
+const entries = () => readRows(log, labelEntry);
+
+describe("the server", () => {
+  const post = (address: string, path: string, headers: Record<string, string>, body = "{}") =>
+    new Promise<{ status: number; text: string; headers: NodeJS.Dict<string | string[]> }>((resolve, reject) => {
+      const sent = request(new URL(path, address), { method: headers.method ?? "POST", headers }, (response) => {
+        let text = "";
+        response.on("data", (chunk: Buffer) => (text += chunk.toString()));
+        response.on("end", () => resolve({ status: response.statusCode!, text, headers: response.headers }));
+      });
+      sent.on("error", reject).end(headers.method === "GET" ? undefined : body);
+    });
+
+  test("listens on the loopback interface, and its address holds a token of 128 bits, another each time", async () => {
+    const first = await serve(pairs(1));
+    expect(first).toMatch(/^http:\/\/127\.0\.0\.1:\d+\/[0-9a-f]{32}\/$/);
+    await server!.close();
+    await labelling.close();
+    expect((await serve(pairs(1))).slice(-33)).not.toBe(first.slice(-33));
+  });
+
+  test("takes labels from its own page alone", async () => {
+    const address = await serve(pairs(1));
+    const { origin, port } = new URL(address);
+    const own = { origin, "content-type": "application/json" };
+    const body = JSON.stringify({ annotator: "ana" });
+    expect(await post(address, "next", own, body)).toMatchObject({ status: 200, text: expect.stringContaining("Prompt 0") });
+    const refused: [number, string, Record<string, string>, string?][] = [
+      [403, "next", { ...own, origin: "http://evil.example" }], // another site's page
+      [403, "next", { ...own, origin: "null" }], // a sandboxed frame
+      [403, "next", { "content-type": "application/json" }], // no page at all
+      [403, "next", { ...own, host: `evil.example:${port}` }], // a name that was rebound to 127.0.0.1
+      [403, "next", { ...own, host: `localhost:${port}` }],
+      [415, "next", { ...own, "content-type": "text/plain" }], // what a form can send without asking
+      [404, `/${"0".repeat(32)}/next`, own],
+      [404, "/next", own],
+      [404, "/", { method: "GET" }],
+      [404, "../package.json", { method: "GET" }],
+      [404, "constructor", own],
+      [400, "next", own, "[1"],
+      [400, "next", own, '{"annotator":""}'],
+      [400, "next", own, JSON.stringify({ annotator: "a".repeat(41) })],
+      [413, "next", own, JSON.stringify({ annotator: "a".repeat(100_000) })],
+      [409, "answer", own, JSON.stringify({ annotator: "ana", task: "0", kind: "skip", seconds: 1 })],
+    ];
+    for (const [status, path, headers, text = body] of refused)
+      expect([path, headers, (await post(address, path, headers, text)).status]).toEqual([path, headers, status]);
+    expect(await entries()).toEqual([]);
+  });
+
+  test("sends a page in one piece that may load nothing and be framed by nobody", async () => {
+    const address = await serve(pairs(1));
+    const { text, headers } = await post(address, "", { method: "GET" });
+    expect(text).not.toMatch(/(src|href)="(?!data:,)/);
+    expect(headers["content-security-policy"]).toMatch(/default-src 'none'.*connect-src 'self'.*frame-ancestors 'none'/);
+    expect(headers).toMatchObject({ "cache-control": "no-store", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff" });
+  });
+});
+
+const withBrowser = chromium ? describe : describe.skip;
+if (!chromium) console.warn("skipped: the labelling page in a browser, for no Chromium was found (RLHF_CHROMIUM names one)");
+
+withBrowser("the page in Chromium", () => {
+  let browser: Browser;
+  let page: Page;
+  beforeAll(async () => {
+    browser = await Browser.open();
+  });
+  afterEach(() => expect(browser.complaints.splice(0)).toEqual([]));
+  afterAll(() => browser.close());
+
+  const count = (value: number) => page.until(`document.querySelector("progress").value === ${value} && document.body.ariaBusy === "false"`);
+  const text = (selector: string) => page.value<string>(`document.querySelector(${JSON.stringify(selector)}).innerText`);
+  const cards = () => page.value<string[]>(`[...document.querySelectorAll(".card .text")].map((card) => card.innerText)`);
+  async function begin(address: string, annotator = "ana"): Promise<Page> {
+    page = await browser.page(address);
+    await page.until(`document.activeElement.id === "name"`);
+    await page.type(annotator);
+    await page.press("Enter");
+    await page.until(`!document.getElementById("task").hidden`);
+    return page;
+  }
+
+  test("labels by keys alone: A, B, tie, strength, skip, flag, undo, a reason; each is in the log before the next pair shows", async () => {
+    await begin(await serve(pairs(6)));
+    const said: Partial<LabelEntry>[] = [];
+    const ranked = async (side: number, more: object = {}) => {
+      const first = (await cards())[0].startsWith("first");
+      said.push({ kind: "label", ranks: { overall: side === 0 ? [1, 1] : (side === 1) === first ? [1, 2] : [2, 1] }, ...more });
+    };
+    await ranked(1, { strength: { overall: "slightly" } });
+    await page.press("a");
+    await count(1);
+    expect(await entries()).toHaveLength(1);
+    await ranked(2, { strength: { overall: "clearly" }, reason: "it is shorter" });
+    await page.press("r");
+    await page.type("it is shorter");
+    await page.press("Escape", "B");
+    await count(2);
+    await ranked(0);
+    await page.press("t");
+    await count(3);
+    const shown = await text("#prompt");
+    await page.press("s");
+    await page.until(`document.getElementById("prompt").innerText !== ${JSON.stringify(shown)} && document.body.ariaBusy === "false"`);
+    await page.press("u");
+    await page.until(`document.getElementById("prompt").innerText === ${JSON.stringify(shown)} && document.body.ariaBusy === "false"`);
+    await page.press("x");
+    await page.until(`document.getElementById("prompt").innerText !== ${JSON.stringify(shown)} && document.body.ariaBusy === "false"`);
+    said.push({ kind: "skip" }, { kind: "undo" }, { kind: "flag" });
+    expect(await entries()).toMatchObject(said);
+    for (const { annotator, seconds, shown: order, at: when } of await entries()) {
+      expect([annotator, order.toSorted((a, b) => a - b), Number.isNaN(Date.parse(when))]).toEqual(["ana", [0, 1], false]);
+      expect(seconds).toBeLessThan(20);
+    }
+    await page.press("a");
+    await count(4);
+    await page.press("a");
+    await page.until(`!document.getElementById("done").hidden`);
+    expect(labelling.preferences()).toHaveLength(5);
+  });
+
+  test("shows texts as texts", async () => {
+    await begin(await serve(pairs(1)));
+    expect((await cards()).toSorted()[0]).toBe(`first 0 ${hostile}`);
+    expect(await page.value(`document.querySelectorAll("#task img").length`)).toBe(0);
+  });
+
+  test("several annotators at once see different pairs, agreement shows, and one stays where the other undoes", async () => {
+    const address = await serve(pairs(4), { twice: 1 });
+    const ana = await begin(address, "ana");
+    const ben = await begin(address, "ben");
+    for (let i = 0; i < 4; i++)
+      for (const one of [ana, ben]) {
+        page = one;
+        await page.press(labelling.preferences().length % 2 ? "a" : "b");
+        await page.until(`document.body.ariaBusy === "false" && document.getElementById("status").textContent.startsWith("Saved")`);
+        await page.value(`document.getElementById("status").textContent = ""`);
+      }
+    await page.until(`!document.getElementById("done").hidden`);
+    expect(await text("#agreement")).toMatch(/^\u03b1 -?\d\.\d\d$/);
+    expect(await entries()).toHaveLength(8);
+    expect(new Set((await entries()).map(({ task: id, annotator }) => `${id} ${annotator}`)).size).toBe(8);
+    await page.value(`document.getElementById("undo-done").click()`);
+    await page.until(`!document.getElementById("task").hidden`);
+    expect(labelling.progress("ana").mine).toBe(4);
+  });
+
+  test("ranks four completions, ties included, for two criteria", async () => {
+    const texts = ["w", "x", "y", "z"];
+    await begin(await serve([task("Prompt", texts)], { criteria: ["helpful", "harmless"] }));
+    const order = await cards();
+    await page.press("c", "a", "Backspace", "a", "=", "d", "b", "Enter");
+    await page.until(`document.querySelector(".now").innerText.includes("harmless")`);
+    await page.press("a", "b", "c", "d", "Enter");
+    await page.until(`!document.getElementById("done").hidden`);
+    const [{ ranks }] = await entries();
+    const places = (ofShown: number[]) => texts.map((one) => ofShown[order.indexOf(one)]);
+    expect(ranks).toEqual({ helpful: places([2, 4, 1, 2]), harmless: places([1, 2, 3, 4]) });
+  });
+
+  test("asks each criterion of a pair, and the arrow goes to another", async () => {
+    await begin(await serve(pairs(1), { criteria: ["helpful", "harmless"] }));
+    await page.press("ArrowDown", "t");
+    expect(await text(".now legend")).toBe("Which is more helpful?");
+    expect(await entries()).toEqual([]);
+    await page.press("a");
+    await page.until(`!document.getElementById("done").hidden`);
+    expect((await entries())[0]).toMatchObject({ ranks: { harmless: [1, 1], helpful: expect.not.arrayContaining([3]) }, strength: { helpful: "slightly" } });
+  });
+
+  test.each([
+    ["light", false],
+    ["dark", true],
+  ])("fits a phone of 320 pixels, %s: nothing is cut, targets are large, contrast is 4.5 or more, names are given", async (_, dark) => {
+    await begin(await serve([task("A prompt of some words", [`${"word ".repeat(60)}${"x".repeat(120)}`, "short", "c"]), ...pairs(2)]));
+    for (const _ of ["a ranking", "a pair"]) {
+      await page.screen(320, 640, { dark, mobile: true });
+      await page.value(`document.getElementById("agreement").textContent = "helpful \u03b1 0.52  harmless \u03b1 -0.81"`); // at its longest
+      await page.value(`document.getElementById("counts").textContent = "12345 of 23456"`);
+      expect(await page.value("document.documentElement.scrollWidth")).toBe(320);
+      const buttons = await page.value<{ name: string; width: number; height: number; left: number; right: number }[]>(
+        `[...document.querySelectorAll("button")].filter((one) => one.offsetParent).map((one) => ({ name: one.ariaLabel || one.innerText, width: one.offsetWidth, height: one.offsetHeight, left: one.getBoundingClientRect().left, right: one.getBoundingClientRect().right }))`,
+      );
+      for (const { name, width, height, left, right } of buttons)
+        expect([name, name !== "", width >= 24, height >= 40, left >= 0, right <= 320]).toEqual([name, true, true, true, true, true]);
+      expect(await page.value<[string, number][]>(`(${contrasts.toString()})()`)).toEqual([]);
+      await page.press("s");
+      await page.until(`document.body.ariaBusy === "false"`);
+    }
+  });
+
+  test("says so when the server is gone, and keeps what was not saved on the screen", async () => {
+    await begin(await serve(pairs(2)));
+    await server!.close();
+    await page.press("a");
+    await page.until(`!document.getElementById("error").hidden`);
+    expect(await text("#error")).toContain("not saved");
+    expect(await cards()).toHaveLength(2);
+    expect(browser.complaints.splice(0)).toEqual([expect.stringContaining("Failed to load resource")]);
+    server = undefined;
+    await labelling.close();
+    expect(await entries()).toEqual([]);
+  });
+});
+
+/** Runs in the page: the texts whose contrast to what is behind them is below 4.5 (WCAG 2.2, 1.4.3); disabled ones are exempt. */
+function contrasts(): [string, number][] {
+  const page = globalThis as any;
+  const canvas = page.document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const pixel = (colour: string): number[] => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data] as number[];
+  };
+  const luminance = (rgb: number[]) => {
+    const [r, g, b] = rgb.map((byte) => (byte <= 10 ? byte / 255 / 12.92 : ((byte / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const low: [string, number][] = [];
+  for (const element of page.document.querySelectorAll("*")) {
+    const words = [...element.childNodes].filter((node: any) => node.nodeType === 3 && node.data.trim());
+    if (words.length === 0 || !element.offsetParent || element.closest("[disabled], script, style")) continue;
+    let behind = element;
+    while (behind && pixel(page.getComputedStyle(behind).backgroundColor)[3] < 255) behind = behind.parentElement;
+    const [a, b] = [page.getComputedStyle(element).color, page.getComputedStyle(behind).backgroundColor].map((colour: string) => luminance(pixel(colour)));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push([words[0].data, ratio]);
+  }
+  return low;
+}
+
+describe("rlhf label", () => {
+  const start = (...args: string[]) =>
+    spawn(process.execPath, [join(root, "dist/lib/cli/main.js"), "label", "--data", at("c.jsonl"), "--out", at("p.jsonl"), ...args]);
+  const heard = (stream: NodeJS.ReadableStream) => {
+    const all = { text: "" };
+    stream.on("data", (chunk: Buffer) => (all.text += chunk.toString()));
+    return all;
+  };
+  beforeAll(() =>
+    writeFile(
+      at("c.jsonl"),
+      ["one", "two", "three"].flatMap((word) => [1, 2].map((i) => JSON.stringify({ prompt: word, completion: ` ${word}\u001b[2J ${i}` }))).join("\n"),
+    ),
+  );
+  afterEach(() => Promise.all(["p.jsonl", "p.labels.jsonl", "p.labels.jsonl.lock"].map((name) => rm(at(name), { force: true }))));
+
+  test("--tty goes by keys, and what it writes is what the reward stage reads", async () => {
+    const child = start("--tty", "--annotator", "ana", "--set", "label.twice=0");
+    const [out, errors] = [heard(child.stdout), heard(child.stderr)];
+    child.stdin.end("srbecause\rAutB");
+    const code = await new Promise((resolve) => child.on("close", resolve));
+    expect([code, errors.text]).toEqual([0, ""]);
+    expect(out.text).toContain("Nothing left to compare");
+    expect(out.text).toContain("one\ufffd[2J 1"); // a completion commands no terminal
+    expect(out.text).not.toContain("\u001b");
+    expect((await readRows(at("p.labels.jsonl"), labelEntry)).map(({ kind, reason, strength }) => [kind, reason, strength?.overall])).toEqual([
+      ["skip", undefined, undefined],
+      ["label", "because", "clearly"],
+      ["undo", undefined, undefined],
+      ["label", undefined, undefined],
+      ["label", undefined, "clearly"],
+    ]);
+    const rows = await readRows(at("p.jsonl"), ({ value }) => value);
+    expect(rows.map(({ agreement }) => Number(agreement)).toSorted((a, b) => a - b)).toEqual([0.5, 1]);
+  });
+
+  test("--ui, killed and started again, goes on from the last label; Ctrl-C writes the preferences", async () => {
+    for (const round of [0, 1]) {
+      const child = start("--ui", "--set", "label.twice=0");
+      const out = heard(child.stdout);
+      const ended = new Promise((resolve) => child.on("close", resolve));
+      while (!/http:\S+/.test(out.text)) await new Promise((resolve) => setTimeout(resolve, 20));
+      const [address] = out.text.match(/http:\S+/)!;
+      const post = async (route: string, body: object) =>
+        (await fetch(new URL(route, address), {
+          method: "POST",
+          headers: { "content-type": "application/json", origin: new URL(address).origin },
+          body: JSON.stringify({ annotator: "ana", ...body }),
+        }).then((response) => response.json())) as { shown: { task: string }; progress: { mine: number } };
+      const { shown, progress } = await post("next", {});
+      expect(progress.mine).toBe(round);
+      await post("answer", { task: shown.task, kind: "label", ranks: { overall: [1, 2] }, seconds: 1 });
+      child.kill(round === 0 ? "SIGKILL" : "SIGINT");
+      await ended;
+      expect((await readFile(at("p.labels.jsonl"), "utf8")).split("\n").length - 1).toBe(round + 1);
+    }
+    expect(await readRows(at("p.jsonl"), ({ value }) => value.annotators)).toEqual([1, 1]);
+  });
+});
