@@ -3,6 +3,11 @@
 // dims and row stride, for a scalar the number itself. There is no code per op.
 #include <napi.h>
 
+#if !defined(_WIN32)
+#include <sys/file.h>
+#endif
+
+#include <cerrno>
 #include <cstring>
 #include <memory>
 #include <sstream>
@@ -221,6 +226,17 @@ Napi::Value power(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), rlhf_pow(info[0].ToNumber().DoubleValue(), info[1].ToNumber().DoubleValue()));
 }
 
+// lock(file descriptor): whether this process has it now; false if another has. It ends with the last descriptor of the file.
+Napi::Value lock(const Napi::CallbackInfo& info) {
+#if !defined(_WIN32)
+  const bool locked = flock(info[0].As<Napi::Number>().Int32Value(), LOCK_EX | LOCK_NB) == 0;
+  if (!locked && errno != EWOULDBLOCK) throw Napi::Error::New(info.Env(), std::string("it cannot be locked: ") + std::strerror(errno));
+  return Napi::Boolean::New(info.Env(), locked);
+#else
+  return Napi::Boolean::New(info.Env(), true);
+#endif
+}
+
 Napi::Object start(Napi::Env env, Napi::Object exports) {
   exports.Set("Device", Device::define(env));
   exports.Set("ops", list_ops(env));
@@ -232,6 +248,7 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   exports.Set("log", Napi::Function::New<unary<rlhf_log>>(env));
   exports.Set("cos", Napi::Function::New<unary<rlhf_cos>>(env));
   exports.Set("pow", Napi::Function::New<power>(env));
+  exports.Set("lock", Napi::Function::New<lock>(env));
   return exports;
 }
 

@@ -59,7 +59,7 @@ export async function sft(
   files: { data: string; heldOut?: string; model?: string; out: string },
   resume: boolean,
 ): Promise<void> {
-  const run = await Run.open(files.out, config, device, resume);
+  using run = await Run.open(files.out, config, device, resume);
   const text = await sftText(files.data);
   const heldOut = files.heldOut ? await sftText(files.heldOut) : [];
   const result = await run.stage("sft", () => sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }));
@@ -70,8 +70,11 @@ export async function sft(
   await device.close();
 }
 
+/** The run of a command that writes one file: it lies beside that until the file is whole. */
+const runBeside = (out: string, config: Config, device: Device, resume: boolean) => Run.open(`${out}.partial`, config, device, resume);
+
 export async function collect(
-  { device, progress }: Opened,
+  { config, device, progress }: Opened,
   {
     model: folder,
     prompts: file,
@@ -89,15 +92,18 @@ export async function collect(
     minP: number;
     seed: number;
   },
+  resume: boolean,
 ): Promise<void> {
+  using run = await runBeside(out, { ...config, collect: { ...config.collect, ...sampling } }, device, resume);
   const [model, tokenizer] = await Promise.all([loadModel(folder, device), Tokenizer.load(folder)]);
   const asked = await prompts(file, tokenizer);
   const options = { ...sampling, stop: stopIds(tokenizer) };
-  const completions = await sampleAll(model, asked, options, progress, "collect");
+  const completions = await sampleAll(model, asked, options, { progress, run }, "collect");
   await writeCompletions(
     out,
     completions.map((completion) => completionRow(asked[completion.index], completion, tokenizer, options)),
   );
+  await run.remove();
   await device.close();
 }
 
@@ -113,7 +119,7 @@ export async function reward(
   { model: folder, data, out }: { model: string; data: string; out: string },
   resume: boolean,
 ): Promise<void> {
-  const run = await Run.open(out, config, device, resume);
+  using run = await Run.open(out, config, device, resume);
   const [base, tokenizer, rows] = [await loadModel(folder, device), await Tokenizer.load(folder), await readComparisons(data)];
   const model = base.headKind === "score" ? base : base.copy("score", config.seed);
   const result = await run.stage("reward", async () => {
@@ -140,7 +146,7 @@ export async function ppo(
   } = config;
   if (options.ptxCoef > 0 !== (files.pretraining !== undefined))
     throw typeError("CONFIG", "--pretraining goes with ppo.ptxCoef above 0, and the other way round");
-  const run = await Run.open(files.out, config, device, resume);
+  using run = await Run.open(files.out, config, device, resume);
   const tokenizer = await Tokenizer.load(files.model);
   const [policy, reference, rewardModel, critic] = await Promise.all(
     [files.model, files.model, files.reward, files.reward].map((folder) => loadModel(folder, device)),
@@ -179,13 +185,17 @@ export async function ppo(
 export async function evaluation(
   { config, device, progress }: Opened,
   files: { base: string; policy: string; prompts: string; reward?: string; out: string },
+  resume: boolean,
 ): Promise<void> {
+  using run = await runBeside(files.out, config, device, resume);
   const tokenizer = await Tokenizer.load(files.policy);
   const [base, policy] = await Promise.all([loadModel(files.base, device), loadModel(files.policy, device)]);
   const rewardModel = files.reward ? await loadModel(files.reward, device) : undefined;
   const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: stopIds(tokenizer) };
-  const { result, rows } = await evaluate({ progress }, { base, policy, reward: rewardModel }, tokenizer, await prompts(files.prompts, tokenizer), sampling);
+  const asked = await prompts(files.prompts, tokenizer);
+  const { result, rows } = await evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
   await writeJsonl(files.out, rows);
+  await run.remove();
   console.log(
     table(
       ["figure", "value"],

@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import { Command, InvalidArgumentError, Option } from "@commander-js/extra-typings";
+import { constants } from "node:os";
 import { join } from "node:path";
 
 const whole =
@@ -73,7 +74,10 @@ program
   .option("--min-p <p>", "0 is off", number(0, 1), 0)
   .option("--seed <s>", "seed of all random numbers", whole(0), 0)
   .option("--threads <n>", "compute threads", whole(1))
-  .action(async ({ threads, ...options }) => (await import("./commands.js")).collect(await opened({ threads, seed: options.seed }), options));
+  .addOption(resume)
+  .action(async ({ threads, resume: resumed, ...options }) =>
+    (await import("./commands.js")).collect(await opened({ threads, seed: options.seed }), options, resumed),
+  );
 
 stage("label", "compare completions two by two, as scripted annotators do")
   .requiredOption("--data <file>", "JSONL of rlhf collect")
@@ -106,8 +110,9 @@ stage("eval", "compare a policy with its base model on prompts")
   .requiredOption("--prompts <file>", "JSONL with prompt")
   .option("--reward <dir>", "a reward model to ask too")
   .requiredOption("--out <file>", "JSONL with both completions of each prompt")
-  .action(async ({ base, policy, prompts, reward, out, ...options }) =>
-    (await import("./commands.js")).evaluation(await opened(options), { base, policy, prompts, reward, out }),
+  .addOption(resume)
+  .action(async ({ base, policy, prompts, reward, out, resume: resumed, ...options }) =>
+    (await import("./commands.js")).evaluation(await opened(options), { base, policy, prompts, reward, out }, resumed),
   );
 
 program
@@ -184,7 +189,12 @@ async function opened({ config: file, set = [], seed, threads }: Common) {
 try {
   await program.parseAsync();
 } catch (error) {
-  const { code, message, stack } = error as Error & { code?: string };
+  const { code, message, stack, signal } = error as Error & { code?: string; signal?: "SIGINT" | "SIGTERM" };
   console.error(code ? `rlhf: ${message}` : (stack ?? message)); // an error without a code is ours
   process.exitCode = 1;
+  if (signal) {
+    const given = process.argv.slice(2).filter((one) => one !== "--resume");
+    console.error(`rlhf: go on with: rlhf ${[...given, "--resume"].map((one) => (/^[\w./=:,-]+$/.test(one) ? one : JSON.stringify(one))).join(" ")}`);
+    process.exit(128 + constants.signals[signal]);
+  }
 }

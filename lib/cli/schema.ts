@@ -119,7 +119,11 @@ export const schema = z.strictObject({
     ...sampling,
   }),
   checkpoint: section({
-    every: atLeast0.default(15).describe("seconds between checkpoints"),
+    every: z
+      .union([atLeast0, z.literal("auto")], { error: "Invalid input: expected a number from 0, or auto" })
+      .default("auto")
+      .describe("seconds between checkpoints; auto is a twentieth of the stage"),
+    keep: whole(1).default(2).describe("how many are kept, the newest"),
   }),
 });
 

@@ -38,6 +38,8 @@ interface Addon {
   log(x: number): number;
   cos(x: number): number;
   pow(x: number, y: number): number;
+  /** Locks an open file for this process (flock); false if another has it. */
+  lock(fileDescriptor: number): boolean;
 }
 
 function packageRoot(): string {

@@ -72,6 +72,11 @@ export class AdamW {
     return state;
   }
 
+  /** What `state` holds: names and shapes. */
+  names(): { name: string; shape: readonly number[] }[] {
+    return this.parameters.flatMap(({ name }, i) => Object.entries(this.moments[i]).map(([moment, { shape }]) => ({ name: `${moment}.${name}`, shape })));
+  }
+
   restore(steps: number, state: ReadonlyMap<string, { data: Data }>): void {
     this.steps = steps;
     this.parameters.forEach(({ name }, i) => {

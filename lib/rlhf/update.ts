@@ -26,8 +26,8 @@ export function accumulate<T>(units: readonly T[], microBatch: number | undefine
   }
 }
 
-/** @throws RangeError `NAN` naming what is not finite, and the step */
-export function finite(what: string, value: number, step: number): number {
-  if (!Number.isFinite(value)) throw rangeError("NAN", `step ${step}: ${what} is ${value}`);
+/** @throws RangeError `NAN` naming what is not finite, and the step, if it is one's */
+export function finite(what: string, value: number, step?: number): number {
+  if (!Number.isFinite(value)) throw rangeError("NAN", `${step === undefined ? "" : `step ${step}: `}${what} is ${value}`);
   return value;
 }
