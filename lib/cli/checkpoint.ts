@@ -58,7 +58,10 @@ export class Checkpoint {
       try {
         const stored = await readSafetensorsFile(file);
         if (stored.metadata.law !== String(native.lawVersion))
-          throw typeError("RESUME", `${file} follows version ${stored.metadata.law} of the law of arithmetic, this build ${native.lawVersion}; wanted the same`);
+          throw typeError(
+            "RESUME",
+            `${file} follows version ${stored.metadata.law} of the law of arithmetic, this build ${native.lawVersion}; wanted the same`,
+          );
         await this.take(file, stored.tensors, stored.metadata.counters);
         return;
       } catch (error) {

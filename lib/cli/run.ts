@@ -94,7 +94,10 @@ export class Run {
   async log(metrics: { stage: string; step: number } & Record<string, unknown>): Promise<void> {
     const line = JSON.stringify(metrics) + "\n";
     this.metricsBytes += Buffer.byteLength(line);
-    await appendFile(this.path("metrics.jsonl"), line);
+    const file = this.path("metrics.jsonl");
+    await appendFile(file, line).catch((error: Error) => {
+      throw typeError("WRITE", `${file} cannot be written: ${error.message}`);
+    });
   }
 
   private async syncMetrics(): Promise<number> {
@@ -124,11 +127,20 @@ export class Run {
     if (before) return before.result as T;
     this.interrupt.check(`${name} has not begun`);
     const start = performance.now();
-    const result = await work();
+    const result = await work().catch((error: unknown) => this.failed(name, error));
     this.done.push({ name, seconds: (performance.now() - start) / 1000, peakBytes: this.device.memory().peak, result });
     await writeFileDurably(this.path("stages.json"), JSON.stringify({ stages: this.done, metricsBytes: await this.syncMetrics() }, null, 2));
     await rm(this.path("checkpoints"), { force: true, recursive: true });
     return result;
+  }
+
+  /** Keeps the batch that a step failed on, and says so. */
+  private async failed(stage: string, error: unknown): Promise<never> {
+    const { batch, message } = error as Error & { batch?: object[] };
+    if (!batch) throw error;
+    const file = this.path("offending.jsonl");
+    await writeFileDurably(file, batch.map((one) => `${JSON.stringify(one, readable)}\n`).join(""));
+    throw Object.assign(error as Error, { message: `${stage}: ${message}; its batch is in ${file}, the last checkpoints stay` });
   }
 
   /** The checkpoints of the running stage. */
@@ -152,4 +164,10 @@ export class Run {
     this.interrupt[Symbol.dispose]();
     this.lock[Symbol.dispose]();
   }
+}
+
+/** Arrays of numbers as JSON has them, and what is not finite by its name. */
+function readable(_: string, value: unknown): unknown {
+  if (ArrayBuffer.isView(value)) return Array.from(value as Float32Array);
+  return typeof value === "number" && !Number.isFinite(value) ? String(value) : value;
 }

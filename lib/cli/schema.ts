@@ -111,6 +111,7 @@ export const schema = z.strictObject({
     rewardNormalise: z.boolean().default(false).describe("by running mean and deviation"),
     rewardClip: limit.default(Infinity),
     missingEosPenalty: atLeast0.default(0),
+    rewardFailure: z.enum(["stop", "mask"]).default("stop").describe("a completion whose score is not finite stops the run, or is left out and counted"),
     targetKl: limit.default(Infinity).describe("an update stops early beyond this KL to the rollout policy"),
     microBatch: whole(1).default(32).describe("completions at once; bounds memory, changes no bit"),
   }),

@@ -176,7 +176,10 @@ export async function writeSafetensors(file: string, tensors: ReadonlyMap<string
   await writeFileDurably(file, [start, ...ordered.map(([, { data }]) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength))]);
 }
 
-/** Writes a file beside, syncs it, then renames it over the old one: a reader sees the old or the new one, whole. */
+/**
+ * Writes a file beside, syncs it, then renames it over the old one: a reader sees the old or the new one, whole.
+ * @throws TypeError `WRITE` if the system refuses: no room, no permission, no such folder
+ */
 export async function writeFileDurably(file: string, content: string | Iterable<Uint8Array>): Promise<void> {
   const beside = join(dirname(file), `.${basename(file)}.${randomBytes(6).toString("hex")}`);
   try {
@@ -190,8 +193,8 @@ export async function writeFileDurably(file: string, content: string | Iterable<
     }
     await rename(beside, file);
   } catch (error) {
-    await rm(beside, { force: true });
-    throw error;
+    await rm(beside, { force: true }).catch(() => undefined);
+    throw (error as NodeJS.ErrnoException).syscall ? typeError("WRITE", `${file} cannot be written: ${(error as Error).message}`) : error;
   }
   const folder = await open(dirname(file), "r"); // the new name is durable once the folder is
   try {

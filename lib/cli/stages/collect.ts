@@ -3,7 +3,7 @@ import { generate, type Completion, type Request } from "../../model/generate.js
 import type { Tokenizer } from "../../model/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
 import { tokensIn } from "../../rlhf/sft.js";
-import { finite } from "../../rlhf/update.js";
+import { allFinite } from "../../rlhf/update.js";
 import type { Context } from "./context.js";
 
 /** Who shows progress, and the run whose folder keeps it. */
@@ -42,7 +42,7 @@ export async function sampleAll(
   const missing = requests.filter((_, i) => !completions[i]);
   bar.advance(requests.length - missing.length);
   const sampled = await generate(model, missing, { ...sampling, slots: 128 }, (completion) => {
-    completion.logp.forEach((logp, t) => finite(`the log-prob of token ${t} of completion ${completion.sample} of prompt ${completion.index}`, logp));
+    allFinite(`logp of completion ${completion.sample} of prompt ${completion.index}`, completion.logp, undefined, [completion]);
     journal?.add(completion);
     bar.advance(1);
   });
