@@ -8,6 +8,7 @@ import type { Device } from "../device/device.js";
 import { loadModel, saveModel } from "../model/checkpoint.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { logps, values } from "../rlhf/logp.js";
+import { fit } from "./fit.js";
 import type { Progress } from "./progress.js";
 import { Run } from "./run.js";
 import type { Config } from "./schema.js";
@@ -96,6 +97,7 @@ export async function collect(
 ): Promise<void> {
   using run = await runBeside(out, { ...config, collect: { ...config.collect, ...sampling } }, device, resume);
   const [model, tokenizer] = await Promise.all([loadModel(folder, device), Tokenizer.load(folder)]);
+  fit("--model", folder, model, "logits", tokenizer);
   const asked = await prompts(file, tokenizer);
   const options = { ...sampling, stop: stopIds(tokenizer) };
   const completions = await sampleAll(model, asked, options, { progress, run }, "collect");
@@ -121,6 +123,7 @@ export async function reward(
 ): Promise<void> {
   using run = await Run.open(out, config, device, resume);
   const [base, tokenizer, rows] = [await loadModel(folder, device), await Tokenizer.load(folder), await readComparisons(data)];
+  fit("--model", folder, base, "any", tokenizer);
   const model = base.headKind === "score" ? base : base.copy("score", config.seed);
   const result = await run.stage("reward", async () => {
     const done = await rewardStage({ config, device, run, progress }, model, comparisons(rows, tokenizer, config.reward.softLabels));
@@ -151,8 +154,8 @@ export async function ppo(
   const [policy, reference, rewardModel, critic] = await Promise.all(
     [files.model, files.model, files.reward, files.reward].map((folder) => loadModel(folder, device)),
   );
-  for (const model of [rewardModel, critic])
-    if (model.headKind !== "score") throw typeError("MODEL", `--reward: ${files.reward} has no score head, wanted a reward model`);
+  fit("--model", files.model, policy, "logits", tokenizer);
+  fit("--reward", files.reward, rewardModel, "score", tokenizer);
   const all = await prompts(files.prompts, tokenizer);
   const batch = (update: number) => {
     const order = Array.from({ length: options.rolloutBatch }, (_, i) => update * options.rolloutBatch + i);
@@ -191,6 +194,9 @@ export async function evaluation(
   const tokenizer = await Tokenizer.load(files.policy);
   const [base, policy] = await Promise.all([loadModel(files.base, device), loadModel(files.policy, device)]);
   const rewardModel = files.reward ? await loadModel(files.reward, device) : undefined;
+  fit("--base", files.base, base, "logits", tokenizer);
+  fit("--policy", files.policy, policy, "logits", tokenizer);
+  if (rewardModel) fit("--reward", files.reward!, rewardModel, "score", tokenizer);
   const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: stopIds(tokenizer) };
   const asked = await prompts(files.prompts, tokenizer);
   const { result, rows } = await evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);

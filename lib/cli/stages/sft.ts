@@ -13,6 +13,7 @@ import { bitsPerByte } from "../../rlhf/evaluate.js";
 import { AdamW } from "../../rlhf/optimizer.js";
 import { sft, tokensIn } from "../../rlhf/sft.js";
 import { itemBatches, textBatches, windows } from "../../rlhf/text.js";
+import { fit } from "../fit.js";
 import { modelConfig } from "../model.js";
 import type { Context } from "./context.js";
 
@@ -44,6 +45,7 @@ export async function sftStage({ config, device, run, progress }: Context, files
   await mkdir(files.out, { recursive: true });
   const tokenizer = files.model ? await Tokenizer.load(files.model) : await newTokenizer(files, config.model.vocabulary, progress);
   const model = files.model ? await loadModel(files.model, device) : Transformer.random(modelConfig(config, tokenizer.eosId), "logits", device, seed);
+  if (files.model) fit("--model", files.model, model, "logits", tokenizer);
   const { sequenceLength: length } = options;
   const perBatch = (each: number) => Math.max(1, Math.round(options.batchTokens / each));
   let batches: (step: number) => Episode[];
