@@ -39,11 +39,12 @@ class Device : public Napi::ObjectWrap<Device> {
             InstanceAccessor<&Device::threads>("threads")});
   }
 
-  // new Device(isa | undefined, threads: 0 for one per core), or new Device("cuda", ordinal)
+  // new Device(isa | undefined, threads: 0 for one per core, planned: calls are not run, their workspace is found), or new Device("cuda", ordinal)
   explicit Device(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Device>(info) {
     std::string isa = info[0].IsString() ? info[0].As<Napi::String>().Utf8Value() : "";
     const int32_t number = info[1].As<Napi::Number>().Int32Value();
     gpu_ = isa == "cuda";
+    planned_ = info[2].ToBoolean();
     char why[512] = "";
     stream_ = gpu_ ? rlhf_cuda_stream_create(number, nullptr, why, sizeof why) : rlhf_stream_create(isa.empty() ? nullptr : isa.c_str(), number);
     if (!stream_ && gpu_) throw Napi::RangeError::New(info.Env(), why);
@@ -157,12 +158,26 @@ class Device : public Napi::ObjectWrap<Device> {
         values[i].integer = int64_t(*next++);
       }
     }
-    queue_->call(op, std::move(values), std::move(tensors));
+    if (planned_) plan(op, values, tensors);
+    else queue_->call(op, std::move(values), std::move(tensors));
+  }
+
+  void plan(int op, std::vector<rlhf::Value>& values, const std::vector<rlhf_tensor>& tensors) {
+    size_t next = 0;
+    for (size_t i = 0; i < values.size(); i++)
+      if (is_tensor(op_table()[size_t(op)].arguments[i].kind)) {
+        const rlhf_tensor* t = &tensors[next++];
+        values[i].tensor = t->dtype < 0 ? nullptr : t;
+      }
+    queue_->drain();  // offsets that were written tell how much
+    int64_t bytes = 0;
+    invoke(stream_, op, values.data(), nullptr, 0, &bytes);
+    if (size_t(bytes) > planned_workspace_) planned_workspace_ = size_t(bytes);
   }
 
   Napi::Value memory(const Napi::CallbackInfo& info) {
     Napi::Object out = Napi::Object::New(info.Env());
-    double workspace = queue_ ? double(queue_->workspace_bytes()) : 0;
+    double workspace = planned_ ? double(planned_workspace_) : queue_ ? double(queue_->workspace_bytes()) : 0;
     out.Set("current", memory_ ? double(memory_->current()) : 0);
     out.Set("peak", memory_ ? double(memory_->peak()) + workspace : 0);
     out.Set("held", memory_ ? double(memory_->held()) + workspace : 0);
@@ -181,7 +196,8 @@ class Device : public Napi::ObjectWrap<Device> {
   Napi::Value threads(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), stream_ ? rlhf_stream_threads(stream_) : 0); }
 
   rlhf_stream* stream_ = nullptr;
-  bool gpu_ = false;
+  bool gpu_ = false, planned_ = false;
+  size_t planned_workspace_ = 0;
   std::unique_ptr<Memory> memory_;
   std::unique_ptr<Queue> queue_;
   Napi::ThreadSafeFunction settle_;

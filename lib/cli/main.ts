@@ -127,6 +127,19 @@ program
   .action(async ({ threads, ...options }) => (await import("./commands.js")).logp(await opened({ threads }), options));
 
 program
+  .command("plan")
+  .description("what a run needs before it begins: parameters, memory, FLOPs and time of each stage, with its longest sequences, on this machine's CPU")
+  .option("--config <file>", "YAML configuration")
+  .option("--set <name=value>", "override one option, as in --set ppo.klCoef=0.1", collected, [] as string[])
+  .option("--threads <n>", "compute threads", whole(1))
+  .option("--json", "as JSON", false)
+  .action(async ({ config: file, set, threads, json }) => {
+    const [{ readConfig }, { plan, planTable }] = await Promise.all([import("./config.js"), import("./plan.js")]);
+    const plans = await plan(await readConfig(file, set), threads);
+    console.log(json ? JSON.stringify(plans, null, 2) : planTable(plans));
+  });
+
+program
   .command("config")
   .description("every option with its default and what it means, as YAML")
   .action(async () => console.log((await (await import("./config.js")).documentedDefaults()).trimEnd()));

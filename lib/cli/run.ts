@@ -16,7 +16,7 @@ const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoints", "config.y
 export interface StageResult {
   name: string;
   seconds: number;
-  /** Memory of the device, at most, up to the stage's end. */
+  /** Memory of the device, at most, during the stage. */
   peakBytes: number;
   /** What the stage has to tell: counts, figures, examples. */
   result: Record<string, unknown>;
@@ -126,6 +126,7 @@ export class Run {
     const before = this.done.find((stage) => stage.name === name);
     if (before) return before.result as T;
     this.interrupt.check(`${name} has not begun`);
+    this.device.resetPeak();
     const start = performance.now();
     const result = await work().catch((error: unknown) => this.failed(name, error));
     this.done.push({ name, seconds: (performance.now() - start) / 1000, peakBytes: this.device.memory().peak, result });

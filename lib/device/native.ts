@@ -26,8 +26,8 @@ export interface NativeDevice {
 }
 
 interface Addon {
-  /** Of an instruction set and a number of threads, or of "cuda" and the GPU's ordinal. */
-  Device: new (isa: string | undefined, number: number) => NativeDevice;
+  /** Of an instruction set and a number of threads, or of "cuda" and the GPU's ordinal; where it is planned, calls are not run. */
+  Device: new (isa: string | undefined, number: number, planned?: boolean) => NativeDevice;
   /** `cuda`: the dtypes that a GPU takes the op at; none where it lacks it. */
   ops: { name: string; arguments: NativeArgument[]; cuda: ("f32" | "bf16")[] }[];
   choices: Record<string, string[]>;
