@@ -128,7 +128,7 @@ program
 
 program
   .command("plan")
-  .description("what a run needs before it begins: parameters, memory, FLOPs and time of each stage, with its longest sequences, on this machine's CPU")
+  .description("what a run needs before it begins: parameters, memory, FLOPs and time of each stage, its completions at their longest, on this machine's CPU")
   .option("--config <file>", "YAML configuration")
   .option("--set <name=value>", "override one option, as in --set ppo.klCoef=0.1", collected, [] as string[])
   .option("--threads <n>", "compute threads", whole(1))

@@ -29,8 +29,8 @@ export interface StagePlan {
   seconds: number;
 }
 
-/** Shares of the machine's limits that whole steps reach: bench/results. */
-const REACHED = { flops: 0.8, bandwidth: 0.8 };
+/** Shares of the machine's limits that the demo's stages reach (two cores of an AMD EPYC with AVX-512). */
+const REACHED = { flops: 0.55, bandwidth: 0.55 };
 const CALL_SECONDS = 1.5e-5;
 
 /** What a stage does, on models of random weights. */
@@ -46,7 +46,7 @@ interface Stage {
 }
 
 /**
- * The stages of a run on a device that runs nothing, each with its longest sequences: parameters, memory at its peak, FLOPs,
+ * The stages of a run on a device that runs nothing, prompts as they are drawn, completions at their longest: parameters, memory at its peak, FLOPs,
  * and the time that this machine needs for them.
  */
 export async function plan(config: Config, threads?: number): Promise<StagePlan[]> {
@@ -98,7 +98,7 @@ export function planTable(plans: readonly StagePlan[]): string {
 const SLOTS = 128; // of sampling outside PPO
 
 function stages(config: Config): Stage[] {
-  const { seed, prompts } = config;
+  const { seed, prompts, collect, reward, ppo: options, eval: judged } = config;
   const ids = (length: number) => new Int32Array(length);
   const made = (on: Device) => Transformer.random(modelConfig(config, undefined), "logits", on, seed);
   const scoring = (on: Device) => {
@@ -111,8 +111,13 @@ function stages(config: Config): Stage[] {
     await work();
     for (const model of models) model.dispose();
   };
-  const requests = (count: number): Request[] => Array.from({ length: count }, (_, index) => ({ prompt: ids(prompts.maxTokens), index, sample: 0 }));
-  const episode = (completion: number): Episode => ({ prompt: ids(prompts.maxTokens), completion: ids(completion) });
+  const drawn = (i: number) => ids(prompts.minTokens + (i % (prompts.maxTokens - prompts.minTokens + 1)));
+  /** Samples of one prompt share it. */
+  const requests = (count: number, samples = 1): Request[] => {
+    const asked = Array.from({ length: Math.ceil(count / samples) }, (_, i) => drawn(i));
+    return Array.from({ length: count }, (_, i) => ({ prompt: asked[Math.floor(i / samples)], index: Math.floor(i / samples), sample: i % samples }));
+  };
+  const episode = (i: number): Episode => ({ prompt: drawn(i), completion: ids(collect.maxTokens) });
   const repeated = (count: number, one: Episode) => Array<Episode>(count).fill(one);
   const text = (tokens: number) => {
     const { sequenceLength: length } = config.sft;
@@ -122,7 +127,6 @@ function stages(config: Config): Stage[] {
     for await (const _ of loop);
   };
 
-  const { collect, reward, ppo: options, eval: judged } = config;
   const units = Math.ceil(collect.prompts * (1 - reward.heldOut));
   const wave = Math.min(SLOTS, collect.prompts * collect.samples);
   const evalWave = Math.min(SLOTS, judged.prompts);
@@ -150,7 +154,7 @@ function stages(config: Config): Stage[] {
       models: { trained: 0, held: 1 },
       step: (on) => {
         const model = made(on);
-        return using_([model], () => generate(model, requests(wave), { ...collect, seed, slots: SLOTS }));
+        return using_([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
       },
       steps: (collect.prompts * collect.samples) / wave,
     },
@@ -162,14 +166,19 @@ function stages(config: Config): Stage[] {
         const model = base.copy("score", seed);
         return using_([base, model], async () => {
           const optimizer = new AdamW([...model.parameters.values()], reward);
-          const unit = ranking(repeated(collect.samples, episode(collect.maxTokens)));
-          await all(rewardModel(model, () => Array(Math.min(reward.batch, units)).fill(unit), { ...reward, steps: 1 }, optimizer));
+          const batch = Array.from({ length: Math.min(reward.batch, units) }, (_, i) => ranking(repeated(collect.samples, episode(i))));
+          await all(rewardModel(model, () => batch, { ...reward, steps: 1 }, optimizer));
           optimizer.dispose();
         });
       },
       once: (on) => {
         const [base, model] = [made(on), scoring(on)];
-        return using_([base, model], () => scores(model, repeated(64, episode(collect.maxTokens))));
+        return using_([base, model], () =>
+          scores(
+            model,
+            Array.from({ length: 64 }, (_, i) => episode(i)),
+          ),
+        );
       },
       steps: Math.ceil(units / reward.batch) * reward.epochs,
     },
