@@ -28,6 +28,7 @@ export { fullKl, logps, scores, values } from "./rlhf/logp.js";
 export { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./rlhf/optimizer.js";
 export { ppo, ppoState, type PpoConfig, type PpoMetrics, type PpoModels } from "./rlhf/ppo.js";
 export { preferences, probability, ranking, rewardModel, type Comparison, type RewardConfig } from "./rlhf/reward.js";
+export { type RewardFunction } from "./rlhf/score.js";
 export { sft, type SftConfig } from "./rlhf/sft.js";
 export { itemBatches, textBatches, windows } from "./rlhf/text.js";
 export { accumulate, microBatches } from "./rlhf/update.js";

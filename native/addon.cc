@@ -3,6 +3,11 @@
 // dims and row stride, for a scalar the number itself. There is no code per op.
 #include <napi.h>
 
+#if !defined(_WIN32)
+#include <sys/file.h>
+#endif
+
+#include <cerrno>
 #include <cstring>
 #include <memory>
 #include <sstream>
@@ -34,11 +39,12 @@ class Device : public Napi::ObjectWrap<Device> {
             InstanceAccessor<&Device::threads>("threads")});
   }
 
-  // new Device(isa | undefined, threads: 0 for one per core), or new Device("cuda", ordinal)
+  // new Device(isa | undefined, threads: 0 for one per core, planned: calls are not run, their workspace is found), or new Device("cuda", ordinal)
   explicit Device(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Device>(info) {
     std::string isa = info[0].IsString() ? info[0].As<Napi::String>().Utf8Value() : "";
     const int32_t number = info[1].As<Napi::Number>().Int32Value();
     gpu_ = isa == "cuda";
+    planned_ = info[2].ToBoolean();
     char why[512] = "";
     stream_ = gpu_ ? rlhf_cuda_stream_create(number, nullptr, why, sizeof why) : rlhf_stream_create(isa.empty() ? nullptr : isa.c_str(), number);
     if (!stream_ && gpu_) throw Napi::RangeError::New(info.Env(), why);
@@ -152,12 +158,26 @@ class Device : public Napi::ObjectWrap<Device> {
         values[i].integer = int64_t(*next++);
       }
     }
-    queue_->call(op, std::move(values), std::move(tensors));
+    if (planned_) plan(op, values, tensors);
+    else queue_->call(op, std::move(values), std::move(tensors));
+  }
+
+  void plan(int op, std::vector<rlhf::Value>& values, const std::vector<rlhf_tensor>& tensors) {
+    size_t next = 0;
+    for (size_t i = 0; i < values.size(); i++)
+      if (is_tensor(op_table()[size_t(op)].arguments[i].kind)) {
+        const rlhf_tensor* t = &tensors[next++];
+        values[i].tensor = t->dtype < 0 ? nullptr : t;
+      }
+    queue_->drain();  // offsets that were written tell how much
+    int64_t bytes = 0;
+    invoke(stream_, op, values.data(), nullptr, 0, &bytes);
+    if (size_t(bytes) > planned_workspace_) planned_workspace_ = size_t(bytes);
   }
 
   Napi::Value memory(const Napi::CallbackInfo& info) {
     Napi::Object out = Napi::Object::New(info.Env());
-    double workspace = queue_ ? double(queue_->workspace_bytes()) : 0;
+    double workspace = planned_ ? double(planned_workspace_) : queue_ ? double(queue_->workspace_bytes()) : 0;
     out.Set("current", memory_ ? double(memory_->current()) : 0);
     out.Set("peak", memory_ ? double(memory_->peak()) + workspace : 0);
     out.Set("held", memory_ ? double(memory_->held()) + workspace : 0);
@@ -176,7 +196,8 @@ class Device : public Napi::ObjectWrap<Device> {
   Napi::Value threads(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), stream_ ? rlhf_stream_threads(stream_) : 0); }
 
   rlhf_stream* stream_ = nullptr;
-  bool gpu_ = false;
+  bool gpu_ = false, planned_ = false;
+  size_t planned_workspace_ = 0;
   std::unique_ptr<Memory> memory_;
   std::unique_ptr<Queue> queue_;
   Napi::ThreadSafeFunction settle_;
@@ -224,6 +245,17 @@ Napi::Value power(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), rlhf_pow(info[0].ToNumber().DoubleValue(), info[1].ToNumber().DoubleValue()));
 }
 
+// lock(file descriptor): whether this process has it now; false if another has. It ends with the last descriptor of the file.
+Napi::Value lock(const Napi::CallbackInfo& info) {
+#if !defined(_WIN32)
+  const bool locked = flock(info[0].As<Napi::Number>().Int32Value(), LOCK_EX | LOCK_NB) == 0;
+  if (!locked && errno != EWOULDBLOCK) throw Napi::Error::New(info.Env(), std::string("it cannot be locked: ") + std::strerror(errno));
+  return Napi::Boolean::New(info.Env(), locked);
+#else
+  return Napi::Boolean::New(info.Env(), true);
+#endif
+}
+
 Napi::Object start(Napi::Env env, Napi::Object exports) {
   exports.Set("Device", Device::define(env));
   exports.Set("ops", list_ops(env));
@@ -235,6 +267,7 @@ Napi::Object start(Napi::Env env, Napi::Object exports) {
   exports.Set("log", Napi::Function::New<unary<rlhf_log>>(env));
   exports.Set("cos", Napi::Function::New<unary<rlhf_cos>>(env));
   exports.Set("pow", Napi::Function::New<power>(env));
+  exports.Set("lock", Napi::Function::New<lock>(env));
   return exports;
 }
 

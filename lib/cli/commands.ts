@@ -8,6 +8,7 @@ import type { Device } from "../device/device.js";
 import { loadModel, saveModel } from "../model/checkpoint.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { logps, values } from "../rlhf/logp.js";
+import { fit } from "./fit.js";
 import type { Progress } from "./progress.js";
 import { Run } from "./run.js";
 import type { Config } from "./schema.js";
@@ -67,7 +68,7 @@ export async function sft(
   files: { data: string; heldOut?: string; model?: string; out: string },
   resume: boolean,
 ): Promise<void> {
-  const run = await Run.open(files.out, config, device, resume);
+  using run = await Run.open(files.out, config, device, resume);
   const text = await sftText(files.data, files.model);
   const heldOut = files.heldOut ? await sftText(files.heldOut, files.model) : [];
   const result = await run.stage("sft", () => sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }));
@@ -78,8 +79,11 @@ export async function sft(
   await device.close();
 }
 
+/** The run of a command that writes one file: it lies beside that until the file is whole. */
+const runBeside = (out: string, config: Config, device: Device, resume: boolean) => Run.open(`${out}.partial`, config, device, resume);
+
 export async function collect(
-  { device, progress }: Opened,
+  { config, device, progress }: Opened,
   {
     model: folder,
     prompts: file,
@@ -99,15 +103,19 @@ export async function collect(
     minP: number;
     seed: number;
   },
+  resume: boolean,
 ): Promise<void> {
+  using run = await runBeside(out, { ...config, collect: { ...config.collect, ...sampling } }, device, resume);
   const [model, tokenizer] = await Promise.all([loadModel(folder, device, weights), Tokenizer.load(folder)]);
+  fit("--model", folder, model, "logits", tokenizer);
   const asked = await prompts(file, tokenizer);
   const options = { ...sampling, stop: stopIds(tokenizer) };
-  const completions = await sampleAll(model, asked, options, progress, "collect");
+  const completions = await sampleAll(model, asked, options, { progress, run }, "collect");
   await writeCompletions(
     out,
     completions.map((completion) => completionRow(asked[completion.index], completion, tokenizer, options)),
   );
+  await run.remove();
   await device.close();
 }
 
@@ -123,9 +131,10 @@ export async function reward(
   { model: folder, data, criterion, out }: { model: string; data: string; criterion?: string; out: string },
   resume: boolean,
 ): Promise<void> {
-  const run = await Run.open(out, config, device, resume);
+  using run = await Run.open(out, config, device, resume);
   const [base, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
   const rows = await readComparisons(data, () => tokenizer.chat, criterion);
+  fit("--model", folder, base, "any", tokenizer);
   const model = base.headKind === "score" ? base : base.copy("score", config.seed);
   const result = await run.stage("reward", async () => {
     const done = await rewardStage({ config, device, run, progress }, model, comparisons(rows, tokenizer, config.reward.softLabels));
@@ -151,15 +160,15 @@ export async function ppo(
   } = config;
   if (options.ptxCoef > 0 !== (files.pretraining !== undefined))
     throw typeError("CONFIG", "--pretraining goes with ppo.ptxCoef above 0, and the other way round");
-  const run = await Run.open(files.out, config, device, resume);
+  using run = await Run.open(files.out, config, device, resume);
   const tokenizer = await Tokenizer.load(files.model);
   const [policy, reference, rewardModel, critic] = await Promise.all(
     ([[files.model], [files.model, options.weights], [files.reward, options.weights], [files.reward]] as const).map(([folder, weights]) =>
       loadModel(folder, device, weights),
     ),
   );
-  for (const model of [rewardModel, critic])
-    if (model.headKind !== "score") throw typeError("MODEL", `--reward: ${files.reward} has no score head, wanted a reward model`);
+  fit("--model", files.model, policy, "logits", tokenizer);
+  fit("--reward", files.reward, rewardModel, "score", tokenizer);
   const all = await prompts(files.prompts, tokenizer);
   const batch = (update: number) => {
     const order = Array.from({ length: options.rolloutBatch }, (_, i) => update * options.rolloutBatch + i);
@@ -192,14 +201,21 @@ export async function ppo(
 export async function evaluation(
   { config, device, progress }: Opened,
   files: { base: string; policy: string; prompts: string; reward?: string; out: string },
+  resume: boolean,
 ): Promise<void> {
+  using run = await runBeside(files.out, config, device, resume);
   const tokenizer = await Tokenizer.load(files.policy);
   const load = (folder: string) => loadModel(folder, device, config.eval.weights);
   const [base, policy] = await Promise.all([load(files.base), load(files.policy)]);
   const rewardModel = files.reward ? await load(files.reward) : undefined;
+  fit("--base", files.base, base, "logits", tokenizer);
+  fit("--policy", files.policy, policy, "logits", tokenizer);
+  if (rewardModel) fit("--reward", files.reward!, rewardModel, "score", tokenizer);
   const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: stopIds(tokenizer) };
-  const { result, rows } = await evaluate({ progress }, { base, policy, reward: rewardModel }, tokenizer, await prompts(files.prompts, tokenizer), sampling);
+  const asked = await prompts(files.prompts, tokenizer);
+  const { result, rows } = await evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
   await writeJsonl(files.out, rows);
+  await run.remove();
   console.log(
     table(
       ["figure", "value"],

@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { Document, isMap, isNode, isScalar, isSeq, LineCounter, parseDocument, stringify } from "yaml";
 import type { z } from "zod";
-import { typeError } from "../device/errors.js";
+import { shown, typeError } from "../device/errors.js";
 import { rules, schema, usedOnlyWhen, type Config } from "./schema.js";
 
 type Path = (string | number)[];
@@ -21,13 +21,27 @@ export async function readConfig(file: string | undefined, sets: readonly string
       : await readFile(file, "utf8").catch((error: Error) => {
           throw typeError("CONFIG", `--config: ${error.message}`);
         });
-  const document = parseDocument(text, { lineCounter: lines });
+  const document = parsed(text, file, lines);
   const [fault] = document.errors;
   if (fault) throw typeError("CONFIG", `${file}: ${fault.message}`);
   if (document.contents !== null && !isMap(document.contents)) throw typeError("CONFIG", `${file}: it holds no options, wanted "name: value" lines`);
   const overridden = new Map(sets.map((set) => override(document, set)));
   const where: Where = (path) => overridden.get(path.join(".")) ?? place(document, lines, path, file);
-  return checked((document.toJS() ?? {}) as Record<string, unknown>, where);
+  let options: Record<string, unknown>;
+  try {
+    options = (document.toJS() ?? {}) as Record<string, unknown>;
+  } catch (error) {
+    throw typeError("CONFIG", `${file}: ${(error as Error).message}`); // aliases without end
+  }
+  return checked(options, where);
+}
+
+function parsed(text: string, file: string | undefined, lineCounter: LineCounter): Document.Parsed {
+  try {
+    return parseDocument(text, { lineCounter });
+  } catch (error) {
+    throw typeError("CONFIG", `${file}: ${(error as Error).message}`); // nested too deeply
+  }
 }
 
 /** A configuration as YAML: the same text for the same options. */
@@ -103,7 +117,7 @@ function message(issue: z.core.$ZodIssue, given: unknown, where: Where): string 
     .replace(/^Invalid option: expected /, "")
     .replace(/, received .*$/, "")
     .replace(/^Too (small|big): expected \w+ to be /, "a number ");
-  return `${where(path)}: ${path.join(".")} is ${JSON.stringify(value)}, wanted ${wanted}`;
+  return `${where(path)}: ${path.join(".")} is ${shown(value)}, wanted ${wanted}`;
 }
 
 const sections = Object.entries(schema.shape).map(([name, type]) => {

@@ -39,7 +39,7 @@ export interface Summary extends Record<string, unknown> {
 
 /** All of RLHF on two centuries of speeches: from text to a policy that the annotators prefer. */
 export async function demo(folder: string, config: Config, device: Device, progress: Progress, resume: boolean): Promise<Summary> {
-  const run = await Run.open(folder, config, device, resume);
+  using run = await Run.open(folder, config, device, resume);
   const context = { config, device, run, progress };
   const { seed } = config;
   const corpus = stateOfTheUnion();
@@ -68,7 +68,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
     return using_([base], async () => {
       const sampling = { ...config.collect, seed, stop, update: SAMPLING_ROUND.collect };
       const asked = prompts("collect", config.collect.prompts);
-      const completions = await sampleAll(base, asked, sampling, progress, "collect");
+      const completions = await sampleAll(base, asked, sampling, context, "collect");
       const rows = completions.map((completion) => completionRow(asked[completion.index], completion, tokenizer, sampling));
       await writeCompletions(run.path("completions.jsonl"), rows);
       const [first] = byPrompt(rows);

@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import { Command, InvalidArgumentError, Option } from "@commander-js/extra-typings";
+import { constants } from "node:os";
 import { join } from "node:path";
 
 const whole =
@@ -76,7 +77,10 @@ program
   )
   .option("--seed <s>", "seed of all random numbers", whole(0), 0)
   .option("--threads <n>", "compute threads", whole(1))
-  .action(async ({ threads, ...options }) => (await import("./commands.js")).collect(await opened({ threads, seed: options.seed }), options));
+  .addOption(resume)
+  .action(async ({ threads, resume: resumed, ...options }) =>
+    (await import("./commands.js")).collect(await opened({ threads, seed: options.seed }), options, resumed),
+  );
 
 stage("label", "compare completions: people in a browser (--ui) or at the terminal (--tty), or else scripted annotators")
   .requiredOption("--data <file>", "JSONL of rlhf collect; with people also other rows with prompt, completion or with prompt, chosen, rejected")
@@ -118,8 +122,9 @@ stage("eval", "compare a policy with its base model on prompts")
   .requiredOption("--prompts <file>", "JSONL with prompt")
   .option("--reward <dir>", "a reward model to ask too")
   .requiredOption("--out <file>", "JSONL with both completions of each prompt")
-  .action(async ({ base, policy, prompts, reward, out, ...options }) =>
-    (await import("./commands.js")).evaluation(await opened(options), { base, policy, prompts, reward, out }),
+  .addOption(resume)
+  .action(async ({ base, policy, prompts, reward, out, resume: resumed, ...options }) =>
+    (await import("./commands.js")).evaluation(await opened(options), { base, policy, prompts, reward, out }, resumed),
   );
 
 program
@@ -153,6 +158,19 @@ program
     const [{ checkData, reportLines }, { table }] = await Promise.all([import("../data/check.js"), import("./table.js")]);
     const report = await checkData(file);
     console.log(json ? JSON.stringify(report, null, 2) : table([file, "figure"], reportLines(report)));
+  });
+
+program
+  .command("plan")
+  .description("what a run needs before it begins: parameters, memory, FLOPs and time of each stage, its completions at their longest, on this machine's CPU")
+  .option("--config <file>", "YAML configuration")
+  .option("--set <name=value>", "override one option, as in --set ppo.klCoef=0.1", collected, [] as string[])
+  .option("--threads <n>", "compute threads", whole(1))
+  .option("--json", "as JSON", false)
+  .action(async ({ config: file, set, threads, json }) => {
+    const [{ readConfig }, { plan, planTable }] = await Promise.all([import("./config.js"), import("./plan.js")]);
+    const plans = await plan(await readConfig(file, set), threads);
+    console.log(json ? JSON.stringify(plans, null, 2) : planTable(plans));
   });
 
 program
@@ -222,7 +240,12 @@ async function opened({ threads, ...options }: Common) {
 try {
   await program.parseAsync();
 } catch (error) {
-  const { code, message, stack } = error as Error & { code?: string };
+  const { code, message, stack, signal } = error as Error & { code?: string; signal?: "SIGINT" | "SIGTERM" };
   console.error(code ? `rlhf: ${message}` : (stack ?? message)); // an error without a code is ours
   process.exitCode = 1;
+  if (signal) {
+    const given = process.argv.slice(2).filter((one) => one !== "--resume");
+    console.error(`rlhf: go on with: rlhf ${[...given, "--resume"].map((one) => (/^[\w./=:,-]+$/.test(one) ? one : JSON.stringify(one))).join(" ")}`);
+    process.exit(128 + constants.signals[signal]);
+  }
 }

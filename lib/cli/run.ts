@@ -1,53 +1,89 @@
-import { existsSync } from "node:fs";
-import { appendFile, mkdir, readFile, rm, truncate } from "node:fs/promises";
+import { existsSync, mkdirSync } from "node:fs";
+import { appendFile, mkdir, open, readdir, readFile, rm, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import type { Device } from "../device/device.js";
 import { typeError } from "../device/errors.js";
-import { readSafetensorsFile, writeFileDurably, writeSafetensors, type Writable } from "../model/safetensors.js";
-import type { Transformer } from "../model/transformer.js";
-import type { AdamW } from "../rlhf/optimizer.js";
+import { writeFileDurably } from "../model/safetensors.js";
+import { Checkpoint, type CheckpointParts } from "./checkpoint.js";
 import { configText } from "./config.js";
+import { Interrupt } from "./interrupt.js";
+import { Journal } from "./journal.js";
+import { Lock } from "./lock.js";
 import type { Config } from "./schema.js";
 
-const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoint.safetensors", "config.yaml"];
+const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoints", "config.yaml"];
 
 export interface StageResult {
   name: string;
   seconds: number;
-  /** Memory of the device, at most, up to the stage's end. */
+  /** Memory of the device, at most, during the stage. */
   peakBytes: number;
   /** What the stage has to tell: counts, figures, examples. */
   result: Record<string, unknown>;
 }
 
-/** A run's folder: its metrics, the stages that are done, the checkpoint of the one that is not. */
+/** A run's folder: its metrics, the stages that are done, the checkpoints of the one that is not. One run at a time. */
 export class Run {
   readonly done: StageResult[] = [];
   private metricsBytes = 0;
+  private readonly interrupt = new Interrupt();
 
   private constructor(
     readonly folder: string,
     readonly config: Config,
     readonly device: Device,
+    private readonly lock: Lock,
   ) {}
 
   /**
    * Opens the folder; without `resume`, the progress of an earlier run in it is forgotten.
-   * @throws TypeError `RESUME` if the earlier run had another configuration
+   * @throws TypeError `FOLDER` if it cannot be written, `LOCKED` if another run has it, `RESUME` if the earlier run had another configuration
    */
   static async open(folder: string, config: Config, device: Device, resume: boolean): Promise<Run> {
-    const run = new Run(folder, config, device);
-    await mkdir(folder, { recursive: true });
-    if (!resume) for (const file of PROGRESS_FILES) await rm(run.path(file), { force: true });
-    else if (existsSync(run.path("config.yaml")) && (await readFile(run.path("config.yaml"), "utf8")) !== configText(config))
-      throw typeError("RESUME", `--resume: ${run.path("config.yaml")} differs from this configuration, and a run goes on only as it began`);
-    await writeFileDurably(run.path("config.yaml"), configText(config));
-    if (existsSync(run.path("stages.json"))) {
-      const { stages, metricsBytes } = JSON.parse(await readFile(run.path("stages.json"), "utf8")) as { stages: StageResult[]; metricsBytes: number };
-      run.done.push(...stages);
-      run.metricsBytes = metricsBytes;
+    let lock: Lock;
+    try {
+      await mkdir(folder, { recursive: true });
+      lock = new Lock(join(folder, ".lock"));
+    } catch (error) {
+      const { code, message } = error as NodeJS.ErrnoException;
+      throw code === "LOCKED" ? error : typeError("FOLDER", `${folder} cannot be written: ${message}`);
+    }
+    const run = new Run(folder, config, device, lock);
+    try {
+      await run.begin(resume);
+    } catch (error) {
+      run[Symbol.dispose]();
+      throw error;
     }
     return run;
+  }
+
+  private async begin(resume: boolean): Promise<void> {
+    const [config, stages] = [this.path("config.yaml"), this.path("stages.json")];
+    await this.sweep();
+    if (!resume && existsSync(this.path("checkpoints")))
+      throw typeError("RESUME", `${this.folder} holds a run that has not ended: go on with --resume, or remove ${this.path("checkpoints")} to begin anew`);
+    if (!resume) for (const file of PROGRESS_FILES) await rm(this.path(file), { force: true, recursive: true });
+    else if (existsSync(config) && (await readFile(config, "utf8")) !== configText(this.config))
+      throw typeError("RESUME", `--resume: ${config} differs from this configuration, and a run goes on only as it began`);
+    await writeFileDurably(config, configText(this.config));
+    if (!existsSync(stages)) return;
+    try {
+      const saved = JSON.parse(await readFile(stages, "utf8")) as { stages: StageResult[]; metricsBytes: number };
+      this.done.push(...saved.stages);
+      this.metricsBytes = saved.metricsBytes;
+    } catch (error) {
+      throw typeError("RESUME", `${stages} is not what a run wrote: ${(error as Error).message}`);
+    }
+  }
+
+  /** Removes what a run that was killed was writing beside its files. */
+  private async sweep(): Promise<void> {
+    for (const { name, parentPath } of await readdir(this.folder, { withFileTypes: true }).then(async (entries) => [
+      ...entries,
+      ...(await Promise.all(entries.filter((entry) => entry.isDirectory()).map(({ name }) => readdir(this.path(name), { withFileTypes: true })))).flat(),
+    ]))
+      if (/^\..+\.[0-9a-f]{12}$/.test(name)) await rm(join(parentPath, name), { force: true });
   }
 
   path(...parts: string[]): string {
@@ -58,95 +94,81 @@ export class Run {
   async log(metrics: { stage: string; step: number } & Record<string, unknown>): Promise<void> {
     const line = JSON.stringify(metrics) + "\n";
     this.metricsBytes += Buffer.byteLength(line);
-    await appendFile(this.path("metrics.jsonl"), line);
+    const file = this.path("metrics.jsonl");
+    await appendFile(file, line).catch((error: Error) => {
+      throw typeError("WRITE", `${file} cannot be written: ${error.message}`);
+    });
   }
 
-  private async dropMetricsAfter(bytes: number): Promise<void> {
+  private async syncMetrics(): Promise<number> {
+    if (existsSync(this.path("metrics.jsonl"))) {
+      const file = await open(this.path("metrics.jsonl"), "r+");
+      try {
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+    }
+    return this.metricsBytes;
+  }
+
+  /** Drops what was logged after so many bytes: what is done again is logged again. */
+  private async restoreMetrics(bytes = this.metricsBytes): Promise<void> {
+    const file = this.path("metrics.jsonl");
+    const size = existsSync(file) ? (await stat(file)).size : 0;
+    if (size < bytes) throw typeError("RESUME", `${file} has ${size} bytes, wanted at least the ${bytes} that were written before the checkpoint`);
     this.metricsBytes = bytes;
-    if (existsSync(this.path("metrics.jsonl"))) await truncate(this.path("metrics.jsonl"), bytes);
+    if (size > bytes) await truncate(file, bytes);
   }
 
   /** Runs a stage, unless an earlier run has finished it. */
   async stage<T extends Record<string, unknown>>(name: string, work: () => Promise<T>): Promise<T> {
     const before = this.done.find((stage) => stage.name === name);
     if (before) return before.result as T;
+    this.interrupt.check(`${name} has not begun`);
+    this.device.resetPeak();
     const start = performance.now();
-    const result = await work();
+    const result = await work().catch((error: unknown) => this.failed(name, error));
     this.done.push({ name, seconds: (performance.now() - start) / 1000, peakBytes: this.device.memory().peak, result });
-    await writeFileDurably(this.path("stages.json"), JSON.stringify({ stages: this.done, metricsBytes: this.metricsBytes }, null, 2));
-    await rm(this.path("checkpoint.safetensors"), { force: true });
+    await writeFileDurably(this.path("stages.json"), JSON.stringify({ stages: this.done, metricsBytes: await this.syncMetrics() }, null, 2));
+    await rm(this.path("checkpoints"), { force: true, recursive: true });
     return result;
   }
 
-  /** The checkpoint of the running stage. */
+  /** Keeps the batch that a step failed on, and says so. */
+  private async failed(stage: string, error: unknown): Promise<never> {
+    const { batch, message } = error as Error & { batch?: object[] };
+    if (!batch) throw error;
+    const file = this.path("offending.jsonl");
+    await writeFileDurably(file, batch.map((one) => `${JSON.stringify(one, readable)}\n`).join(""));
+    throw Object.assign(error as Error, { message: `${stage}: ${message}; its batch is in ${file}, the last checkpoints stay` });
+  }
+
+  /** The checkpoints of the running stage. */
   checkpoint(stage: string, parts: CheckpointParts): Checkpoint {
-    return new Checkpoint(this.path("checkpoint.safetensors"), stage, parts, this.config.checkpoint.every, {
-      bytes: () => this.metricsBytes,
-      restore: (bytes) => this.dropMetricsAfter(bytes),
-    });
+    const metrics = { sync: () => this.syncMetrics(), restore: (bytes?: number) => this.restoreMetrics(bytes) };
+    return new Checkpoint(this.path("checkpoints"), stage, parts, this.config.checkpoint, metrics, this.interrupt);
+  }
+
+  /** What the running stage has sampled under this title. */
+  journal(title: string): Journal {
+    mkdirSync(this.path("checkpoints"), { recursive: true });
+    return new Journal(this.path("checkpoints", `${title.replace(/\W+/g, "-")}.jsonl`), this.interrupt);
+  }
+
+  /** Removes the folder, of a run whose outcome lies elsewhere. */
+  async remove(): Promise<void> {
+    await rm(this.folder, { recursive: true });
+  }
+
+  [Symbol.dispose](): void {
+    this.interrupt[Symbol.dispose]();
+    this.lock[Symbol.dispose]();
   }
 }
 
-export interface CheckpointParts {
-  models: Record<string, Transformer>;
-  optimizers: Record<string, AdamW>;
-  /** Numbers beside the weights. */
-  state?: { get(): Record<string, unknown>; set(state: Record<string, unknown>): void };
-}
-
-/** Weights, moments and counters of a training loop in one file, written beside, synced, then renamed. */
-export class Checkpoint {
-  private last = performance.now();
-
-  constructor(
-    private readonly file: string,
-    private readonly stage: string,
-    private readonly parts: CheckpointParts,
-    private readonly every: number,
-    private readonly metrics: { bytes(): number; restore(bytes: number): Promise<void> },
-  ) {}
-
-  /** Restores what the file holds of this stage, if anything; metrics of steps that will be done again are dropped. */
-  async restore(): Promise<void> {
-    const stored = existsSync(this.file) ? await readSafetensorsFile(this.file) : undefined;
-    if (stored?.metadata.stage !== this.stage) return this.metrics.restore(this.metrics.bytes());
-    const { tensors, metadata } = stored;
-    const { steps, state, metricsBytes } = JSON.parse(metadata.counters) as {
-      steps: Record<string, number>;
-      state: Record<string, unknown>;
-      metricsBytes: number;
-    };
-    for (const [key, model] of Object.entries(this.parts.models))
-      for (const [name, { value }] of model.parameters) value.write(tensors.get(`${key}/${name}`)!.data);
-    for (const [key, optimizer] of Object.entries(this.parts.optimizers)) {
-      const prefix = `${key}:`;
-      optimizer.restore(
-        steps[key],
-        new Map([...tensors].filter(([name]) => name.startsWith(prefix)).map(([name, tensor]) => [name.slice(prefix.length), tensor])),
-      );
-    }
-    this.parts.state?.set(state);
-    await this.metrics.restore(metricsBytes);
-  }
-
-  /** Saves if `checkpoint.every` seconds have passed since the last time. Call it between steps. */
-  async due(): Promise<void> {
-    if ((performance.now() - this.last) / 1000 < this.every) return;
-    await this.save();
-    this.last = performance.now();
-  }
-
-  async save(): Promise<void> {
-    const tensors = new Map<string, Writable>();
-    for (const [key, model] of Object.entries(this.parts.models))
-      for (const [name, { value }] of model.parameters) tensors.set(`${key}/${name}`, { shape: value.shape, data: await value.read() });
-    for (const [key, optimizer] of Object.entries(this.parts.optimizers))
-      for (const [name, { shape, data }] of await optimizer.state()) tensors.set(`${key}:${name}`, { shape, data: data });
-    const counters = JSON.stringify({
-      steps: Object.fromEntries(Object.entries(this.parts.optimizers).map(([key, { steps }]) => [key, steps])),
-      state: this.parts.state?.get() ?? {},
-      metricsBytes: this.metrics.bytes(),
-    });
-    await writeSafetensors(this.file, tensors, { stage: this.stage, counters });
-  }
+/** Arrays of numbers as JSON has them, and what is not finite by its name. */
+function readable(_: string, value: unknown): unknown {
+  if (ArrayBuffer.isView(value)) return Array.from(value as Float32Array);
+  return typeof value === "number" && !Number.isFinite(value) ? String(value) : value;
 }

@@ -120,6 +120,7 @@ export const schema = z.strictObject({
     rewardNormalise: z.boolean().default(false).describe("by running mean and deviation"),
     rewardClip: limit.default(Infinity),
     missingEosPenalty: atLeast0.default(0),
+    rewardFailure: z.enum(["stop", "mask"]).default("stop").describe("a completion whose score is not finite stops the run, or is left out and counted"),
     targetKl: limit.default(Infinity).describe("an update stops early beyond this KL to the rollout policy"),
     weights: weights.describe("of the reference, the reward model and the policy's passes; the optimizer keeps the policy in f32"),
     microBatch: whole(1).default(32).describe("completions at once; bounds memory, changes no bit"),
@@ -130,7 +131,11 @@ export const schema = z.strictObject({
     weights: weights.describe("of all models"),
   }),
   checkpoint: section({
-    every: atLeast0.default(15).describe("seconds between checkpoints"),
+    every: z
+      .union([atLeast0, z.literal("auto")], { error: "Invalid input: expected a number from 0, or auto" })
+      .default("auto")
+      .describe("seconds between checkpoints; auto is a twentieth of the stage"),
+    keep: whole(1).default(2).describe("how many are kept, the newest"),
   }),
 });
 

@@ -1,6 +1,6 @@
 import { open } from "node:fs/promises";
 import { createGunzip } from "node:zlib";
-import { typeError, type CodedError } from "../device/errors.js";
+import { shown, typeError, type CodedError } from "../device/errors.js";
 import { writeFileDurably } from "../model/safetensors.js";
 
 /** A row of a file, and where it stands there. */
@@ -41,11 +41,6 @@ export class Row {
 export const isString = (value: unknown): value is string => typeof value === "string";
 export const isNumber = (value: unknown): value is number => typeof value === "number";
 export const isNumbers = (value: unknown): value is number[] => Array.isArray(value) && value.every(isNumber);
-
-function shown(value: unknown): string {
-  const text = JSON.stringify(value);
-  return text.length > 60 ? `${text.slice(0, 60)}...` : text;
-}
 
 /**
  * Reads the rows of a JSONL file one by one, gzipped or not. Lines end with a line feed, alone or after a carriage return; blank ones are skipped.

@@ -49,7 +49,7 @@ const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4:
 let current: Device | undefined;
 
 /** A stream of the addon: a CPU's or a GPU's. */
-class AddonDevice implements Device {
+export class AddonDevice implements Device {
   readonly isa: string;
   readonly threads: number;
   private readonly frame = new Float64Array(64 * 9);
@@ -60,8 +60,9 @@ class AddonDevice implements Device {
     readonly kind: "cpu" | "cuda",
     isa: string | undefined,
     number: number,
+    planned = false,
   ) {
-    this.native = new native.Device(isa, number);
+    this.native = new native.Device(isa, number, planned);
     this.isa = this.native.isa;
     this.threads = this.native.threads;
   }

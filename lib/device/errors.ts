@@ -10,3 +10,15 @@ export function typeError(code: string, message: string): TypeError & CodedError
 export function rangeError(code: string, message: string): RangeError & CodedError {
   return Object.assign(new RangeError(message), { code });
 }
+
+/** A value as messages show it: JSON, cut short. */
+export function shown(value: unknown): string {
+  let text: string | undefined;
+  try {
+    text = JSON.stringify(value);
+  } catch {
+    return "a value nested too deeply";
+  }
+  text ??= String(value);
+  return text.length > 60 ? `${text.slice(0, 60)}...` : text;
+}

@@ -26,8 +26,8 @@ export interface NativeDevice {
 }
 
 interface Addon {
-  /** Of an instruction set and a number of threads, or of "cuda" and the GPU's ordinal. */
-  Device: new (isa: string | undefined, number: number) => NativeDevice;
+  /** Of an instruction set and a number of threads, or of "cuda" and the GPU's ordinal; where it is planned, calls are not run. */
+  Device: new (isa: string | undefined, number: number, planned?: boolean) => NativeDevice;
   /** The dtypes that each device takes the op at (a CPU: its weights); none where it lacks it. */
   ops: { name: string; arguments: NativeArgument[]; cpu: ("f32" | "bf16")[]; cuda: ("f32" | "bf16")[] }[];
   choices: Record<string, string[]>;
@@ -38,6 +38,8 @@ interface Addon {
   log(x: number): number;
   cos(x: number): number;
   pow(x: number, y: number): number;
+  /** Locks an open file for this process (flock); false if another has it. */
+  lock(fileDescriptor: number): boolean;
 }
 
 function packageRoot(): string {

@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { mkdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { defaultDevice, type Device } from "../device/device.js";
-import { typeError } from "../device/errors.js";
+import { shown, typeError } from "../device/errors.js";
 import { ARRAYS, dtypeOf, Tensor, type Data } from "../tensor/tensor.js";
 import { fromHuggingFace, toHuggingFace, type ModelConfig } from "./config.js";
 import { readSafetensors, writeFileDurably, writeSafetensors, type Writable } from "./safetensors.js";
@@ -71,13 +71,14 @@ export async function readConfig(folder: string): Promise<{ config: ModelConfig;
   const text = await readFile(file, "utf8").catch((error: Error) => {
     throw typeError("MODEL", `${folder} is no model directory: ${error.message}`);
   });
-  let json: Record<string, unknown>;
+  let json: Record<string, unknown> | null;
   try {
-    json = JSON.parse(text) as Record<string, unknown>;
+    json = JSON.parse(text) as Record<string, unknown> | null;
   } catch (error) {
     throw typeError("MODEL", `${file} is not JSON: ${(error as Error).message}`);
   }
-  const architecture = String((json.architectures as string[] | undefined)?.[0] ?? "");
+  if (typeof json !== "object" || json === null || Array.isArray(json)) throw typeError("MODEL", `${file} is ${shown(json)}, wanted an object`);
+  const architecture = shown((json.architectures as string[] | null | undefined)?.[0]).replaceAll('"', "");
   return { config: fromHuggingFace(json, file), head: architecture.endsWith("ForSequenceClassification") ? "score" : "logits" };
 }
 
@@ -89,14 +90,20 @@ export async function readConfig(folder: string): Promise<{ config: ModelConfig;
 export async function loadModel(folder: string, on: Device = defaultDevice(), weights: "f32" | "bf16" = "f32"): Promise<Transformer> {
   const { config, head } = await readConfig(folder);
   const stored: Map<string, Writable> = weights === "bf16" ? await readSafetensors(folder, "keep") : await readSafetensors(folder);
-  const model = new Transformer(config, head, on);
-  for (const { name, shape } of weightShapes(config, head)) {
+  if (config.layers > stored.size) throw typeError("MODEL", `${folder}: config.json tells of ${config.layers} layers, the files hold ${stored.size} tensors`);
+  const all = weightShapes(config, head).map(({ name, shape }) => {
     const where = place(name, config);
     const found = stored.get(where.name) ?? stored.get(where.name.replace(/^(transformer|model)\./, ""));
     if (!found) throw typeError("MODEL", `${folder}: the weight ${where.name} is missing`);
     const wanted = storedShape(shape, where);
     if (found.shape.join() !== wanted.join()) throw typeError("MODEL", `${folder}: ${where.name} has shape [${found.shape}], wanted [${wanted}]`);
-    model.set(name, Tensor.from(taken(found, shape, where), shape, on));
+    if (!(found.data instanceof Float32Array || found.data instanceof Uint16Array))
+      throw typeError("MODEL", `${folder}: ${where.name} holds no f32, f16 or bf16 numbers`);
+    return { name, shape, data: taken(found, shape, where) };
+  });
+  const model = new Transformer(config, head, on);
+  for (const { name, shape, data } of all) {
+    model.set(name, Tensor.from(data, shape, on));
     if (weights === "bf16") model.narrow(name);
   }
   return model;

@@ -1,4 +1,4 @@
-import { typeError } from "../device/errors.js";
+import { shown, typeError } from "../device/errors.js";
 
 /** The shape of a decoder-only transformer: GPT-2, Llama, Qwen2, SmolLM2, Mistral and what else fits these choices. */
 export interface ModelConfig {
@@ -35,28 +35,37 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
   const wrong = (what: string) => typeError("MODEL", `${where}: ${what}`);
   const number = (key: string, otherwise?: number): number => {
     const value = json[key] ?? otherwise;
-    if (typeof value !== "number" || !(value > 0)) throw wrong(`${key} is ${JSON.stringify(json[key])}, wanted a positive number`);
+    if (typeof value !== "number" || !(value > 0)) throw wrong(`${key} is ${shown(json[key])}, wanted a positive number`);
     return value;
+  };
+  const whole = (key: string, otherwise?: number): number => {
+    const value = number(key, otherwise);
+    if (!Number.isInteger(value) || value >= 2 ** 31) throw wrong(`${key} is ${value}, wanted a whole number below 2^31`);
+    return value;
+  };
+  const divided = (width: number, heads: number): number => {
+    if (width % heads !== 0) throw wrong(`there are ${heads} heads, wanted a divisor of the width ${width}`);
+    return width / heads;
   };
   const eos = Array.isArray(json.eos_token_id) ? json.eos_token_id[0] : json.eos_token_id;
   const eosId = typeof eos === "number" ? eos : undefined;
   const kind = json.model_type;
   if (kind === "gpt2") {
     const activation = { gelu_new: "gelu-tanh", gelu_pytorch_tanh: "gelu-tanh", gelu: "gelu-erf" }[String(json.activation_function ?? "gelu_new")];
-    if (!activation) throw wrong(`activation_function is ${JSON.stringify(json.activation_function)}, wanted gelu_new or gelu`);
+    if (!activation) throw wrong(`activation_function is ${shown(json.activation_function)}, wanted gelu_new or gelu`);
     if (json.scale_attn_by_inverse_layer_idx) throw wrong("scale_attn_by_inverse_layer_idx is not supported");
-    const width = number("n_embd");
-    const heads = number("n_head");
+    const width = whole("n_embd");
+    const heads = whole("n_head");
     return {
       kind,
-      layers: number("n_layer"),
+      layers: whole("n_layer"),
       width,
       heads,
       kvHeads: heads,
-      headSize: width / heads,
-      mlp: number("n_inner", 4 * width),
-      vocabulary: number("vocab_size"),
-      context: number("n_positions", 1024),
+      headSize: divided(width, heads),
+      mlp: whole("n_inner", 4 * width),
+      vocabulary: whole("vocab_size"),
+      context: whole("n_positions", 1024),
       positions: "learned",
       ropeTheta: 10000,
       norm: "layer",
@@ -72,24 +81,24 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
   if (kind === "llama" || kind === "qwen2" || kind === "mistral") {
     const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
     const type = rope.rope_type ?? rope.type ?? "default";
-    if (type !== "default") throw wrong(`rope_type is ${JSON.stringify(type)}, wanted default`);
-    if (json.hidden_act !== undefined && json.hidden_act !== "silu") throw wrong(`hidden_act is ${JSON.stringify(json.hidden_act)}, wanted silu`);
+    if (type !== "default") throw wrong(`rope_type is ${shown(type)}, wanted default`);
+    if (json.hidden_act !== undefined && json.hidden_act !== "silu") throw wrong(`hidden_act is ${shown(json.hidden_act)}, wanted silu`);
     if (kind === "qwen2" && json.use_sliding_window) throw wrong("use_sliding_window is not supported");
-    const width = number("hidden_size");
-    const heads = number("num_attention_heads");
-    const context = number("max_position_embeddings");
+    const width = whole("hidden_size");
+    const heads = whole("num_attention_heads");
+    const context = whole("max_position_embeddings");
     if (kind === "mistral" && typeof json.sliding_window === "number" && json.sliding_window < context)
       throw wrong(`sliding_window is ${json.sliding_window}, less than max_position_embeddings; it is not supported`);
     const bias = kind === "qwen2" || json.attention_bias === true;
     return {
       kind,
-      layers: number("num_hidden_layers"),
+      layers: whole("num_hidden_layers"),
       width,
       heads,
-      kvHeads: number("num_key_value_heads", heads),
-      headSize: number("head_dim", width / heads),
-      mlp: number("intermediate_size"),
-      vocabulary: number("vocab_size"),
+      kvHeads: whole("num_key_value_heads", heads),
+      headSize: typeof json.head_dim === "number" ? whole("head_dim") : divided(width, heads),
+      mlp: whole("intermediate_size"),
+      vocabulary: whole("vocab_size"),
       context,
       positions: "rotary",
       ropeTheta: number("rope_theta", typeof rope.rope_theta === "number" ? rope.rope_theta : 10000),
@@ -103,7 +112,7 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
       eosId,
     };
   }
-  throw wrong(`model_type is ${JSON.stringify(kind)}, wanted gpt2, llama, qwen2 or mistral`);
+  throw wrong(`model_type is ${shown(kind)}, wanted gpt2, llama, qwen2 or mistral`);
 }
 
 /** Writes `config.json`. `head` says whether the model ends in logits or in a score. */

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
-import { open, readFile, rename, rm, stat, type FileHandle } from "node:fs/promises";
+import { constants, open, readFile, rename, rm, stat, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { typeError } from "../device/errors.js";
+import { shown, typeError } from "../device/errors.js";
 
 /** A tensor of a file: F32, F16 and BF16 as f32, small integers as int32, F64 and large integers as f64, all exact. */
 export interface StoredTensor {
@@ -81,8 +81,8 @@ async function filesOf(folder: string): Promise<Map<string, string[] | undefined
   if (!isObject(places)) throw malformed(index, "weight_map is missing");
   const files = new Map<string, string[]>();
   for (const [name, shard] of Object.entries(places)) {
-    if (typeof shard !== "string" || shard !== basename(shard))
-      throw malformed(index, `weight_map of ${name} is ${JSON.stringify(shard)}, wanted the name of a file beside it`);
+    if (typeof shard !== "string" || shard !== basename(shard) || shard === "..")
+      throw malformed(index, `weight_map of ${name} is ${shown(shard)}, wanted the name of a file beside it`);
     const file = join(folder, shard);
     files.set(file, [...(files.get(file) ?? []), name]);
   }
@@ -96,17 +96,23 @@ async function filesOf(folder: string): Promise<Map<string, string[] | undefined
 export const readSafetensorsFile = (file: string) => readFileOf(file) as Promise<{ tensors: Map<string, StoredTensor>; metadata: Record<string, string> }>;
 
 async function readFileOf(file: string, brain?: "keep"): Promise<{ tensors: Map<string, Writable>; metadata: Record<string, string> }> {
-  const handle = await open(file, "r").catch((error: Error) => {
+  const handle = await open(file, constants.O_RDONLY | constants.O_NONBLOCK).catch((error: Error) => {
     throw malformed(file, `it cannot be opened: ${error.message}`);
   });
   try {
-    const { size } = await handle.stat();
+    const found = await handle.stat();
+    if (!found.isFile()) throw malformed(file, "it is no regular file");
+    const { size } = found;
     if (size < 8) throw malformed(file, `it has ${size} bytes, wanted at least the 8 of the header's length`);
     const length = Number(new DataView(await bytesAt(handle, file, 0, 8)).getBigUint64(0, true));
     if (length > Math.min(HEADER_LIMIT, size - 8)) throw malformed(file, `its header of ${length} bytes exceeds the file of ${size} bytes`);
-    const header = parse(file, new TextDecoder().decode(await bytesAt(handle, file, 8, length)));
+    const text = new TextDecoder().decode(await bytesAt(handle, file, 8, length));
+    const header = parse(file, text);
+    const described = entries(file, header, size - 8 - length);
+    const twice = repeatedName(text);
+    if (twice !== undefined) throw malformed(file, `${twice} is there twice`);
     const tensors = new Map<string, Writable>();
-    for (const { name, dtype, shape, begin, end } of entries(file, header, size - 8 - length)) {
+    for (const { name, dtype, shape, begin, end } of described) {
       const bytes = await bytesAt(handle, file, 8 + length + begin, end - begin);
       tensors.set(name, { shape, data: dtype === "BF16" && brain ? new Uint16Array(bytes) : dtypes[dtype].widen(bytes, `${file}: ${name}`) });
     }
@@ -126,6 +132,22 @@ async function bytesAt(handle: FileHandle, file: string, position: number, lengt
   return buffer;
 }
 
+/** A name that the header's object has twice: JSON.parse would keep the last without a word. */
+function repeatedName(header: string): string | undefined {
+  const names = new Set<string>();
+  let depth = 0;
+  for (const [token] of header.matchAll(/"(?:[^"\\]|\\.)*"|[{}[\]]/gs))
+    if (token === "{" || token === "[") depth++;
+    else if (token === "}" || token === "]") depth--;
+    else if (depth === 1) {
+      // at this depth every string is a name: values are objects
+      const name = JSON.parse(token) as string;
+      if (names.has(name)) return name;
+      names.add(name);
+    }
+  return undefined;
+}
+
 function metadataOf(file: string, { __metadata__: metadata = {} }: Record<string, unknown>): Record<string, string> {
   if (!isObject(metadata) || Object.values(metadata).some((value) => typeof value !== "string")) throw malformed(file, "__metadata__ is no object of strings");
   return metadata as Record<string, string>;
@@ -136,13 +158,13 @@ function entries(file: string, header: Record<string, unknown>, size: number): E
   const found: Entry[] = [];
   for (const [name, value] of Object.entries(header)) {
     if (name === "__metadata__") continue;
-    if (!isObject(value)) throw malformed(file, `${name} is described by ${JSON.stringify(value)}, wanted an object`);
+    if (!isObject(value)) throw malformed(file, `${name} is described by ${shown(value)}, wanted an object`);
     const { dtype, shape, data_offsets: offsets } = value;
     if (typeof dtype !== "string" || !Object.hasOwn(dtypes, dtype))
-      throw malformed(file, `${name} has dtype ${JSON.stringify(dtype)}, wanted one of ${Object.keys(dtypes).join(", ")}`);
-    if (!isCounts(shape)) throw malformed(file, `${name} has shape ${JSON.stringify(shape)}, wanted whole numbers from 0`);
+      throw malformed(file, `${name} has dtype ${shown(dtype)}, wanted one of ${Object.keys(dtypes).join(", ")}`);
+    if (!isCounts(shape)) throw malformed(file, `${name} has shape ${shown(shape)}, wanted whole numbers from 0`);
     if (!isCounts(offsets) || offsets.length !== 2 || offsets[1] < offsets[0] || offsets[1] > size)
-      throw malformed(file, `${name} has data_offsets ${JSON.stringify(offsets)}, wanted two in order within the ${size} bytes of data`);
+      throw malformed(file, `${name} has data_offsets ${shown(offsets)}, wanted two in order within the ${size} bytes of data`);
     const [begin, end] = offsets;
     const wanted = shape.reduce((a, b) => a * b, dtypes[dtype].bytes);
     if (end - begin !== wanted) throw malformed(file, `${name} has ${end - begin} bytes, wanted ${wanted} for ${dtype} [${shape.join()}]`);
@@ -181,7 +203,10 @@ export async function writeSafetensors(file: string, tensors: ReadonlyMap<string
   await writeFileDurably(file, [start, ...ordered.map(([, { data }]) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength))]);
 }
 
-/** Writes a file beside, syncs it, then renames it over the old one: a reader sees the old or the new one, whole. */
+/**
+ * Writes a file beside, syncs it, then renames it over the old one: a reader sees the old or the new one, whole.
+ * @throws TypeError `WRITE` if the system refuses: no room, no permission, no such folder
+ */
 export async function writeFileDurably(file: string, content: string | Iterable<Uint8Array>): Promise<void> {
   const beside = join(dirname(file), `.${basename(file)}.${randomBytes(6).toString("hex")}`);
   try {
@@ -195,8 +220,8 @@ export async function writeFileDurably(file: string, content: string | Iterable<
     }
     await rename(beside, file);
   } catch (error) {
-    await rm(beside, { force: true });
-    throw error;
+    await rm(beside, { force: true }).catch(() => undefined);
+    throw (error as NodeJS.ErrnoException).syscall ? typeError("WRITE", `${file} cannot be written: ${(error as Error).message}`) : error;
   }
   const folder = await open(dirname(file), "r"); // the new name is durable once the folder is
   try {

@@ -1,7 +1,7 @@
 import { mkdir, readFile, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
-import { rangeError, typeError } from "../device/errors.js";
+import { rangeError, shown, typeError } from "../device/errors.js";
 import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes, wordPattern } from "./byte_level.js";
 import { chatTemplate, type ChatTemplate } from "./chat.js";
 import { writeFileDurably } from "./safetensors.js";
@@ -52,6 +52,8 @@ export interface TokenStream {
   end(): string;
 }
 
+const MOST_IDS = 2 ** 22; // four times the largest vocabulary that is known
+
 /** A tokenizer of a Hugging Face directory. Byte-level BPE cut as GPT-2 does is encoded here, the rest by @huggingface/tokenizers. */
 export class Tokenizer {
   /** Greatest id + 1. */
@@ -78,9 +80,11 @@ export class Tokenizer {
     const vocab: unknown = tokenizer?.model?.vocab;
     if (typeof vocab !== "object" || vocab === null || Array.isArray(vocab) || !Array.isArray(tokenizer.added_tokens))
       throw typeError("TOKENIZER", `${name} has no model.vocab or added_tokens of a tokenizer with a table of ids`);
+    for (const added of tokenizer.added_tokens as unknown[])
+      if (typeof added !== "object" || added === null) throw typeError("TOKENIZER", `${name}: added_tokens has ${shown(added)}, wanted an object`);
     for (const [token, id] of [...Object.entries(vocab), ...tokenizer.added_tokens.map(({ content, id }) => [content, id] as const)]) {
-      if (typeof token !== "string" || !Number.isInteger(id) || id < 0)
-        throw typeError("TOKENIZER", `${name}: the token ${JSON.stringify(token)} has id ${id}, wanted a whole number from 0`);
+      if (typeof token !== "string" || !Number.isInteger(id) || id < 0 || id > MOST_IDS)
+        throw typeError("TOKENIZER", `${name}: the token ${shown(token)} has id ${shown(id)}, wanted a whole number from 0 to ${MOST_IDS}`);
       this.ids.set(token, id);
       this.tokens[id] = token;
     }
@@ -91,7 +95,11 @@ export class Tokenizer {
     this.padId = this.named(config.pad_token, "pad_token");
     if (tokenizer.decoder?.type === "ByteLevel") this.bytes = this.tokens.map(tokenBytes);
     if (this.isPlainByteLevel(tokenizer)) {
-      const merges = (tokenizer.model.merges ?? []).map((merge) => (typeof merge === "string" ? merge.split(" ", 2) : merge) as [string, string]);
+      const given: unknown = tokenizer.model.merges ?? [];
+      const isMerge = (merge: unknown) =>
+        typeof merge === "string" || (Array.isArray(merge) && merge.length === 2 && merge.every((part) => typeof part === "string"));
+      if (!Array.isArray(given) || !given.every(isMerge)) throw typeError("TOKENIZER", `${name}: model.merges is ${shown(given)}, wanted pairs of tokens`);
+      const merges = (given as (string | [string, string])[]).map((merge) => (typeof merge === "string" ? merge.split(" ", 2) : merge) as [string, string]);
       for (const [a, b] of merges)
         if (!this.ids.has(a) || !this.ids.has(b) || !this.ids.has(a + b))
           throw typeError("TOKENIZER", `${name}: the merge of ${JSON.stringify(a)} and ${JSON.stringify(b)} has a part that is not in the vocabulary`);
@@ -152,12 +160,22 @@ export class Tokenizer {
     );
   }
 
+  /** What the library makes of a text; that it cannot is the fault of the file, whose pipeline it follows. */
+  private used<T>(work: (library: Library) => T): T {
+    const { slow } = this;
+    try {
+      return work(slow);
+    } catch (error) {
+      throw typeError("TOKENIZER", `${this.name} cannot be used: ${(error as Error).message}`);
+    }
+  }
+
   private get slow(): Library {
     if (!this.library) {
       const { tokenizer, tokenizerConfig } = this.files;
       const missing = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
-      const rewritten = { ...missing, ...tokenizer, pre_tokenizer: exact(tokenizer.pre_tokenizer ?? null) };
       try {
+        const rewritten = { ...missing, ...tokenizer, pre_tokenizer: exact(tokenizer.pre_tokenizer ?? null) };
         this.library = new LibraryTokenizer(rewritten, tokenizerConfig) as Library;
       } catch (error) {
         throw typeError("TOKENIZER", `${this.name} cannot be used: ${(error as Error).message}`);
@@ -180,7 +198,7 @@ export class Tokenizer {
   encode(text: string, { special = false } = {}): Int32Array {
     if (typeof text !== "string") throw typeError("TYPE", `text is ${typeof text}, wanted a string`);
     if (!this.encoder || special) {
-      const { ids } = this.slow.encode(text, { add_special_tokens: special });
+      const { ids } = this.used((slow) => slow.encode(text, { add_special_tokens: special }));
       if (ids.includes(undefined)) throw typeError("TOKENIZER", `${this.name} has no token for a part of ${JSON.stringify(text.slice(0, 80))}`);
       return Int32Array.from(ids as number[]);
     }
@@ -199,7 +217,7 @@ export class Tokenizer {
   decode(ids: ArrayLike<number>, { skipSpecial = false } = {}): string {
     const kept = Array.from(ids, (id) => this.checked(id)).filter((id) => !(skipSpecial && this.isSpecial(id)));
     if (this.bytes) return utf8().decode(Buffer.concat(kept.map((id) => this.bytes![id])));
-    return kept.length === 0 ? "" : this.slow.decode(kept, { skip_special_tokens: false, clean_up_tokenization_spaces: false });
+    return kept.length === 0 ? "" : this.used((slow) => slow.decode(kept, { skip_special_tokens: false, clean_up_tokenization_spaces: false }));
   }
 
   /** Decodes ids one by one; the pieces joined are what `decode` gives. */

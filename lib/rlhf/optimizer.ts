@@ -52,17 +52,36 @@ export class AdamW {
         maxNorm: clipNorm,
         step: this.steps,
       });
-      this.parameters[i].zeroGrad();
       this.parameters[i].changed();
     });
     try {
       const [squared] = await total.read();
       return Math.sqrt(squared);
     } catch (error) {
-      throw rangeError("NAN", `step ${this.steps}: ${(error as Error).message}; the weights are as they were before it`);
+      const found = await this.notFinite(gradients);
+      throw rangeError("NAN", `step ${this.steps}: ${(error as Error).message}${found}; the weights are as they were before it`);
     } finally {
       total.dispose();
+      for (const parameter of this.parameters) parameter.zeroGrad();
     }
+  }
+
+  /** Which weights and gradients are not finite. */
+  private async notFinite(gradients: readonly (Tensor | undefined)[]): Promise<string> {
+    const isFinite = async (x: Tensor) => {
+      using total = Tensor.from(new Float64Array(1), [1], x.device);
+      run("normSquared", { x, total });
+      return Number.isFinite((await total.read())[0]);
+    };
+    const names = [];
+    for (const [i, { name, value }] of this.parameters.entries()) {
+      if (!(await isFinite(value))) names.push(`the weight ${name}`);
+      const gradient = gradients[i];
+      if (gradient && !(await isFinite(gradient))) names.push(`the gradient of ${name}`);
+    }
+    return names.length > 0
+      ? `: not finite ${names.length > 1 ? "are" : "is"} ${names.slice(0, 4).join(", ")}${names.length > 4 ? ` and ${names.length - 4} more` : ""}`
+      : "";
   }
 
   /** First and second moments by the names of the weights, for a checkpoint. */
@@ -71,6 +90,11 @@ export class AdamW {
     for (const [i, { name }] of this.parameters.entries())
       for (const [moment, tensor] of Object.entries(this.moments[i])) state.set(`${moment}.${name}`, { shape: tensor.shape, data: await tensor.read() });
     return state;
+  }
+
+  /** What `state` holds: names and shapes. */
+  names(): { name: string; shape: readonly number[] }[] {
+    return this.parameters.flatMap(({ name }, i) => Object.entries(this.moments[i]).map(([moment, { shape }]) => ({ name: `${moment}.${name}`, shape })));
   }
 
   restore(steps: number, state: ReadonlyMap<string, { data: Data }>): void {

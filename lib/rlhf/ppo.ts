@@ -7,10 +7,11 @@ import { run } from "../tensor/op.js";
 import { scope, Tensor } from "../tensor/tensor.js";
 import { klController, type KlController } from "./controller.js";
 import { concat, packEpisodes, promptGroups, split, type Episode } from "./episode.js";
-import { logps, scores, values } from "./logp.js";
+import { logps, values } from "./logp.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
+import { scored, type RewardFunction } from "./score.js";
 import { nll, tokensIn } from "./sft.js";
-import { accumulate, finite, microBatches } from "./update.js";
+import { accumulate, allFinite, finite, microBatches, stepOn } from "./update.js";
 
 export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-mean" | "seq-mean-token-sum-norm";
 export type KlEstimator = "k1" | "abs" | "k2" | "k3";
@@ -60,6 +61,8 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   rewardClip: number;
   /** Taken off the score of a completion that did not stop by itself. */
   missingEosPenalty: number;
+  /** A score that cannot be had, or is not finite, stops the run, or its completion is left out of the update and counted (`masked`). */
+  rewardFailure?: "stop" | "mask";
   /** An update stops early when its mean KL to the rollout policy (k3) exceeds this; Infinity is off. */
   targetKl: number;
   /** bf16: the policy samples and learns with weights that are rounded to it, at twice the speed of decoding; the optimizer keeps f32. */
@@ -70,7 +73,7 @@ export interface PpoModels {
   policy: Transformer;
   /** The frozen model that the policy is kept near. */
   reference: Transformer;
-  reward: Transformer;
+  reward: Transformer | RewardFunction;
   critic: Transformer;
 }
 
@@ -99,6 +102,8 @@ export interface PpoMetrics {
   explainedVariance: number;
   length: number;
   stopped: number;
+  /** Completions that had no score and were left out. */
+  masked: number;
   gradientNorm: number;
   valueGradientNorm: number;
   learningRate: number;
@@ -147,11 +152,14 @@ export async function* ppo(
     const learningRate = learningRateAt(update, { ...config, steps: config.updates });
     const valueLearningRate = learningRateAt(update, { ...config, learningRate: config.valueLearningRate ?? config.learningRate, steps: config.updates });
 
-    const completions = await generate(policy, prompts(update), { ...config, update }); // their log-probs are the old log-probs
-    const rawScores = await scores(reward, completions, config);
+    const sampled = await generate(policy, prompts(update), { ...config, update }); // their log-probs are the old log-probs
+    const { completions, rawScores, masked } = await scored(reward, sampled, config, update + 1);
     const refLogp = (await logps(reference, completions, config)).logp;
     const value = await values(critic, completions, config);
-    rawScores.forEach((score, i) => finite(`the score of completion ${i}`, score, update + 1));
+    completions.forEach((completion, i) => {
+      const measured = { ...completion, refLogp: refLogp[i], values: value[i] };
+      for (const name of ["logp", "refLogp", "values"] as const) allFinite(`${name} of completion ${i}`, measured[name], update + 1, [measured]);
+    });
     const score = shapeScores(rawScores, completions, config, state.moments);
     const { rollouts, kl } = await advantages(policy, completions, refLogp, value, score, state.controller.coef, config);
 
@@ -165,19 +173,19 @@ export async function* ppo(
       for (const [m, indices] of microBatches(order, size).entries()) {
         const minibatch = indices.map((i) => groups[i]);
         const mix = config.ptxCoef > 0 ? pretraining!(state.policy.steps) : [];
-        const stats = await policyStep(policy, minibatch, mix, config, state.policy, learningRate);
-        const valueStats = await valueStep(critic, minibatch, config, state.critic, valueLearningRate);
+        const stats = await stepOn(minibatch.flat(), policyStep(policy, minibatch, mix, config, state.policy, learningRate));
+        const valueStats = await stepOn(minibatch.flat(), valueStep(critic, minibatch, config, state.critic, valueLearningRate));
         if (epoch === 0 && m === 0 && stats.moved > 0)
           throw typeError(
             "RATIO",
             `ppo: update ${update}: ${stats.moved} of ${stats.tokens} ratios are not 1 before the first step; the sampler and the trainer disagree`,
           );
         const share = minibatch.flat().length / rollouts.length;
-        metrics.policyLoss += finite("the policy loss", stats.loss, update + 1) * share;
+        metrics.policyLoss += finite("the policy loss", stats.loss, update + 1, minibatch.flat()) * share;
         metrics.entropy += stats.entropy * share;
         metrics.clipFraction += stats.clipped * share;
         metrics.approxKl += stats.k3 * share;
-        metrics.valueLoss += finite("the value loss", valueStats.loss, update + 1) * share;
+        metrics.valueLoss += finite("the value loss", valueStats.loss, update + 1, minibatch.flat()) * share;
         metrics.gradientNorm = stats.norm;
         metrics.valueGradientNorm = valueStats.norm;
       }
@@ -196,6 +204,7 @@ export async function* ppo(
       explainedVariance: explainedVariance(concat(rollouts.map((r) => r.values)), concat(rollouts.map((r) => r.returns))),
       length: tokensIn(completions) / completions.length,
       stopped: completions.filter((c) => c.stopped).length / completions.length,
+      masked,
       learningRate,
       tokens: kl.length,
     };

@@ -5,7 +5,7 @@ import { Tensor } from "../tensor/tensor.js";
 import { packWhole, promptGroups, type Episode } from "./episode.js";
 import { scores } from "./logp.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
-import { accumulate, finite } from "./update.js";
+import { accumulate, finite, stepOn } from "./update.js";
 
 /** Completions of one prompt that were compared: pair i prefers `episodes[chosen[i]]` to `episodes[rejected[i]]`. */
 export interface Comparison {
@@ -79,9 +79,16 @@ export async function* rewardModel(
     using stats = Tensor.from(new Float64Array(8), [8], model.device);
     accumulate(comparisons, config.microBatch, (part) => loss(model, part, comparisons.length, config, stats));
     const learningRate = learningRateAt(step, config);
-    const gradientNorm = await optimizer.step(learningRate);
+    const gradientNorm = await stepOn(comparisons, optimizer.step(learningRate));
     const [total, wins, difference, , , pairs] = await stats.read();
-    yield { step: step + 1, loss: finite("the loss", total, step + 1), accuracy: wins / pairs, difference: difference / pairs, gradientNorm, learningRate };
+    yield {
+      step: step + 1,
+      loss: finite("the loss", total, step + 1, comparisons),
+      accuracy: wins / pairs,
+      difference: difference / pairs,
+      gradientNorm,
+      learningRate,
+    };
   }
 }
 

@@ -3,7 +3,7 @@ import * as ops from "../tensor/ops/index.js";
 import { Tensor } from "../tensor/tensor.js";
 import { packEpisodes, promptGroups, type Episode, type Group } from "./episode.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
-import { accumulate, finite } from "./update.js";
+import { accumulate, finite, stepOn } from "./update.js";
 
 export interface SftConfig extends Schedule, AdamWOptions {
   /** Episodes of a micro-batch; all of them by default. Bounds memory, changes no bit. */
@@ -52,8 +52,8 @@ export async function* sft(
     using stats = Tensor.from(new Float64Array(12), [12], model.device);
     accumulate(promptGroups(episodes, config.sharePrompts), config.microBatch, (part) => nll(model, part, tokens, stats, { recompute: config.recompute }));
     const learningRate = learningRateAt(step, config);
-    const gradientNorm = await optimizer.step(learningRate);
+    const gradientNorm = await stepOn(episodes, optimizer.step(learningRate));
     const [loss] = await stats.read();
-    yield { step: step + 1, loss: finite("the loss", loss, step + 1), gradientNorm, learningRate, tokens };
+    yield { step: step + 1, loss: finite("the loss", loss, step + 1, episodes), gradientNorm, learningRate, tokens };
   }
 }

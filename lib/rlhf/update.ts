@@ -35,8 +35,23 @@ export function accumulate<T>(units: readonly T[], microBatch: number | undefine
   }
 }
 
-/** @throws RangeError `NAN` naming what is not finite, and the step */
-export function finite(what: string, value: number, step: number): number {
-  if (!Number.isFinite(value)) throw rangeError("NAN", `step ${step}: ${what} is ${value}`);
+/** @throws RangeError `NAN` naming what is not finite, and the step, if it is one's; the error carries its batch */
+export function finite(what: string, value: number, step?: number, batch?: readonly unknown[]): number {
+  if (!Number.isFinite(value)) throw Object.assign(rangeError("NAN", `${step === undefined ? "" : `step ${step}: `}${what} is ${value}`), { batch });
   return value;
+}
+
+/** As `finite`, for the numbers of an array. */
+export function allFinite(what: string, values: Float32Array, step?: number, batch?: readonly unknown[]): void {
+  const at = values.findIndex((value) => !Number.isFinite(value));
+  if (at >= 0) finite(`${what}, at token ${at},`, values[at], step, batch);
+}
+
+/** The outcome of a step; an error that it ends with carries the batch that it was given. */
+export async function stepOn<T>(batch: readonly unknown[], step: Promise<T>): Promise<T> {
+  try {
+    return await step;
+  } catch (error) {
+    throw Object.assign(error as Error, { batch });
+  }
 }

@@ -2,7 +2,12 @@ import type { CompletionRow } from "../../data/completions.js";
 import { generate, type Completion, type Request } from "../../model/generate.js";
 import type { Tokenizer } from "../../model/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
+import { tokensIn } from "../../rlhf/sft.js";
+import { allFinite } from "../../rlhf/update.js";
 import type { Context } from "./context.js";
+
+/** Who shows progress, and the run whose folder keeps it. */
+export type Sampler = Pick<Context, "progress"> & Partial<Pick<Context, "run">>;
 
 export interface Prompt {
   text: string;
@@ -22,20 +27,29 @@ export interface Sampling {
   update?: number;
 }
 
-/** Samples completions of prompts, prompt by prompt. */
+/** Samples completions of prompts, prompt by prompt; in a run's folder, those that were sampled before it was killed are taken from there. */
 export async function sampleAll(
   model: Transformer,
   prompts: readonly Prompt[],
   sampling: Sampling,
-  progress: Context["progress"],
+  { progress, run }: Sampler,
   title: string,
 ): Promise<Completion[]> {
   const requests: Request[] = prompts.flatMap(({ ids }, index) => Array.from({ length: sampling.samples }, (_, sample) => ({ prompt: ids, index, sample })));
   const bar = progress.stage(title, requests.length, "completions");
-  const completions = await generate(model, requests, { ...sampling, slots: 128 }, () => bar.advance(1));
-  const tokens = completions.reduce((n, { completion }) => n + completion.length, 0);
-  bar.done(`${tokens} tokens`);
-  return completions;
+  using journal = run?.journal(title);
+  const completions = requests.map((request) => journal?.find(request));
+  const missing = requests.filter((_, i) => !completions[i]);
+  bar.advance(requests.length - missing.length);
+  const sampled = await generate(model, missing, { ...sampling, slots: 128 }, (completion) => {
+    allFinite(`logp of completion ${completion.sample} of prompt ${completion.index}`, completion.logp, undefined, [completion]);
+    journal?.add(completion);
+    bar.advance(1);
+  });
+  let next = 0;
+  const all = completions.map((completion) => completion ?? sampled[next++]);
+  bar.done(`${tokensIn(all)} tokens`);
+  return all;
 }
 
 /** A line of completions.jsonl. */

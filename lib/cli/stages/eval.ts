@@ -5,8 +5,7 @@ import type { Tokenizer } from "../../model/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
 import { klPerCompletion } from "../../rlhf/evaluate.js";
 import { scores } from "../../rlhf/logp.js";
-import { sampleAll, type Prompt, type Sampling } from "./collect.js";
-import type { Context } from "./context.js";
+import { sampleAll, type Prompt, type Sampler, type Sampling } from "./collect.js";
 
 /** A line of eval.jsonl: one prompt, before and after. */
 export interface EvalRow {
@@ -43,13 +42,13 @@ export interface EvalResult extends Record<string, unknown> {
 
 /** Policy against base model on the same prompts: what the annotator without noise, the reward model and the KL say. */
 export async function evaluate(
-  { progress }: Pick<Context, "progress">,
+  sampler: Sampler,
   models: { base: Transformer; policy: Transformer; reward?: Transformer },
   tokenizer: Tokenizer,
   prompts: readonly Prompt[],
   sampling: Sampling,
 ): Promise<{ result: EvalResult; rows: EvalRow[] }> {
-  const sample = (model: Transformer, title: string) => sampleAll(model, prompts, { ...sampling, samples: 1 }, progress, title);
+  const sample = (model: Transformer, title: string) => sampleAll(model, prompts, { ...sampling, samples: 1 }, sampler, title);
   const before = await sample(models.base, "eval: base");
   const after = await sample(models.policy, "eval: policy");
   const kl = await klPerCompletion(models.policy, models.base, after, { temperature: sampling.temperature || 1 });

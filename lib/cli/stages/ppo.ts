@@ -23,12 +23,14 @@ export async function ppoStage(
 ): Promise<PpoResult> {
   const referenceSha256 = await contentHash(models.reference);
   const state = ppoState(models, options);
+  let tokens = 0;
   const checkpoint = run.checkpoint("ppo", {
     models: { policy: models.policy, critic: models.critic },
     optimizers: { policy: state.policy, critic: state.critic },
     state: {
       get: () => ({
         updates: state.updates,
+        tokens,
         klCoef: state.controller.coef,
         count: state.moments.count,
         mean: state.moments.mean,
@@ -36,6 +38,7 @@ export async function ppoStage(
       }),
       set(saved) {
         state.updates = saved.updates as number;
+        tokens = saved.tokens as number;
         state.controller.coef = saved.klCoef as number;
         Object.assign(state.moments, { count: saved.count, mean: saved.mean, squares: saved.squares });
       },
@@ -44,12 +47,11 @@ export async function ppoStage(
   await checkpoint.restore();
   const bar = progress.stage("PPO", options.updates, "updates");
   bar.advance(state.updates);
-  let tokens = 0;
   for await (const metrics of ppo(models, prompts, options, state, pretraining)) {
     tokens += metrics.tokens;
     await run.log({ stage: "ppo", reference: referenceSha256.slice(0, 16), ...metrics });
     bar.advance(1, `reward ${metrics.reward.toFixed(2)}, KL ${metrics.kl.toFixed(1)}`);
-    await checkpoint.due();
+    await checkpoint.due(metrics.step, options.updates);
   }
   bar.done();
   state.policy.dispose();

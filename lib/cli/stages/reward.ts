@@ -29,7 +29,7 @@ export async function rewardStage({ config, run, progress }: Context, model: Tra
   for await (const metrics of rewardModel(model, batches, { ...options, steps }, optimizer)) {
     await run.log({ stage: "reward", ...metrics });
     bar.advance(1, `accuracy ${metrics.accuracy.toFixed(2)}`);
-    await checkpoint.due();
+    await checkpoint.due(metrics.step, steps);
   }
   optimizer.dispose();
   const judged = await judge(model, heldOut);

@@ -13,6 +13,7 @@ import { bitsPerByte } from "../../rlhf/evaluate.js";
 import { AdamW } from "../../rlhf/optimizer.js";
 import { sft, tokensIn } from "../../rlhf/sft.js";
 import { itemBatches, textBatches, windows } from "../../rlhf/text.js";
+import { fit } from "../fit.js";
 import { modelConfig } from "../model.js";
 import type { Context } from "./context.js";
 
@@ -44,6 +45,7 @@ export async function sftStage({ config, device, run, progress }: Context, files
   await mkdir(files.out, { recursive: true });
   const tokenizer = files.model ? await Tokenizer.load(files.model) : await newTokenizer(files, config.model.vocabulary, progress);
   const model = files.model ? await loadModel(files.model, device) : Transformer.random(modelConfig(config, tokenizer.eosId), "logits", device, seed);
+  if (files.model) fit("--model", files.model, model, "logits", tokenizer);
   const { sequenceLength: length } = options;
   const perBatch = (each: number) => Math.max(1, Math.round(options.batchTokens / each));
   let batches: (step: number) => Episode[];
@@ -52,19 +54,23 @@ export async function sftStage({ config, device, run, progress }: Context, files
     batches = itemBatches(episodes, { batch: perBatch(tokensIn(episodes) / episodes.length), seed });
   } else batches = textBatches(stream(files.text, tokenizer), { length, batch: perBatch(length), seed });
   const optimizer = new AdamW([...model.parameters.values()], options);
-  const checkpoint = run.checkpoint("sft", { models: { model }, optimizers: { model: optimizer } });
+  let loss = NaN;
+  const checkpoint = run.checkpoint("sft", {
+    models: { model },
+    optimizers: { model: optimizer },
+    state: { get: () => ({ loss }), set: (saved) => (loss = saved.loss as number) },
+  });
   await checkpoint.restore();
   const bar = progress.stage("base model", options.steps, "steps");
   bar.advance(optimizer.steps);
   const start = performance.now();
   let tokens = 0;
-  let loss = NaN;
   for await (const metrics of sft(model, batches, options, optimizer)) {
     tokens += metrics.tokens;
     loss = metrics.loss;
     await run.log({ stage: "sft", ...metrics });
     bar.advance(1, `loss ${loss.toFixed(2)}`);
-    await checkpoint.due();
+    await checkpoint.due(metrics.step, options.steps);
   }
   const seconds = (performance.now() - start) / 1000;
   optimizer.dispose();

@@ -1,0 +1,223 @@
+import { device, type Device } from "../device/device.js";
+import { fmaPeak, readBandwidth } from "../device/limits.js";
+import { PlannedDevice } from "../device/planned.js";
+import { generate, type Request } from "../model/generate.js";
+import { Transformer } from "../model/transformer.js";
+import type { Episode } from "../rlhf/episode.js";
+import { klPerCompletion } from "../rlhf/evaluate.js";
+import { logps, scores } from "../rlhf/logp.js";
+import { AdamW } from "../rlhf/optimizer.js";
+import { ppo, ppoState } from "../rlhf/ppo.js";
+import { ranking, rewardModel } from "../rlhf/reward.js";
+import { sft } from "../rlhf/sft.js";
+import { modelConfig } from "./model.js";
+import { duration } from "./progress.js";
+import type { Config } from "./schema.js";
+import { table } from "./table.js";
+
+export interface StagePlan {
+  stage: string;
+  /** Numbers that are trained or held, all models of the stage. */
+  parameters: number;
+  weightBytes: number;
+  /** First and second moments of what is trained. */
+  momentBytes: number;
+  /** Gradients, activations, caches and workspace: the rest of the peak. */
+  otherBytes: number;
+  peakBytes: number;
+  flops: number;
+  seconds: number;
+}
+
+/** Shares of the machine's limits that the demo's stages reach (two cores of an AMD EPYC with AVX-512). */
+const REACHED = { flops: 0.55, bandwidth: 0.55 };
+const CALL_SECONDS = 1.5e-5;
+
+/** What a stage does, on models of random weights. */
+interface Stage {
+  name: string;
+  models: { trained: number; held: number };
+  /** What it does once, beside its steps. */
+  once?: (on: Device) => Promise<unknown>;
+  /** One of its steps, */
+  step: (on: Device) => Promise<unknown>;
+  /** and how many there are. */
+  steps: number;
+}
+
+/**
+ * The stages of a run on a device that runs nothing, prompts as they are drawn, completions at their longest: parameters, memory at its peak, FLOPs,
+ * and the time that this machine needs for them.
+ */
+export async function plan(config: Config, threads?: number): Promise<StagePlan[]> {
+  const machine = await device("cpu", { threads });
+  const speed = { flops: REACHED.flops * (await fmaPeak(machine)), bandwidth: REACHED.bandwidth * (await readBandwidth(machine)), call: CALL_SECONDS };
+  await using on = new PlannedDevice(machine.threads, speed);
+  await machine.close();
+  const any = Transformer.random(modelConfig(config, undefined), "logits", on, 0);
+  const { size } = any;
+  any.dispose();
+  const plans: StagePlan[] = [];
+  for (const { name, models, once, step, steps } of stages(config)) {
+    on.resetPeak();
+    await once?.(on);
+    on.take();
+    await step(on);
+    const { flops, seconds } = on.take();
+    const { trained, held } = models;
+    const [weightBytes, momentBytes, { peak }] = [4 * size * (trained + held), 8 * size * trained, on.memory()];
+    plans.push({
+      stage: name,
+      parameters: size * (trained + held),
+      weightBytes,
+      momentBytes,
+      otherBytes: peak - weightBytes - momentBytes,
+      peakBytes: peak,
+      flops: flops * steps,
+      seconds: seconds * steps,
+    });
+  }
+  return plans;
+}
+
+/** The plan for people to read. */
+export function planTable(plans: readonly StagePlan[]): string {
+  const bytes = (n: number) => (n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(2)} GiB` : `${(n / 2 ** 20).toFixed(1)} MiB`);
+  const rows = plans.map(({ stage, parameters, weightBytes, momentBytes, otherBytes, peakBytes, flops, seconds }) => [
+    stage,
+    `${(parameters / 1e6).toFixed(2)} M`,
+    ...[weightBytes, momentBytes, otherBytes, peakBytes].map(bytes),
+    `${(flops / 1e12).toFixed(2)} T`,
+    duration(seconds),
+  ]);
+  const total = plans.reduce((sum, { seconds }) => sum + seconds, 0);
+  const names = ["stage", "parameters", "weights", "moments", "gradients, activations, caches", "peak", "FLOPs", "expected"];
+  return `${table(names, rows)}\n\n${bytes(Math.max(...plans.map(({ peakBytes }) => peakBytes)))} at most, ${duration(total)} on this machine`;
+}
+
+const SLOTS = 128; // of sampling outside PPO
+
+function stages(config: Config): Stage[] {
+  const { seed, prompts, collect, reward, ppo: options, eval: judged } = config;
+  const ids = (length: number) => new Int32Array(length);
+  const made = (on: Device) => Transformer.random(modelConfig(config, undefined), "logits", on, seed);
+  const scoring = (on: Device) => {
+    const base = made(on);
+    const model = base.copy("score", seed);
+    base.dispose();
+    return model;
+  };
+  const using_ = async (models: Transformer[], work: () => Promise<unknown>) => {
+    await work();
+    for (const model of models) model.dispose();
+  };
+  const drawn = (i: number) => ids(prompts.minTokens + (i % (prompts.maxTokens - prompts.minTokens + 1)));
+  /** Samples of one prompt share it. */
+  const requests = (count: number, samples = 1): Request[] => {
+    const asked = Array.from({ length: Math.ceil(count / samples) }, (_, i) => drawn(i));
+    return Array.from({ length: count }, (_, i) => ({ prompt: asked[Math.floor(i / samples)], index: Math.floor(i / samples), sample: i % samples }));
+  };
+  const episode = (i: number): Episode => ({ prompt: drawn(i), completion: ids(collect.maxTokens) });
+  const repeated = (count: number, one: Episode) => Array<Episode>(count).fill(one);
+  const text = (tokens: number) => {
+    const { sequenceLength: length } = config.sft;
+    return repeated(Math.max(1, Math.round(tokens / length)), { prompt: ids(1), completion: ids(length) });
+  };
+  const all = async (loop: AsyncGenerator<unknown>) => {
+    for await (const _ of loop);
+  };
+
+  const units = Math.ceil(collect.prompts * (1 - reward.heldOut));
+  const wave = Math.min(SLOTS, collect.prompts * collect.samples);
+  const evalWave = Math.min(SLOTS, judged.prompts);
+  return [
+    {
+      name: "sft",
+      models: { trained: 1, held: 0 },
+      once: (on) => {
+        const model = made(on);
+        const window = { prompt: ids(model.config.context >> 1), completion: ids(model.config.context >> 1) };
+        return using_([model], async () => logps(model, repeated(64, window)));
+      },
+      step: (on) => {
+        const model = made(on);
+        return using_([model], async () => {
+          const optimizer = new AdamW([...model.parameters.values()], config.sft);
+          await all(sft(model, () => text(config.sft.batchTokens), { ...config.sft, steps: 1 }, optimizer));
+          optimizer.dispose();
+        });
+      },
+      steps: config.sft.steps,
+    },
+    {
+      name: "collect",
+      models: { trained: 0, held: 1 },
+      step: (on) => {
+        const model = made(on);
+        return using_([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
+      },
+      steps: (collect.prompts * collect.samples) / wave,
+    },
+    {
+      name: "reward",
+      models: { trained: 1, held: 1 },
+      step: (on) => {
+        const base = made(on);
+        const model = base.copy("score", seed);
+        return using_([base, model], async () => {
+          const optimizer = new AdamW([...model.parameters.values()], reward);
+          const batch = Array.from({ length: Math.min(reward.batch, units) }, (_, i) => ranking(repeated(collect.samples, episode(i))));
+          await all(rewardModel(model, () => batch, { ...reward, steps: 1 }, optimizer));
+          optimizer.dispose();
+        });
+      },
+      once: (on) => {
+        const [base, model] = [made(on), scoring(on)];
+        return using_([base, model], () =>
+          scores(
+            model,
+            Array.from({ length: 64 }, (_, i) => episode(i)),
+          ),
+        );
+      },
+      steps: Math.ceil(units / reward.batch) * reward.epochs,
+    },
+    {
+      name: "ppo",
+      models: { trained: 2, held: 2 },
+      step: (on) => {
+        const models = { policy: made(on), reference: made(on), reward: scoring(on), critic: scoring(on) };
+        return using_(Object.values(models), async () => {
+          const settings = { ...options, seed, updates: 1 };
+          const state = ppoState(models, settings);
+          await all(
+            ppo(
+              models,
+              () => requests(options.rolloutBatch),
+              settings,
+              state,
+              () => text(options.ptxBatchTokens),
+            ),
+          );
+          state.policy.dispose();
+          state.critic.dispose();
+        });
+      },
+      steps: options.updates,
+    },
+    {
+      name: "eval",
+      models: { trained: 0, held: 3 },
+      step: (on) => {
+        const [base, policy, rewards] = [made(on), made(on), scoring(on)];
+        return using_([base, policy, rewards], async () => {
+          const completions = [];
+          for (const model of [base, policy]) completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));
+          await klPerCompletion(policy, base, completions[1]);
+          for (const sampled of completions) await scores(rewards, sampled);
+        });
+      },
+      steps: judged.prompts / evalWave,
+    },
+  ];
+}

@@ -1,0 +1,52 @@
+import { rangeError, typeError } from "../device/errors.js";
+import type { Completion } from "../model/generate.js";
+import { Transformer } from "../model/transformer.js";
+import { scores } from "./logp.js";
+
+/** The score of a completion, by a program: a checker of answers, a judge behind a network. It may fail. */
+export type RewardFunction = (completion: Completion) => number | Promise<number>;
+
+export interface ScoredCompletions {
+  completions: Completion[];
+  rawScores: Float32Array;
+  /** Completions that had no score and were left out. */
+  masked: number;
+}
+
+/**
+ * Completions with their scores, by a reward model or a function (all completions at once).
+ * @throws TypeError `REWARD` with the function's error, RangeError `NAN` for a score that is not finite; where `rewardFailure` is
+ *   mask, only if no completion has a score
+ */
+export async function scored(
+  reward: Transformer | RewardFunction,
+  completions: readonly Completion[],
+  { microBatch, rewardFailure = "stop" }: { microBatch?: number; rewardFailure?: "stop" | "mask" },
+  step: number,
+): Promise<ScoredCompletions> {
+  const failures = new Map<number, Error>();
+  const raw =
+    reward instanceof Transformer
+      ? await scores(reward, completions, { microBatch })
+      : Float32Array.from(
+          await Promise.all(
+            completions.map(async (completion, i) => {
+              try {
+                return await reward(completion);
+              } catch (error) {
+                failures.set(i, error as Error);
+                return NaN;
+              }
+            }),
+          ),
+        );
+  const kept = [...raw.keys()].filter((i) => Number.isFinite(raw[i]));
+  const lost = raw.findIndex((score) => !Number.isFinite(score));
+  if (lost >= 0 && (rewardFailure === "stop" || kept.length === 0)) {
+    const [failure, batch] = [failures.get(lost), [{ ...completions[lost], score: raw[lost] }]];
+    const where = `step ${step}: the score of completion ${lost}`;
+    const error = failure ? typeError("REWARD", `${where} failed: ${failure.message}`) : rangeError("NAN", `${where} is ${raw[lost]}`);
+    throw Object.assign(error, { batch, cause: failure });
+  }
+  return { completions: kept.map((i) => completions[i]), rawScores: Float32Array.from(kept, (i) => raw[i]), masked: raw.length - kept.length };
+}

@@ -1,0 +1,309 @@
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import fc from "fast-check";
+import { readConfig } from "../lib/cli/config.js";
+import { device, loadModel, readComparisons, readCompletions, readPrompts, saveModel, Tokenizer, Transformer, type Device } from "../lib/index.js";
+import { trainBpe } from "../lib/model/bpe.js";
+import { readSafetensors } from "../lib/model/safetensors.js";
+import { gpt2, llama } from "./models.js";
+import { seed } from "./random.js";
+
+// What others may put into our files. Each input is read, or refused by an error with a code that names the file; nothing
+// else happens, and it takes no memory that the file has not. RLHF_FUZZ_RUNS: inputs of each test.
+
+const numRuns = Number(process.env.RLHF_FUZZ_RUNS ?? 500);
+const options = { seed, numRuns };
+
+let on: Device;
+let folder: string;
+const at = (name: string) => join(folder, name);
+beforeAll(async () => {
+  on = await device("cpu", { threads: 1 });
+  folder = await mkdtemp(join(tmpdir(), "rlhf-fuzz-"));
+});
+afterAll(async () => {
+  await on.close();
+  await rm(folder, { recursive: true });
+});
+
+const ROOM = 1 << 24;
+
+/** Whether the input was taken; if not, the error must have one of these codes and name the file. */
+async function taken(read: () => unknown, name: string, ...codes: string[]): Promise<boolean> {
+  const before = process.memoryUsage();
+  let accepted = true;
+  try {
+    await read();
+  } catch (error) {
+    const { code, message, stack } = error as Error & { code?: string };
+    if (!codes.includes(code ?? "")) throw new Error(`no error of ours: ${stack ?? message}`);
+    expect(message).toContain(name);
+    accepted = false;
+  }
+  const after = process.memoryUsage();
+  expect(after.arrayBuffers - before.arrayBuffers).toBeLessThan(ROOM);
+  return accepted;
+}
+
+const counted = () => {
+  const counts = { taken: 0, refused: 0 };
+  return { counts, count: (accepted: boolean) => void counts[accepted ? "taken" : "refused"]++ };
+};
+
+/** A value where another kind, size or sign was meant. */
+const hostile = fc.oneof(
+  fc.constantFrom<unknown>(null, true, "", "x", [], {}, 0, -1, 0.5, 1e9, 2 ** 31, 2 ** 53, 1e308, "__proto__", [[]], [-1], ["a"]),
+  fc.jsonValue({ maxDepth: 2 }),
+);
+
+type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
+
+/** A JSON value of which some parts are replaced, removed or doubled. */
+const mutated = (value: Json): fc.Arbitrary<unknown> =>
+  fc
+    .array(fc.tuple(fc.array(fc.nat(), { minLength: 1, maxLength: 5 }), fc.constantFrom("replace", "replace", "remove", "copy"), hostile), {
+      minLength: 1,
+      maxLength: 3,
+    })
+    .map((changes) => {
+      const root = [structuredClone(value)];
+      for (const [path, change, other] of changes) {
+        let parent = root as unknown as Record<string, unknown>;
+        let key = "0";
+        for (const step of path) {
+          const child = parent[key];
+          const keys = typeof child === "object" && child !== null ? Object.keys(child) : [];
+          if (keys.length === 0) break;
+          parent = child as Record<string, unknown>;
+          key = keys[step % keys.length];
+        }
+        if (change === "remove" && Array.isArray(parent)) parent.splice(Number(key), 1);
+        else if (change === "remove") delete parent[key];
+        else if (change === "copy") parent[`${key}_`] = parent[key];
+        else parent[key] = other;
+      }
+      return root[0];
+    });
+
+/** Bytes of which a few are changed, cut out or put in. */
+const disturbed = (bytes: Uint8Array) =>
+  fc.array(fc.tuple(fc.nat(bytes.length), fc.uint8Array({ maxLength: 8 }), fc.nat(8)), { minLength: 1, maxLength: 4 }).map((changes) => {
+    let all = Buffer.from(bytes);
+    for (const [place, put, cut] of changes) all = Buffer.concat([all.subarray(0, place), put, all.subarray(place + cut)]);
+    return all;
+  });
+
+const file = (header: Uint8Array, data: Uint8Array, length = BigInt(header.length)) => {
+  const start = Buffer.alloc(8);
+  start.writeBigUInt64LE(BigInt.asUintN(64, length));
+  return Buffer.concat([start, header, data]);
+};
+
+describe("safetensors", () => {
+  const number = fc.oneof(fc.nat(32), fc.constantFrom(-1, 0.5, 2 ** 31, 2 ** 40, 2 ** 53, 1e308));
+  const entry = fc.record(
+    {
+      dtype: fc.constantFrom("F32", "F16", "BF16", "I64", "I8", "F8_E4M3", "BOOL", "toString"),
+      shape: fc.oneof(fc.array(number, { maxLength: 5 }), hostile),
+      data_offsets: fc.oneof(fc.tuple(number, number), hostile),
+    },
+    { requiredKeys: [] },
+  );
+  const header = fc.dictionary(fc.oneof(fc.constantFrom("a", "b", "__metadata__", "__proto__"), fc.string()), fc.oneof(entry, hostile), { maxKeys: 4 });
+  const whole = file(
+    Buffer.from(
+      '{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[1,3],"data_offsets":[8,14]}}',
+    ),
+    new Uint8Array(14),
+  );
+  const read = async (bytes: Uint8Array) => {
+    await writeFile(at("model.safetensors"), bytes);
+    return taken(() => readSafetensors(folder), "model.safetensors", "SAFETENSORS");
+  };
+  afterAll(() => rm(at("model.safetensors"), { force: true }));
+
+  test("with any header, length and data", async () => {
+    const length = fc.oneof(fc.constant(undefined), fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), fc.bigInt({ min: 0n, max: 300n }));
+    await fc.assert(
+      fc.asyncProperty(header, fc.uint8Array({ maxLength: 64 }), length, async (header, data, length) => {
+        await read(file(Buffer.from(JSON.stringify(header)), data, length));
+      }),
+      options,
+    );
+  });
+  test("whole but for a few bytes", () =>
+    fc.assert(
+      fc.asyncProperty(disturbed(whole), async (bytes) => void (await read(bytes))),
+      options,
+    ));
+  test("of any bytes", () =>
+    fc.assert(
+      fc.asyncProperty(fc.uint8Array({ maxLength: 200 }), async (bytes) => void (await read(bytes))),
+      options,
+    ));
+
+  const x = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}';
+  test.each<[string, string, number]>([
+    ["the same name twice", `{"x":${x},"x":${x}}`, 4],
+    ["the same name twice, once escaped", `{"x":${x},"\\u0078":${x}}`, 4],
+    ["a billion rows of nothing less one", '{"x":{"dtype":"F32","shape":[9007199254740991,9007199254740991],"data_offsets":[0,4]}}', 4],
+    ["nesting without end", `{"x":${"[".repeat(1e5)}${"]".repeat(1e5)}}`, 0],
+    [
+      "a tensor that begins amid an element of another",
+      '{"x":{"dtype":"F32","shape":[1],"data_offsets":[2,6]},"y":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}',
+      6,
+    ],
+  ])("with %s is refused", async (_, header, bytes) => expect(await read(file(Buffer.from(header), new Uint8Array(bytes)))).toBe(false));
+
+  test("with any index", async () => {
+    await rm(at("model.safetensors"), { force: true });
+    await writeFile(at("shard.safetensors"), whole);
+    const shard = fc.oneof(
+      fc.constantFrom("shard.safetensors", "../x", "/etc/passwd", "..", ".", "", "a/../shard.safetensors", "shard.safetensors\0"),
+      hostile,
+    );
+    const index = fc.oneof(
+      fc.dictionary(fc.constantFrom("a", "b", "c", "__proto__"), shard).map((weight_map) => ({ weight_map })),
+      hostile,
+      fc.record({ weight_map: hostile }),
+    );
+    const { counts, count } = counted();
+    await fc.assert(
+      fc.asyncProperty(index, async (index) => {
+        await writeFile(at("model.safetensors.index.json"), JSON.stringify(index));
+        count(await taken(() => readSafetensors(folder), folder, "SAFETENSORS"));
+      }),
+      options,
+    );
+    expect(counts.taken).toBeGreaterThan(0);
+  });
+});
+
+describe("a model's directory", () => {
+  const kinds = {
+    llama: { ...llama, layers: 1, width: 8, heads: 2, headSize: 4, mlp: 8, vocabulary: 11 },
+    gpt2: { ...gpt2, layers: 1, width: 8, heads: 2, headSize: 4, mlp: 8, vocabulary: 11 },
+  };
+  test.each(["llama", "gpt2"] as const)("with any change of a %s's config.json", async (kind) => {
+    const own = await mkdtemp(at(kind));
+    const made = Transformer.random({ ...kinds[kind], kvHeads: 2 }, "logits", on, 1);
+    await saveModel(made, own);
+    made.dispose();
+    const config = JSON.parse(await readFile(join(own, "config.json"), "utf8")) as Json;
+    const { counts, count } = counted();
+    await fc.assert(
+      fc.asyncProperty(mutated(config), async (changed) => {
+        await writeFile(join(own, "config.json"), JSON.stringify(changed) ?? "");
+        count(await taken(async () => (await loadModel(own, on)).dispose(), own, "MODEL"));
+      }),
+      options,
+    );
+    expect(Math.min(counts.taken, counts.refused)).toBeGreaterThan(0);
+    expect(on.memory().current).toBe(0);
+  });
+});
+
+describe("tokenizer.json", () => {
+  test("with any change", async () => {
+    const own = await mkdtemp(at("tokenizer"));
+    const { tokenizer, tokenizerConfig } = trainBpe(["the cat sat on the mat, the cat sat"], { vocabulary: 262, specials: ["<|endoftext|>"] });
+    await writeFile(join(own, "tokenizer_config.json"), JSON.stringify(tokenizerConfig));
+    const { counts, count } = counted();
+    await fc.assert(
+      fc.asyncProperty(mutated(tokenizer as unknown as Json), fc.string({ unit: "binary", maxLength: 12 }), async (changed, text) => {
+        await writeFile(join(own, "tokenizer.json"), JSON.stringify(changed) ?? "");
+        const use = async () => {
+          const loaded = await Tokenizer.load(own);
+          loaded.decode(loaded.encode(`${text}<|endoftext|> the cat`));
+        };
+        count(await taken(use, "tokenizer.json", "TOKENIZER"));
+      }),
+      options,
+    );
+    expect(Math.min(counts.taken, counts.refused)).toBeGreaterThan(0);
+  });
+});
+
+describe("JSONL", () => {
+  const names = ["prompt", "completion", "chosen", "rejected", "ranking", "agreement", "margin", "prompt_ids", "completion_ids", "logprobs", "temperature"];
+  const row = fc.dictionary(fc.constantFrom(...names), fc.oneof(fc.string(), fc.array(fc.nat(9), { maxLength: 3 }), fc.double(), hostile));
+  const line = fc.oneof(
+    row.map((one) => JSON.stringify(one)),
+    fc.json(),
+    fc.string(),
+    fc.constant("[".repeat(1e5)),
+    fc.constant(`{"prompt":${"[".repeat(1e5)}${"]".repeat(1e5)}}`),
+  );
+  const read = async (content: string | Uint8Array) => {
+    await writeFile(at("rows.jsonl"), content);
+    for (const reader of [readPrompts, readComparisons, readCompletions]) await taken(() => reader(at("rows.jsonl")), "rows.jsonl", "JSON", "COLUMN");
+  };
+  test("of any lines", () =>
+    fc.assert(
+      fc.asyncProperty(fc.array(line, { maxLength: 4 }), (lines) => read(lines.join("\n"))),
+      options,
+    ));
+  test("of any bytes", () => fc.assert(fc.asyncProperty(fc.uint8Array({ maxLength: 100 }), read), options));
+});
+
+describe("a configuration", () => {
+  const read = async (text: string) => {
+    await writeFile(at("config.yaml"), text);
+    await taken(() => readConfig(at("config.yaml")), "config.yaml", "CONFIG");
+  };
+  const word = fc.oneof(
+    fc.constantFrom(
+      "seed",
+      "ppo",
+      "updates",
+      "sft",
+      "steps",
+      "model",
+      "heads",
+      "__proto__",
+      ": ",
+      "- ",
+      "{",
+      "}",
+      "[",
+      "]",
+      "&a ",
+      "*a",
+      "!!js ",
+      "? ",
+      "<<: ",
+      "|",
+      ">",
+      "'",
+      '"',
+      "\n",
+      "\n  ",
+      "1",
+      "-1",
+      ".inf",
+      "~",
+      "%",
+    ),
+    fc.string({ maxLength: 4 }),
+  );
+  test("of any words", () =>
+    fc.assert(
+      fc.asyncProperty(fc.array(word, { maxLength: 14 }), (words) => read(words.join(""))),
+      options,
+    ));
+  test("of any options", () => {
+    const section = fc.dictionary(fc.constantFrom("updates", "heads", "width", "steps", "topK", "temperature", "every"), hostile);
+    return fc.assert(
+      fc.asyncProperty(fc.dictionary(fc.constantFrom("seed", "model", "ppo", "sft", "eval", "checkpoint"), fc.oneof(section, hostile)), (all) =>
+        read(JSON.stringify(all)),
+      ),
+      options,
+    );
+  });
+  test("of aliases that double, or nesting without end, is refused", async () => {
+    const laughs = Array.from({ length: 40 }, (_, i) => `a${i}: &a${i} [${i ? `*a${i - 1}, *a${i - 1}` : "x"}]`).join("\n");
+    for (const text of [laughs, `seed: ${"[".repeat(1e4)}`, `${"a: {".repeat(1e4)}`]) await read(text);
+  });
+});
