@@ -18,7 +18,8 @@ Barrier& barrier_at(int at) {
   Machine& m = machine();
   const auto found = m.barriers.find(at);
   if (found == m.barriers.end()) fault("there is no barrier at shared byte %d", at);
-  if (!ordered(found->second.made)) fault("the barrier at shared byte %d is used after thread %d made it, with no barrier between", at, found->second.made.thread);
+  if (!ordered(found->second.made))
+    fault("the barrier at shared byte %d is used after thread %d made it, with no barrier between", at, found->second.made.thread);
   return found->second;
 }
 
