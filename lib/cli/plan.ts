@@ -111,17 +111,18 @@ function stages(config: Config): Stage[] {
     await work();
     for (const model of models) model.dispose();
   };
-  const drawn = (i: number) => ids(prompts.minTokens + (i % (prompts.maxTokens - prompts.minTokens + 1)));
+  /** Prompts differ, as they do in a run, or they would be computed once for all. */
+  const begun = (i: number, length: number) => ids(length).fill(i % config.model.vocabulary, 0, 1);
+  const drawn = (i: number) => begun(i, prompts.minTokens + (i % (prompts.maxTokens - prompts.minTokens + 1)));
   /** Samples of one prompt share it. */
   const requests = (count: number, samples = 1): Request[] => {
     const asked = Array.from({ length: Math.ceil(count / samples) }, (_, i) => drawn(i));
     return Array.from({ length: count }, (_, i) => ({ prompt: asked[Math.floor(i / samples)], index: Math.floor(i / samples), sample: i % samples }));
   };
   const episode = (i: number): Episode => ({ prompt: drawn(i), completion: ids(collect.maxTokens) });
-  const repeated = (count: number, one: Episode) => Array<Episode>(count).fill(one);
   const text = (tokens: number) => {
     const { sequenceLength: length } = config.sft;
-    return repeated(Math.max(1, Math.round(tokens / length)), { prompt: ids(1), completion: ids(length) });
+    return Array.from({ length: Math.max(1, Math.round(tokens / length)) }, (_, i): Episode => ({ prompt: begun(i, 1), completion: ids(length) }));
   };
   const all = async (loop: AsyncGenerator<unknown>) => {
     for await (const _ of loop);
@@ -136,8 +137,9 @@ function stages(config: Config): Stage[] {
       models: { trained: 1, held: 0 },
       once: (on) => {
         const model = made(on);
-        const window = { prompt: ids(model.config.context >> 1), completion: ids(model.config.context >> 1) };
-        return using_([model], async () => logps(model, repeated(64, window)));
+        const half = model.config.context >> 1;
+        const windows = Array.from({ length: 64 }, (_, i): Episode => ({ prompt: begun(i, half), completion: ids(half) }));
+        return using_([model], async () => logps(model, windows));
       },
       step: (on) => {
         const model = made(on);
@@ -166,7 +168,7 @@ function stages(config: Config): Stage[] {
         const model = base.copy("score", seed);
         return using_([base, model], async () => {
           const optimizer = new AdamW([...model.parameters.values()], reward);
-          const batch = Array.from({ length: Math.min(reward.batch, units) }, (_, i) => ranking(repeated(collect.samples, episode(i))));
+          const batch = Array.from({ length: Math.min(reward.batch, units) }, (_, i) => ranking(Array<Episode>(collect.samples).fill(episode(i))));
           await all(rewardModel(model, () => batch, { ...reward, steps: 1 }, optimizer));
           optimizer.dispose();
         });
