@@ -40,33 +40,33 @@ enum : int {  // of the driver's enumerations
 };
 
 // X(member, symbol, parameters)
-#define DRIVER(X)                                                          \
-  X(init, cuInit, unsigned)                                                \
-  X(error_name, cuGetErrorName, Result, const char**)                      \
-  X(error_text, cuGetErrorString, Result, const char**)                    \
-  X(device_count, cuDeviceGetCount, int*)                                  \
-  X(device_get, cuDeviceGet, int*, int)                                    \
-  X(device_name, cuDeviceGetName, char*, int, int)                         \
-  X(device_attribute, cuDeviceGetAttribute, int*, int, int)                \
-  X(retain, cuDevicePrimaryCtxRetain, Context_*, int)                      \
-  X(release, cuDevicePrimaryCtxRelease_v2, int)                            \
-  X(push, cuCtxPushCurrent_v2, Context_)                                   \
-  X(pop, cuCtxPopCurrent_v2, Context_*)                                    \
-  X(stream_create, cuStreamCreate, Stream*, unsigned)                      \
-  X(stream_destroy, cuStreamDestroy_v2, Stream)                            \
-  X(stream_wait, cuStreamSynchronize, Stream)                              \
-  X(pool, cuDeviceGetDefaultMemPool, void**, int)                          \
-  X(pool_set, cuMemPoolSetAttribute, void*, int, void*)                    \
-  X(allocate, cuMemAllocAsync, Address*, size_t, Stream)                   \
-  X(free, cuMemFreeAsync, Address, Stream)                                 \
-  X(to_device, cuMemcpyHtoDAsync_v2, Address, const void*, size_t, Stream) \
-  X(to_host, cuMemcpyDtoHAsync_v2, void*, Address, size_t, Stream)         \
-  X(fill, cuMemsetD8Async, Address, unsigned char, size_t, Stream)         \
-  X(pointer_attribute, cuPointerGetAttribute, void*, int, Address)         \
-  X(module_load, cuModuleLoadData, Module*, const void*)                   \
-  X(module_unload, cuModuleUnload, Module)                                 \
-  X(function, cuModuleGetFunction, Function*, Module, const char*)         \
-  X(function_set, cuFuncSetAttribute, Function, int, int)                  \
+#define DRIVER(X)                                                                                                                   \
+  X(init, cuInit, unsigned)                                                                                                         \
+  X(error_name, cuGetErrorName, Result, const char**)                                                                               \
+  X(error_text, cuGetErrorString, Result, const char**)                                                                             \
+  X(device_count, cuDeviceGetCount, int*)                                                                                           \
+  X(device_get, cuDeviceGet, int*, int)                                                                                             \
+  X(device_name, cuDeviceGetName, char*, int, int)                                                                                  \
+  X(device_attribute, cuDeviceGetAttribute, int*, int, int)                                                                         \
+  X(retain, cuDevicePrimaryCtxRetain, Context_*, int)                                                                               \
+  X(release, cuDevicePrimaryCtxRelease_v2, int)                                                                                     \
+  X(push, cuCtxPushCurrent_v2, Context_)                                                                                            \
+  X(pop, cuCtxPopCurrent_v2, Context_*)                                                                                             \
+  X(stream_create, cuStreamCreate, Stream*, unsigned)                                                                               \
+  X(stream_destroy, cuStreamDestroy_v2, Stream)                                                                                     \
+  X(stream_wait, cuStreamSynchronize, Stream)                                                                                       \
+  X(pool, cuDeviceGetDefaultMemPool, void**, int)                                                                                   \
+  X(pool_set, cuMemPoolSetAttribute, void*, int, void*)                                                                             \
+  X(allocate, cuMemAllocAsync, Address*, size_t, Stream)                                                                            \
+  X(free, cuMemFreeAsync, Address, Stream)                                                                                          \
+  X(to_device, cuMemcpyHtoDAsync_v2, Address, const void*, size_t, Stream)                                                          \
+  X(to_host, cuMemcpyDtoHAsync_v2, void*, Address, size_t, Stream)                                                                  \
+  X(fill, cuMemsetD8Async, Address, unsigned char, size_t, Stream)                                                                  \
+  X(pointer_attribute, cuPointerGetAttribute, void*, int, Address)                                                                  \
+  X(module_load, cuModuleLoadData, Module*, const void*)                                                                            \
+  X(module_unload, cuModuleUnload, Module)                                                                                          \
+  X(function, cuModuleGetFunction, Function*, Module, const char*)                                                                  \
+  X(function_set, cuFuncSetAttribute, Function, int, int)                                                                           \
   X(launch, cuLaunchKernel, Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**) \
   X(tensor_map, cuTensorMapEncodeTiled, void*, int, unsigned, void*, const uint64_t*, const uint64_t*, const unsigned*, const unsigned*, int, int, int, int)
 

@@ -18,7 +18,8 @@ Barrier& barrier_at(int at) {
   Machine& m = machine();
   const auto found = m.barriers.find(at);
   if (found == m.barriers.end()) fault("there is no barrier at shared byte %d", at);
-  if (!ordered(found->second.made)) fault("the barrier at shared byte %d is used after thread %d made it, with no barrier between", at, found->second.made.thread);
+  if (!ordered(found->second.made))
+    fault("the barrier at shared byte %d is used after thread %d made it, with no barrier between", at, found->second.made.thread);
   return found->second;
 }
 
@@ -97,7 +98,8 @@ void start_product(void** all) {
   if ((!p.registers && p.a >> 62 != 1) || p.b >> 62 != 1) fault("a tile of another layout than rows of 128 bytes");
 
   Multiplication one{p, {}, {}};
-  for (int lane = 0; p.registers && lane < 32; lane++) one.a.insert(one.a.end(), static_cast<Product*>(all[lane])->registers, static_cast<Product*>(all[lane])->registers + 4);
+  for (int lane = 0; p.registers && lane < 32; lane++)
+    one.a.insert(one.a.end(), static_cast<Product*>(all[lane])->registers, static_cast<Product*>(all[lane])->registers + 4);
   const int first_row = m.running / 32 % 4 * 16;
   for (int k = 0; k < 16; k++) {
     for (int i = 0; !p.registers && i < 16; i++) hold(one, place_of(p.a, p.a_across, first_row + i, k));

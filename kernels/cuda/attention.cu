@@ -87,13 +87,11 @@ DEVICE void attend(const AttentionParams<typename Mma::Element>& p) {
     copy_async_commit();
     if (!seen) continue;
     mask(s, scale, last, n);
-    float fall[M][2];
-    softmax<Mma>(s, fall, top, sum, factor);
-    lower(o, fall);
+    softmax<Mma>(s, top, sum, factor, [&](int m, int r, float fall) { lower(o, m, r, fall); });
     Mma::product(o, s, v, 0);
   }
 
-  end_rows<Mma>(p, work, own, end, o, top, sum);
+  end_rows<Mma>(p, work, head, own, end, o, top, sum);
 }
 
 // Sum of x over the threads before this one, in `total` that over all.

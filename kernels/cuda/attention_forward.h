@@ -29,10 +29,11 @@ DEVICE void mask(float (&s)[M][N][4], float scale, int last, int n) {
     });
 }
 
-// Scores to probabilities, relative to the highest exponent so far; what was summed before is to fall by as much as that rose.
+// Scores to probabilities, relative to the highest exponent so far; what was summed before falls by as much as that rose, which
+// falls(m, r, factor) is told of the sums of values.
 // A row that has not seen a key has the exponent -infinity.
-template <class Mma, int M, int N>
-DEVICE void softmax(float (&s)[M][N][4], float (&fall)[M][2], float (&top)[M][2], float (&sum)[M][2], float factor) {
+template <class Mma, int M, int N, class F>
+DEVICE void softmax(float (&s)[M][N][4], float (&top)[M][2], float (&sum)[M][2], float factor, F&& falls) {
   UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
     float peak = s[m][0][2 * r];
     UNROLL for (int n = 0; n < N; n++) peak = max(peak, max(s[m][n][2 * r], s[m][n][2 * r + 1]));
@@ -40,9 +41,10 @@ DEVICE void softmax(float (&s)[M][N][4], float (&fall)[M][2], float (&top)[M][2]
     peak = max(peak, shuffle_xor(peak, 2));
     const float above = max(top[m][r], peak * factor);
     const float base = above == -INFINITE ? 0 : above;
-    fall[m][r] = Exponential<Mma>::raise(top[m][r] - base);
+    const float fall = Exponential<Mma>::raise(top[m][r] - base);
     top[m][r] = above;
-    sum[m][r] *= fall[m][r];
+    sum[m][r] *= fall;
+    falls(m, r, fall);
     UNROLL for (int n = 0; n < N; n++) UNROLL for (int e = 0; e < 2; e++) {
       float& x = s[m][n][2 * r + e];
       x = Exponential<Mma>::raise(fma(x, factor, -base));
@@ -52,13 +54,13 @@ DEVICE void softmax(float (&s)[M][N][4], float (&fall)[M][2], float (&top)[M][2]
 }
 
 template <int M, int W>
-DEVICE void lower(float (&o)[M][W][4], const float (&fall)[M][2]) {
-  UNROLL for (int m = 0; m < M; m++) UNROLL for (int w = 0; w < W; w++) UNROLL for (int e = 0; e < 4; e++) o[m][w][e] *= fall[m][e / 2];
+DEVICE void lower(float (&o)[M][W][4], int m, int r, float fall) {
+  UNROLL for (int w = 0; w < W; w++) o[m][w][2 * r] *= fall, o[m][w][2 * r + 1] *= fall;
 }
 
 // o and lse of a warp's queries, the first of which is `own` of those before `end`.
 template <class Mma, int M, int W>
-DEVICE void end_rows(const AttentionParams<typename Mma::Element>& p, const Work& work, int own, int end, float (&o)[M][W][4], float (&top)[M][2],
+DEVICE void end_rows(const AttentionParams<typename Mma::Element>& p, const Work& work, int head, int own, int end, float (&o)[M][W][4], float (&top)[M][2],
     float (&sum)[M][2]) {
   UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
     sum[m][r] += shuffle_xor(sum[m][r], 1);
@@ -68,8 +70,7 @@ DEVICE void end_rows(const AttentionParams<typename Mma::Element>& p, const Work
     sum[m][r] = 1 / sum[m][r];
   }
   const int64_t stride = int64_t(p.H) * p.D;
-  store(o, p.o + ((p.offsets[work.sequence] + int64_t(own)) * stride + work.head * p.D), stride, end - own, p.D, p.aligned,
-      [&](int m, int r) { return sum[m][r]; });
+  store(o, p.o + ((p.offsets[work.sequence] + int64_t(own)) * stride + head), stride, end - own, p.D, p.aligned, [&](int m, int r) { return sum[m][r]; });
 }
 
 #endif

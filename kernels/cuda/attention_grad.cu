@@ -57,7 +57,6 @@ struct AttentionGradParams {
 // Even, so that pairs of rows lie at multiples of 16 bytes.
 DEVICE int64_t row_of(Sequences sequences, int32_t b) { return (int64_t(sequences.offsets[b]) + b + 1) / 2 * 2; }
 
-
 template <class Mma, int WARPS>
 DEVICE void query_rows(const AttentionGradParams<typename Mma::Element>& p) {
   if (p.queries.header[1]) return;

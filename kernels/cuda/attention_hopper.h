@@ -85,8 +85,8 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
       if (lane() == 0) bring_rows<D>(values, maps.v, keys.row(), kv_head, n < KEYS ? landed : full_v + stage);
       if (n == KEYS) continue;
       barrier_wait(landed, short_tiles++ & 1);
-      UNROLL_BY(1) for (int d = 0; d < D; d += BOX)
-          UNROLL_BY(1) for (int at = n * BOX + 8 * lane(); at < KEYS * BOX; at += 8 * 32) store_as<int4>(values, KEYS * d + at, int4{0, 0, 0, 0});
+      for (int d = 0; d < D; d += BOX)
+        for (int at = n * BOX + 8 * lane(); at < KEYS * BOX; at += 8 * 32) store_as<int4>(values, KEYS * d + at, int4{0, 0, 0, 0});
       fence_async();
       sync_warp();
       if (lane() == 0) barrier_arrive(full_v + stage);
@@ -98,7 +98,7 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
   const int own = work.start + warp() * 16;  // first query of the warp
   const uint64_t queries = tile_descriptor(q + warp() / 4 * 64 * BOX);
   const float scale = Exponential<Bf16>::factor(p.scale), factor = scale > 0 ? scale : 1;
-  float s[1][N][4], o[1][W][4], top[1][2] = {{-INFINITE, -INFINITE}}, sum[1][2] = {}, fall[1][2];
+  float s[1][N][4], o[1][W][4], top[1][2] = {{-INFINITE, -INFINITE}}, sum[1][2] = {}, fall[2];
   uint32_t x[KEYS / 16][4];  // p
   const auto scores = [&](int stage) {
     const uint64_t tile = tile_descriptor(k + stage * TILE);
@@ -118,7 +118,7 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
   const auto probabilities = [&] {
     const int n = keys.count();
     mask(s, scale, keys.sequence == work.sequence ? own - keys.start : n, n);
-    softmax<Bf16>(s, fall, top, sum, factor);
+    softmax<Bf16>(s, top, sum, factor, [&](int, int r, float x) { fall[r] = x; });
   };
   const auto narrow = [&] {
     UNROLL for (int i = 0; i < KEYS / 16; i++) {
@@ -149,14 +149,14 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
     probabilities();
     multiply_wait<0>(o[0]);
     release(empty_v + before);
-    lower(o, fall);
+    UNROLL for (int r = 0; r < 2; r++) lower(o, 0, r, fall[r]);
     narrow();
   }
   const int last = (i - 1) % STAGES;
   barrier_wait(full_v + last, (i - 1) / STAGES & 1);
   values(last, i == 1);
   multiply_wait<0>(o[0]);
-  end_rows<Bf16>(p, work, own, end, o, top, sum);
+  end_rows<Bf16>(p, work, work.head * D, own, end, o, top, sum);
 }
 
 #endif

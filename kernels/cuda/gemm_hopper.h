@@ -50,8 +50,8 @@ struct Wgmma : HopperBlock {
     const int half = warp() / 4 * 64 * BOX;  // 64 rows along are as large as 64 columns across
     const uint64_t left = tile_descriptor(a + half), right = B_ALONG ? tile_descriptor(b) : tile_descriptor(b, BLOCK);
     multiply_begin();
-    UNROLL for (int k = 0; k < K / 16; k++)
-        multiply<!A_ALONG, !B_ALONG>(c, tile_descriptor_at(left, k * (A_ALONG ? ALONG : ACROSS)), tile_descriptor_at(right, k * (B_ALONG ? ALONG : ACROSS)), !first || k > 0);
+    UNROLL for (int k = 0; k < K / 16; k++) multiply<!A_ALONG, !B_ALONG>(
+        c, tile_descriptor_at(left, k * (A_ALONG ? ALONG : ACROSS)), tile_descriptor_at(right, k * (B_ALONG ? ALONG : ACROSS)), !first || k > 0);
     multiply_commit();
   }
 };
@@ -60,9 +60,7 @@ struct Wgmma : HopperBlock {
 template <int EXTENT, bool ALONG>
 DEVICE void bring(Shared<bf16> to, const TensorMap& map, int64_t first, int64_t k, Shared<uint64_t> full) {
   if constexpr (ALONG) copy_box(to, map, first, k, full);
-  else {
-    UNROLL for (int i = 0; i < EXTENT; i += BOX) copy_box(to + i * BOX, map, k, first + i, full);
-  }
+  else { UNROLL for (int i = 0; i < EXTENT; i += BOX) copy_box(to + i * BOX, map, k, first + i, full); }
 }
 
 // epilogue(mma, at) for each tile of the block, by the warps that multiply

@@ -51,24 +51,23 @@ DEVICE void multiply_wait(float (&c)[N][4]) {
   UNROLL for (int i = 0; i < N; i++) UNROLL for (int e = 0; e < 4; e++) asm volatile("" : "+f"(c[i][e])::"memory");
 }
 
-#define TEN(t)                                                                                                                             \
-  "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
+#define TEN(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
 #define FOUR(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
 #define SIXTEEN(i) FOUR(i), FOUR(i + 1), FOUR(i + 2), FOUR(i + 3)
 #define SIXTYFOUR(i) SIXTEEN(i), SIXTEEN(i + 4), SIXTEEN(i + 8), SIXTEEN(i + 12)
 // a warp's part of a[64,16] from its registers, as mma_bf16 takes it
-#define WGMMA_REGISTERS(N, A0, A1, A2, A3, B, ADD, B_TURNED, ...)                                                                            \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST_##N "}, {" A0 \
-               ", " A1 ", " A2 ", " A3 "}, " B ", add, 1, 1, " B_TURNED ";\n}"                                                                \
-               : __VA_ARGS__                                                                                                               \
+#define WGMMA_REGISTERS(N, A0, A1, A2, A3, B, ADD, B_TURNED, ...)                                                                      \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST_##N \
+               "}, {" A0 ", " A1 ", " A2 ", " A3 "}, " B ", add, 1, 1, " B_TURNED ";\n}"                                               \
+               : __VA_ARGS__                                                                                                           \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(B_ACROSS)))
 #define LIST_64 TEN() TEN(1) TEN(2) "%30, %31"
 #define LIST_128 TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60, %61, %62, %63"
 #define LIST_256 TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9) TEN(10) TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127"
-#define WGMMA(N, A, B, ADD, A_TURNED, B_TURNED, ...)                                                                                        \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST_##N "}, " A \
-               ", " B ", add, 1, 1" A_TURNED ", " B_TURNED ";\n}"                                                                           \
-               : __VA_ARGS__                                                                                                               \
+#define WGMMA(N, A, B, ADD, A_TURNED, B_TURNED, ...)                                                                                   \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST_##N \
+               "}, " A ", " B ", add, 1, 1" A_TURNED ", " B_TURNED ";\n}"                                                              \
+               : __VA_ARGS__                                                                                                           \
                : "l"(a), "l"(b), "r"(int(add)), "n"(int(A_ACROSS)), "n"(int(B_ACROSS)))
 
 // The warpgroup's c[64, 8 N] = or += a[64,16] b[16, 8 N]: a warp has 16 rows, with N fragments of mma_bf16.

@@ -76,7 +76,10 @@ DEVICE void pipeline(const Params& p) {
     if (!is(Fault::does_not_begin)) multiply_begin();
     for (int k = 0; k < 4; k++) {
       const int bytes = k * (ALONG ? 32 : 2048);
-      multiply<!ALONG, !ALONG>(c, tile_descriptor_at(left, is(Fault::another_turn) ? 64 : is(Fault::other_tiles) && warp() == 2 ? 0 : bytes),
+      multiply<!ALONG, !ALONG>(c,
+          tile_descriptor_at(left, is(Fault::another_turn)                 ? 64
+                                   : is(Fault::other_tiles) && warp() == 2 ? 0
+                                                                           : bytes),
           tile_descriptor_at(right, bytes), true);
     }
     multiply_commit();

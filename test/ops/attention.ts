@@ -103,7 +103,7 @@ const extremes = (random: Random): Case[] => [
 
 /** Sequences over several tiles of a GPU, with heads of the sizes that models have. */
 export const wideHeads = (random: Random): Case[] => [
-  batch(random, [300, 5, 131], [4, 2, 64]),
+  batch(random, [300, 5, 131], [2, 1, 64]),
   batch(random, [150, 1, 0, 128, 70], [2, 1, 128], [-1, 0, 1, 1, 3]),
   { ...batch(random, [140], [1, 1, 64]), scale: -0.3 },
 ];
