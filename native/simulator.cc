@@ -174,7 +174,12 @@ bool run_block() {
 bool ordered(const Touch& touch) {
   Machine& m = machine();
   if (touch.thread < 0 || touch.thread == m.running || touch.block < m.epoch) return true;
+  if (m.own_warp().known[touch.thread / 32] > touch.arrivals) return true;
   return touch.thread / 32 == m.running / 32 && touch.warp < m.own_warp().epoch;
+}
+Touch touch_now() {
+  Machine& m = machine();
+  return {m.running, m.epoch, m.own_warp().epoch, m.own_warp().arrivals, m.self().fences};
 }
 
 Kernel::Kernel(const char* name, int threads, int64_t bytes, void (*run)(const void*)) : name(name), threads(threads), bytes(bytes), run(run), next(kernels) {
@@ -243,7 +248,7 @@ void touch(int offset, int bytes, bool write) {
     expect_seen(cell, 2 * i);
     if (!ordered(cell.write))
       fault("shared byte %d is %s after thread %d wrote it, with no barrier between", 2 * i, write ? "written" : "read", cell.write.thread);
-    const Touch now{m.running, m.epoch, m.own_warp().epoch};
+    const Touch now = touch_now();
     if (!write) {
       if (!cell.filled) fault("shared byte %d is read before anything was written to it", 2 * i);
       const bool before = cell.read.thread >= 0 && cell.read.block == m.epoch, ours = before && cell.read.thread / 32 == m.running / 32;

@@ -19,6 +19,7 @@ constexpr int HOPPERS = 90;  // GPUs of this ordinal and above are Hoppers, thos
 struct Touch {
   int thread = -1;
   uint32_t block = 0, warp = 0;  // how many barriers came before
+  uint32_t arrivals = 0, fences = 0;  // of its warp at barriers in shared memory, of itself
 };
 struct Cell {  // two bytes of shared memory
   Touch write, read;  // the last of each
@@ -41,6 +42,8 @@ struct Barrier {
   Touch made;
   bool published = false;
   std::vector<uint32_t> seen;  // phases that a thread has waited for
+  uint32_t known[32] = {};  // to those who arrived, and so to those who wait
+  std::map<int, uint32_t> known_phases;  // of other barriers, likewise
   uint32_t awaited = 0;  // phases that somebody must wait for: they bring boxes
 };
 struct Box {  // on its way
@@ -56,6 +59,7 @@ struct Sums {
 };
 struct Multiplication {
   Product of;
+  std::vector<uint32_t> a;  // [32][4], where it lies in registers
   std::vector<int> cells;
 };
 
@@ -67,6 +71,7 @@ struct Fibre {
   void (*meeting)(void**) = nullptr;
   std::vector<std::vector<Copy>> copies;  // committed groups, and the open one
   int barrier = 0, parity = 0;  // that it waits for
+  uint32_t fences = 0;
 };
 struct Warp {
   int arrived = 0;
@@ -75,6 +80,7 @@ struct Warp {
   std::vector<Sums> sums;
   std::vector<int> done_with;  // cells whose products are done
   size_t count = 0;  // of products
+  uint32_t arrivals = 0, known[32] = {};  // its own, and how many of each warp's are known to it
   bool begun = false;
 };
 
@@ -112,6 +118,7 @@ struct Machine {
 };
 Machine& machine();
 bool ordered(const Touch&);
+Touch touch_now();
 
 // of simulator_hopper.cc
 void expect_seen(const Cell&, int byte);

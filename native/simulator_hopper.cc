@@ -41,7 +41,8 @@ void hold(Multiplication& one, int byte) {
   Cell& cell = m.cells[size_t(byte / 2)];
   if (cell.coming) fault("shared byte %d is multiplied before the copy to it was waited for", byte);
   if (!cell.filled) fault("shared byte %d is multiplied before anything was written to it", byte);
-  if (cell.brought_by < 0) fault("shared byte %d is multiplied, and a thread wrote it", byte);
+  if (cell.brought_by < 0 && (!ordered(cell.write) || m.fibres[size_t(cell.write.thread)].fences == cell.write.fences))
+    fault("shared byte %d is multiplied after thread %d wrote it, with no fence or no barrier between", byte, cell.write.thread);
   expect_seen(cell, byte);
   cell.held |= 1u << (m.running / 32);
   one.cells.push_back(byte / 2);
@@ -54,11 +55,15 @@ float value_at(int byte) {
 }
 
 // The tensor core's own order is not known: here in f64, rounded once for each product of 16 steps.
-void compute(const Product& p, int first_row, Sums& sums) {
+void compute(const Multiplication& one, int first_row, Sums& sums) {
+  const Product& p = one.of;
   const int N = p.columns;
   std::vector<float> a(16 * 16), b(size_t(N) * 16);
   for (int k = 0; k < 16; k++) {
-    for (int i = 0; i < 16; i++) a[size_t(16 * i + k)] = value_at(place_of(p.a, p.a_across, first_row + i, k));
+    for (int i = 0; i < 16; i++) {
+      const auto half = [&] { return one.a[size_t(4 * (i % 8 * 4 + k % 8 / 2) + i / 8 + k / 8 * 2)] >> k % 2 * 16; };
+      a[size_t(16 * i + k)] = p.registers ? cuda::to_float(cuda::bf16{uint16_t(half())}) : value_at(place_of(p.a, p.a_across, first_row + i, k));
+    }
     for (int j = 0; j < N; j++) b[size_t(16 * j + k)] = value_at(place_of(p.b, p.b_across, j, k));
   }
   for (int lane = 0; lane < 32; lane++)
@@ -90,12 +95,14 @@ void start_product(void** all) {
   else if (named[warp.count] != std::pair(p.a, p.b)) fault("the warps of a warpgroup multiply different tiles");
   warp.count++;
   if (!warp.begun) fault("a product that no multiply_begin stands before");
-  if (p.a >> 62 != 1 || p.b >> 62 != 1) fault("a tile of another layout than rows of 128 bytes");
+  if ((!p.registers && p.a >> 62 != 1) || p.b >> 62 != 1) fault("a tile of another layout than rows of 128 bytes");
 
-  Multiplication one{p, {}};
+  Multiplication one{p, {}, {}};
+  for (int lane = 0; p.registers && lane < 32; lane++)
+    one.a.insert(one.a.end(), static_cast<Product*>(all[lane])->registers, static_cast<Product*>(all[lane])->registers + 4);
   const int first_row = m.running / 32 % 4 * 16;
   for (int k = 0; k < 16; k++) {
-    for (int i = 0; i < 16; i++) hold(one, place_of(p.a, p.a_across, first_row + i, k));
+    for (int i = 0; !p.registers && i < 16; i++) hold(one, place_of(p.a, p.a_across, first_row + i, k));
     for (int j = 0; j < p.columns; j++) hold(one, place_of(p.b, p.b_across, j, k));
   }
   bool known = false;
@@ -120,7 +127,7 @@ void end_products(void** all) {
   while (int(warp.products.size()) - 1 > groups) {
     for (const Multiplication& one : warp.products.front()) {
       Sums& sums = sums_of(warp, one.of.c);
-      compute(one.of, m.running / 32 % 4 * 16, sums);
+      compute(one, m.running / 32 % 4 * 16, sums);
       sums.products--;
       warp.done_with.insert(warp.done_with.end(), one.cells.begin(), one.cells.end());
     }
@@ -162,7 +169,7 @@ void barrier_init(int at, int arrivals) {
   touch(at, 8, true);
   for (int i = 0; i < 4; i++) m.cells[size_t(at / 2 + i)].barrier = true;
   Barrier& b = m.barriers[at];
-  b.arrivals = b.pending = arrivals, b.made = {m.running, m.epoch, m.own_warp().epoch}, b.seen.assign(m.fibres.size(), 0);
+  b.arrivals = b.pending = arrivals, b.made = touch_now(), b.seen.assign(m.fibres.size(), 0);
 }
 
 void barrier_publish() {
@@ -175,6 +182,10 @@ void barrier_arrive(int at, int bytes) {
   Barrier& b = barrier_at(at);
   if (b.pending == 0) fault("more threads arrive at the barrier at shared byte %d than it was made for", at);
   release_tiles(m.running / 32);
+  Warp& warp = m.own_warp();
+  warp.known[m.running / 32] = ++warp.arrivals;
+  for (int i = 0; i < 32; i++) b.known[i] = std::max(b.known[i], warp.known[i]);
+  for (const auto& [other, its] : m.barriers) b.known_phases[other] = std::max(b.known_phases[other], its.seen[size_t(m.running)]);
   b.pending--, b.bytes += bytes;
   complete(b);
   if (m.below(2)) {  // others may run before this warp goes on
@@ -191,6 +202,11 @@ void barrier_wait(int at, int parity) {
     m.leave();
   }
   b.seen[size_t(m.running)] = b.phase;
+  for (const auto& [other, phases] : b.known_phases) {
+    uint32_t& seen = m.barriers.at(other).seen[size_t(m.running)];
+    seen = std::max(seen, phases);
+  }
+  for (int i = 0; i < 32; i++) m.own_warp().known[i] = std::max(m.own_warp().known[i], b.known[i]);
 }
 
 bool wake_at_barriers() {
@@ -270,6 +286,8 @@ void deliver_box() {
   b.bytes -= box.rows * 128;
   complete(b);
 }
+
+void fence_async() { machine().self().fences++; }
 
 void multiply(const Product& mine) {
   Product one = mine;

@@ -5,7 +5,8 @@ import { opList } from "../lib/cli/info.js";
 import { specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type CodedError, type Device } from "../lib/index.js";
 import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
-import { seed } from "./random.js";
+import { wideHeads } from "./ops/attention.js";
+import { Random, seed } from "./random.js";
 
 const truths = await allTruths();
 const here = truths.filter(({ op }) => specs.get(op)!.dtypes.cuda.length > 0);
@@ -24,7 +25,7 @@ const HEADS = ["linearLogprob", "linearLogprobGrad", "linearPolicyLoss"];
 const LOSSES = ["policyLoss", "valueLoss", "preferenceLoss"];
 const ADVANTAGES = ["gae", "gaePadded", "tokenRewards", "whiten", "moments", "sequenceSum", "sequenceSumGrad"];
 const ELEMENTWISE = ["add", "sub", "mul", "scale", "clamp", "accumulate", "fill", "sum"];
-const HOPPER = [...HEADS, "linear", "linearGradInput", "linearGradWeight"]; // with kernels of their own there, at bf16
+const HOPPER = [...HEADS, "attention", "linear", "linearGradInput", "linearGradWeight"]; // with kernels of their own there, at bf16
 const WIDE = [...HEADS, "attention", "attentionGrad", "linear", "linearGradInput", "linearGradWeight", "logprob", "logprobGrad"]; // at bf16 too
 // Tensor cores take bf16 alone, so what a kernel has computed and multiplies again is rounded: half an ulp of bf16.
 const ROUNDED: Record<string, readonly string[]> = {
@@ -45,6 +46,16 @@ describe.each(here.map((entry) => [entry.op, entry] as const))("%s", (name, entr
   if (specs.get(name)!.dtypes.cuda.includes("bf16")) test("equals its f64 reference on bf16", () => holdToReference(on, entry, true, ROUNDED[name]));
 
   if (HOPPER.includes(name)) test("equals its f64 reference on bf16 on a Hopper", () => holdToReference(hoppers[0], entry, true, ROUNDED[name]));
+  if (name === "attention")
+    test("equals its f64 reference at heads of 64 and 128", async () => {
+      const wide = { ...entry, draw: wideHeads, extremes: undefined };
+      for (const one of [on, hoppers[0]]) await holdToReference(one, wide, true, ROUNDED[name]);
+      for (const other of hoppers.slice(1))
+        for (const drawn of casesOf(wide)) {
+          const inputs = narrowed(entry, drawn);
+          expectBits(await runOn(other, entry, inputs, true), await runOn(hoppers[0], entry, inputs, true), `${name} (${sizes(inputs)})`);
+        }
+    });
 
   test("has the same bits again, and in whatever order threads and blocks run", async () => {
     const same = async (first: Device, all: Device[], bf16: boolean) => {
@@ -73,6 +84,19 @@ async function failure(work: () => unknown): Promise<CodedError> {
 }
 const f32 = (...values: number[]) => Tensor.from(Float32Array.from(values), [values.length], on);
 const i32 = (...values: number[]) => Tensor.from(Int32Array.from(values), [values.length], on);
+
+test.each([64, 128])("a Hopper's attention at heads of %d knows nothing of the sequences beside", async (D) => {
+  const random = new Random(`beside ${D}`);
+  const values = Array.from({ length: 3 }, () => Uint16Array.from({ length: 213 * D }, () => 0x3f00 + random.below(256) + (random.below(2) << 15)));
+  const attend = async (begin: number, end: number, offsets: Int32Array) => {
+    const [q, k, v] = values.map((x) => Tensor.from(x.slice(begin * D, end * D), [end - begin, 1, D], hoppers[0]));
+    return (await ops.attention(q, k, v, Tensor.from(offsets, [offsets.length], hoppers[0])).read()) as Uint16Array;
+  };
+  const alone = await attend(70, 210, Int32Array.of(0, 140));
+  expect(alone.some((x) => (x & 0x7fff) > 0x7f80)).toBe(false);
+  for (const x of values) x.fill(0x7fff, 0, 70 * D).fill(0x7fff, 210 * D);
+  expect((await attend(0, 213, Int32Array.of(0, 70, 210, 213))).slice(70 * D, 210 * D)).toEqual(alone);
+});
 
 describe("an error on the device", () => {
   test("of offsets is told by the next read, with the op's name, and once", async () => {

@@ -16,24 +16,12 @@
 // Expected, not yet measured on a GPU: with M = 2 a byte from shared memory feeds 8 multiply-adds, of 128 bytes a clock 1024
 // (D 256: M = 1, half of it) in each of two products, k and v alike; the mma.sync of an A100 needs 1024 a clock, that of an
 // H100 about 2500 at best. So the tensor cores are the limit on the first, shared memory and they alike on the second, where
-// the same plan reaches about 35 % of the peak in FlashAttention-2 (Shah et al. 2024).
+// the same plan reaches about 35 % of the peak in FlashAttention-2 (Shah et al. 2024); heads of 64 and 128 have another plan there,
+// attention_hopper.h.
 // f32 runs at the rate of f32 multiply-adds: 12 to 20 reads of shared memory per 128 to 64 of them.
-#include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_hopper.h"
 
 namespace rlhf::cuda {
-
-template <class T>
-struct AttentionParams {
-  Global<const T> q, k, v;
-  Global<const int32_t> offsets, prefix;
-  Global<T> o;
-  Global<float> lse;
-  TileList queries;
-  int64_t N, q_stride, k_stride, v_stride;
-  int32_t H, heads, D;  // heads: H/G
-  float scale;
-  bool aligned;
-};
 
 constexpr int WARPS = 4;
 
@@ -49,29 +37,6 @@ constexpr int WARPS = 4;
   X(F32, f32, 256, 1, 16)
 
 #if RLHF_DEVICE_CODE
-
-// Scores to probabilities, relative to the highest exponent so far; what was summed before falls by as much as that rose.
-// A row that has not seen a key has the exponent -infinity.
-template <class Mma, int M, int N, int W>
-DEVICE void softmax(float (&s)[M][N][4], float (&o)[M][W][4], float (&top)[M][2], float (&sum)[M][2], float factor) {
-  UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
-    float peak = s[m][0][2 * r];
-    UNROLL for (int n = 0; n < N; n++) peak = max(peak, max(s[m][n][2 * r], s[m][n][2 * r + 1]));
-    peak = max(peak, shuffle_xor(peak, 1));
-    peak = max(peak, shuffle_xor(peak, 2));
-    const float above = max(top[m][r], peak * factor);
-    const float base = above == -INFINITE ? 0 : above;
-    const float fall = Exponential<Mma>::raise(top[m][r] - base);
-    top[m][r] = above;
-    sum[m][r] *= fall;
-    UNROLL for (int w = 0; w < W; w++) o[m][w][2 * r] *= fall, o[m][w][2 * r + 1] *= fall;
-    UNROLL for (int n = 0; n < N; n++) UNROLL for (int e = 0; e < 2; e++) {
-      float& x = s[m][n][2 * r + e];
-      x = Exponential<Mma>::raise(fma(x, factor, -base));
-      sum[m][r] += x;
-    }
-  }
-}
 
 template <class Mma, int D, int M, int KEYS>
 DEVICE void attend(const AttentionParams<typename Mma::Element>& p) {
@@ -121,24 +86,12 @@ DEVICE void attend(const AttentionParams<typename Mma::Element>& p) {
     if (keys) k.template fetch<KEYS, THREADS>(p.k + (keys.row() * p.k_stride + kv_head), p.k_stride, keys.count(), p.D, p.aligned);
     copy_async_commit();
     if (!seen) continue;
-    if (scale <= 0) { UNROLL for (int m = 0; m < M; m++) UNROLL for (int n = 0; n < N; n++) UNROLL for (int e = 0; e < 4; e++) s[m][n][e] *= scale; }
-    if (last < KEYS - 1 || n < KEYS)
-      each_pair<M, N>([&](int m, int j, int r, int row, int column) {
-        UNROLL for (int e = 0; e < 2; e++) if (column + e > last + row || column + e >= n) s[m][j][2 * r + e] = -INFINITE;
-      });
-    softmax<Mma>(s, o, top, sum, factor);
+    mask(s, scale, last, n);
+    softmax<Mma>(s, top, sum, factor, [&](int m, int r, float fall) { lower(o, m, r, fall); });
     Mma::product(o, s, v, 0);
   }
 
-  UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
-    sum[m][r] += shuffle_xor(sum[m][r], 1);
-    sum[m][r] += shuffle_xor(sum[m][r], 2);
-    const int row = own + 16 * m + 8 * r + lane() / 4;
-    if (lane() % 4 == 0 && row < end) p.lse[(int64_t(p.offsets[work.sequence]) + row) * p.H + work.head] = Exponential<Mma>::lse(top[m][r], sum[m][r]);
-    sum[m][r] = 1 / sum[m][r];
-  }
-  const int64_t stride = int64_t(p.H) * p.D;
-  store(o, p.o + ((p.offsets[work.sequence] + int64_t(own)) * stride + head), stride, end - own, p.D, p.aligned, [&](int m, int r) { return sum[m][r]; });
+  end_rows<Mma>(p, work, head, own, end, o, top, sum);
 }
 
 // Sum of x over the threads before this one, in `total` that over all.
@@ -242,6 +195,10 @@ KERNEL(attention_plan, PlanParams, PLANNERS) {
   KERNEL(attention_##type##_d##D, AttentionParams<Mma::Element>, 32 * WARPS, 2) { attend<Mma, D, M, KEYS>(p); }
 ATTENTION_VARIANTS(VARIANT)
 #undef VARIANT
+#if RLHF_HOPPER_CODE
+KERNEL(attention_bf16_d64_hopper, AttentionMaps, 384, 1) { attend_hopper<64>(p); }
+KERNEL(attention_bf16_d128_hopper, AttentionMaps, 384, 1) { attend_hopper<128>(p); }
+#endif
 #endif
 
 #if RLHF_HOST_CODE
@@ -273,7 +230,10 @@ void attention_of(Context& ctx, const attention_args& a) {
   const AttentionParams<T> p{global_as<const T>(a.q), global_as<const T>(a.k), global_as<const T>(a.v), global(a.cu_seqlens), global(a.prefix),
       global_as<T>(a.o), global(a.lse), queries, N, a.q.stride, a.k.stride, a.v.stride, int32_t(H), int32_t(G ? H / G : 1), int32_t(D), float(a.scale),
       aligned(a.q, D, sizeof(T)) && aligned(a.k, D, sizeof(T)) && aligned(a.v, D, sizeof(T)) && aligned(a.o, D, sizeof(T))};
-  launch(ctx, variant.kernel, {most_tiles(N, B, variant.queries) * H}, 32 * WARPS, variant.shared, p);
+  const Grid blocks{most_tiles(N, B, variant.queries) * H};
+  if constexpr (sizeof(T) == 2)
+    if (takes_hopper(ctx, p)) return launch_hopper(ctx, blocks, a, p);
+  launch(ctx, variant.kernel, blocks, 32 * WARPS, variant.shared, p);
 }
 
 }  // namespace

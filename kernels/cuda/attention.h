@@ -99,7 +99,7 @@ struct QueryTiles {
 // NaN to all n elements, by all blocks of the grid.
 template <class T>
 DEVICE void poison(Global<T> out, int64_t n, int64_t blocks, int threads) {
-  for (int64_t i = int64_t(block_x()) * threads + thread(); i < n; i += blocks * threads) out[i] = T(NOT_A_NUMBER);
+  for (int64_t i = int64_t(block_x()) * threads + thread(); i < n; i += blocks * threads) out[i] = from_float<T>(NOT_A_NUMBER);
 }
 
 // 2^x within 2 ulp, 0 below 2^-126: a two-hundredth of the step of the bf16 that the results are rounded to.
@@ -132,9 +132,6 @@ struct Exponential<F32> {  // base e: a factor log2(e) would round scores of som
   DEVICE static float exponent(float lse) { return lse; }
 };
 
-DEVICE float narrow(float x, float) { return x; }
-DEVICE bf16 narrow(float x, bf16) { return to_bf16(x); }
-
 DEVICE void store_pair(Global<float> to, int64_t i, float a, float b) { store_as<float2>(to, i, float2{a, b}); }
 DEVICE void store_pair(Global<bf16> to, int64_t i, float a, float b) { store_as<uint32_t>(to, i, pack_bf16(a, b)); }
 
@@ -153,8 +150,8 @@ DEVICE void store(const float (&c)[M][N][4], Global<T> to, int64_t stride, int r
       if (aligned) {
         if (column < columns) store_pair(out, column, a, b);
       } else {
-        if (column < columns) out[column] = narrow(a, T{});
-        if (column + 1 < columns) out[column + 1] = narrow(b, T{});
+        if (column < columns) out[column] = from_float<T>(a);
+        if (column + 1 < columns) out[column + 1] = from_float<T>(b);
       }
     }
   }
@@ -191,7 +188,7 @@ const Variant& variant_of(const Variant (&variants)[n], size_t bytes, int64_t D)
 // Whether every row of a tensor begins at, and a head has, a multiple of 16 bytes.
 template <class T>
 bool aligned(const View<T>& x, int64_t D, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && D * bytes % 16 == 0 && x.stride * bytes % 16 == 0;
+  return at_16_bytes(x.data) && D * bytes % 16 == 0 && x.stride * bytes % 16 == 0;
 }
 
 // What the kernels can take; says why not.

@@ -57,9 +57,6 @@ struct AttentionGradParams {
 // Even, so that pairs of rows lie at multiples of 16 bytes.
 DEVICE int64_t row_of(Sequences sequences, int32_t b) { return (int64_t(sequences.offsets[b]) + b + 1) / 2 * 2; }
 
-DEVICE float widen(float x) { return x; }
-DEVICE float widen(bf16 x) { return to_float(x); }
-
 template <class Mma, int WARPS>
 DEVICE void query_rows(const AttentionGradParams<typename Mma::Element>& p) {
   if (p.queries.header[1]) return;
@@ -71,7 +68,7 @@ DEVICE void query_rows(const AttentionGradParams<typename Mma::Element>& p) {
   for (int32_t i = work.start + warp(); i < end; i += WARPS) {
     const auto d_o = p.d_o + ((token + i) * p.d_o_stride + int64_t(work.head) * p.D), o = p.o + ((token + i) * p.H + work.head) * p.D;
     float delta = 0;
-    for (int d = lane(); d < p.D; d += 32) delta = fma(widen(d_o[d]), widen(o[d]), delta);
+    for (int d = lane(); d < p.D; d += 32) delta = fma(to_float(d_o[d]), to_float(o[d]), delta);
     for (int n = 16; n > 0; n /= 2) delta += shuffle_xor(delta, n);
     if (lane() == 0) store_as<float2>(p.rows, 2 * (at + i), float2{Exponential<Mma>::exponent(p.lse[(token + i) * p.H + work.head]), delta});
   }

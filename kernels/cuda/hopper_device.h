@@ -26,6 +26,9 @@ DEVICE void barrier_wait(Shared<uint64_t> b, int parity) {
       : "memory");
 }
 
+// What this thread has written to shared memory is seen by the tensor cores and the copy engine, after the barrier that follows.
+DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // A box, from (row, column) on, to `to`; its bytes count for b.
 DEVICE void copy_box(Shared<bf16> to, const TensorMap& map, int64_t row, int64_t column, Shared<uint64_t> b) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to.data)),
@@ -52,6 +55,12 @@ DEVICE void multiply_wait(float (&c)[N][4]) {
 #define FOUR(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
 #define SIXTEEN(i) FOUR(i), FOUR(i + 1), FOUR(i + 2), FOUR(i + 3)
 #define SIXTYFOUR(i) SIXTEEN(i), SIXTEEN(i + 4), SIXTEEN(i + 8), SIXTEEN(i + 12)
+// a warp's part of a[64,16] from its registers, as mma_bf16 takes it
+#define WGMMA_REGISTERS(N, A0, A1, A2, A3, B, ADD, B_TURNED, ...)                                                                      \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST_##N \
+               "}, {" A0 ", " A1 ", " A2 ", " A3 "}, " B ", add, 1, 1, " B_TURNED ";\n}"                                               \
+               : __VA_ARGS__                                                                                                           \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(B_ACROSS)))
 #define LIST_64 TEN() TEN(1) TEN(2) "%30, %31"
 #define LIST_128 TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60, %61, %62, %63"
 #define LIST_256 TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9) TEN(10) TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127"
@@ -70,6 +79,13 @@ DEVICE void multiply(float (&c)[N][4], uint64_t a, uint64_t b, bool add) {
   else WGMMA(256, "%128", "%129", "%130", ", %131", "%132", SIXTYFOUR(0), SIXTYFOUR(16));
 }
 
+template <bool B_ACROSS, int N>
+DEVICE void multiply(float (&c)[N][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+  static_assert(N == 8 || N == 16);
+  if constexpr (N == 8) WGMMA_REGISTERS(64, "%32", "%33", "%34", "%35", "%36", "%37", "%38", SIXTEEN(0), SIXTEEN(4));
+  else WGMMA_REGISTERS(128, "%64", "%65", "%66", "%67", "%68", "%69", "%70", SIXTYFOUR(0));
+}
+
 #undef TEN
 #undef FOUR
 #undef SIXTEEN
@@ -78,6 +94,7 @@ DEVICE void multiply(float (&c)[N][4], uint64_t a, uint64_t b, bool add) {
 #undef LIST_128
 #undef LIST_256
 #undef WGMMA
+#undef WGMMA_REGISTERS
 
 // Registers of each thread of the warpgroup, of the block's share: fewer, or more when others have given theirs.
 template <int n>

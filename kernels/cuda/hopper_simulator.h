@@ -3,7 +3,8 @@
 //   barriers     used before they are made and published; a wait that nothing will end; read or written as memory
 //   the copies   arrive late and in any order: a tile read before its phase was waited for; brought over what somebody may still read;
 //                a tile that does not lie at 1024 bytes; more bytes than the phase was told of never end a wait
-//   products     a tile written while one reads it; sums touched before the wait (they are NaN until then)
+//   products     a tile that a thread wrote with no fence and barrier since; a tile written while one reads it; sums touched before the wait (they are NaN
+//   until then)
 //
 // Layouts are the hardware's: a piece's place is turned by the copy and turned back by the descriptor, so that another stride or turn
 // than the tile's gives other numbers.
@@ -23,7 +24,9 @@ struct Product {
   int columns;  // of c
   uint64_t a, b;
   bool a_across, b_across, add;
+  const uint32_t* registers;  // a, where it lies in them
 };
+void fence_async();
 void multiply_begin();
 void multiply(const Product& mine);
 void multiply_commit();
@@ -55,8 +58,13 @@ void multiply_wait(float (&)[N][4]) {
 }
 template <bool A_ACROSS, bool B_ACROSS, int N>
 void multiply(float (&c)[N][4], uint64_t a, uint64_t b, bool add) {
-  simt::multiply({c[0], 8 * N, a, b, A_ACROSS, B_ACROSS, add});
+  simt::multiply({c[0], 8 * N, a, b, A_ACROSS, B_ACROSS, add, nullptr});
 }
+template <bool B_ACROSS, int N>
+void multiply(float (&c)[N][4], const uint32_t (&a)[4], uint64_t b, bool add) {
+  simt::multiply({c[0], 8 * N, 0, b, false, B_ACROSS, add, a});
+}
+inline void fence_async() { simt::fence_async(); }
 template <int n>
 void registers_fewer() {}
 template <int n>

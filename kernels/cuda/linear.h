@@ -27,7 +27,7 @@ const char* dtype_name(const char* f32, const char* narrow) {
 template <class T>
 bool is_aligned(const void* data, int64_t extent, int64_t stride) {
   constexpr int64_t PIECE = 16 / int64_t(sizeof(T));
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && extent % PIECE == 0 && stride % PIECE == 0;
+  return at_16_bytes(data) && extent % PIECE == 0 && stride % PIECE == 0;
 }
 
 template <class T>

@@ -128,7 +128,7 @@ KERNEL(logprob_grad_bf16, LogprobGradParams<bf16>, 256) { logprob_grad(p); }
 
 #if RLHF_HOST_CODE
 namespace {
-bool whole_pieces(View<const float> x, int64_t size) { return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && (x.dim[0] < 2 || x.stride * size % 16 == 0); }
+bool whole_pieces(View<const float> x, int64_t size) { return at_16_bytes(x.data) && (x.dim[0] < 2 || x.stride * size % 16 == 0); }
 template <class T>
 void logprob_of(Context& ctx, const logprob_args& a, const char* kernel) {
   const LogprobParams<T> p{global_as<const T>(a.logits), global(a.y), global(a.logp), global(a.lse), global(a.entropy), a.logits.dim[1],

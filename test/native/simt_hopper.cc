@@ -222,7 +222,7 @@ int main() {
   expect_fault("does_not_begin", "no multiply_begin");
   expect_fault("does_not_publish", "was not published");
   expect_fault("has_no_barrier", "barrier");
-  expect_fault("writes_a_tile", "a thread wrote it");
+  expect_fault("writes_a_tile", "with no fence or no barrier between");
   expect_fault("reads_a_barrier", "is a barrier's");
   expect_fault("beside_1024", "no multiple of 1024");
   expect_fault("half_a_warpgroup", "");

@@ -101,6 +101,13 @@ const extremes = (random: Random): Case[] => [
   { ...batch(random, [40], [1, 1, 8]), q: { shape: [40, 1, 8], data: new Float32Array(320) } }, // uniform
 ];
 
+/** Sequences over several tiles of a GPU, with heads of the sizes that models have. */
+export const wideHeads = (random: Random): Case[] => [
+  batch(random, [300, 5, 131], [2, 1, 64]),
+  batch(random, [150, 1, 0, 128, 70], [2, 1, 128], [-1, 0, 1, 1, 3]),
+  { ...batch(random, [140], [1, 1, 64]), scale: -0.3 },
+];
+
 /** What the forward pass leaves for the backward. */
 function withOutputs(random: Random, inputs: Case): Case {
   const { shape } = inputs.q as Numbers;
