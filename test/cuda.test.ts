@@ -52,7 +52,7 @@ describe.each(here.map((entry) => [entry.op, entry] as const))("%s", (name, entr
       for (const one of [on, hoppers[0]]) await holdToReference(one, wide, true, ROUNDED[name]);
       for (const other of hoppers.slice(1))
         for (const drawn of casesOf(wide)) {
-          const inputs = narrowed(entry, drawn);
+          const inputs = narrowed(other, entry, drawn);
           expectBits(await runOn(other, entry, inputs, true), await runOn(hoppers[0], entry, inputs, true), `${name} (${sizes(inputs)})`);
         }
     });
