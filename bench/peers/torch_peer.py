@@ -72,6 +72,16 @@ def logprob(shape):
     return eager_and_compiled(lambda x: x.log_softmax(-1).gather(1, y), x, name="torch log_softmax")
 
 
+def sample(shape):
+    x = torch.randn(*numbers(shape))
+
+    def step():  # a token and its log-prob, as samplers take them
+        logp = x.log_softmax(-1)
+        return logp.gather(1, torch.multinomial(logp.exp(), 1))
+
+    return [("torch log_softmax + multinomial", step)]
+
+
 def linear_logprob(shape):
     h, w, y = head(shape, False)
     plain = eager_and_compiled(lambda h, w: F.linear(h, w).log_softmax(-1).gather(1, y[:, None]), h, w, name="torch linear + log_softmax")
@@ -182,6 +192,6 @@ def generation(shape):
 
 serve({
     "linear": linear, "linearGradInput": linear_grad_input, "linearGradWeight": linear_grad_weight, "attention": attention, "attentionGrad": attention_grad,
-    "logprob": logprob, "linearLogprob": linear_logprob, "linearPolicyLoss": linear_policy_loss, "gae": gae, "policyLoss": policy_loss, "valueLoss": value_loss,
+    "logprob": logprob, "sample": sample, "linearLogprob": linear_logprob, "linearPolicyLoss": linear_policy_loss, "gae": gae, "policyLoss": policy_loss, "valueLoss": value_loss,
     "preferenceLoss": preference_loss, "adamw": adamw, "SFT step": sft_step, "generation": generation,
 })

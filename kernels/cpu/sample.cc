@@ -55,8 +55,8 @@ struct Weights {
   int64_t best;
 };
 
-// p and the argmax; false where no token is possible or a logit is NaN or +infinity
-RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, Weights& w) {
+// The argmax, and p unless it is all that is wanted; false where no token is possible or a logit is NaN or +infinity
+RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, bool greedy, Weights& w) {
   const V none = set(-__builtin_inff());
   V top = none;
   B whole = first(LANES);  // lanes that have seen numbers only
@@ -69,7 +69,7 @@ RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, Weights
   if (sum(select(whole, zero(), set(1.0f))) != 0 || !(most > -__builtin_inff() && most < __builtin_inff())) return false;
   for (w.best = 0; logits[w.best] != most;) w.best++;
   const V t = set(inverse), m = set(most * inverse);
-  for (int64_t i = 0; i < size; i += LANES) {
+  for (int64_t i = 0; i < size && !greedy; i += LANES) {
     const int n = size - i < LANES ? int(size - i) : LANES;
     store(w.p + i, exp_diff(load(logits + i, n) * t, m), n);
   }
@@ -140,8 +140,9 @@ void sample(Context& ctx, const sample_args& a) {
   char* scratch = static_cast<char*>(ctx.scratch(each * ctx.threads));
   if (!scratch) return;
   if (size == 0 && rows > 0) return ctx.fail("the vocabulary is empty");
-  const float inverse = a.temperature == 0 ? 1.0f : float(1 / a.temperature);
-  const bool truncated = a.temperature != 0 && (a.top_k > 0 || a.top_p < 1 || a.min_p > 0);
+  const bool greedy = a.temperature == 0;
+  const float inverse = greedy ? 1.0f : float(1 / a.temperature);
+  const bool truncated = !greedy && (a.top_k > 0 || a.top_p < 1 || a.min_p > 0);
   bool bad[256] = {};
   ctx.each([&](int thread) {
     char* own = scratch + each * thread;
@@ -154,18 +155,19 @@ void sample(Context& ctx, const sample_args& a) {
       bool good[ABREAST];
       double everything[ABREAST];
       for (int r = 0; r < n; r++) {
-        good[r] = weigh(a.logits.row(begin + r), size, inverse, w[r]);
+        good[r] = weigh(a.logits.row(begin + r), size, inverse, greedy, w[r]);
         if (!good[r]) memset(w[r].p, 0, size_t(weights)), bad[thread] = true;
       }
       const auto chains = [&] {
         if (n == ABREAST) return chain<ABREAST>(w, size);
         for (int r = 0; r < n; r++) chain<1>(w + r, size);
       };
-      if (a.temperature != 0) chains();
-      for (int r = 0; r < n; r++) everything[r] = w[r].running[blocks];
+      if (!greedy) chains();
       if (truncated) {
-        for (int r = 0; r < n; r++)
+        for (int r = 0; r < n; r++) {
+          everything[r] = w[r].running[blocks];
           if (good[r]) truncate(a, size, w[r].p, reinterpret_cast<Candidate*>(own));
+        }
         chains();
       }
       for (int r = 0; r < n; r++) {
@@ -176,11 +178,11 @@ void sample(Context& ctx, const sample_args& a) {
         }
         const int32_t* c = a.counter.row(row);
         const Words random = philox(uint32_t(a.seed), uint32_t(a.stream), uint32_t(c[0]), uint32_t(c[1]), uint32_t(c[2]), uint32_t(c[3]));
-        const int64_t token = a.temperature == 0 ? w[r].best : pick(w[r], size, uniform(random, 0));
+        const int64_t token = greedy ? w[r].best : pick(w[r], size, uniform(random, 0));
         const float logp = row_stats(a.logits.row(row), size, token, inverse).logp;
-        const double total = w[r].running[blocks];
+        const double total = greedy ? 0 : w[r].running[blocks];
         a.token[row] = int32_t(token), a.logp[row] = logp;
-        a.truncated_logp[row] = a.temperature == 0 ? 0 : truncated && total < everything[r] ? float(log(double(w[r].p[token]) / total)) : logp;
+        a.truncated_logp[row] = greedy ? 0 : truncated && total < everything[r] ? float(log(double(w[r].p[token]) / total)) : logp;
       }
     }
   });

@@ -1,5 +1,5 @@
 import { Random as Philox } from "../../lib/device/philox.js";
-import { constant, normal, truth, type Case, type Widened } from "../truth.js";
+import { constant, normal, truth, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 function draw(random: Random, M: number, V: number, more: Case = {}): Case {
@@ -65,6 +65,14 @@ export const sample = truth({
   ],
   extremes: (random) => [draw(random, 3, 600, { logits: constant([3, 600], -1e5) }), draw(random, 3, 600, { logits: constant([3, 600], 2), topK: 7 })],
   ulp: 8,
+  bench: [
+    { shape: "M 64, V 8192", draw: (random) => draw(random, 64, 8192) },
+    { shape: "M 16, V 50257", draw: (random) => draw(random, 16, 50257) },
+  ],
+  cost: ({ logits }) => {
+    const [M, V] = (logits as Numbers).shape;
+    return { flops: 40 * M * V, read: 4 * M * V, write: 12 * M }; // two passes of exp
+  },
 });
 
 export const normalNumbers = truth({
