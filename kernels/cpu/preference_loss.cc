@@ -21,20 +21,19 @@ void preference_loss(Context& ctx, const preference_loss_args& a) {
     const int64_t c = a.chosen[p], r = a.rejected[p];
     const double chosen = double(a.scores[c]) - (reference ? a.ref_scores[c] : 0), rejected = double(a.scores[r]) - (reference ? a.ref_scores[r] : 0);
     const double weight = (a.weight ? a.weight[p] : 1.0) * a.scale / a.denominator, margin = a.margin ? a.margin[p] : 0;
-    double l, dz, z, beta = 1;
+    const double beta = a.form == Preference::dpo ? a.beta : 1;
+    const double z = a.form == Preference::ipo ? chosen - rejected : beta * (chosen - rejected) - margin;
+    const double size = z < 0 ? -z : z, small = exp(-size), probability = z < 0 ? small / (1 + small) : 1 / (1 + small);  // sigmoid(z)
+    double l, dz;
     if (a.form == Preference::ipo) {
-      z = chosen - rejected;
       const double off = z - 1 / (2 * a.beta);
       l = off * off, dz = 2 * off;
     } else {
-      beta = reference ? a.beta : 1;
-      z = beta * (chosen - rejected) - margin;
       const double given = a.label ? a.label[p] : 1.0, e = a.label_smoothing, q = given * (1 - e) + (1 - given) * e;
-      const double size = z < 0 ? -z : z, tail = log1p(exp(-size));  // softplus(-|z|)
+      const double tail = log1p(small);  // softplus(-|z|)
       const double positive = (z > 0 ? 0 : size) + tail, negative = (z > 0 ? size : 0) + tail;  // -log sigmoid(z), -log sigmoid(-z)
       l = q * positive + (1 - q) * negative;
-      const double small = exp(-size), sigmoid = z < 0 ? small / (1 + small) : 1 / (1 + small);
-      dz = sigmoid - q;
+      dz = probability - q;
     }
     const double both = double(a.scores[c]) + a.scores[r];
     l = l + a.center_coef * both * both;
@@ -42,7 +41,6 @@ void preference_loss(Context& ctx, const preference_loss_args& a) {
     a.dscores[c] = a.dscores[c] + float(slope + center);
     a.dscores[r] = a.dscores[r] + float(center - slope);
     loss = loss + weight * l;
-    const double small = exp(z < 0 ? z : -z), probability = z < 0 ? small / (1 + small) : 1 / (1 + small);
     const double values[] = {weight * l, z > 0 ? 1.0 : z == 0 ? 0.5 : 0.0, z, chosen, rejected, 1, probability};
     for (int k = 0; k < 7; k++) a.stats[k] = a.stats[k] + values[k];
   }
