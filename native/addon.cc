@@ -163,12 +163,7 @@ class Device : public Napi::ObjectWrap<Device> {
   }
 
   void plan(int op, std::vector<rlhf::Value>& values, const std::vector<rlhf_tensor>& tensors) {
-    size_t next = 0;
-    for (size_t i = 0; i < values.size(); i++)
-      if (is_tensor(op_table()[size_t(op)].arguments[i].kind)) {
-        const rlhf_tensor* t = &tensors[next++];
-        values[i].tensor = t->dtype < 0 ? nullptr : t;
-      }
+    bind(op, values, tensors);
     queue_->drain();  // offsets that were written tell how much
     int64_t bytes = 0;
     invoke(stream_, op, values.data(), nullptr, 0, &bytes);

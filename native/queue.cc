@@ -49,15 +49,15 @@ void Queue::work() {
   }
 }
 
+void bind(int op, std::vector<Value>& values, const std::vector<rlhf_tensor>& tensors) {
+  const rlhf_tensor* next = tensors.data();
+  for (size_t i = 0; i < values.size(); i++)
+    if (is_tensor(op_table()[size_t(op)].arguments[i].kind)) values[i].tensor = next->dtype < 0 ? nullptr : next, next++;
+}
+
 void Queue::call(int op, std::vector<Value> values, std::vector<rlhf_tensor> tensors) {
   push([this, op, values = std::move(values), tensors = std::move(tensors)]() mutable {
-    size_t next = 0;
-    const auto& arguments = op_table()[size_t(op)].arguments;
-    for (size_t i = 0; i < values.size(); i++)
-      if (is_tensor(arguments[i].kind)) {
-        const rlhf_tensor* t = &tensors[next++];
-        values[i].tensor = t->dtype < 0 ? nullptr : t;
-      }
+    bind(op, values, tensors);
     auto begin = std::chrono::steady_clock::now();
     run(op, values);
     std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;

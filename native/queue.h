@@ -20,6 +20,9 @@ struct Failure {
   rlhf_status status = RLHF_OK;
 };
 
+// Puts the op's tensors, in order, into its values; one of dtype -1 is absent.
+void bind(int op, std::vector<Value>& values, const std::vector<rlhf_tensor>& tensors);
+
 class Queue {
  public:
   Queue(rlhf_stream* stream, Pages pages);  // pages: of the workspace
