@@ -96,7 +96,7 @@ void attention(Context& ctx, const attention_args& a) {
       for (int64_t r = 0; r < rows; r++) {
         const float* from = a.q.row(place[r] / H) + place[r] % H * D;
         memcpy(q + r * D, from, size_t(D) * sizeof(float));
-        fetch(from + heads * D, D);
+        if (g + 1 < G) fetch(from + heads * D, D);
         x.m[r] = -__builtin_inff(), x.l[r] = 0;
       }
       memset(x.o, 0, size_t(rows * W) * sizeof(float));
