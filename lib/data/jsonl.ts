@@ -1,4 +1,4 @@
-import { open } from "node:fs/promises";
+import { open, stat } from "node:fs/promises";
 import { createGunzip } from "node:zlib";
 import { shown, typeError, type CodedError } from "../device/errors.js";
 import { writeFileDurably } from "../model/safetensors.js";
@@ -21,8 +21,7 @@ export class Row {
 
   /** As `column`, where the column may be absent or null. */
   optional<T>(name: string, wanted: string, accepts: (value: unknown) => value is T): T | undefined {
-    const value = Object.hasOwn(this.value, name) ? this.value[name] : undefined;
-    return value === undefined || value === null ? undefined : this.column(name, wanted, accepts);
+    return this.has(name) ? this.column(name, wanted, accepts) : undefined;
   }
 
   text(name: string): string {
@@ -30,7 +29,7 @@ export class Row {
   }
 
   has(name: string): boolean {
-    return Object.hasOwn(this.value, name) && this.value[name] !== null;
+    return Object.hasOwn(this.value, name) && (this.value[name] ?? null) !== null;
   }
 
   error(message: string): TypeError & CodedError {
@@ -83,7 +82,8 @@ const opened = (file: string) =>
   });
 
 async function beginning(file: string): Promise<Buffer> {
-  if (file === "-") return Buffer.alloc(0);
+/** Nothing of a pipe: what is read from one is gone. */
+  if (file === "-" || (await stat(file).catch(() => undefined))?.isFIFO()) return Buffer.alloc(0);
   const handle = await opened(file);
   try {
     const { buffer, bytesRead } = await handle.read(Buffer.alloc(4), 0, 4, 0);
