@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync } from "node:fs";
 import { appendFile, mkdir, open, readdir, readFile, rm, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
+import { Lock } from "../data/lock.js";
 import type { Device } from "../device/device.js";
 import { typeError } from "../device/errors.js";
 import { writeFileDurably } from "../model/safetensors.js";
@@ -8,7 +9,6 @@ import { Checkpoint, type CheckpointParts } from "./checkpoint.js";
 import { configText } from "./config.js";
 import { Interrupt } from "./interrupt.js";
 import { Journal } from "./journal.js";
-import { Lock } from "./lock.js";
 import type { Config } from "./schema.js";
 
 const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoints", "config.yaml"];
@@ -43,7 +43,7 @@ export class Run {
     let lock: Lock;
     try {
       await mkdir(folder, { recursive: true });
-      lock = new Lock(join(folder, ".lock"));
+      lock = new Lock(join(folder, ".lock"), "one run in a folder at a time");
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException;
       throw code === "LOCKED" ? error : typeError("FOLDER", `${folder} cannot be written: ${message}`);
