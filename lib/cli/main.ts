@@ -245,7 +245,8 @@ try {
   process.exitCode = 1;
   if (signal) {
     const given = process.argv.slice(2).filter((one) => one !== "--resume");
-    console.error(`rlhf: go on with: rlhf ${[...given, "--resume"].map((one) => (/^[\w./=:,-]+$/.test(one) ? one : JSON.stringify(one))).join(" ")}`);
+    const quoted = (one: string) => (/^[\w./=:,-]+$/.test(one) ? one : `'${one.replaceAll("'", "'\\''")}'`);
+    console.error(`rlhf: go on with: rlhf ${[...given, "--resume"].map(quoted).join(" ")}`);
     process.exit(128 + constants.signals[signal]);
   }
 }
