@@ -79,11 +79,9 @@ export class Run {
 
   /** Removes what a run that was killed was writing beside its files. */
   private async sweep(): Promise<void> {
-    for (const { name, parentPath } of await readdir(this.folder, { withFileTypes: true }).then(async (entries) => [
-      ...entries,
-      ...(await Promise.all(entries.filter((entry) => entry.isDirectory()).map(({ name }) => readdir(this.path(name), { withFileTypes: true })))).flat(),
-    ]))
-      if (/^\..+\.[0-9a-f]{12}$/.test(name)) await rm(join(parentPath, name), { force: true });
+    const entries = await readdir(this.folder, { withFileTypes: true });
+    for (const folder of [this.folder, ...entries.filter((entry) => entry.isDirectory()).map(({ name }) => this.path(name))])
+      for (const name of await readdir(folder)) if (/^\..+\.[0-9a-f]{12}$/.test(name)) await rm(join(folder, name), { force: true });
   }
 
   path(...parts: string[]): string {
