@@ -249,6 +249,7 @@ describe("a stage by itself", () => {
     expect(await wrong("eval", "--base", first("base"), "--policy", first("reward"), ...files)).toMatch(/^rlhf: --policy: .*reward has a score head/);
     expect(await wrong("reward", "--model", other, "--data", first("preferences.jsonl"), "--out", at("x"))).toMatch(/^rlhf: --model: .*other has a vocabulary/);
     expect(await wrong("sft", "--model", other, "--data", first("held-out.txt"), "--out", at("x"))).toMatch(/^rlhf: --model: .*other has a vocabulary/);
+    expect(await wrong("score", "--model", await tokenised("reward", "judge"), "--data", at("s.jsonl"))).toMatch(/^rlhf: --model: .*judge has a vocabulary/);
     expect(await wrong("collect", "--samples", "0")).toContain("whole number from 1");
     expect(await wrong("label", "--tty", "--data", first("completions.jsonl"), "--out", at("y"), "--set", "label.criteria=[agreement]")).toMatch(
       /^rlhf: --set label\.criteria=\[agreement\]: .*names that differ/,

@@ -286,7 +286,7 @@ describe("rlhf label", () => {
       ["one", "two", "three"].flatMap((word) => [1, 2].map((i) => JSON.stringify({ prompt: word, completion: ` ${word}\u001b[2J ${i}` }))).join("\n"),
     ),
   );
-  afterEach(() => Promise.all(["p.jsonl", "p.labels.jsonl", "p.labels.jsonl.lock"].map((name) => rm(at(name), { force: true }))));
+  afterEach(() => Promise.all(["p.jsonl", "p.labels.jsonl"].map((name) => rm(at(name), { force: true }))));
 
   test("--tty goes by keys, and what it writes is what the reward stage reads", async () => {
     const child = start("--tty", "--annotator", "ana", "--set", "label.twice=0");
@@ -297,6 +297,7 @@ describe("rlhf label", () => {
     expect(out.text).toContain("Nothing left to compare");
     expect(out.text).toContain("one\ufffd[2J 1"); // a completion commands no terminal
     expect(out.text).not.toContain("\u001b");
+    expect(out.text).toContain("\ntie\n");
     expect((await readRows(at("p.labels.jsonl"), labelEntry)).map(({ kind, reason, strength }) => [kind, reason, strength?.overall])).toEqual([
       ["skip", undefined, undefined],
       ["label", "because", "clearly"],
@@ -306,6 +307,17 @@ describe("rlhf label", () => {
     ]);
     const rows = await readRows(at("p.jsonl"), ({ value }) => value);
     expect(rows.map(({ agreement }) => Number(agreement)).toSorted((a, b) => a - b)).toEqual([0.5, 1]);
+  });
+
+  test("--tty ranks, ties included, and takes a letter back at a time", async () => {
+    await writeFile(at("ranked.jsonl"), ["x", "y", "z"].map((completion) => JSON.stringify({ prompt: "p", completion })).join("\n"));
+    const child = start("--tty", "--data", at("ranked.jsonl"), "--set", "label.size=3");
+    const errors = heard(child.stderr);
+    child.stdin.end("a=b\u007fc=b\r");
+    const code = await new Promise((resolve) => child.on("close", resolve));
+    expect([code, errors.text]).toEqual([0, ""]);
+    const [{ ranks, shown }] = await readRows(at("p.labels.jsonl"), labelEntry);
+    expect(shown.map((place) => ranks!.overall[place])).toEqual([1, 2, 2]);
   });
 
   test("--ui, killed and started again, goes on from the last label; Ctrl-C writes the preferences", async () => {

@@ -117,14 +117,15 @@ describe("a run", () => {
   const same = async (name: string) => expect(await left(name)).toEqual(await left("sft"));
 
   test("that is interrupted finishes its step, saves, says how to go on, and goes on to the same bits", async () => {
-    const child = await begun("stopped");
+    const name = "it's $topped";
+    const child = await begun(name);
     child.kill("SIGINT");
     const { code, said } = await ended(child);
     expect(code).toBe(130);
     expect(said).toMatch(/sft is saved at step \d+ of 24\nrlhf: go on with: rlhf sft .*--resume/);
-    const [, command] = /go on with: rlhf (.*)/.exec(said)!;
-    await rlhf(command.split(" "));
-    await same("stopped");
+    const [, command] = /go on with: (.*)/.exec(said)!;
+    await run("bash", ["-c", `rlhf() { "${process.execPath}" "${main}" "$@"; }; ${command}`]);
+    await same(name);
   });
 
   test("that samples keeps what it has when it is interrupted", async () => {

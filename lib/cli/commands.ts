@@ -231,7 +231,7 @@ export async function evaluation(
 /** Writes to standard output where no file is named. */
 export async function score({ device }: Opened, { model: folder, data, out }: { model: string; data: string; out?: string }): Promise<void> {
   const [model, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
-  if (model.headKind !== "score") throw typeError("MODEL", `--model: ${folder} has no score head, wanted a reward model`);
+  fit("--model", folder, model, "score", tokenizer);
   const rows: object[] = [];
   for await (const row of scoreRows(model, tokenizer, data))
     if (out) rows.push(row);

@@ -22,15 +22,16 @@ const collected = (value: string, before: string[]) => [...before, value];
 
 const program = new Command("rlhf").description("All of RLHF on hand-written kernels").showHelpAfterError("(rlhf --help lists the commands)");
 
-/** What every stage that is configured takes. */
-const stage = (name: string, description: string) =>
+/** What every command that is configured takes, */
+const configurable = (name: string, description: string) =>
   program
     .command(name)
     .description(description)
     .option("--config <file>", "YAML configuration")
     .option("--set <name=value>", "override one option, as in --set ppo.klCoef=0.1", collected, [] as string[])
-    .option("--seed <n>", "seed of all random numbers", whole(0))
     .option("--threads <n>", "compute threads", whole(1));
+/** and every stage. */
+const stage = (name: string, description: string) => configurable(name, description).option("--seed <n>", "seed of all random numbers", whole(0));
 const resume = new Option("--resume", "go on from the last checkpoint").default(false);
 
 stage("demo", "the whole of RLHF in minutes: base model, completions, comparisons, reward model, PPO, evaluation")
@@ -160,16 +161,14 @@ program
     console.log(json ? JSON.stringify(report, null, 2) : table([file, "figure"], reportLines(report)));
   });
 
-program
-  .command("plan")
-  .description("what a run needs before it begins: parameters, memory, FLOPs and time of each stage, its completions at their longest, on this machine's CPU")
-  .option("--config <file>", "YAML configuration")
-  .option("--set <name=value>", "override one option, as in --set ppo.klCoef=0.1", collected, [] as string[])
-  .option("--threads <n>", "compute threads", whole(1))
+configurable(
+  "plan",
+  "what a run needs before it begins: parameters, memory, FLOPs and time of each stage, its completions at their longest, on this machine's CPU",
+)
   .option("--json", "as JSON", false)
-  .action(async ({ config: file, set, threads, json }) => {
-    const [{ readConfig }, { plan, planTable }] = await Promise.all([import("./config.js"), import("./plan.js")]);
-    const plans = await plan(await readConfig(file, set), threads);
+  .action(async ({ threads, json, ...options }) => {
+    const { plan, planTable } = await import("./plan.js");
+    const plans = await plan(await configured(options), threads);
     console.log(json ? JSON.stringify(plans, null, 2) : planTable(plans));
   });
 
@@ -245,7 +244,8 @@ try {
   process.exitCode = 1;
   if (signal) {
     const given = process.argv.slice(2).filter((one) => one !== "--resume");
-    console.error(`rlhf: go on with: rlhf ${[...given, "--resume"].map((one) => (/^[\w./=:,-]+$/.test(one) ? one : JSON.stringify(one))).join(" ")}`);
+    const quoted = (one: string) => (/^[\w./=:,-]+$/.test(one) ? one : `'${one.replaceAll("'", "'\\''")}'`);
+    console.error(`rlhf: go on with: rlhf ${[...given, "--resume"].map(quoted).join(" ")}`);
     process.exit(128 + constants.signals[signal]);
   }
 }

@@ -13,6 +13,7 @@ import { sft } from "../rlhf/sft.js";
 import { modelConfig } from "./model.js";
 import { duration } from "./progress.js";
 import type { Config } from "./schema.js";
+import { SLOTS } from "./stages/collect.js";
 import { table } from "./table.js";
 
 export interface StagePlan {
@@ -94,8 +95,6 @@ export function planTable(plans: readonly StagePlan[]): string {
   const names = ["stage", "parameters", "weights", "moments", "gradients, activations, caches", "peak", "FLOPs", "expected"];
   return `${table(names, rows)}\n\n${bytes(Math.max(...plans.map(({ peakBytes }) => peakBytes)))} at most, ${duration(total)} on this machine`;
 }
-
-const SLOTS = 128; // of sampling outside PPO
 
 function stages(config: Config): Stage[] {
   const { seed, prompts, collect, reward, ppo: options, eval: judged } = config;

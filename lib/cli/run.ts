@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync } from "node:fs";
 import { appendFile, mkdir, open, readdir, readFile, rm, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
+import { Lock } from "../data/lock.js";
 import type { Device } from "../device/device.js";
 import { typeError } from "../device/errors.js";
 import { writeFileDurably } from "../model/safetensors.js";
@@ -8,7 +9,6 @@ import { Checkpoint, type CheckpointParts } from "./checkpoint.js";
 import { configText } from "./config.js";
 import { Interrupt } from "./interrupt.js";
 import { Journal } from "./journal.js";
-import { Lock } from "./lock.js";
 import type { Config } from "./schema.js";
 
 const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoints", "config.yaml"];
@@ -43,7 +43,7 @@ export class Run {
     let lock: Lock;
     try {
       await mkdir(folder, { recursive: true });
-      lock = new Lock(join(folder, ".lock"));
+      lock = new Lock(join(folder, ".lock"), "one run in a folder at a time");
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException;
       throw code === "LOCKED" ? error : typeError("FOLDER", `${folder} cannot be written: ${message}`);
@@ -79,11 +79,9 @@ export class Run {
 
   /** Removes what a run that was killed was writing beside its files. */
   private async sweep(): Promise<void> {
-    for (const { name, parentPath } of await readdir(this.folder, { withFileTypes: true }).then(async (entries) => [
-      ...entries,
-      ...(await Promise.all(entries.filter((entry) => entry.isDirectory()).map(({ name }) => readdir(this.path(name), { withFileTypes: true })))).flat(),
-    ]))
-      if (/^\..+\.[0-9a-f]{12}$/.test(name)) await rm(join(parentPath, name), { force: true });
+    const entries = await readdir(this.folder, { withFileTypes: true });
+    for (const folder of [this.folder, ...entries.filter((entry) => entry.isDirectory()).map(({ name }) => this.path(name))])
+      for (const name of await readdir(folder)) if (/^\..+\.[0-9a-f]{12}$/.test(name)) await rm(join(folder, name), { force: true });
   }
 
   path(...parts: string[]): string {

@@ -1,4 +1,4 @@
-import { open } from "node:fs/promises";
+import { open, stat } from "node:fs/promises";
 import { createGunzip } from "node:zlib";
 import { shown, typeError, type CodedError } from "../device/errors.js";
 import { writeFileDurably } from "../model/safetensors.js";
@@ -21,8 +21,7 @@ export class Row {
 
   /** As `column`, where the column may be absent or null. */
   optional<T>(name: string, wanted: string, accepts: (value: unknown) => value is T): T | undefined {
-    const value = Object.hasOwn(this.value, name) ? this.value[name] : undefined;
-    return value === undefined || value === null ? undefined : this.column(name, wanted, accepts);
+    return this.has(name) ? this.column(name, wanted, accepts) : undefined;
   }
 
   text(name: string): string {
@@ -30,7 +29,7 @@ export class Row {
   }
 
   has(name: string): boolean {
-    return Object.hasOwn(this.value, name) && this.value[name] !== null;
+    return Object.hasOwn(this.value, name) && (this.value[name] ?? null) !== null;
   }
 
   error(message: string): TypeError & CodedError {
@@ -44,11 +43,12 @@ export const isNumbers = (value: unknown): value is number[] => Array.isArray(va
 
 /**
  * Reads the rows of a JSONL file one by one, gzipped or not. Lines end with a line feed, alone or after a carriage return; blank ones are skipped.
+ * @param content what the file holds, where it has been read
  * @throws TypeError `FILE` for a file that cannot be read; `JSON`, naming file and line, for a line that is not UTF-8 or no JSON object
  */
-export async function* readJsonl(file: string): AsyncGenerator<Row> {
+export async function* readJsonl(file: string, content: Chunks = chunks(file)): AsyncGenerator<Row> {
   let line = 0;
-  for await (const bytes of lines(file)) {
+  for await (const bytes of lines(content)) {
     const place = `${file}:${++line}`;
     let value: unknown;
     try {
@@ -82,8 +82,9 @@ const opened = (file: string) =>
     throw typeError("FILE", `${file} cannot be read: ${error.message}`);
   });
 
+/** Nothing of a pipe: what is read from one is gone. */
 async function beginning(file: string): Promise<Buffer> {
-  if (file === "-") return Buffer.alloc(0);
+  if (file === "-" || (await stat(file).catch(() => undefined))?.isFIFO()) return Buffer.alloc(0);
   const handle = await opened(file);
   try {
     const { buffer, bytesRead } = await handle.read(Buffer.alloc(4), 0, 4, 0);
@@ -97,6 +98,8 @@ async function beginning(file: string): Promise<Buffer> {
 
 const LINE_FEED = 0x0a;
 const GZIP = "\x1f\x8b";
+
+type Chunks = AsyncIterable<Buffer> | Iterable<Buffer>;
 
 async function* chunks(file: string): AsyncGenerator<Buffer> {
   if (file === "-") return yield* process.stdin as AsyncIterable<Buffer>;
@@ -112,9 +115,9 @@ async function* chunks(file: string): AsyncGenerator<Buffer> {
   }
 }
 
-async function* lines(file: string): AsyncGenerator<Uint8Array> {
+async function* lines(content: Chunks): AsyncGenerator<Uint8Array> {
   let rest: Buffer[] = [];
-  for await (const chunk of chunks(file)) {
+  for await (const chunk of content) {
     let start = 0;
     for (let end = chunk.indexOf(LINE_FEED); end >= 0; end = chunk.indexOf(LINE_FEED, start)) {
       yield Buffer.concat([...rest, chunk.subarray(start, end)]);

@@ -1,7 +1,8 @@
-import { open, readFile, rm, writeFile, type FileHandle } from "node:fs/promises";
-import { dirname } from "node:path";
+import { constants, open, type FileHandle } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { typeError } from "../device/errors.js";
 import { isNumber, isNumbers, isString, readJsonl, type Row } from "./jsonl.js";
+import { Lock } from "./lock.js";
 
 /** How much better: of the one that was preferred in a pair. */
 export type Strength = "slightly" | "clearly";
@@ -49,31 +50,30 @@ export class LabelLog {
     readonly entries: LabelEntry[],
     private readonly handle: FileHandle,
     private length: number,
-    private readonly lock: string,
+    private readonly lock: Lock,
   ) {}
 
   /** @throws TypeError `LOCKED` if another process has it open; `FILE`, `JSON`, `COLUMN` for what is no log */
   static async open(file: string): Promise<LabelLog> {
-    const lock = `${file}.lock`;
-    await take(lock);
+    const lock = new Lock(join(dirname(file), `.${basename(file)}.lock`), "one server, which several annotators share");
+    let handle: FileHandle | undefined;
     try {
-      const handle = await open(file, "a+").then(
-        (made) => made.close().then(() => open(file, "r+")),
-        (error: Error) => {
-          throw typeError("FILE", `${file} cannot be opened: ${error.message}`);
-        },
-      );
-      const length = await wholeLines(handle);
+      handle = await open(file, constants.O_RDWR | constants.O_CREAT).catch((error: Error) => {
+        throw typeError("FILE", `${file} cannot be opened: ${error.message}`);
+      });
+      const content = await handle.readFile();
+      const length = content.lastIndexOf(LINE_FEED) + 1;
+      const entries: LabelEntry[] = [];
+      for await (const row of readJsonl(file, [content.subarray(0, length)])) entries.push(labelEntry(row));
       await handle.truncate(length);
       await handle.sync();
       const folder = await open(dirname(file), "r"); // a new name is durable once the folder is
       await folder.sync();
       await folder.close();
-      const entries: LabelEntry[] = [];
-      for await (const row of readJsonl(file)) entries.push(labelEntry(row));
       return new LabelLog(entries, handle, length, lock);
     } catch (error) {
-      await rm(lock, { force: true });
+      await handle?.close();
+      lock[Symbol.dispose]();
       throw error;
     }
   }
@@ -100,43 +100,6 @@ export class LabelLog {
   async close(): Promise<void> {
     await this.last.catch(() => undefined);
     await this.handle.close();
-    await rm(this.lock, { force: true });
-  }
-}
-
-/** Bytes up to the last line feed. */
-async function wholeLines(handle: FileHandle): Promise<number> {
-  let { size } = await handle.stat();
-  const block = Buffer.alloc(65536);
-  while (size > 0) {
-    const start = Math.max(0, size - block.length);
-    const { bytesRead } = await handle.read(block, 0, size - start, start);
-    const end = block.subarray(0, bytesRead).lastIndexOf(LINE_FEED);
-    if (end >= 0) return start + end + 1;
-    size = start;
-  }
-  return 0;
-}
-
-/** Makes the lock file with this process's id; one that a dead process left is taken over. */
-async function take(lock: string): Promise<void> {
-  for (;;) {
-    try {
-      return await writeFile(lock, String(process.pid), { flag: "wx" });
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw typeError("FILE", `${lock} cannot be written: ${(error as Error).message}`);
-    }
-    const owner = Number(await readFile(lock, "utf8").catch(() => ""));
-    if (owner > 0 && alive(owner)) throw typeError("LOCKED", `${lock}: process ${owner} is labelling into the same file; several annotators share one server`);
-    await rm(lock, { force: true });
-  }
-}
-
-function alive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
+    this.lock[Symbol.dispose]();
   }
 }

@@ -37,10 +37,7 @@ export type Chat = () => ChatTemplate;
 
 /** @throws TypeError `COLUMN` naming the column and the line, as all of these */
 export function promptRow(row: Row, chat?: Chat): PromptRow {
-  const texts = textsOf(row, []);
-  if (typeof texts.prompt === "string") return { prompt: texts.prompt };
-  if (!chat) return { prompt: rendered(row, texts).prompt };
-  return { prompt: chat().render(texts.prompt, { open: true }) };
+  return { prompt: rendered(row, textsOf(row, []), chat).prompt };
 }
 
 export function demonstrationRow(row: Row, chat?: Chat): DemonstrationRow {

@@ -60,7 +60,7 @@ function splitTexts(texts: readonly string[]): Texts {
   let length = commonLength(texts);
   const turn = texts[0].lastIndexOf(ASSISTANT, length - ASSISTANT.length);
   if (turn >= 0 && texts.every((text) => text.length > turn + ASSISTANT.length)) length = turn + ASSISTANT.length;
-  else while (length > 0 && !texts.every((text) => /\s/.test(text[length] ?? "x") && !/\s/.test(text[length - 1]) && length < text.length)) length--;
+  else while (length > 0 && !texts.every((text) => /\s/.test(text[length] ?? "x") && !/\s/.test(text[length - 1]))) length--;
   return { prompt: texts[0].slice(0, length), completions: texts.map((text) => text.slice(length)) };
 }
 

@@ -1,6 +1,8 @@
+import { execFile } from "node:child_process";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { byPrompt, readCompletions, writeCompletions, type CompletionRow } from "../../lib/data/completions.js";
@@ -55,6 +57,14 @@ describe("JSONL", () => {
 
   test("names a file that is not there", async () => {
     await expect(readPrompts(join(folder, "absent.jsonl"))).rejects.toMatchObject({ code: "FILE", message: expect.stringContaining("absent.jsonl") });
+  });
+
+  test("is read from a pipe as it comes", async () => {
+    const pipe = join(folder, "pipe");
+    await promisify(execFile)("mkfifo", [pipe]);
+    const written = writeFile(pipe, '{"a":1}\n{"a":2}\n');
+    expect(await readRows(pipe, ({ value }) => value.a)).toEqual([1, 2]);
+    await written;
   });
 
   test("refuses to write NaN, and leaves the old file", async () => {

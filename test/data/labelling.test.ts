@@ -1,4 +1,4 @@
-import { fork, spawn, type ChildProcess } from "node:child_process";
+import { fork, type ChildProcess } from "node:child_process";
 import { appendFile, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -231,25 +231,15 @@ describe("the log of labels", () => {
   });
 
   test("that is not one, or is damaged in the middle, is refused with its line, untouched", async () => {
-    for (const text of ['{"prompt":"a","chosen":"b","rejected":"c"}\n', `{"kind\n${JSON.stringify(entry(1))}\n`]) {
+    for (const text of ['{"prompt":"a","chosen":"b","rejected":"c"}\n', '{"prompt":"a"}\n{"prompt":"b"}', `{"kind\n${JSON.stringify(entry(1))}\n`]) {
       await writeFile(file, text);
       await expect(log()).rejects.toMatchObject({ message: expect.stringContaining(`${file}:1`) });
       expect(await readFile(file, "utf8")).toBe(text);
     }
   });
 
-  test("is open to one process at a time; a dead one's lock is taken over", async () => {
-    await log();
-    await expect(log()).rejects.toMatchObject({ code: "LOCKED", message: expect.stringContaining(String(process.pid)) });
-    await opened.pop()!.close();
-    const child = spawn("true");
-    await new Promise((resolve) => child.on("exit", resolve));
-    await writeFile(`${file}.lock`, String(child.pid));
-    await log();
-  });
-
-  test("of a process killed at any time holds every label that was acknowledged", async () => {
-    const random = new Random("kill");
+  /** A process that appends without end, and sends the number of each label that is acknowledged. */
+  async function writer(): Promise<ChildProcess> {
     const script = join(folder, "writer.mjs");
     await writeFile(
       script,
@@ -260,9 +250,28 @@ describe("the log of labels", () => {
         process.send(i);
       }`,
     );
+    return fork(script, [file]);
+  }
+
+  test("is open to one process at a time, until that ends, however it ends", async () => {
+    const refused = (pid: number) => expect(log()).rejects.toMatchObject({ code: "LOCKED", message: expect.stringContaining(`process ${pid} on `) });
+    await log();
+    await refused(process.pid);
+    await opened.pop()!.close();
+    const child = await writer();
+    await new Promise((resolve) => child.once("message", resolve));
+    await refused(child.pid!);
+    const gone = new Promise((resolve) => child.on("close", resolve));
+    child.kill("SIGKILL");
+    await gone;
+    await log();
+  });
+
+  test("of a process killed at any time holds every label that was acknowledged", async () => {
+    const random = new Random("kill");
     let told = -1;
     for (let kill = 0; kill < 8; kill++) {
-      const child: ChildProcess = fork(script, [file]);
+      const child = await writer();
       const gone = new Promise((resolve) => child.on("close", resolve));
       await new Promise((resolve) => child.once("message", (i) => resolve((told = i as number))));
       child.on("message", (i) => (told = i as number));

@@ -30,7 +30,7 @@ export interface LabelServer {
  * as its host (against DNS rebinding) and a post must come from its own page, so that no other page in the user's browser can label.
  * @param port 0 for any that is free
  */
-export async function serveLabels(labelling: Labelling, port = 0, onLabel: () => void = () => undefined): Promise<LabelServer> {
+export async function serveLabels(labelling: Labelling, port = 0): Promise<LabelServer> {
   const token = randomBytes(16).toString("hex");
   const page = await wholePage();
   let host = "";
@@ -43,7 +43,6 @@ export async function serveLabels(labelling: Labelling, port = 0, onLabel: () =>
     "POST answer": async (request) => {
       const { annotator, task, ...answer } = await body(request);
       await labelling.answer(name(annotator), String(task), answer as unknown as Answer);
-      onLabel();
       return state(name(annotator));
     },
     "POST undo": async (request) => {

@@ -16,12 +16,8 @@ const help = (pair: boolean) =>
     : "letters, best first   = ties the next   backspace   enter when all are placed   S skip   X flag   R reason   U undo   Q quit";
 
 /** Labels at a terminal, one key an answer, until nothing is left or Q. */
-export async function labelAtTerminal(
-  labelling: Labelling,
-  annotator: string,
-  input: NodeJS.ReadStream = process.stdin,
-  output: NodeJS.WriteStream = process.stdout,
-): Promise<void> {
+export async function labelAtTerminal(labelling: Labelling, annotator: string): Promise<void> {
+  const { stdin: input, stdout: output } = process;
   const strong = (text: string) => (output.isTTY ? styleText("bold", text) : text);
   const faint = (text: string) => (output.isTTY ? styleText("dim", text) : text);
   const keys = keysOf(input);
@@ -58,7 +54,7 @@ async function ask({ completions }: Shown, criteria: readonly string[], keys: Ke
   const finished = (kind: Answer["kind"]): Said => ({ kind, ...(kind === "label" ? { ranks, strength } : {}), ...(reason ? { reason } : {}) });
   for (const criterion of criteria) {
     if (criterion !== OVERALL) output.write(`${criterion}? `);
-    let groups: number[][] = [];
+    const groups: number[][] = [];
     let tying = false;
     while (!ranks[criterion]) {
       const { value: key, done } = await keys.next();
@@ -75,7 +71,7 @@ async function ask({ completions }: Shown, criteria: readonly string[], keys: Ke
           strength[criterion] = key.shift ? "clearly" : "slightly";
         } else if (key.name === "t" || key.sequence === "=") ranks[criterion] = [1, 1];
         else continue;
-        output.write(`${place < 0 ? "tie" : `${letter(place)} ${strength[criterion]}`}\n`);
+        output.write(`${strength[criterion] ? `${letter(place)} ${strength[criterion]}` : "tie"}\n`);
       } else {
         if (place >= 0 && place < completions.length && !groups.flat().includes(place)) {
           if (tying && groups.length > 0) groups.at(-1)!.push(place);
@@ -83,25 +79,25 @@ async function ask({ completions }: Shown, criteria: readonly string[], keys: Ke
           tying = false;
         } else if (key.sequence === "=") tying = true;
         else if (key.name === "backspace") {
-          groups = groups.slice(0, -1);
+          groups.at(-1)?.pop();
+          if (groups.at(-1)?.length === 0) groups.pop();
           tying = false;
-        } else if ((key.name === "return" || key.name === "enter") && groups.flat().length === completions.length)
-          ranks[criterion] = completions.map(
-            (_, i) =>
-              1 +
-              groups
-                .slice(
-                  0,
-                  groups.findIndex((group) => group.includes(i)),
-                )
-                .flat().length,
-          );
+        } else if ((key.name === "return" || key.name === "enter") && groups.flat().length === completions.length) ranks[criterion] = ranksOf(groups);
         output.write(`${output.isTTY ? "\r\x1b[K" : "\n"}${groups.map((group) => group.map(letter).join(" = ")).join(" > ")}${tying ? " =" : ""}`);
         if (ranks[criterion]) output.write("\n");
       }
     }
   }
   return finished("label");
+}
+
+/** The rank of each place, from groups of them, best first; those of a group are tied. */
+function ranksOf(groups: readonly number[][]): number[] {
+  const ranks: number[] = [];
+  groups.forEach((group, at) => {
+    for (const place of group) ranks[place] = 1 + groups.slice(0, at).flat().length;
+  });
+  return ranks;
 }
 
 async function line(prompt: string, keys: Keys, output: NodeJS.WriteStream): Promise<string> {

@@ -7,7 +7,7 @@ import { allFinite } from "../../rlhf/update.js";
 import type { Context } from "./context.js";
 
 /** Who shows progress, and the run whose folder keeps it. */
-export type Sampler = Pick<Context, "progress"> & Partial<Pick<Context, "run">>;
+export type Sampler = Pick<Context, "progress" | "run">;
 
 export interface Prompt {
   text: string;
@@ -27,7 +27,10 @@ export interface Sampling {
   update?: number;
 }
 
-/** Samples completions of prompts, prompt by prompt; in a run's folder, those that were sampled before it was killed are taken from there. */
+/** Completions sampled at once, at most. */
+export const SLOTS = 128;
+
+/** Samples completions of prompts, prompt by prompt; those that were sampled before the run was killed are taken from its folder. */
 export async function sampleAll(
   model: Transformer,
   prompts: readonly Prompt[],
@@ -37,13 +40,13 @@ export async function sampleAll(
 ): Promise<Completion[]> {
   const requests: Request[] = prompts.flatMap(({ ids }, index) => Array.from({ length: sampling.samples }, (_, sample) => ({ prompt: ids, index, sample })));
   const bar = progress.stage(title, requests.length, "completions");
-  using journal = run?.journal(title);
-  const completions = requests.map((request) => journal?.find(request));
+  using journal = run.journal(title);
+  const completions = requests.map((request) => journal.find(request));
   const missing = requests.filter((_, i) => !completions[i]);
   bar.advance(requests.length - missing.length);
-  const sampled = await generate(model, missing, { ...sampling, slots: 128 }, (completion) => {
+  const sampled = await generate(model, missing, { ...sampling, slots: SLOTS }, (completion) => {
     allFinite(`logp of completion ${completion.sample} of prompt ${completion.index}`, completion.logp, undefined, [completion]);
-    journal?.add(completion);
+    journal.add(completion);
     bar.advance(1);
   });
   let next = 0;

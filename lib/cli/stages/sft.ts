@@ -55,16 +55,16 @@ export async function sftStage({ config, device, run, progress }: Context, files
   } else batches = textBatches(stream(files.text, tokenizer), { length, batch: perBatch(length), seed });
   const optimizer = new AdamW([...model.parameters.values()], options);
   let loss = NaN;
+  let tokens = 0;
   const checkpoint = run.checkpoint("sft", {
     models: { model },
     optimizers: { model: optimizer },
-    state: { get: () => ({ loss }), set: (saved) => (loss = saved.loss as number) },
+    state: { get: () => ({ loss, tokens }), set: (saved) => ({ loss, tokens } = saved as { loss: number; tokens: number }) },
   });
   await checkpoint.restore();
   const bar = progress.stage("base model", options.steps, "steps");
   bar.advance(optimizer.steps);
-  const start = performance.now();
-  let tokens = 0;
+  const [start, before] = [performance.now(), tokens];
   for await (const metrics of sft(model, batches, options, optimizer)) {
     tokens += metrics.tokens;
     loss = metrics.loss;
@@ -86,8 +86,7 @@ export async function sftStage({ config, device, run, progress }: Context, files
   const parameters = model.size;
   model.dispose();
   bar.done(`${bpb.toFixed(2)} bits per byte`);
-  const seen = Array.from({ length: options.steps }, (_, step) => tokensIn(batches(step))).reduce((a, b) => a + b);
-  return { parameters, tokens: seen, tokensPerSecond: tokens / seconds, loss, bitsPerByte: bpb, heldOutBytes };
+  return { parameters, tokens, tokensPerSecond: (tokens - before) / seconds, loss, bitsPerByte: bpb, heldOutBytes };
 }
 
 const areDemonstrations = (text: SftText): text is readonly DemonstrationRow[] => typeof text[0] === "object";

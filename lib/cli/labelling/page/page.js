@@ -21,6 +21,8 @@ let seen = 0; // ms that the task has been in view
 let since; // when it last came into view
 
 const isPair = () => state.shown.completions.length === 2;
+const groupOf = (groups, i) => groups.findIndex((group) => group.includes(i));
+const rankAt = (groups, at) => 1 + groups.slice(0, at).flat().length;
 
 /** Sends what the annotator did and shows what comes next, or what went wrong. */
 function ask(route, body = {}) {
@@ -206,11 +208,11 @@ function mark() {
   if (isPair()) return;
   const groups = placed[criteria[current]];
   [...$("cards").children].forEach((element, i) => {
-    const at = groups.findIndex((group) => group.includes(i));
+    const at = groupOf(groups, i);
     element.classList.toggle("placed", at >= 0);
     element.querySelector(".rank")?.remove();
     element.querySelector("h3 button").hidden = at >= 0;
-    if (at >= 0) element.querySelector("h3").append(make("span", { className: "rank", textContent: `rank ${1 + groups.slice(0, at).flat().length}` }));
+    if (at >= 0) element.querySelector("h3").append(make("span", { className: "rank", textContent: `rank ${rankAt(groups, at)}` }));
   });
 }
 
@@ -254,16 +256,7 @@ function ranked() {
   const groups = placed[criterion];
   const { completions } = state.shown;
   if (groups.flat().length < completions.length) return;
-  ranks[criterion] = completions.map(
-    (_, i) =>
-      1 +
-      groups
-        .slice(
-          0,
-          groups.findIndex((group) => group.includes(i)),
-        )
-        .flat().length,
-  );
+  ranks[criterion] = completions.map((_, i) => rankAt(groups, groupOf(groups, i)));
   next();
 }
 

@@ -7,9 +7,16 @@ import { native } from "../device/native.js";
 export class Lock {
   private readonly file: number;
 
-  /** @throws TypeError `LOCKED` naming the owner */
-  constructor(path: string) {
-    this.file = openSync(path, "a+");
+  /**
+   * @param wanted what there may be one of, for the message
+   * @throws TypeError `LOCKED` naming the owner, `FILE` if the file cannot be made
+   */
+  constructor(path: string, wanted: string) {
+    try {
+      this.file = openSync(path, "a+");
+    } catch (error) {
+      throw typeError("FILE", `${path} cannot be opened: ${(error as Error).message}`);
+    }
     if (native.lock(this.file)) {
       ftruncateSync(this.file);
       writeSync(this.file, `process ${process.pid} on ${hostname()}`);
@@ -17,7 +24,7 @@ export class Lock {
     }
     const owner = readFileSync(this.file, "utf8");
     closeSync(this.file);
-    throw typeError("LOCKED", `${path}: ${owner || "another process"} is at work in this folder, wanted one run at a time`);
+    throw typeError("LOCKED", `${path}: ${owner || "another process"} is at work here, wanted ${wanted}`);
   }
 
   [Symbol.dispose](): void {
