@@ -170,6 +170,23 @@ describe("a model", () => {
     expect(name).toBe("embedding");
     model.dispose();
   });
+  test("after an op that failed ends with that op's error, not with one of gradients that are finite", async () => {
+    const weight = new Parameter("w", tensor([2, 3]));
+    weight.accumulator(0);
+    const optimizer = new AdamW([weight]);
+    await expectError(
+      () => {
+        ops.embedding(Tensor.from(Int32Array.of(9), [1], on), tensor([4, 3]));
+        return optimizer.step(1e-3);
+      },
+      RangeError,
+      "ID",
+      "embedding",
+      "ids",
+    );
+    optimizer.dispose();
+    weight.dispose();
+  });
   test("whose score is NaN stops PPO at that update", async () => {
     const [policy, reference, reward, critic] = [
       await lively(llama, on),

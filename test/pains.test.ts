@@ -3,7 +3,7 @@ import { cp, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
-import { device, fullKl, loadModel, ops, packEpisodes, ppo, saveModel, Tensor, type Device, type PpoConfig } from "../lib/index.js";
+import { device, fullKl, loadModel, ops, packEpisodes, ppo, ranking, rewardModel, saveModel, sft, Tensor, type Device, type PpoConfig } from "../lib/index.js";
 import { readSafetensorsFile, writeSafetensors } from "../lib/model/safetensors.js";
 import { run } from "../lib/tensor/op.js";
 import { episodes, lively, llama, ppoConfig, weightsOf } from "./models.js";
@@ -144,8 +144,9 @@ const objective: Partial<Record<keyof PpoConfig, Partial<PpoConfig>>> = {
   missingEosPenalty: { missingEosPenalty: 2, stop: [1] },
   targetKl: { targetKl: 1e-9 },
   updates: { updates: 3 },
+  weights: { weights: "bf16" },
 };
-const memoryOnly: Partial<PpoConfig>[] = [{ microBatch: 1 }, { microBatch: 3 }];
+const memoryOnly: Partial<PpoConfig>[] = [{ microBatch: 1 }, { microBatch: 3 }, { recompute: true }];
 
 test("an option of the objective changes the result, an option of memory no bit", async () => {
   const random = new Random("options", 5);
@@ -179,6 +180,64 @@ test("an option of the objective changes the result, an option of memory no bit"
   }
   expect(silent).toEqual([]);
   for (const change of memoryOnly) expect(await trained(change)).toBe(plain);
+});
+
+test("recompute and sharePrompts do what they say in sft, reward and PPO: layers run again to the same bits, prompts once to the same losses", async () => {
+  const random = new Random("memory", 5);
+  const groups = episodes(random, 4).map(({ prompt }) => episodes(random, 3).map(({ completion }) => ({ prompt, completion })));
+  const requests = groups.flatMap((group, index) => group.map(({ prompt }, sample) => ({ prompt, index, sample })));
+  const step = { ...ppoConfig, updates: 1, epochs: 1, minibatches: 1, steps: 1 };
+  type Change = { recompute?: boolean; sharePrompts?: boolean };
+  const loops = {
+    sft: async (change: Change) => {
+      const model = await lively(llama, on);
+      return { trained: [model], held: [], metrics: sft(model, () => groups.flat(), { ...step, ...change }) };
+    },
+    reward: async (change: Change) => {
+      const model = await lively(llama, on, "score");
+      return { trained: [model], held: [], metrics: rewardModel(model, () => groups.map(ranking), { ...step, ...change }) };
+    },
+    ppo: async (change: Change) => {
+      const [policy, reference] = [await lively(llama, on), await lively(llama, on, "logits", 2)];
+      const [reward, critic] = [await lively(llama, on, "score", 3), await lively(llama, on, "score", 3)];
+      return {
+        trained: [policy, critic],
+        held: [reference, reward],
+        metrics: ppo({ policy, reference, reward, critic }, () => requests, { ...step, ...change }),
+      };
+    },
+  };
+  for (const [stage, loop] of Object.entries(loops)) {
+    const trained = async (change: Change) => {
+      const { trained, held, metrics } = await loop(change);
+      let [layers, tokens] = [0, 0];
+      const call = on.call.bind(on);
+      on.call = (op, args) => {
+        if (op.name === "attention") [layers, tokens] = [layers + 1, tokens + (args[0] as Tensor).shape[0]];
+        call(op, args);
+      };
+      let result: object;
+      try {
+        result = (await metrics.next()).value as object;
+      } finally {
+        on.call = call;
+      }
+      const weights = Buffer.concat(await Promise.all(trained.map(weightsOf))).toString("hex");
+      for (const model of [...trained, ...held]) model.dispose();
+      const norms = Object.entries(result).filter(([name]) => /gradientNorm/i.test(name));
+      const losses = Object.fromEntries(Object.entries(result).filter(([name]) => !/gradientNorm/i.test(name)));
+      return { layers, tokens, weights, norms: norms.map(([, norm]) => norm as number), losses };
+    };
+    const plain = await trained({});
+    const again = await trained({ recompute: true });
+    expect([stage, again.weights === plain.weights, again.losses]).toEqual([stage, true, plain.losses]);
+    expect(again.layers - plain.layers).toBe(llama.layers * plain.norms.length);
+    const alone = await trained({ sharePrompts: false });
+    expect([stage, alone.losses]).toEqual([stage, plain.losses]);
+    alone.norms.forEach((norm, i) => expect(Math.abs(norm / plain.norms[i] - 1)).toBeLessThan(1e-4));
+    expect(alone.layers).toBe(plain.layers);
+    expect(alone.tokens).toBeGreaterThan(plain.tokens);
+  }
 });
 
 test("a stop id inside a completion counts as any token: masks come from lengths", () => {

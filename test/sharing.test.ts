@@ -1,6 +1,21 @@
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { native } from "../lib/device/native.js";
-import { accumulate, device, generate, logps, ppo, scores, Tensor, Transformer, values, type Device, type Episode, type ModelConfig } from "../lib/index.js";
+import { PlannedDevice } from "../lib/device/planned.js";
+import {
+  accumulate,
+  device,
+  generate,
+  logps,
+  ops,
+  ppo,
+  scores,
+  Tensor,
+  Transformer,
+  values,
+  type Device,
+  type Episode,
+  type ModelConfig,
+} from "../lib/index.js";
 import { packEpisodes, promptGroups } from "../lib/rlhf/episode.js";
 import { nll, tokensIn } from "../lib/rlhf/sft.js";
 import { gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
@@ -112,6 +127,40 @@ describe.each(configs)("%s", (_, config) => {
       for (const model of [policy, reference, reward, critic]) model.dispose();
     }
   });
+});
+
+test("a micro-batch bounds a forward pass over many completions of one prompt", async () => {
+  const on = devices[0];
+  const model = await lively(llama, on);
+  const episodes = Array.from({ length: 9 }, (_, i) => ({ prompt: [1, 2, 3], completion: [i, 5, 6] }));
+  const passes: number[] = [];
+  const call = on.call.bind(on);
+  on.call = (op, args) => {
+    if (op.name === "embedding") passes.push((args[0] as Tensor).size);
+    call(op, args);
+  };
+  try {
+    const { logp } = await logps(model, episodes, { microBatch: 4 });
+    expect(passes).toEqual([3 + 4 * 2, 3 + 4 * 2, 5]);
+    expect(logp).toEqual((await logps(model, episodes)).logp);
+  } finally {
+    on.call = call;
+  }
+  model.dispose();
+});
+
+test("a planned run counts the keys of what a sequence continues", async () => {
+  await using on = new PlannedDevice(1, { flops: 1, bandwidth: 1, call: 0 });
+  const flops = (lengths: number[], prefix?: number[]) => {
+    const cuSeqlens = Int32Array.from([0, ...lengths], (_, b) => lengths.slice(0, b).reduce((a, n) => a + n, 0));
+    const x = Tensor.empty([cuSeqlens.at(-1)!, 1, 8], "f32", on);
+    on.take();
+    ops.attention(x, x, x, cuSeqlens, { prefix: prefix && Int32Array.from(prefix) });
+    return on.take().flops;
+  };
+  const [prompt, whole, other] = [flops([5]), flops([8]), flops([7])];
+  expect(flops([5, 3, 2], [-1, 0, 0])).toBe(whole + other - prompt);
+  expect(flops([5, 3, 2])).toBe(prompt + flops([3, 2]));
 });
 
 test("recomputation bounds the memory of twelve layers", async () => {

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 import { specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type Device } from "../lib/index.js";
-import { fromHalf } from "../lib/model/safetensors.js";
+import { fromHalf } from "../lib/tensor/half.js";
 import { run } from "../lib/tensor/op.js";
 import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
 import { Random, seed } from "./random.js";

@@ -20,6 +20,12 @@ const optimizer = {
 
 const weights = z.enum(["f32", "bf16"]).default("f32");
 
+const memory = (units: string) => ({
+  microBatch: whole(1).default(32).describe(`${units} at once; bounds memory, changes no bit`),
+  recompute: z.boolean().default(false).describe("the backward pass runs each layer again instead of keeping it: memory for speed, changes no bit"),
+  sharePrompts: z.boolean().default(true).describe("a prompt is computed once for what follows it: less memory, faster; gradients agree to rounding"),
+});
+
 const sampling = {
   maxTokens: whole(1).default(24).describe("tokens of a completion at most"),
   temperature: atLeast0.default(1).describe("0 takes the likeliest token"),
@@ -53,7 +59,7 @@ export const schema = z.strictObject({
     ...optimizer,
     weightDecay: atLeast0.default(0.1).describe("decoupled, on matrices only"),
     warmup: whole(0).default(20).describe("steps of linear rise"),
-    microBatch: whole(1).default(32).describe("sequences at once; bounds memory, changes no bit"),
+    ...memory("sequences"),
   }),
   prompts: section({
     minTokens: whole(1).default(8).describe("tokens of a prompt at least"),
@@ -87,7 +93,7 @@ export const schema = z.strictObject({
     softLabels: z.boolean().default(true).describe("learn from the share of annotators who agree, not from their majority"),
     labelSmoothing: z.number().min(0).max(0.5).default(0),
     centerCoef: atLeast0.default(0.01).describe("pulls scores toward 0"),
-    microBatch: whole(1).default(32).describe("comparisons at once; bounds memory, changes no bit"),
+    ...memory("comparisons"),
   }),
   ppo: section({
     updates: whole(1).default(60),
@@ -123,7 +129,7 @@ export const schema = z.strictObject({
     rewardFailure: z.enum(["stop", "mask"]).default("stop").describe("a completion whose score is not finite stops the run, or is left out and counted"),
     targetKl: limit.default(Infinity).describe("an update stops early beyond this KL to the rollout policy"),
     weights: weights.describe("of the reference, the reward model and the policy's passes; the optimizer keeps the policy in f32"),
-    microBatch: whole(1).default(32).describe("completions at once; bounds memory, changes no bit"),
+    ...memory("completions"),
   }),
   eval: section({
     prompts: whole(1).default(500),

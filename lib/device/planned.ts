@@ -63,12 +63,17 @@ export class PlannedDevice extends AddonDevice {
   private flopsOf(op: OpSpec, args: Args): number {
     const given = (name: string) => args[op.arguments.findIndex((argument) => argument.name === name)] as Placed | undefined;
     const shape = (name: string) => given(name)!.shape;
-    const numbers = (name: string) => this.integers.get(given(name)!.address) ?? new Int32Array(0);
+    const numbers = (name: string) => this.integers.get(given(name)?.address ?? NaN) ?? new Int32Array(0);
     const product = (rows: number, name: string) => 2 * rows * shape(name).reduce((a, b) => a * b, 1);
     const pairs = () => {
-      const offsets = numbers("cuSeqlens");
+      const [offsets, prefix] = [numbers("cuSeqlens"), numbers("prefix")];
+      const ends: number[] = []; // the position after each sequence: its keys
       let sum = 0;
-      for (let b = 1; b < offsets.length; b++) sum += ((offsets[b] - offsets[b - 1]) * (offsets[b] - offsets[b - 1] + 1)) / 2;
+      for (let b = 0; b < offsets.length - 1; b++) {
+        const [length, before] = [offsets[b + 1] - offsets[b], ends[prefix[b]] ?? 0];
+        ends.push(before + length);
+        sum += length * before + (length * (length + 1)) / 2;
+      }
       return sum;
     };
     switch (op.name) {

@@ -78,8 +78,9 @@ export async function readConfig(folder: string): Promise<{ config: ModelConfig;
     throw typeError("MODEL", `${file} is not JSON: ${(error as Error).message}`);
   }
   if (typeof json !== "object" || json === null || Array.isArray(json)) throw typeError("MODEL", `${file} is ${shown(json)}, wanted an object`);
-  const architecture = shown((json.architectures as string[] | null | undefined)?.[0]).replaceAll('"', "");
-  return { config: fromHuggingFace(json, file), head: architecture.endsWith("ForSequenceClassification") ? "score" : "logits" };
+  const architecture = (json.architectures as unknown[] | null | undefined)?.[0];
+  const scores = typeof architecture === "string" && architecture.endsWith("ForSequenceClassification");
+  return { config: fromHuggingFace(json, file), head: scores ? "score" : "logits" };
 }
 
 /**
@@ -99,11 +100,11 @@ export async function loadModel(folder: string, on: Device = defaultDevice(), we
     if (found.shape.join() !== wanted.join()) throw typeError("MODEL", `${folder}: ${where.name} has shape [${found.shape}], wanted [${wanted}]`);
     if (!(found.data instanceof Float32Array || found.data instanceof Uint16Array))
       throw typeError("MODEL", `${folder}: ${where.name} holds no f32, f16 or bf16 numbers`);
-    return { name, shape, data: taken(found, shape, where) };
+    return { name, shape, found, where };
   });
   const model = new Transformer(config, head, on);
-  for (const { name, shape, data } of all) {
-    model.set(name, Tensor.from(data, shape, on));
+  for (const { name, shape, found, where } of all) {
+    model.set(name, Tensor.from(taken(found, shape, where), shape, on));
     if (weights === "bf16") model.narrow(name);
   }
   return model;

@@ -2,6 +2,7 @@ import { randomBytes } from "node:crypto";
 import { constants, open, readFile, rename, rm, stat, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { shown, typeError } from "../device/errors.js";
+import { fromHalf } from "../tensor/half.js";
 
 /** A tensor of a file: F32, F16 and BF16 as f32, small integers as int32, F64 and large integers as f64, all exact. */
 export interface StoredTensor {
@@ -235,22 +236,6 @@ function fromBrain(bits: Uint16Array): Float32Array {
   const words = new Uint32Array(bits.length);
   for (let i = 0; i < bits.length; i++) words[i] = bits[i] << 16;
   return new Float32Array(words.buffer);
-}
-
-/** f16 numbers, given by their bits. */
-export function fromHalf(bits: Uint16Array): Float32Array {
-  const words = new Uint32Array(bits.length);
-  const values = new Float32Array(words.buffer);
-  for (let i = 0; i < bits.length; i++) {
-    const sign = (bits[i] & 0x8000) << 16;
-    const exponent = (bits[i] >>> 10) & 0x1f;
-    const fraction = bits[i] & 0x3ff;
-    if (exponent === 0) {
-      values[i] = fraction * 2 ** -24; // subnormal, or zero
-      words[i] |= sign;
-    } else words[i] = sign | ((exponent === 31 ? 255 : exponent + 112) << 23) | (fraction << 13);
-  }
-  return values;
 }
 
 function fromBig(values: BigInt64Array | BigUint64Array, name: string): Float64Array {

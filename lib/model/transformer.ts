@@ -82,6 +82,8 @@ export function weightShapes(config: ModelConfig, head: "logits" | "score"): { n
   return shapes;
 }
 
+const isMatrix = ({ name, value }: Parameter) => value.shape.length === 2 && name !== "score";
+
 /** A decoder-only transformer whose weights are parameters; `head` says whether it ends in logits or in a score. */
 export class Transformer {
   readonly parameters = new Map<string, Parameter>();
@@ -113,13 +115,14 @@ export class Transformer {
 
   /** Matrices but for the score's one row: they may be bf16. */
   get matrices(): Parameter[] {
-    return [...this.parameters.values()].filter(({ name, value }) => value.shape.length === 2 && name !== "score");
+    return [...this.parameters.values()].filter(isMatrix);
   }
 
   /** Keeps the matrices, or the one of this name, in bf16 alone, rounded to nearest: for inference, at half the memory. What is no matrix is f32. */
   narrow(only?: string): void {
-    for (const { name, value } of only === undefined ? [...this.parameters.values()] : [this.parameter(only)]) {
-      const dtype = this.matrices.some((matrix) => matrix.name === name) ? "bf16" : "f32";
+    for (const parameter of only === undefined ? [...this.parameters.values()] : [this.parameter(only)]) {
+      const { name, value } = parameter;
+      const dtype = isMatrix(parameter) ? "bf16" : "f32";
       if (value.dtype === dtype) continue;
       this.set(name, ops.cast(value, dtype));
       value.dispose();

@@ -64,7 +64,7 @@ function lay(groups: readonly Group[], left: number): Packed & { last: number[];
       else if (own.length > 0) add(own, shared);
     }
   }
-  return { ...pack(sequences, prefix), last, first };
+  return { ...pack(sequences, sequences.length > groups.length ? prefix : undefined), last, first };
 }
 
 const asGroups = (episodes: readonly (Episode | Group)[]) => episodes.map((one): Group => [one].flat());

@@ -5,7 +5,15 @@ import type { Transformer } from "../model/transformer.js";
 import { packEpisodes, packWhole, promptGroups, split, type Episode } from "./episode.js";
 import { microBatches } from "./update.js";
 
-// Episodes that follow one another with the same prompt share its computation, unless `sharePrompts` is false: no bit changes.
+/**
+ * Micro-batches of a forward pass, of at most `microBatch` episodes. Those that follow one another with the same prompt share its
+ * computation, unless `sharePrompts` is false: no bit changes, so a group larger than a micro-batch is split, where training would not.
+ */
+const parts = (episodes: readonly Episode[], microBatch: number, sharePrompts: boolean) =>
+  microBatches(
+    promptGroups(episodes, sharePrompts).flatMap((group) => microBatches(group, microBatch)),
+    microBatch,
+  );
 
 export interface TokenLogps {
   /** Per episode, for each token of its completion. */
@@ -20,7 +28,7 @@ export async function logps(
   { microBatch = 64, temperature = 1, sharePrompts = true } = {},
 ): Promise<TokenLogps> {
   const result: TokenLogps = { logp: [], entropy: [] };
-  for (const part of microBatches(promptGroups(episodes, sharePrompts), microBatch)) {
+  for (const part of parts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);
     const { logp, entropy } = scope(() => {
       const { logp, entropy } = ops.linearLogprob(model.hidden(batch), model.head, batch.rows, batch.y, { temperature });
@@ -38,7 +46,7 @@ export async function logps(
 export async function scores(model: Transformer, episodes: readonly Episode[], { microBatch = 64, sharePrompts = true } = {}): Promise<Float32Array> {
   const all = new Float32Array(episodes.length);
   let at = 0;
-  for (const part of microBatches(promptGroups(episodes, sharePrompts), microBatch)) {
+  for (const part of parts(episodes, microBatch, sharePrompts)) {
     const batch = packWhole(part);
     using value = scope(() => model.score(model.hidden(batch), batch.rows));
     all.set(await value.read(), at);
@@ -50,7 +58,7 @@ export async function scores(model: Transformer, episodes: readonly Episode[], {
 /** The value before each token of the completions. */
 export async function values(model: Transformer, episodes: readonly Episode[], { microBatch = 64, sharePrompts = true } = {}): Promise<Float32Array[]> {
   const all: Float32Array[] = [];
-  for (const part of microBatches(promptGroups(episodes, sharePrompts), microBatch)) {
+  for (const part of parts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);
     using value = scope(() => model.score(model.hidden(batch), batch.rows));
     all.push(...split((await value.read()) as Float32Array, batch.cuRows));
@@ -66,7 +74,7 @@ export async function fullKl(
   { microBatch = 16, temperature = 1, sharePrompts = true } = {},
 ): Promise<Float32Array[]> {
   const all: Float32Array[] = [];
-  for (const part of microBatches(promptGroups(episodes, sharePrompts), microBatch)) {
+  for (const part of parts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);
     using kl = scope(() => {
       const [logits, refLogits] = [model, reference].map((one) => one.logits(ops.embedding(batch.rows, one.hidden(batch))));

@@ -27,7 +27,7 @@ export class AdamW {
 
   /**
    * Steps with the gradients that the parameters hold, forgets them, and returns their global norm once it is known.
-   * @throws RangeError `NAN` if a gradient is not finite; the weights are untouched then
+   * @throws RangeError `NAN` if a gradient is not finite; the weights are untouched then. What an op before it failed with, as it was
    */
   async step(learningRate: number): Promise<number> {
     const { betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, clipNorm = Infinity } = this.options;
@@ -58,6 +58,8 @@ export class AdamW {
       const [squared] = await total.read();
       return Math.sqrt(squared);
     } catch (error) {
+      const [squared] = await total.read(); // a failure is told once
+      if (Number.isFinite(squared)) throw error; // of an op before: the step was taken
       const found = await this.notFinite(gradients);
       throw rangeError("NAN", `step ${this.steps}: ${(error as Error).message}${found}; the weights are as they were before it`);
     } finally {

@@ -172,20 +172,21 @@ export async function* ppo(
       const size = Math.ceil(groups.length / config.minibatches);
       for (const [m, indices] of microBatches(order, size).entries()) {
         const minibatch = indices.map((i) => groups[i]);
+        const batch = minibatch.flat();
         const mix = config.ptxCoef > 0 ? pretraining!(state.policy.steps) : [];
-        const stats = await stepOn(minibatch.flat(), policyStep(policy, minibatch, mix, config, state.policy, learningRate));
-        const valueStats = await stepOn(minibatch.flat(), valueStep(critic, minibatch, config, state.critic, valueLearningRate));
+        const stats = await stepOn(batch, policyStep(policy, minibatch, mix, config, state.policy, learningRate));
+        const valueStats = await stepOn(batch, valueStep(critic, minibatch, config, state.critic, valueLearningRate));
         if (epoch === 0 && m === 0 && stats.moved > 0)
           throw typeError(
             "RATIO",
             `ppo: update ${update}: ${stats.moved} of ${stats.tokens} ratios are not 1 before the first step; the sampler and the trainer disagree`,
           );
-        const share = minibatch.flat().length / rollouts.length;
-        metrics.policyLoss += finite("the policy loss", stats.loss, update + 1, minibatch.flat()) * share;
+        const share = batch.length / rollouts.length;
+        metrics.policyLoss += finite("the policy loss", stats.loss, update + 1, batch) * share;
         metrics.entropy += stats.entropy * share;
         metrics.clipFraction += stats.clipped * share;
         metrics.approxKl += stats.k3 * share;
-        metrics.valueLoss += finite("the value loss", valueStats.loss, update + 1, minibatch.flat()) * share;
+        metrics.valueLoss += finite("the value loss", valueStats.loss, update + 1, batch) * share;
         metrics.gradientNorm = stats.norm;
         metrics.valueGradientNorm = valueStats.norm;
       }

@@ -21,13 +21,13 @@ export interface ScoredCompletions {
 export async function scored(
   reward: Transformer | RewardFunction,
   completions: readonly Completion[],
-  { microBatch, rewardFailure = "stop" }: { microBatch?: number; rewardFailure?: "stop" | "mask" },
+  { microBatch, sharePrompts, rewardFailure = "stop" }: { microBatch?: number; sharePrompts?: boolean; rewardFailure?: "stop" | "mask" },
   step: number,
 ): Promise<ScoredCompletions> {
   const failures = new Map<number, Error>();
   const raw =
     reward instanceof Transformer
-      ? await scores(reward, completions, { microBatch })
+      ? await scores(reward, completions, { microBatch, sharePrompts })
       : Float32Array.from(
           await Promise.all(
             completions.map(async (completion, i) => {

@@ -12,3 +12,19 @@ export function toHalf(numbers: ArrayLike<number>): Uint16Array {
     return sign | (rest > 0.5 || (rest === 0.5 && down % 2 === 1) ? down + 1 : down);
   });
 }
+
+/** f16 numbers, given by their bits. */
+export function fromHalf(bits: Uint16Array): Float32Array {
+  const words = new Uint32Array(bits.length);
+  const values = new Float32Array(words.buffer);
+  for (let i = 0; i < bits.length; i++) {
+    const sign = (bits[i] & 0x8000) << 16;
+    const exponent = (bits[i] >>> 10) & 0x1f;
+    const fraction = bits[i] & 0x3ff;
+    if (exponent === 0) {
+      values[i] = fraction * 2 ** -24; // subnormal, or zero
+      words[i] |= sign;
+    } else words[i] = sign | ((exponent === 31 ? 255 : exponent + 112) << 23) | (fraction << 13);
+  }
+  return values;
+}
