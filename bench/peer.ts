@@ -67,7 +67,7 @@ class Process {
 
 /**
  * The peers that this machine has: those in Python run in the first Python of `RLHF_PEER_PYTHON` (one, or several with
- * colons between them) that has what they import, llama.cpp where `npm install` was run in bench/peers.
+ * colons between them) that has what they import, llama.cpp where `npm ci` was run in bench/peers.
  */
 export class Peers {
   private readonly running = new Map<Script, Promise<Process | undefined>>();
