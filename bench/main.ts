@@ -56,7 +56,7 @@ const wanted = new RegExp(filter, "i");
 const matches = ({ name, shape }: { name: string; shape: string }) => wanted.test(`${name} ${shape}`);
 
 async function plan(on: Device, whole: boolean): Promise<Planned[]> {
-  const kernels = (await kernelRows()).filter(({ name }) => on.has(name)).map(({ name, shape, prepare }) => ({ name, shape, prepare: () => prepare(on) }));
+  const kernels = (await kernelRows()).filter(({ ops }) => ops.every((op) => on.has(op))).map(({ name, shape, prepare }) => ({ name, shape, prepare: () => prepare(on) }));
   const steps = whole ? stepRows.map(({ name, shape, cost, tokens, prepare }) => ({ name, shape, prepare: () => ({ ...prepare(on), cost, tokens }) })) : [];
   return [...kernels, ...steps].filter(matches);
 }
