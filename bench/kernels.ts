@@ -21,6 +21,8 @@ export interface Prepared {
 export interface KernelRow {
   name: string;
   shape: string;
+  /** Every op that it runs. */
+  ops: string[];
   prepare(on: Device): Prepared;
 }
 
@@ -34,7 +36,8 @@ export async function kernelRows(): Promise<KernelRow[]> {
     .sort()) {
     const exports = (await import(pathToFileURL(join(folder, file)).href)) as Record<string, Truth>;
     for (const entry of Object.values(exports))
-      for (const { shape, draw, packed } of entry.bench ?? []) rows.push({ name: entry.op, shape, prepare: (on) => prepared(entry, draw, on, packed) });
+      for (const { shape, draw, packed } of entry.bench ?? [])
+        rows.push({ name: entry.op, shape, ops: packed ? ["pack", entry.op] : [entry.op], prepare: (on) => prepared(entry, draw, on, packed) });
   }
   return rows;
 }

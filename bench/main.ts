@@ -9,7 +9,7 @@ import { Limits } from "./limit.js";
 import { interleaved, type Timer } from "./measure.js";
 import { stepRows } from "./models.js";
 import { orderRows } from "./order.js";
-import { Peers } from "./peer.js";
+import { Peers, type Question } from "./peer.js";
 import { growthCells, growthHead, head, lines, orderCells, orderHead, type Growth, type Order, type Result, type Row } from "./result.js";
 
 // Every kernel and every step against the machine's limit and against what people use today, in one run.
@@ -47,17 +47,19 @@ async function opened(kind: DeviceKind, threads: number | undefined): Promise<De
 interface Work extends Prepared {
   tokens?: number;
 }
-interface Planned {
-  name: string;
-  shape: string;
+interface Planned extends Question {
   prepare(): Work;
 }
 const wanted = new RegExp(filter, "i");
 const matches = ({ name, shape }: { name: string; shape: string }) => wanted.test(`${name} ${shape}`);
 
 async function plan(on: Device, whole: boolean): Promise<Planned[]> {
-  const kernels = (await kernelRows()).filter(({ name }) => on.has(name)).map(({ name, shape, prepare }) => ({ name, shape, prepare: () => prepare(on) }));
-  const steps = whole ? stepRows.map(({ name, shape, cost, tokens, prepare }) => ({ name, shape, prepare: () => ({ ...prepare(on), cost, tokens }) })) : [];
+  const kernels = (await kernelRows())
+    .filter(({ ops }) => ops.every((op) => on.has(op)))
+    .map(({ name, shape, prepare }) => ({ name, shape, prepare: () => prepare(on) }));
+  const steps = whole
+    ? stepRows.map(({ name, shape, sizes, cost, tokens, prepare }) => ({ name, shape, sizes, prepare: () => ({ ...prepare(on), cost, tokens }) }))
+    : [];
   return [...kernels, ...steps].filter(matches);
 }
 
@@ -75,11 +77,11 @@ function watched(on: Device, timer: Timer): { timer: Timer; outside: number[] } 
   };
 }
 
-async function measure(on: Device, { name, shape, prepare }: Planned, limits: Limits | undefined, peers: Peers | undefined): Promise<Row> {
+async function measure(on: Device, { name, shape, sizes, prepare }: Planned, limits: Limits | undefined, peers: Peers | undefined): Promise<Row> {
   const before = on.memory().current;
   on.resetPeak();
   const { timer, cost, tokens, dispose } = prepare();
-  const others = (await peers?.prepare(name, shape)) ?? [];
+  const others = (await peers?.prepare({ name, shape, sizes })) ?? [];
   const { timer: own, outside } = watched(on, timer);
   const [ours, ...theirs] = await interleaved([own, ...others.map((one) => one.timer)]);
   const bytes = on.memory().peak - before;

@@ -6,6 +6,7 @@ import { AdamW } from "../lib/rlhf/optimizer.js";
 import { ppo, ppoState, type PpoConfig } from "../lib/rlhf/ppo.js";
 import { sft } from "../lib/rlhf/sft.js";
 import type { Device } from "../lib/index.js";
+import { gpt2, llama } from "../test/models.js";
 import type { Cost } from "./limit.js";
 import type { Timer } from "./measure.js";
 
@@ -30,11 +31,13 @@ export interface StepRow {
   shape: string;
   cost: Cost;
   tokens: number;
+  /** What a peer builds its model by. */
+  sizes: Shape | (ModelConfig & { half: boolean; prompt: number; response: number });
   prepare(on: Device): { timer: Timer; dispose(): void };
 }
 
 const configOf = ({ layers, width, heads, vocabulary, prompt, response }: Shape): ModelConfig => ({
-  kind: "gpt2",
+  ...gpt2,
   layers,
   width,
   heads,
@@ -43,15 +46,6 @@ const configOf = ({ layers, width, heads, vocabulary, prompt, response }: Shape)
   mlp: 4 * width,
   vocabulary,
   context: prompt + response,
-  positions: "learned",
-  ropeTheta: 10000,
-  norm: "layer",
-  normEps: 1e-5,
-  activation: "gelu-tanh",
-  qkvBias: true,
-  outBias: true,
-  mlpBias: true,
-  tied: true,
 });
 
 /** Weights that a token goes through without the head, and the head's. */
@@ -101,6 +95,7 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
     name: "generation",
     shape: `${name} (${batch} x ${prompt} + ${response} tokens)`,
     tokens: generated,
+    sizes: shape,
     // each step reads every weight once
     cost: { flops: forward(shape, batch * length, length, generated), read: 4 * weights(configOf(shape)).all * response, write: 0 },
     prepare(on) {
@@ -112,6 +107,7 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
     name: "SFT step",
     shape: `${name} (${batch} x ${length} tokens)`,
     tokens: batch * (length - 1),
+    sizes: shape,
     cost: { flops: 3 * forward(shape, batch * (length - 1), length, batch * (length - 1)), ...adamBytes(shape, 1) },
     prepare(on) {
       const policy = model(on);
@@ -132,6 +128,7 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
     name: "PPO update",
     shape: `${name} (${batch} x ${prompt} + ${response} tokens, 4 epochs of 4 minibatches)`,
     tokens: generated,
+    sizes: shape,
     cost: {
       flops:
         2 * forward(shape, batch * length, length, generated) +
@@ -188,7 +185,7 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
 }
 
 const smollm2: ModelConfig = {
-  kind: "llama",
+  ...llama,
   layers: 30,
   width: 576,
   heads: 9,
@@ -197,15 +194,7 @@ const smollm2: ModelConfig = {
   mlp: 1536,
   vocabulary: 49152,
   context: 8192,
-  positions: "rotary",
   ropeTheta: 100000,
-  norm: "rms",
-  normEps: 1e-5,
-  activation: "swiglu",
-  qkvBias: false,
-  outBias: false,
-  mlpBias: false,
-  tied: true,
 };
 
 /** One sequence, the likeliest token each time: every step reads every weight. */
@@ -216,6 +205,7 @@ function decode(dtype: "f32" | "bf16"): StepRow {
     name: "decode",
     shape: `SmolLM2-135M ${dtype} (1 x ${prompt} + ${response} tokens)`,
     tokens: response,
+    sizes: { ...smollm2, half: dtype === "bf16", prompt, response },
     cost: { flops: 2 * all * (prompt + response), read: BYTES[dtype] * all * response, write: 0 },
     prepare(on) {
       const model = Transformer.random(smollm2, "logits", on, 0);

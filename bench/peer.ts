@@ -19,6 +19,14 @@ const scripts: readonly Script[] = [
   { file: "llama_peer.mjs", rows: /^decode$/ },
 ];
 
+/** A row whose work a peer is to prepare. */
+export interface Question {
+  name: string;
+  shape: string;
+  /** Of a row with a whole model: what it is built by. */
+  sizes?: object;
+}
+
 /** What else does the work of a row. */
 export interface Implementation {
   name: string;
@@ -67,7 +75,7 @@ class Process {
 
 /**
  * The peers that this machine has: those in Python run in the first Python of `RLHF_PEER_PYTHON` (one, or several with
- * colons between them) that has what they import, llama.cpp where `npm install` was run in bench/peers.
+ * colons between them) that has what they import, llama.cpp where `npm ci` was run in bench/peers.
  */
 export class Peers {
   private readonly running = new Map<Script, Promise<Process | undefined>>();
@@ -75,11 +83,11 @@ export class Peers {
   constructor(private readonly threads: number) {}
 
   /** Has the work of a row prepared: all that does it. */
-  async prepare(name: string, shape: string): Promise<Implementation[]> {
+  async prepare(row: Question): Promise<Implementation[]> {
     const all: Implementation[] = [];
-    for (const script of scripts.filter(({ rows }) => rows.test(name))) {
+    for (const script of scripts.filter(({ rows }) => rows.test(row.name))) {
       const process = await this.process(script);
-      const names = JSON.parse((await process?.ask(`prepare ${JSON.stringify({ name, shape })}`)) || "[]") as string[];
+      const names = JSON.parse((await process?.ask(`prepare ${JSON.stringify(row)}`)) || "[]") as string[];
       all.push(...names.map((one, i) => implementation(process!, one, i)));
     }
     return all;

@@ -89,7 +89,7 @@ test("a program that is no peer is passed over, and says why", async () => {
   const said = jest.spyOn(console, "error").mockImplementation(() => undefined);
   process.env.RLHF_PEER_PYTHON = `/nowhere/python:${process.execPath}`;
   const peers = new Peers(1);
-  expect(await peers.prepare("linearLogprob", "M 8, C 8, V 8")).toEqual([]);
+  expect(await peers.prepare({ name: "linearLogprob", shape: "M 8, C 8, V 8" })).toEqual([]);
   await peers.release();
   await peers.close();
   const lines = said.mock.calls.map(([line]) => String(line));

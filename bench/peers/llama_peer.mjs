@@ -2,25 +2,23 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { getLlama } from "node-llama-cpp";
-import { smollm2 } from "./smollm2.mjs";
+import { gguf } from "./gguf.mjs";
 
 const threads = Number(process.argv[2]);
 const llama = await getLlama({ gpu: false, build: "never", skipDownload: true, maxThreads: threads, logLevel: "error" });
-const VOCABULARY = 49152;
 
 const status = (key) => Number(readFileSync("/proc/self/status", "utf8").match(new RegExp(`${key}:\\s+(\\d+)`))[1]) * 1024;
 let [before, most, work, model] = [0, 0, undefined, undefined];
 
-async function prepare({ name, shape }) {
-  if (name !== "decode" || !shape.startsWith("SmolLM2-135M")) return [];
+async function prepare({ name, sizes }) {
+  if (name !== "decode") return [];
+  const { prompt, response, vocabulary, half } = sizes;
   before = status("VmRSS");
   most = 0;
-  const half = shape.startsWith("SmolLM2-135M bf16");
-  const [, prompt, response] = shape.match(/1 x (\d+) \+ (\d+) tokens/).map(Number);
-  model = await llama.loadModel({ modelPath: smollm2(half) });
+  model = await llama.loadModel({ modelPath: gguf(sizes) });
   const context = await model.createContext({ contextSize: prompt + response, sequences: 1, threads });
   const sequence = context.getSequence();
-  const tokens = Array.from({ length: prompt }, (_, i) => 1 + ((i * 7919) % (VOCABULARY - 1)));
+  const tokens = Array.from({ length: prompt }, (_, i) => 1 + ((i * 7919) % (vocabulary - 1)));
   work = async () => {
     await sequence.clearHistory();
     let left = response;

@@ -1,6 +1,6 @@
 """How a peer is asked: one line asks, one line answers.
 
-prepare {"name", "shape"}   ->  the names of the implementations that it has of this row, as a JSON list
+prepare {"name", "shape"}   ->  the names of the implementations that it has of this row, as a JSON list; a row with a whole model has "sizes" too
 run I                       ->  milliseconds of one run of implementation I
 bytes I                     ->  bytes that the process held at most while I ran, beyond what it held before the row was prepared
 release                     ->  "released": what the row held is given back
@@ -20,9 +20,6 @@ THREADS = int(sys.argv[1])
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), f"rlhf-bench-inductor-{THREADS}")  # what is compiled knows its threads
 warnings.filterwarnings("ignore")
-
-# layers, width, heads, vocabulary, batch, prompt tokens, response tokens
-SHAPES = {"demo": (4, 256, 4, 8192, 64, 32, 48), "gpt2": (12, 768, 12, 50257, 16, 64, 64)}
 
 
 def numbers(shape):
@@ -45,7 +42,7 @@ def peak():
 
 
 def serve(rows):
-    """rows: name -> function of the shape that prepares [(name of the implementation, one run of it), ...]"""
+    """rows: name -> function of the shape, or of the sizes where there are, that prepares [(name of the implementation, one run of it), ...]"""
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
     works, most, before = [], [], 0
     print("ready", file=answers, flush=True)
@@ -54,7 +51,7 @@ def serve(rows):
         if command == "prepare":
             row = json.loads(rest)
             before = resident()
-            works = rows[row["name"]](row["shape"]) if row["name"] in rows else []
+            works = rows[row["name"]](row.get("sizes") or row["shape"]) if row["name"] in rows else []
             most = [0] * len(works)
             answer = json.dumps([name for name, _ in works])
         elif command == "run":

@@ -1,7 +1,7 @@
 """torch, plain and compiled, and transformers, at the shapes of the benchmark's rows."""
 import re
 
-from serve import SHAPES, THREADS, numbers, serve
+from serve import THREADS, numbers, serve
 
 import torch
 import torch.nn.functional as F
@@ -155,16 +155,15 @@ def adamw(shape):
     return [("clip_grad_norm_ + fused AdamW", step)]
 
 
-def gpt2(shape):
+def gpt2(layers, width, heads, vocabulary, batch, prompt, response):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    layers, width, heads, vocabulary, batch, prompt, response = SHAPES[shape.split()[0]]
     config = GPT2Config(vocab_size=vocabulary, n_positions=prompt + response, n_embd=width, n_layer=layers, n_head=heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0, eos_token_id=None, pad_token_id=0)
     return GPT2LMHeadModel(config), torch.randint(vocabulary, (batch, prompt + response)), prompt, response
 
 
-def sft_step(shape):
-    model, ids, _, _ = gpt2(shape)
+def sft_step(sizes):
+    model, ids, _, _ = gpt2(**sizes)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -177,8 +176,8 @@ def sft_step(shape):
     return [("transformers + fused AdamW", step)]
 
 
-def generation(shape):
-    model, ids, prompt, response = gpt2(shape)
+def generation(sizes):
+    model, ids, prompt, response = gpt2(**sizes)
     model.eval()
     start = ids[:, :prompt]
     mask = torch.ones_like(start)

@@ -3,7 +3,7 @@ import os
 import random
 import tempfile
 
-from serve import SHAPES, THREADS, serve
+from serve import THREADS, serve
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 import torch
@@ -16,8 +16,7 @@ torch.set_num_threads(THREADS)
 torch.manual_seed(0)
 
 
-def ppo_update(shape):
-    layers, width, heads, vocabulary, batch, prompt, response = SHAPES[shape.split()[0]]
+def ppo(layers, width, heads, vocabulary, batch, prompt, response):
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocabulary)}, unk_token="t0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t1", pad_token="t2")
     ids = dict(bos_token_id=1, eos_token_id=1, pad_token_id=2)
@@ -37,4 +36,4 @@ def ppo_update(shape):
     return [("TRL PPO", trainer.train)]  # of as many episodes as one update has
 
 
-serve({"PPO update": ppo_update})
+serve({"PPO update": lambda sizes: ppo(**sizes)})

@@ -1,23 +1,22 @@
-// SmolLM2-135M's shape with random weights, in llama.cpp's format (GGUF 3: header, metadata, tensor list, aligned data).
+// A model of Llama's shape with random weights, in llama.cpp's format (GGUF 3: header, metadata, tensor list, aligned data).
+import { createHash } from "node:crypto";
 import { closeSync, existsSync, openSync, renameSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-const [layers, width, heads, kvHeads, mlp, vocabulary, context] = [30, 576, 9, 3, 1536, 49152, 8192];
-const kv = (width / heads) * kvHeads;
 const ALIGNMENT = 32;
 
-/** Name and shape, in llama.cpp's order: the inner dimension first. */
-const tensors = [
+/** Name and shape, in llama.cpp's order: the inner dimension first. The head is the embedding. */
+const tensors = ({ layers, width, heads, kvHeads, headSize, mlp, vocabulary }) => [
   ["token_embd.weight", width, vocabulary],
   ["output_norm.weight", width],
   ...Array.from({ length: layers }, (_, i) =>
     [
       ["attn_norm", width],
-      ["attn_q", width, width],
-      ["attn_k", width, kv],
-      ["attn_v", width, kv],
-      ["attn_output", width, width],
+      ["attn_q", width, heads * headSize],
+      ["attn_k", width, kvHeads * headSize],
+      ["attn_v", width, kvHeads * headSize],
+      ["attn_output", heads * headSize, width],
       ["ffn_norm", width],
       ["ffn_gate", width, mlp],
       ["ffn_up", width, mlp],
@@ -33,18 +32,18 @@ const text = (x) => Buffer.concat([u64(Buffer.byteLength(x)), Buffer.from(x)]);
 const [U32, F32, STRING, ARRAY, I32] = [4, 6, 8, 9, 5];
 const array = (type, items) => Buffer.concat([u32(type), u64(items.length), ...items]);
 
-const metadata = [
+const metadata = ({ layers, width, heads, kvHeads, headSize, mlp, vocabulary, context, normEps, ropeTheta }) => [
   ["general.architecture", STRING, text("llama")],
-  ["general.name", STRING, text("SmolLM2-135M, random weights")],
+  ["general.name", STRING, text("random weights")],
   ["llama.block_count", U32, u32(layers)],
   ["llama.context_length", U32, u32(context)],
   ["llama.embedding_length", U32, u32(width)],
   ["llama.feed_forward_length", U32, u32(mlp)],
   ["llama.attention.head_count", U32, u32(heads)],
   ["llama.attention.head_count_kv", U32, u32(kvHeads)],
-  ["llama.attention.layer_norm_rms_epsilon", F32, f32(1e-5)],
-  ["llama.rope.dimension_count", U32, u32(width / heads)],
-  ["llama.rope.freq_base", F32, f32(100000)],
+  ["llama.attention.layer_norm_rms_epsilon", F32, f32(normEps)],
+  ["llama.rope.dimension_count", U32, u32(headSize)],
+  ["llama.rope.freq_base", F32, f32(ropeTheta)],
   ["llama.vocab_size", U32, u32(vocabulary)],
   // ids are all that is fed to it, but it does not load without words
   ["tokenizer.ggml.model", STRING, text("gpt2")],
@@ -92,25 +91,26 @@ function weights(shape, half) {
       });
 }
 
-/** The path of the model, which is made where it is not there yet. @param half f16 instead of f32 */
-export function smollm2(half) {
-  const path = join(tmpdir(), `rlhf-bench-smollm2-135m-${half ? "f16" : "f32"}.gguf`);
-  if (existsSync(path)) return path;
+/** The path of the model of these sizes, which is made where it is not there yet; with `half`, its matrices are f16 instead of f32. */
+export function gguf({ half, ...sizes }) {
+  const all = tensors(sizes);
   let offset = 0;
-  const list = tensors.map(([name, ...shape]) => {
+  const list = all.map(([name, ...shape]) => {
     const at = offset;
     offset += up(bytesOf(shape, half));
     return Buffer.concat([text(name), u32(shape.length), ...shape.map(u64), u32(half && matrix(shape) ? 1 : 0), u64(at)]);
   });
-  const kinds = metadata.map(([key, type, value]) => Buffer.concat([text(key), u32(type), value]));
-  const header = Buffer.concat([Buffer.from("GGUF"), u32(3), u64(tensors.length), u64(metadata.length), ...kinds, ...list]);
+  const kinds = metadata(sizes).map(([key, type, value]) => Buffer.concat([text(key), u32(type), value]));
+  const header = Buffer.concat([Buffer.from("GGUF"), u32(3), u64(all.length), u64(kinds.length), ...kinds, ...list]);
+  const path = join(tmpdir(), `rlhf-bench-${createHash("sha256").update(header).digest("hex").slice(0, 16)}.gguf`);
+  if (existsSync(path)) return path;
   const file = openSync(`${path}.part`, "w");
   const put = (bytes) => {
     writeSync(file, bytes);
     writeSync(file, Buffer.alloc(up(bytes.byteLength) - bytes.byteLength));
   };
   put(header);
-  for (const [, ...shape] of tensors) put(weights(shape, half));
+  for (const [, ...shape] of all) put(weights(shape, half));
   closeSync(file);
   renameSync(`${path}.part`, path);
   return path;
