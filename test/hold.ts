@@ -125,7 +125,7 @@ export async function holdToReference(on: Device, entry: Truth, bf16 = false, be
     const got = await runOn(on, entry, inputs, bf16);
     const wanted = entry.reference(widen(inputs), (x) => x);
     const naive = entry.reference(widen(inputs), Math.fround);
-    const condition = entry.condition?.(widen(inputs)) ?? 1;
+    const ulp = typeof entry.ulp === "function" ? entry.ulp(widen(inputs)) : (entry.ulp ?? 2);
     const left = Object.keys(got).filter(
       (output) => !(output in wanted) && !entry.bitsOnly?.includes(output) && !(entry.gradients && output in entry.gradients),
     );
@@ -136,7 +136,7 @@ export async function holdToReference(on: Device, entry: Truth, bf16 = false, be
         const narrow = value instanceof Uint16Array;
         const roundings = Number(narrow) + 2 * Number(between.includes(output)); // the terms of a product may be larger than their sum
         const what = `${entry.op} (${sizes(inputs)}): ${output}`;
-        expectNear(narrow ? numbers(value) : value, wanted[output], naive[output], (entry.ulp ?? 2) * condition, what, entry.natural?.[output], roundings);
+        expectNear(narrow ? numbers(value) : value, wanted[output], naive[output], ulp, what, entry.natural?.[output], roundings);
       }
   }
 }

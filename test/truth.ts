@@ -32,9 +32,7 @@ export interface Truth {
   /** Outputs that this op returns but the reference leaves out (compared for bits only). */
   bitsOnly?: readonly string[];
   /** Extra tolerance in ulp of the largest value of the output, over 2. */
-  ulp?: number;
-  /** How many times a relative error of the inputs grows in the outputs: their ulp count that often. */
-  condition?(inputs: Widened): number;
+  ulp?: number | ((inputs: Widened) => number);
   /** Outputs whose natural size is this, however small they come out: an error is measured against it at least. */
   natural?: Record<string, number>;
   /** The public function, for the gradient check: gets inputs (those of `wrt` as parameters), returns the outputs to differentiate. */
