@@ -174,6 +174,7 @@ class CudaDevice final : public GpuDevice {
                          arguments, nullptr));
   }
   bool tensor_map(void* map, const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows) override {
+    const Current current(*this);
     const uint64_t sizes[2] = {uint64_t(columns), uint64_t(rows)}, strides[1] = {uint64_t(2 * stride)};
     const unsigned box[2] = {64, unsigned(box_rows)}, steps[2] = {1, 1};
     return did("cuTensorMapEncodeTiled",

@@ -244,6 +244,16 @@ DEVICE void multiply(Mma& mma, const ProductParams<T>& p, const Place& at, Share
   sync_threads();
 }
 
+// epilogue(mma, at, p, memory) for the block's tile
+template <class Mma, class P, class F>
+DEVICE void multiply_tiles(const P& p, F&& epilogue) {
+  SharedMemory memory;
+  Mma mma;
+  const Place at = Place::of<Mma>(p.product);
+  multiply(mma, p.product, at, memory);
+  epilogue(mma, at, p, memory);
+}
+
 // to[at], to[at + 1] = lo, hi, where at is even and the row begins at 8 bytes
 DEVICE void put_pair(Global<float> to, int64_t at, float lo, float hi) { store_as<Pair>(to, at, Pair{lo, hi}); }
 DEVICE void put_pair(Global<bf16> to, int64_t at, float lo, float hi) { store_as<uint32_t>(to, at, pack_bf16(lo, hi)); }

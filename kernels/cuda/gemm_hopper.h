@@ -63,9 +63,9 @@ DEVICE void bring(Shared<bf16> to, const TensorMap& map, int64_t first, int64_t 
   else { UNROLL for (int i = 0; i < EXTENT; i += BOX) copy_box(to + i * BOX, map, k, first + i, full); }
 }
 
-// epilogue(mma, at) for each tile of the block, by the warps that multiply
+// epilogue(mma, at, p, memory) for each tile of the block, by the warps that multiply
 template <class Mma, class P, class F>
-DEVICE void multiply_tiles(const WithMaps<P>& p, F&& epilogue) {
+DEVICE void multiply_tiles(const WithMaps<P>& maps, F&& epilogue) {
   constexpr int STAGES = Mma::STAGES, A = Mma::M * Mma::K, B = Mma::N * Mma::K;
   SharedMemory memory;
   const Shared<bf16> a = memory.take<bf16>(STAGES * A), b = memory.take<bf16>(STAGES * B);
@@ -76,9 +76,9 @@ DEVICE void multiply_tiles(const WithMaps<P>& p, F&& epilogue) {
   }
   sync_threads();
 
-  const auto& product = p.p.product;
-  const int64_t tiles = tiles_of<Mma>(product);
-  const int steps = int((product.K + Mma::K - 1) / Mma::K);
+  const P& p = maps.p;
+  const int64_t tiles = tiles_of<Mma>(p.product);
+  const int steps = int((p.product.K + Mma::K - 1) / Mma::K);
   int stage = 0, round = 0;  // round: the parity of the stage's use
   const auto next = [&] {
     if (++stage == STAGES) stage = 0, round ^= 1;
@@ -87,12 +87,12 @@ DEVICE void multiply_tiles(const WithMaps<P>& p, F&& epilogue) {
     registers_fewer<40>();
     if (thread() > Mma::READERS) return;
     UNROLL_BY(1) for (int64_t id = block_x(); id < tiles; id += grid_x()) {
-      const Place at = Place::of<Mma>(product, id);
+      const Place at = Place::of<Mma>(p.product, id);
       UNROLL_BY(1) for (int step = 0; step < steps; step++, next()) {
         barrier_wait(empty + stage, round ^ 1);
         barrier_arrive_expect(full + stage, (A + B) * 2);
-        bring<Mma::M, Mma::a_along>(a + stage * A, p.a, at.m, int64_t(step) * Mma::K, full + stage);
-        bring<Mma::N, Mma::b_along>(b + stage * B, p.b, at.n, int64_t(step) * Mma::K, full + stage);
+        bring<Mma::M, Mma::a_along>(a + stage * A, maps.a, at.m, int64_t(step) * Mma::K, full + stage);
+        bring<Mma::N, Mma::b_along>(b + stage * B, maps.b, at.n, int64_t(step) * Mma::K, full + stage);
       }
     }
   } else {
@@ -109,7 +109,7 @@ DEVICE void multiply_tiles(const WithMaps<P>& p, F&& epilogue) {
       }
       multiply_wait<0>(mma.c);
       if (lane() == 0) barrier_arrive(empty + before);
-      epilogue(mma, Place::of<Mma>(product, id));
+      epilogue(mma, Place::of<Mma>(p.product, id), p, memory);
     }
   }
 }

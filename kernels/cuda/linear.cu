@@ -16,21 +16,14 @@ struct BiasGradParams {
 
 #if RLHF_DEVICE_CODE
 
-template <class Mma, class T>
-DEVICE void linear_store(Mma& mma, const Place& at, const LinearParams<T>& p) {
-  store_tile(mma, at, p.product.M, p.product.N, p.c, p.product.N, [&](int64_t m, int64_t n, float sum) {
-    if (p.add) return p.c[m * p.product.N + n] + sum;
-    return p.bias ? sum + p.bias[n] : sum;
+template <class Mma, class P>
+DEVICE void product(const P& params) {
+  multiply_tiles<Mma>(params, [](Mma& mma, const Place& at, const auto& p, SharedMemory) {
+    store_tile(mma, at, p.product.M, p.product.N, p.c, p.product.N, [&](int64_t m, int64_t n, float sum) {
+      if (p.add) return p.c[m * p.product.N + n] + sum;
+      return p.bias ? sum + p.bias[n] : sum;
+    });
   });
-}
-
-template <class Mma, class T = typename Mma::Element>
-DEVICE void product(const LinearParams<T>& p) {
-  SharedMemory memory;
-  Mma mma;
-  const Place at = Place::of<Mma>(p.product);
-  multiply(mma, p.product, at, memory);
-  linear_store(mma, at, p);
 }
 
 KERNEL(linear_bf16, LinearParams<bf16>, 256) { product<Bf16<true, true>>(p); }
@@ -41,13 +34,9 @@ KERNEL(linear_grad_weight_bf16, LinearParams<bf16>, 256) { product<Bf16<false, f
 KERNEL(linear_grad_weight_f32, LinearParams<float>, 256) { product<F32<false, false>>(p); }
 
 #if RLHF_HOPPER_CODE
-template <class Mma>
-DEVICE void product_hopper(const WithMaps<LinearParams<bf16>>& p) {
-  multiply_tiles<Mma>(p, [&](Mma& mma, const Place& at) { linear_store(mma, at, p.p); });
-}
-KERNEL(linear_bf16_hopper, WithMaps<LinearParams<bf16>>, 384, 1) { product_hopper<Wgmma<true, true>>(p); }
-KERNEL(linear_grad_input_bf16_hopper, WithMaps<LinearParams<bf16>>, 384, 1) { product_hopper<Wgmma<true, false>>(p); }
-KERNEL(linear_grad_weight_bf16_hopper, WithMaps<LinearParams<bf16>>, 384, 1) { product_hopper<Wgmma<false, false>>(p); }
+KERNEL(linear_bf16_hopper, WithMaps<LinearParams<bf16>>, 384, 1) { product<Wgmma<true, true>>(p); }
+KERNEL(linear_grad_input_bf16_hopper, WithMaps<LinearParams<bf16>>, 384, 1) { product<Wgmma<true, false>>(p); }
+KERNEL(linear_grad_weight_bf16_hopper, WithMaps<LinearParams<bf16>>, 384, 1) { product<Wgmma<false, false>>(p); }
 #endif
 
 // a thread per output, tokens in order

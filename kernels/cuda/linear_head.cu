@@ -7,66 +7,48 @@
 // Plan of the backward pass: at most 4096 pairs at a time (2 GiB of scratch in all); logits computed again, turned into their gradient in registers and
 // written once; then dh of each pair and dW; at the end a token gathers its pairs. 4 products with the forward pass.
 //
-// Products take 8.5 GFLOP a pair each at C 4096, V 151936; of the rest only dW counts, read and written once a block: 5 GB.
-// Expected at 8192 pairs on an H200 with mma.sync at 400 to 450 TFLOP/s, not yet measured on a GPU: 25 ms forward, 75 backward.
+// Products take 1.24 GFLOP a pair each at C 4096, V 151936; of the rest only dW counts, read and written once a block: 5 GB.
+// Expected at 8192 pairs in bf16 on an H200 at the 600 to 660 TFLOP/s of gemm_hopper.h, not yet measured on a GPU: 16 ms forward, 50 backward.
 #include "kernels/cuda/linear_head.h"
 
 namespace rlhf::cuda {
 
 #if RLHF_DEVICE_CODE
 
-template <class Mma, class T>
-DEVICE void logits_end(Mma& mma, const Place& at, const LogitsParams<T>& p, Shared<float> parts) {
-  tile_stats(mma, at, p, parts);
-  if (p.logits) store_tile(mma, at, p.product.M, p.product.N, p.logits, p.stride, [](int64_t, int64_t, float x) { return x; });
-}
-template <class Mma, class T = typename Mma::Element>
-DEVICE void head_logits(const LogitsParams<T>& p) {
-  SharedMemory memory;
-  Mma mma;
-  const Place at = Place::of<Mma>(p.product);
-  multiply(mma, p.product, at, memory);
-  logits_end(mma, at, p, memory.take<float>(Mma::PARTS > 1 ? 3 * Mma::PARTS * Mma::M : 0));
+template <class Mma, class P>
+DEVICE void head_logits(const P& params) {
+  multiply_tiles<Mma>(params, [](Mma& mma, const Place& at, const auto& p, SharedMemory memory) {
+    tile_stats(mma, at, p, memory);
+    if (p.logits) store_tile(mma, at, p.product.M, p.product.N, p.logits, p.stride, [](int64_t, int64_t, float x) { return x; });
+  });
 }
 KERNEL(head_logits_bf16, LogitsParams<bf16>, 256) { head_logits<Bf16<true, true>>(p); }
 KERNEL(head_logits_f32, LogitsParams<float>, 256) { head_logits<F32<true, true>>(p); }
 
-template <class Mma, class T>
-DEVICE void logits_grad_end(Mma& mma, const Place& at, const LogitsGradParams<T>& p) {
-  const int64_t M = p.product.M, V = p.product.N;
+template <class Mma, class P>
+DEVICE void head_logits_grad(const P& params) {
+  multiply_tiles<Mma>(params, [](Mma& mma, const Place& at, const auto& p, SharedMemory) {
+    const int64_t M = p.product.M, V = p.product.N;
 #pragma unroll
-  for (int i = 0; i < Mma::ROWS; i++) {
-    const int64_t m = at.m + Mma::row(i);
-    if (m >= M) continue;
-    const RowGrad row(p.pair, m, p.y[m], V, p.inverse_temperature);
+    for (int i = 0; i < Mma::ROWS; i++) {
+      const int64_t m = at.m + Mma::row(i);
+      if (m >= M) continue;
+      const RowGrad row(p.pair, m, p.y[m], V, p.inverse_temperature);
 #pragma unroll
-    for (int j = 0; j < Mma::COLUMNS; j++) {
-      const int64_t n = at.n + Mma::column(j);
-      mma.at(i, j) = n < V ? row.at(n, mma.at(i, j) * p.inverse_temperature) : 0.0f;
+      for (int j = 0; j < Mma::COLUMNS; j++) {
+        const int64_t n = at.n + Mma::column(j);
+        mma.at(i, j) = n < V ? row.at(n, mma.at(i, j) * p.inverse_temperature) : 0.0f;
+      }
     }
-  }
-  store_tile(mma, at, M, p.stride, p.g, p.stride, [](int64_t, int64_t, float g) { return g; });  // zeros beyond V
-}
-template <class Mma, class T = typename Mma::Element>
-DEVICE void head_logits_grad(const LogitsGradParams<T>& p) {
-  SharedMemory memory;
-  Mma mma;
-  const Place at = Place::of<Mma>(p.product);
-  multiply(mma, p.product, at, memory);
-  logits_grad_end(mma, at, p);
+    store_tile(mma, at, M, p.stride, p.g, p.stride, [](int64_t, int64_t, float g) { return g; });  // zeros beyond V
+  });
 }
 KERNEL(head_logits_grad_bf16, LogitsGradParams<bf16>, 256) { head_logits_grad<Bf16<true, true>>(p); }
 KERNEL(head_logits_grad_f32, LogitsGradParams<float>, 256) { head_logits_grad<F32<true, true>>(p); }
 
 #if RLHF_HOPPER_CODE
-KERNEL(head_logits_bf16_hopper, WithMaps<LogitsParams<bf16>>, 384, 1) {
-  using Mma = Wgmma<true, true>;
-  multiply_tiles<Mma>(p, [&](Mma& mma, const Place& at) { logits_end(mma, at, p.p, Shared<float>{}); });
-}
-KERNEL(head_logits_grad_bf16_hopper, WithMaps<LogitsGradParams<bf16>>, 384, 1) {
-  using Mma = Wgmma<true, true>;
-  multiply_tiles<Mma>(p, [&](Mma& mma, const Place& at) { logits_grad_end(mma, at, p.p); });
-}
+KERNEL(head_logits_bf16_hopper, WithMaps<LogitsParams<bf16>>, 384, 1) { head_logits<Wgmma<true, true>>(p); }
+KERNEL(head_logits_grad_bf16_hopper, WithMaps<LogitsGradParams<bf16>>, 384, 1) { head_logits_grad<Wgmma<true, true>>(p); }
 #endif
 
 // a block per pair: its row of h, zeros where there is none

@@ -85,9 +85,10 @@ DEVICE void join_parts(Shared<float> parts, const Place& at, int64_t M, int64_t 
   stats[to] = most, stats[to + 1] = s, stats[to + 2] = u;
 }
 
-// x = logits / T of the tile, left in the accumulators; its statistics. `parts`: shared memory for them, 3 PARTS M
+// x = logits / T of the tile, left in the accumulators; its statistics
 template <class Mma, class T>
-DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shared<float> parts) {
+DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, SharedMemory& memory) {
+  const Shared<float> parts = memory.take<float>(Mma::PARTS > 1 ? 3 * Mma::PARTS * Mma::M : 0);
   const int64_t M = p.product.M, V = p.product.N, tiles = (V + Mma::N - 1) / Mma::N;
   const int columns = int(V - at.n < Mma::N ? V - at.n : Mma::N);
 #pragma unroll

@@ -107,22 +107,11 @@ KERNEL(policy_finish, PolicyFinishParams, 256) {
   double sums[POLICY_SUMS + 1] = {};
   for (int64_t block = thread(); block < p.blocks; block += 256) UNROLL for (int k = 0; k < POLICY_SUMS; k++) sums[k] += p.partial[block * POLICY_SUMS + k];
   for (int64_t b = thread(); b < p.B; b += 256) sums[POLICY_SUMS] += p.weights[b] > 0;
-  SharedMemory memory;
-  const Shared<double> parts = memory.take<double>(8 * (POLICY_SUMS + 1));
-  UNROLL for (int k = 0; k <= POLICY_SUMS; k++) {
-    UNROLL for (int step = 16; step; step /= 2) sums[k] += shuffle_down(sums[k], step);
-    if (lane() == 0) parts[warp() * (POLICY_SUMS + 1) + k] = sums[k];
-  }
-  sync_threads();
+  const double sum = block_sums(sums), kl = shuffle(sum, 1), entropy = shuffle(sum, 2);  // of the first warp
+  if (thread() <= POLICY_SUMS) p.stats[thread() + 1] += sum;
   if (thread() > 0) return;
-  double s[POLICY_SUMS + 1];
-  for (int k = 0; k <= POLICY_SUMS; k++) {
-    s[k] = 0;
-    for (int w = 0; w < 8; w++) s[k] += parts[w * (POLICY_SUMS + 1) + k];
-  }
-  const double loss = p.error[0] != 0 ? double(NOT_A_NUMBER) : p.scale * (s[0] + p.kl_coef * s[1] - p.entropy_coef * s[2]);
+  const double loss = p.error[0] != 0 ? double(NOT_A_NUMBER) : p.scale * (sum + p.kl_coef * kl - p.entropy_coef * entropy);
   p.stats[0] += loss;
-  for (int k = 0; k <= POLICY_SUMS; k++) p.stats[k + 1] += s[k];
   p.loss[0] = float(loss);
 }
 

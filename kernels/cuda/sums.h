@@ -6,9 +6,9 @@ namespace rlhf::cuda {
 
 #if RLHF_DEVICE_CODE
 
-// n sums over the 256 threads of a block, to `out` in global memory: lanes by halves, then warps in order.
+// n sums over the 256 threads of a block, sum k for thread k: lanes by halves, then warps in order.
 template <int n>
-DEVICE void block_sums(double (&x)[n], Global<double> out) {
+DEVICE double block_sums(double (&x)[n]) {
   SharedMemory memory;
   const Shared<double> parts = memory.take<double>(8 * n);
   UNROLL for (int k = 0; k < n; k++) {
@@ -16,10 +16,15 @@ DEVICE void block_sums(double (&x)[n], Global<double> out) {
     if (lane() == 0) parts[warp() * n + k] = x[k];
   }
   sync_threads();
-  if (thread() >= n) return;
   double total = 0;
-  for (int w = 0; w < 8; w++) total += parts[w * n + thread()];
-  out[thread()] = total;
+  if (thread() < n)
+    for (int w = 0; w < 8; w++) total += parts[w * n + thread()];
+  return total;
+}
+template <int n>
+DEVICE void block_sums(double (&x)[n], Global<double> out) {
+  const double total = block_sums(x);
+  if (thread() < n) out[thread()] = total;
 }
 
 // x[i], ..., x[i + 3], those from `end` on as 0

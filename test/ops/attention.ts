@@ -39,7 +39,8 @@ function forward({ q, k, v, cuSeqlens, prefix, scale }: Widened, f: Round): { o:
   const lse: number[] = [];
   visible(cuSeqlens, prefix).forEach((keys, i) => {
     for (let h = 0; h < H; h++) {
-      const at = (row: number) => (row * G + Math.floor((h * G) / H)) * D;
+      const g = Math.floor((h * G) / H);
+      const at = (row: number) => (row * G + g) * D;
       const scores = keys.map((row) => f(dot(q, (i * H + h) * D, k, at(row), D, f) * c));
       const result = attend(scores, (j, d) => v[at(keys[j]) + d], D, f);
       o.push(...result.o);

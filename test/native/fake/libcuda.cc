@@ -103,6 +103,7 @@ CALL cuFuncSetAttribute(void* function, int attribute, int value) {
 }
 CALL cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* data, const uint64_t* sizes, const uint64_t* strides, const unsigned* box,
     const unsigned* steps, int interleaved, int swizzle, int, int fill) {
+  if (!current()) return NO_CONTEXT;
   if (uintptr_t(map) % 64 || type != 9 || rank != 2 || uintptr_t(data) % 16 || strides[0] % 16 || sizes[0] * 2 > strides[0]) return INVALID;
   if (box[0] * 2 != 128 || box[1] > 256 || steps[0] != 1 || steps[1] != 1 || interleaved || swizzle != 3 || fill) return INVALID;
   record.maps++;
