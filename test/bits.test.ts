@@ -1,10 +1,8 @@
 import { createHash } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
-import { native } from "../lib/device/native.js";
 import {
   accumulate,
   AdamW,
-  device,
   generate,
   logps,
   ppo,
@@ -19,14 +17,14 @@ import {
 } from "../lib/index.js";
 import { pack } from "../lib/model/transformer.js";
 import { nll, tokensIn } from "../lib/rlhf/sft.js";
-import { episodes, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
+import { everyCpu, episodes, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
 import { Random } from "./random.js";
 
 // The law of arithmetic, end to end: nothing but the numbers themselves decides a bit.
 
 const devices: Device[] = [];
 beforeAll(async () => {
-  for (const isa of native.isaAvailable.split(" ")) for (const threads of [1, 3]) devices.push(await device("cpu", { isa, threads }));
+  devices.push(...(await everyCpu()));
 });
 afterAll(() => Promise.all(devices.map((on) => on.close())));
 

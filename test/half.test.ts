@@ -2,12 +2,11 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
-import { native } from "../lib/device/native.js";
-import { device, generate, loadModel, logps, ops, ppo, saveModel, Tensor, type Device } from "../lib/index.js";
+import { generate, loadModel, logps, ops, ppo, saveModel, Tensor, type Device } from "../lib/index.js";
 import { readSafetensors } from "../lib/model/safetensors.js";
 import { pack } from "../lib/model/transformer.js";
 import { run } from "../lib/tensor/op.js";
-import { episodes, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
+import { everyCpu, episodes, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
 import { Random } from "./random.js";
 import { normal } from "./truth.js";
 
@@ -15,7 +14,7 @@ import { normal } from "./truth.js";
 
 const devices: Device[] = [];
 beforeAll(async () => {
-  for (const isa of native.isaAvailable.split(" ")) for (const threads of [1, 3]) devices.push(await device("cpu", { isa, threads }));
+  devices.push(...(await everyCpu()));
 });
 afterAll(() => Promise.all(devices.map((on) => on.close())));
 

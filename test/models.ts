@@ -1,4 +1,5 @@
-import { Transformer, type Device, type Episode, type ModelConfig } from "../lib/index.js";
+import { native } from "../lib/device/native.js";
+import { device, Transformer, type Device, type Episode, type ModelConfig } from "../lib/index.js";
 import type { PpoConfig } from "../lib/rlhf/ppo.js";
 import type { Random } from "./random.js";
 
@@ -85,4 +86,11 @@ export async function weightsOf(model: Transformer): Promise<Buffer> {
   const parts: Buffer[] = [];
   for (const { value } of model.parameters.values()) parts.push(Buffer.from((await value.read()).buffer));
   return Buffer.concat(parts);
+}
+
+/** CPU devices of every instruction set here, scalar among them, each with one thread and with more. */
+export async function everyCpu(threads = [1, 3]): Promise<Device[]> {
+  const devices: Device[] = [];
+  for (const isa of native.isaAvailable.split(" ")) for (const count of threads) devices.push(await device("cpu", { isa, threads: count }));
+  return devices;
 }

@@ -1,15 +1,15 @@
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
-import { native } from "../lib/device/native.js";
 import { specs } from "../lib/device/ops.js";
-import { device, type Device } from "../lib/index.js";
+import type { Device } from "../lib/index.js";
 import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
+import { everyCpu } from "./models.js";
 import { seed } from "./random.js";
 
 const truths = await allTruths();
 const devices: Device[] = [];
 beforeAll(async () => {
   console.log(`seed ${seed}`);
-  for (const isa of native.isaAvailable.split(" ")) for (const threads of [1, 2, 3]) devices.push(await device("cpu", { isa, threads }));
+  devices.push(...(await everyCpu([1, 2, 3])));
 });
 afterAll(() => Promise.all(devices.map((d) => d.close())));
 

@@ -1,5 +1,4 @@
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
-import { native } from "../lib/device/native.js";
 import { PlannedDevice } from "../lib/device/planned.js";
 import {
   accumulate,
@@ -18,14 +17,14 @@ import {
 } from "../lib/index.js";
 import { packEpisodes, promptGroups } from "../lib/rlhf/episode.js";
 import { nll, tokensIn } from "../lib/rlhf/sft.js";
-import { gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
+import { everyCpu, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
 import { Random } from "./random.js";
 
 // A prompt that is computed once for its completions, and layers that are run again in the backward pass.
 
 const devices: Device[] = [];
 beforeAll(async () => {
-  for (const isa of native.isaAvailable.split(" ")) for (const threads of [1, 3]) devices.push(await device("cpu", { isa, threads }));
+  devices.push(...(await everyCpu()));
 });
 afterAll(() => Promise.all(devices.map((on) => on.close())));
 
