@@ -87,8 +87,10 @@ export class Peers {
     const all: Implementation[] = [];
     for (const script of scripts.filter(({ rows }) => rows.test(row.name))) {
       const process = await this.process(script);
-      const names = JSON.parse((await process?.ask(`prepare ${JSON.stringify(row)}`)) || "[]") as string[];
-      all.push(...names.map((one, i) => implementation(process!, one, i)));
+      if (!process) continue;
+      const names = JSON.parse((await process.ask(`prepare ${JSON.stringify(row)}`)) || '"it has ended"') as string[] | string;
+      if (typeof names === "string") console.error(`${script.file} has no ${row.name}, ${row.shape}: ${names}`);
+      else all.push(...names.map((one, i) => implementation(process, one, i)));
     }
     return all;
   }

@@ -1,6 +1,7 @@
 """How a peer is asked: one line asks, one line answers.
 
-prepare {"name", "shape"}   ->  the names of the implementations that it has of this row, as a JSON list; a row with a whole model has "sizes" too
+prepare {"name", "shape"}   ->  the names of the implementations that it has of this row, as a JSON list, or why it has none, as a string; a row with a
+                                whole model has "sizes" too
 run I                       ->  milliseconds of one run of implementation I
 bytes I                     ->  bytes that the process held at most while I ran, beyond what it held before the row was prepared
 release                     ->  "released": what the row held is given back
@@ -51,9 +52,14 @@ def serve(rows):
         if command == "prepare":
             row = json.loads(rest)
             before = resident()
-            works = rows[row["name"]](row.get("sizes") or row["shape"]) if row["name"] in rows else []
+            works, failure = [], None
+            try:
+                if row["name"] in rows:
+                    works = rows[row["name"]](row.get("sizes") or row["shape"])
+            except Exception as error:
+                failure = f"{type(error).__name__}: {error}"
             most = [0] * len(works)
-            answer = json.dumps([name for name, _ in works])
+            answer = json.dumps(failure or [name for name, _ in works])
         elif command == "run":
             i = int(rest)
             reset_peak()

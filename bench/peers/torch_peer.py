@@ -25,8 +25,11 @@ def eager_and_compiled(f, *inputs, wrt=(), name="torch"):
 
 
 def linear(shape):
-    n, o, i = numbers(shape)
+    n, o, i = numbers(shape)[:3]
     x, w = torch.randn(n, i), torch.randn(o, i)
+    if "bf16" in shape:
+        x, w = x.bfloat16(), w.bfloat16()
+        return [("torch F.linear bf16", lambda: F.linear(x, w))]
     return [("torch F.linear", lambda: F.linear(x, w))]
 
 
