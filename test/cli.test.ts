@@ -180,6 +180,21 @@ describe("a stage by itself", () => {
     expect(steps).toEqual(Array(6).fill(learnt));
   });
 
+  test("reward is judged on a file of its own, and draws its curves", async () => {
+    await writeFile(at("judges.jsonl"), (await readFile(first("preferences.jsonl"), "utf8")).split("\n").slice(0, 7).join("\n"));
+    const { stdout } = await rlhf([
+      ...["reward", "--model", first("base"), "--data", first("preferences.jsonl"), "--held-out", at("judges.jsonl"), "--out", at("rh")],
+      ...config(),
+    ]);
+    expect(stdout).toMatch(/of 7 held-out comparisons right/);
+    const { stages } = (await json("rh", "stages.json")) as { stages: { result: object }[] };
+    const all = (await rows("first", "preferences.jsonl")).length;
+    expect(stages[0].result).toMatchObject({ comparisons: all, heldOut: 7 });
+    const page = await readFile(at("rh", "report.html"), "utf8");
+    for (const part of ["uPlot", "of 7 held-out comparisons right", "Calibration", "Reward model"]) expect(page).toContain(part);
+    for (const part of ["Clip fraction", "Base model"]) expect(page).not.toContain(part);
+  });
+
   test("reward learns a named criterion, and the labels of it alone", async () => {
     const turned = (await rows("first", "preferences.jsonl")).map(({ agreement, ...row }) => ({ ...row, agreement: 1, brief: agreement }));
     await writeFile(at("criteria.jsonl"), turned.map((row) => JSON.stringify(row)).join("\n"));

@@ -1,15 +1,18 @@
 import { dirname } from "node:path";
 import { mkdir, readFile } from "node:fs/promises";
 import { readCompletions, writeCompletions, type CompletionRow } from "../data/completions.js";
+import type { Calibration } from "../data/metrics.js";
 import { readRows, rowsOf, writeJsonl } from "../data/jsonl.js";
 import { readComparisons, readDemonstrations, readPrompts } from "../data/preferences.js";
 import { typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
 import { loadModel, saveModel } from "../model/checkpoint.js";
+import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { logps, values } from "../rlhf/logp.js";
 import { fit } from "./fit.js";
 import type { Progress } from "./progress.js";
+import { stageReport } from "./report.js";
 import { Run } from "./run.js";
 import type { Config } from "./schema.js";
 import { completionRow, sampleAll, type Prompt } from "./stages/collect.js";
@@ -63,6 +66,10 @@ async function prompts(file: string, tokenizer: Tokenizer): Promise<Prompt[]> {
 
 const stopIds = (tokenizer: Tokenizer) => (tokenizer.eosId === undefined ? [] : [tokenizer.eosId]);
 
+/** The curves of a stage, beside what it wrote. */
+const writeReport = async (run: Run, title: string, calibration?: Calibration) =>
+  writeFileDurably(run.path("report.html"), await stageReport(run, title, calibration));
+
 export async function sft(
   { config, device, progress }: Opened,
   files: { data: string; heldOut?: string; model?: string; out: string },
@@ -73,9 +80,9 @@ export async function sft(
   const heldOut = files.heldOut ? await sftText(files.heldOut, files.model) : [];
   const result = await run.stage("sft", () => sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }));
   if (files.model) await copyTokenizer(files.model, files.out);
-  console.log(
-    `${files.out}: ${result.parameters} weights, loss ${result.loss.toFixed(3)}${heldOut.length > 0 ? `, ${result.bitsPerByte.toFixed(3)} bits per held-out byte` : ""}`,
-  );
+  const told = `loss ${result.loss.toFixed(3)}${heldOut.length > 0 ? `, ${result.bitsPerByte.toFixed(3)} bits per held-out byte` : ""}`;
+  await writeReport(run, told);
+  console.log(`${files.out}: ${result.parameters} weights, ${told}`);
   await device.close();
 }
 
@@ -128,23 +135,23 @@ export async function label({ config, device }: Opened, { data, out }: { data: s
 
 export async function reward(
   { config, device, progress }: Opened,
-  { model: folder, data, criterion, out }: { model: string; data: string; criterion?: string; out: string },
+  { model: folder, data, heldOut, criterion, out }: { model: string; data: string; heldOut?: string; criterion?: string; out: string },
   resume: boolean,
 ): Promise<void> {
   using run = await Run.open(out, config, device, resume);
   const [base, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
-  const rows = await readComparisons(data, () => tokenizer.chat, criterion);
+  const read = async (file: string) => comparisons(await readComparisons(file, () => tokenizer.chat, criterion), tokenizer, config.reward.softLabels);
   fit("--model", folder, base, "any", tokenizer);
   const model = base.headKind === "score" ? base : base.copy("score", config.seed);
   const result = await run.stage("reward", async () => {
-    const done = await rewardStage({ config, device, run, progress }, model, comparisons(rows, tokenizer, config.reward.softLabels));
+    const done = await rewardStage({ config, device, run, progress }, model, await read(data), heldOut === undefined ? undefined : await read(heldOut));
     await saveModel(model, out);
     await copyTokenizer(folder, out);
     return done;
   });
-  console.log(
-    `${out}: ${(100 * result.accuracy).toFixed(1)} % of ${result.heldOut} held-out comparisons right, calibration error ${result.calibration.error.toFixed(3)}`,
-  );
+  const told = `${(100 * result.accuracy).toFixed(1)} % of ${result.heldOut} held-out comparisons right`;
+  await writeReport(run, told, result.calibration);
+  console.log(`${out}: ${told}, calibration error ${result.calibration.error.toFixed(3)}`);
   await device.close();
 }
 
@@ -194,7 +201,9 @@ export async function ppo(
     await copyTokenizer(files.model, files.out);
     return done;
   });
-  console.log(`${files.out}: ${result.updates} updates of ${options.rolloutBatch} completions`);
+  const told = `${result.updates} updates of ${options.rolloutBatch} completions`;
+  await writeReport(run, told);
+  console.log(`${files.out}: ${told}`);
   await device.close();
 }
 

@@ -99,11 +99,12 @@ stage("label", "compare completions: people in a browser (--ui) or at the termin
 stage("reward", "train a reward model on comparisons")
   .requiredOption("--model <dir>", "the language model to start from")
   .requiredOption("--data <file>", "JSONL or Parquet with prompt, chosen, rejected (agreement, margin), or prompt, ranking")
+  .option("--held-out <file>", "comparisons that judge it, in place of reward.heldOut of the data")
   .option("--criterion <name>", "learn this column's share in place of agreement's")
   .requiredOption("--out <dir>", "Hugging Face directory to write")
   .addOption(resume)
-  .action(async ({ model, data, criterion, out, resume: resumed, ...options }) =>
-    (await import("./commands.js")).reward(await opened(options), { model, data, criterion, out }, resumed),
+  .action(async ({ model, data, heldOut, criterion, out, resume: resumed, ...options }) =>
+    (await import("./commands.js")).reward(await opened(options), { model, data, heldOut, criterion, out }, resumed),
   );
 
 stage("ppo", "fine-tune a policy against a reward model, near its base")

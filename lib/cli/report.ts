@@ -33,12 +33,48 @@ interface Chart {
   points?: boolean;
 }
 
-/** One page that needs nothing else: the chain of stages, the curves, the samples. */
+/** The demo's page: the chain of stages, the curves, the samples. */
 export async function report(run: Run, parts: Parts): Promise<string> {
+  const seconds = Object.fromEntries(run.done.map((stage) => [stage.name, stage.seconds]));
+  const charts = await curves(run, parts.reward.calibration);
+  return page(run, {
+    title: `${percent(parts.eval.winRate)} of completions preferred to the base model's`,
+    about: `${parts.eval.prompts} prompts that no stage saw; 95 %: ${parts.eval.winRateInterval.map(percent).join(" to ")}; ${parts.eval.klPerCompletion.toFixed(1)} nats of KL per completion.
+${escape(String(parts.summary.cpu))}, ${escape(String(parts.summary.isa))}, ${String(parts.summary.threads)} threads, ${duration(parts.summary.seconds as number)}.`,
+    charts,
+    body: `<h2>The chain</h2>
+<div class="chain">${boxes(parts, seconds).join('<div class="arrow" aria-hidden="true">\u2192</div>')}</div>
+<h2>Curves</h2>
+${figures(charts)}
+<h2>Samples</h2>
+<table class="samples"><thead><tr><th>prompt</th><th>base</th><th>policy</th></tr></thead><tbody>
+${parts.eval.samples.map(sampleRow).join("\n")}
+</tbody></table>
+<h2>Summary</h2>
+<table class="summary">${Object.entries(parts.summary)
+      .filter(([, value]) => typeof value !== "object")
+      .map(
+        ([name, value]) =>
+          `<tr><th>${escape(name)}</th><td>${escape(typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value))}</td></tr>`,
+      )
+      .join("")}</table>`,
+  });
+}
+
+/** The page of a stage that ran by itself: its curves. */
+export async function stageReport(run: Run, title: string, calibration?: Calibration): Promise<string> {
+  const charts = await curves(run, calibration);
+  const about = `${escape(run.folder)}; ${run.done.map(({ name, seconds }) => `${name}: ${duration(seconds)}`).join(", ")}.`;
+  return page(run, { title: escape(title), about, charts, body: figures(charts) });
+}
+
+const figures = (charts: Chart[]) =>
+  `<div class="charts">${charts.map(({ title, about }, i) => `<figure><figcaption><b>${escape(title)}</b> ${escape(about)}</figcaption><div id="chart${i}"></div></figure>`).join("")}</div>`;
+
+/** One page that needs nothing else. */
+async function page(run: Run, { title, about, body, charts }: { title: string; about: string; body: string; charts: Chart[] }): Promise<string> {
   const folder = dirname(createRequire(import.meta.url).resolve("uplot"));
   const [script, style] = await Promise.all(["uPlot.iife.min.js", "uPlot.min.css"].map((file) => readFile(join(folder, file), "utf8")));
-  const charts = await curves(run, parts);
-  const seconds = Object.fromEntries(run.done.map((stage) => [stage.name, stage.seconds]));
   return `<!doctype html>
 <html lang="en">
 <head>
@@ -49,26 +85,10 @@ export async function report(run: Run, parts: Parts): Promise<string> {
 </head>
 <body>
 <header>
-<h1>${percent(parts.eval.winRate)} of completions preferred to the base model's</h1>
-<p>${parts.eval.prompts} prompts that no stage saw; 95 %: ${parts.eval.winRateInterval.map(percent).join(" to ")}; ${parts.eval.klPerCompletion.toFixed(1)} nats of KL per completion.
-${escape(String(parts.summary.cpu))}, ${escape(String(parts.summary.isa))}, ${String(parts.summary.threads)} threads, ${duration(parts.summary.seconds as number)}.</p>
+<h1>${title}</h1>
+<p>${about}</p>
 </header>
-<h2>The chain</h2>
-<div class="chain">${boxes(parts, seconds).join('<div class="arrow" aria-hidden="true">\u2192</div>')}</div>
-<h2>Curves</h2>
-<div class="charts">${charts.map(({ title, about }, i) => `<figure><figcaption><b>${escape(title)}</b> ${escape(about)}</figcaption><div id="chart${i}"></div></figure>`).join("")}</div>
-<h2>Samples</h2>
-<table class="samples"><thead><tr><th>prompt</th><th>base</th><th>policy</th></tr></thead><tbody>
-${parts.eval.samples.map(sampleRow).join("\n")}
-</tbody></table>
-<h2>Summary</h2>
-<table class="summary">${Object.entries(parts.summary)
-    .filter(([, value]) => typeof value !== "object")
-    .map(
-      ([name, value]) =>
-        `<tr><th>${escape(name)}</th><td>${escape(typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value))}</td></tr>`,
-    )
-    .join("")}</table>
+${body}
 <script>${script}</script>
 <script>const charts = ${JSON.stringify(charts).replaceAll("<", "\\u003c")};${drawing}</script>
 </body>
@@ -128,7 +148,7 @@ function boxes(parts: Parts, seconds: Record<string, number>): string[] {
   ];
 }
 
-async function curves(run: Run, parts: Parts): Promise<Chart[]> {
+async function curves(run: Run, calibration?: Calibration): Promise<Chart[]> {
   const stages = new Map<string, Record<string, number>[]>();
   for await (const row of readJsonl(run.path("metrics.jsonl"))) {
     const line = row.value as Record<string, number> & { stage: string };
@@ -144,44 +164,51 @@ async function curves(run: Run, parts: Parts): Promise<Chart[]> {
     x: "update",
     series: names.map(([name, label]) => series("ppo", name, label)),
   });
-  const { bins } = parts.reward.calibration;
-  return [
-    { title: "Base model", about: "loss, nats per token", x: "step", series: smoothed(series("sft", "loss")) },
-    { title: "Reward model", about: "share of each batch's comparisons that it gets right", x: "step", series: smoothed(series("reward", "accuracy")) },
-    {
+  const drawn: Chart[] = [];
+  if (stages.has("sft")) drawn.push({ title: "Base model", about: "loss, nats per token", x: "step", series: smoothed(series("sft", "loss")) });
+  if (stages.has("reward"))
+    drawn.push(
+      { title: "Reward model", about: "share of each batch's comparisons that it gets right", x: "step", series: smoothed(series("reward", "accuracy")) },
+      { title: "Reward model's loss", about: "nats per comparison", x: "step", series: smoothed(series("reward", "loss")) },
+    );
+  if (calibration)
+    drawn.push({
       title: "Calibration",
-      about: "held-out: how often A was preferred, where the model says so with this probability",
+      about: `held-out: how often A was preferred, where the model says so with this probability; expected error ${calibration.error.toFixed(3)}`,
       x: "P(A preferred)",
       points: true,
       series: [
-        { label: "observed", x: bins.map(({ probability }) => probability), y: bins.map(({ outcome }) => outcome) },
-        { label: "ideal", x: bins.map(({ probability }) => probability), y: bins.map(({ probability }) => probability) },
+        { label: "observed", x: calibration.bins.map(({ probability }) => probability), y: calibration.bins.map(({ outcome }) => outcome) },
+        { label: "ideal", x: calibration.bins.map(({ probability }) => probability), y: calibration.bins.map(({ probability }) => probability) },
       ],
-    },
-    ppo("Reward", "mean score of the reward model", ["reward", "reward"]),
-    ppo("KL", "to the base model, nats per completion", ["kl", "KL"]),
-    {
-      title: "Reward against KL",
-      about: "what a nat buys",
-      x: "KL, nats per completion",
-      points: true,
-      series: [
-        {
-          label: "reward",
-          ...sorted(
-            of("ppo").map(({ kl }) => kl),
-            of("ppo").map(({ reward }) => reward),
-          ),
-        },
-      ],
-    },
-    ppo("Entropy", "of the policy, nats per token", ["entropy", "entropy"]),
-    ppo("Clip fraction", "share of tokens whose ratio was clipped", ["clipFraction", "clip fraction"]),
-    ppo("Value loss", "half the mean squared error", ["valueLoss", "value loss"]),
-    ppo("Explained variance", "of the returns, by the value function", ["explainedVariance", "explained variance"]),
-    ppo("Length", "tokens per completion", ["length", "tokens"]),
-    ppo("Gradient norm", "before clipping", ["gradientNorm", "policy"], ["valueGradientNorm", "value"]),
-  ];
+    });
+  if (stages.has("ppo"))
+    drawn.push(
+      ppo("Reward", "mean score of the reward model", ["reward", "reward"]),
+      ppo("KL", "to the base model, nats per completion", ["kl", "KL"]),
+      {
+        title: "Reward against KL",
+        about: "what a nat buys",
+        x: "KL, nats per completion",
+        points: true,
+        series: [
+          {
+            label: "reward",
+            ...sorted(
+              of("ppo").map(({ kl }) => kl),
+              of("ppo").map(({ reward }) => reward),
+            ),
+          },
+        ],
+      },
+      ppo("Entropy", "of the policy, nats per token", ["entropy", "entropy"]),
+      ppo("Clip fraction", "share of tokens whose ratio was clipped", ["clipFraction", "clip fraction"]),
+      ppo("Value loss", "half the mean squared error", ["valueLoss", "value loss"]),
+      ppo("Explained variance", "of the returns, by the value function", ["explainedVariance", "explained variance"]),
+      ppo("Length", "tokens per completion", ["length", "tokens"]),
+      ppo("Gradient norm", "before clipping", ["gradientNorm", "policy"], ["valueGradientNorm", "value"]),
+    );
+  return drawn;
 }
 
 /** A noisy series with its exponential average over some twenty steps. */

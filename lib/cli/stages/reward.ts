@@ -12,12 +12,17 @@ export interface RewardResult extends Record<string, unknown> {
   calibration: Calibration;
 }
 
-/** Trains a reward model on comparisons; the last share of them is held out and judges it. */
-export async function rewardStage({ config, run, progress }: Context, model: Transformer, comparisons: readonly Comparison[]): Promise<RewardResult> {
+/** Trains a reward model on comparisons; those held out judge it: by default the last share of the comparisons, in whole prompts. */
+export async function rewardStage(
+  { config, run, progress }: Context,
+  model: Transformer,
+  comparisons: readonly Comparison[],
+  heldOut?: readonly Comparison[],
+): Promise<RewardResult> {
   const { reward: options, seed } = config;
-  const held = Math.round(comparisons.length * options.heldOut); // whole prompts
+  const held = heldOut ? 0 : Math.round(comparisons.length * options.heldOut);
   const training = comparisons.slice(0, comparisons.length - held);
-  const heldOut = comparisons.slice(comparisons.length - held);
+  heldOut ??= comparisons.slice(comparisons.length - held);
   const pairsIn = (units: readonly Comparison[]) => units.reduce((n, { pairs }) => n + pairs.length, 0);
   const steps = Math.ceil(training.length / options.batch) * options.epochs;
   const optimizer = new AdamW([...model.parameters.values()], options);
