@@ -98,6 +98,7 @@ export const schema = z.strictObject({
   ppo: section({
     updates: whole(1).default(60),
     rolloutBatch: whole(1).default(64).describe("completions of an update"),
+    samples: whole(1).default(1).describe("completions of each prompt, which is computed once for them"),
     epochs: whole(1).default(1),
     minibatches: whole(1).default(2),
     learningRate: positive.default(5e-4),
@@ -183,6 +184,7 @@ export const rules: { option: string; holds: (config: Config) => boolean; wanted
     holds: ({ label }) => new Set([...label.criteria, ...COLUMNS]).size === label.criteria.length + COLUMNS.length,
     wanted: `names that differ, and none of ${COLUMNS.join(", ")}`,
   },
-  { option: "ppo.minibatches", holds: ({ ppo }) => ppo.minibatches <= ppo.rolloutBatch, wanted: "at most ppo.rolloutBatch" },
+  { option: "ppo.samples", holds: ({ ppo }) => ppo.rolloutBatch % ppo.samples === 0, wanted: "a divisor of ppo.rolloutBatch" },
+  { option: "ppo.minibatches", holds: ({ ppo }) => ppo.minibatches <= ppo.rolloutBatch / ppo.samples, wanted: "at most the prompts of an update, ppo.rolloutBatch / ppo.samples" },
   { option: "ppo.temperature", holds: ({ ppo }) => ppo.temperature > 0, wanted: "above 0: PPO learns from samples" },
 ];
