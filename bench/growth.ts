@@ -83,7 +83,8 @@ export const growthRows: Row[] = [
 ];
 
 export async function measureGrowth(on: Device, { name, varies, shape, sizes, prepare }: Row): Promise<Growth> {
-  const all = await Promise.all(sizes.map((size) => prepare(on, size)));
+  const all: Prepared[] = [];
+  for (const size of sizes) all.push(await prepare(on, size));
   const ms = (await interleaved(all.map(({ timer }) => timer))).map((one) => one.ms);
   for (const one of all) one.dispose();
   const [first, last] = [all[0], all[all.length - 1]];

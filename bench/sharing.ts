@@ -18,7 +18,10 @@ function step(on: Device, trained: Trained, shape: Shape, completions: number, s
   const model = Transformer.random(configOf(shape), trained === "SFT step" ? "logits" : "score", on, 0);
   const adam = new AdamW([...model.parameters.values()], optimizer);
   const groups = Array.from({ length: batch / completions }, (_, g) =>
-    Array.from({ length: completions }, (_, i) => ({ prompt: ids(prompt, vocabulary, g + 1), completion: ids(response, vocabulary, batch + g * completions + i) })),
+    Array.from({ length: completions }, (_, i) => ({
+      prompt: ids(prompt, vocabulary, g + 1),
+      completion: ids(response, vocabulary, batch + g * completions + i),
+    })),
   );
   const run = async () => {
     const config = { learningRate: 1e-4, schedule: "constant", warmup: 0, steps: adam.steps + 1, sharePrompts } as const;

@@ -233,7 +233,9 @@ describe("a stage by itself", () => {
     expect(await wrong("reward", "--model", first("base"), "--data", at("none.jsonl"), "--out", at("x"))).toMatch(/^rlhf: .*none\.jsonl/);
     expect(await wrong("demo", "--set", "ppo.klCof=1", "--runs", folder, "--name", "x")).toMatch(/^rlhf: --set ppo\.klCof=1: .*ppo\.klCoef\?$/);
     expect(await wrong("demo", "--set", "ppo.samples=3", "--runs", folder, "--name", "x")).toMatch(/ppo\.samples is 3, wanted a divisor of ppo\.rolloutBatch$/);
-    expect(await wrong("demo", "--set", "ppo.samples=64", "--runs", folder, "--name", "x")).toMatch(/ppo\.minibatches is 2, wanted at most the prompts of an update/);
+    expect(await wrong("demo", "--set", "ppo.samples=64", "--runs", folder, "--name", "x")).toMatch(
+      /ppo\.minibatches is 2, wanted at most the prompts of an update/,
+    );
     expect(await wrong("collect", "--model", folder, "--prompts", at("prompts.jsonl"), "--out", at("x"))).toMatch(/^rlhf: .*config\.json/);
     const tokenised = async (model: string, name: string) => {
       await cp(first(model), at(name), { recursive: true });

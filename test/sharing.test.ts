@@ -137,7 +137,12 @@ test("PPO and the best of eight run each prompt once in every pass", async () =>
     if (op.name === "embedding") tokens.push((args[0] as Tensor).size);
     call(op, args);
   };
-  const models = { policy: await lively(llama, on), reference: await lively(llama, on), reward: await lively(llama, on, "score"), critic: await lively(llama, on, "score") };
+  const models = {
+    policy: await lively(llama, on),
+    reference: await lively(llama, on),
+    reward: await lively(llama, on, "score"),
+    critic: await lively(llama, on, "score"),
+  };
   try {
     const [prompts, maxTokens] = [[Array.from({ length: 30 }, (_, i) => i), [1, 2, 3, 4]], 5];
     const requests = requestsFor(prompts, 8);

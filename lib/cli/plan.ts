@@ -216,7 +216,10 @@ function stages(config: Config): Stage[] {
           for (const model of [base, policy]) completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));
           await klPerCompletion(policy, base, completions[1]);
           const [before, after] = completions;
-          await scores(rewards, before.flatMap((one, i) => [one, after[i]]));
+          await scores(
+            rewards,
+            before.flatMap((one, i) => [one, after[i]]),
+          );
         });
       },
       steps: judged.prompts / evalWave,

@@ -185,6 +185,10 @@ export const rules: { option: string; holds: (config: Config) => boolean; wanted
     wanted: `names that differ, and none of ${COLUMNS.join(", ")}`,
   },
   { option: "ppo.samples", holds: ({ ppo }) => ppo.rolloutBatch % ppo.samples === 0, wanted: "a divisor of ppo.rolloutBatch" },
-  { option: "ppo.minibatches", holds: ({ ppo }) => ppo.minibatches <= ppo.rolloutBatch / ppo.samples, wanted: "at most the prompts of an update, ppo.rolloutBatch / ppo.samples" },
+  {
+    option: "ppo.minibatches",
+    holds: ({ ppo }) => ppo.minibatches <= ppo.rolloutBatch / ppo.samples,
+    wanted: "at most the prompts of an update, ppo.rolloutBatch / ppo.samples",
+  },
   { option: "ppo.temperature", holds: ({ ppo }) => ppo.temperature > 0, wanted: "above 0: PPO learns from samples" },
 ];
