@@ -4,6 +4,7 @@ import type { Device } from "../lib/index.js";
 import { prepared, type Prepared } from "./kernels.js";
 import { interleaved } from "./measure.js";
 import { shapes, steps, type Shape, type StepRow } from "./models.js";
+import { sharingStep } from "./sharing.js";
 import type { Growth } from "./result.js";
 
 // How cost grows: the same work at sizes that double, timed in turns. Beside the time, the FLOPs, by which it should grow.
@@ -13,7 +14,7 @@ interface Row {
   varies: string;
   shape: string;
   sizes: number[];
-  prepare(on: Device, size: number): Prepared;
+  prepare(on: Device, size: number): Prepared | Promise<Prepared>;
 }
 
 const step = (pick: (rows: ReturnType<typeof steps>) => StepRow, size: (n: number) => Partial<Shape>): Row["prepare"] => {
@@ -63,6 +64,13 @@ export const growthRows: Row[] = [
     ),
   },
   {
+    name: "SFT step",
+    varies: "completions",
+    shape: "demo, of each of 4 prompts of 40 tokens",
+    sizes: [2, 4, 8, 16],
+    prepare: (on, completions) => sharingStep(on, "SFT step", { ...shapes.demo, batch: 4 * completions, prompt: 40, response: 40 }, completions, true),
+  },
+  {
     name: "generation",
     varies: "tokens",
     shape: "demo",
@@ -75,7 +83,8 @@ export const growthRows: Row[] = [
 ];
 
 export async function measureGrowth(on: Device, { name, varies, shape, sizes, prepare }: Row): Promise<Growth> {
-  const all = sizes.map((size) => prepare(on, size));
+  const all: Prepared[] = [];
+  for (const size of sizes) all.push(await prepare(on, size));
   const ms = (await interleaved(all.map(({ timer }) => timer))).map((one) => one.ms);
   for (const one of all) one.dispose();
   const [first, last] = [all[0], all[all.length - 1]];

@@ -10,7 +10,9 @@ import { interleaved, type Timer } from "./measure.js";
 import { stepRows } from "./models.js";
 import { orderRows } from "./order.js";
 import { Peers, type Question } from "./peer.js";
-import { growthCells, growthHead, head, lines, orderCells, orderHead, type Growth, type Order, type Result, type Row } from "./result.js";
+import { growthCells, growthHead, head, lines, orderCells, orderHead, sharingCells, sharingHead } from "./result.js";
+import type { Growth, Order, Result, Row, Sharing } from "./result.js";
+import { sharingRows } from "./sharing.js";
 
 // Every kernel and every step against the machine's limit and against what people use today, in one run.
 
@@ -111,6 +113,7 @@ async function measure(on: Device, { name, shape, sizes, prepare }: Planned, lim
 const rows: Row[] = [];
 const growth: Growth[] = [];
 const order: Order[] = [];
+const sharing: Sharing[] = [];
 const limitsOf: Result["limits"] = [];
 let isa = "";
 
@@ -135,6 +138,10 @@ async function measureAll(on: Device, whole: boolean): Promise<void> {
     order.push(await one.measure(on));
     console.error(orderCells(order.at(-1)!).join("  "));
   }
+  for (const one of whole ? sharingRows.filter(({ name, shape }) => matches({ name: `sharing ${name}`, shape })) : []) {
+    sharing.push(await one.measure(on));
+    console.error(sharingCells(sharing.at(-1)!).join("  "));
+  }
   for (const one of whole ? growthRows.filter(({ name, shape }) => matches({ name: `growth ${name}`, shape })) : []) {
     growth.push(await measureGrowth(on, one));
     console.error(growthCells(growth.at(-1)!).join("  "));
@@ -152,9 +159,10 @@ for (const kind of kinds)
 
 if (rows.length > 0) console.log(table(head, rows.flatMap(lines)));
 if (order.length > 0) console.log(`\n${table(orderHead, order.map(orderCells))}`);
+if (sharing.length > 0) console.log(`\n${table(sharingHead, sharing.map(sharingCells))}`);
 if (growth.length > 0) console.log(`\n${table(growthHead, growth.map(growthCells))}`);
 
 if (json) {
-  const result: Result = { cpu: cpuName(), isa, limits: limitsOf, rows, growth, order };
+  const result: Result = { cpu: cpuName(), isa, limits: limitsOf, rows, growth, order, sharing };
   await writeFileDurably(json, `${JSON.stringify(result, null, 2)}\n`);
 }

@@ -36,7 +36,7 @@ export interface StepRow {
   prepare(on: Device): { timer: Timer; dispose(): void };
 }
 
-const configOf = ({ layers, width, heads, vocabulary, prompt, response }: Shape): ModelConfig => ({
+export const configOf = ({ layers, width, heads, vocabulary, prompt, response }: Shape): ModelConfig => ({
   ...gpt2,
   layers,
   width,
@@ -68,14 +68,14 @@ function adamBytes(shape: Shape, steps: number): Pick<Cost, "read" | "write" | "
   return { read: 4 * bytes, write: 3 * bytes, update: 3 * bytes };
 }
 
-const ids = (n: number, below: number, seed: number): Int32Array => {
+export const ids = (n: number, below: number, seed: number): Int32Array => {
   let state = seed;
   return Int32Array.from({ length: n }, () => ((state = (Math.imul(state, 1103515245) + 12345) >>> 0) >>> 8) % below);
 };
 const prompts = ({ batch, prompt, vocabulary }: Shape): Request[] =>
   Array.from({ length: batch }, (_, i) => ({ prompt: ids(prompt, vocabulary, i + 1), index: i, sample: 0 }));
 
-const timed =
+export const timed =
   (work: () => Promise<unknown>): Timer =>
   async (runs) => {
     const start = performance.now();
@@ -83,7 +83,7 @@ const timed =
     return performance.now() - start;
   };
 
-const optimizer = { betas: [0.9, 0.999] as const, clipNorm: 1 };
+export const optimizer = { betas: [0.9, 0.999] as const, clipNorm: 1 };
 
 /** Generation, a step of SFT and an update of PPO. */
 export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {

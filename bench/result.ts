@@ -53,6 +53,18 @@ export interface Order {
   unordered: number;
 }
 
+/** A training step that computes a prompt once for all its completions. */
+export interface Sharing {
+  name: string;
+  shape: string;
+  threads: number;
+  ms: number;
+  /** Of the step that computes it for each of them. */
+  alone: number;
+  /** FLOPs of that step over those of the first. */
+  work: number;
+}
+
 /** What `--json` writes. */
 export interface Result {
   cpu: string;
@@ -62,6 +74,7 @@ export interface Result {
   rows: Row[];
   growth: Growth[];
   order: Order[];
+  sharing?: Sharing[];
 }
 
 const digits = (x: number) => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x >= 0.1 ? x.toFixed(2) : x.toPrecision(2));
@@ -110,13 +123,25 @@ export const orderCells = ({ name, shape, threads, ms, unordered }: Order): stri
   `${(ms / unordered).toFixed(2)}x`,
 ];
 
+export const sharingHead = ["prompts computed once", "shape", "threads", "ms", "once a completion", "faster", "FLOPs", "of their ratio"];
+export const sharingCells = ({ name, shape, threads, ms, alone, work }: Sharing): string[] => [
+  name,
+  shape,
+  String(threads),
+  digits(ms),
+  digits(alone),
+  `${(alone / ms).toFixed(2)}x`,
+  `${work.toFixed(2)}x`,
+  percent(alone / ms / work),
+];
+
 function grid(top: readonly string[], rows: readonly (readonly string[])[], text: (i: number) => boolean): string {
   const line = (cells: readonly string[]) => `| ${cells.join(" | ")} |`;
   return [line(top), `|${top.map((_, i) => (text(i) ? " --- |" : " ---: |")).join("")}`, ...rows.map(line)].join("\n");
 }
 
 /** The results of a machine as the README shows them. */
-export function markdown({ cpu, isa, limits, rows, growth, order }: Result): string {
+export function markdown({ cpu, isa, limits, rows, growth, order, sharing = [] }: Result): string {
   const tables = limits.map(({ threads, peak, bandwidth }) => {
     const own = rows.filter((row) => row.threads === threads);
     const all = own.flatMap(lines);
@@ -130,6 +155,7 @@ export function markdown({ cpu, isa, limits, rows, growth, order }: Result): str
     )}`;
   });
   if (order.length > 0) tables.push(grid(orderHead, order.map(orderCells), (i) => i < 2));
+  if (sharing.length > 0) tables.push(grid(sharingHead, sharing.map(sharingCells), (i) => i < 2));
   if (growth.length > 0) tables.push(grid(growthHead, growth.map(growthCells), () => true));
   return tables.join("\n\n");
 }

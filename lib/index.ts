@@ -10,7 +10,7 @@ export * as ops from "./tensor/ops/index.js";
 export { trainBpe } from "./model/bpe.js";
 export { loadModel, saveModel } from "./model/checkpoint.js";
 export type { ModelConfig } from "./model/config.js";
-export { generate, type Completion, type Request, type SamplingOptions } from "./model/generate.js";
+export { generate, requestsFor, type Completion, type Request, type SamplingOptions } from "./model/generate.js";
 export { Tokenizer } from "./model/tokenizer.js";
 export { pack, Transformer, type Packed } from "./model/transformer.js";
 

@@ -2,6 +2,7 @@ import { expect, jest, test } from "@jest/globals";
 import { mix } from "../bench/limit.js";
 import { Peers } from "../bench/peer.js";
 import { markdown, lines, head, type Row } from "../bench/result.js";
+import { sharingStep } from "../bench/sharing.js";
 import { bandwidth } from "../lib/device/limits.js";
 import { specs } from "../lib/device/ops.js";
 import { device, Tensor, type Device } from "../lib/index.js";
@@ -84,6 +85,21 @@ test("the kernels that add in any order compute what those in the law's order do
   }
 });
 
+test("a step on completions of one prompt counts the FLOPs of its packing", async () => {
+  await using on = await device("cpu", { threads: 1 });
+  const [C, V] = [16, 40];
+  const shape = { layers: 1, width: C, heads: 2, vocabulary: V, batch: 8, prompt: 4, response: 5 };
+  for (const [shared, tokens, pairs] of [
+    [true, 4 + 8 * 4, 10 + 8 * (4 * 4 + 10)],
+    [false, 8 * 8, 8 * 36],
+  ] as const) {
+    const { cost, timer, dispose } = await sharingStep(on, "SFT step", shape, 8, shared);
+    expect(cost.flops).toBe(6 * 12 * C * C * tokens + 6 * C * V * 8 * 5 + 14 * C * pairs);
+    expect(await timer(1)).toBeGreaterThan(0);
+    dispose();
+  }
+});
+
 test("a program that is no peer is passed over, and says why", async () => {
   const before = process.env.RLHF_PEER_PYTHON;
   const said = jest.spyOn(console, "error").mockImplementation(() => undefined);
@@ -129,9 +145,11 @@ test("each peer has a line of the table, a row without a peer too", () => {
     rows: [row, { ...row, threads: 1, peers: [] }],
     growth: [{ name: "attention", varies: "T", shape: "B 1", threads: 2, sizes: [1, 2, 4], ms: [1, 2, 8], work: 9 }],
     order: [{ name: "linear", shape: "N 1", threads: 2, ms: 2, unordered: 1 }],
+    sharing: [{ name: "SFT step", shape: "demo", threads: 2, ms: 10, alone: 15, work: 2 }],
   });
   expect(text).toContain("| linear | N 1 | 2.00 | 50 % | 4.0 | one | 3.00 | 1.50x | 1.0 |\n|  |  |  |  |  | other | 4.00 | 2.00x | 2.0 |");
   expect(text).toContain("1 thread;");
   expect(text).toContain("| attention | B 1 | T 1, 2, 4 | 1.00, 2.00, 8.00 | 2.00x, 4.00x | 3.00x |");
   expect(text).toContain("| linear | N 1 | 2 | 2.00 | 1.00 | 2.00x |");
+  expect(text).toContain("| SFT step | demo | 2 | 10.0 | 15.0 | 1.50x | 2.00x | 75 % |");
 });

@@ -29,7 +29,7 @@ sft: { steps: 6, batchTokens: 512, sequenceLength: 64, warmup: 2 }
 prompts: { minTokens: 4, maxTokens: 8 }
 collect: { prompts: 20, samples: 3, maxTokens: 10 }
 reward: { epochs: 1, warmup: 0 }
-ppo: { updates: 3, rolloutBatch: 8, maxTokens: 10, ptxCoef: 0.1, ptxBatchTokens: 128 }
+ppo: { updates: 3, rolloutBatch: 8, samples: 2, maxTokens: 10, ptxCoef: 0.1, ptxBatchTokens: 128 }
 eval: { prompts: 12, maxTokens: 10 }
 checkpoint: { every: 0 }
 `;
@@ -247,6 +247,10 @@ describe("a stage by itself", () => {
     };
     expect(await wrong("reward", "--model", first("base"), "--data", at("none.jsonl"), "--out", at("x"))).toMatch(/^rlhf: .*none\.jsonl/);
     expect(await wrong("demo", "--set", "ppo.klCof=1", "--runs", folder, "--name", "x")).toMatch(/^rlhf: --set ppo\.klCof=1: .*ppo\.klCoef\?$/);
+    expect(await wrong("demo", "--set", "ppo.samples=3", "--runs", folder, "--name", "x")).toMatch(/ppo\.samples is 3, wanted a divisor of ppo\.rolloutBatch$/);
+    expect(await wrong("demo", "--set", "ppo.samples=64", "--runs", folder, "--name", "x")).toMatch(
+      /ppo\.minibatches is 2, wanted at most the prompts of an update/,
+    );
     expect(await wrong("collect", "--model", folder, "--prompts", at("prompts.jsonl"), "--out", at("x"))).toMatch(/^rlhf: .*config\.json/);
     const tokenised = async (model: string, name: string) => {
       await cp(first(model), at(name), { recursive: true });

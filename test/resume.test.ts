@@ -39,7 +39,7 @@ const config = `
 model: { layers: 2, width: 32, heads: 2, kvHeads: 2, mlp: 48, vocabulary: 280, context: 64 }
 sft: { steps: 24, batchTokens: 512, sequenceLength: 64, warmup: 2 }
 reward: { epochs: 4, batch: 4, warmup: 0 }
-ppo: { updates: 8, rolloutBatch: 8, maxTokens: 10, ptxCoef: 0.1, ptxBatchTokens: 128, klController: adaptive, rewardNormalise: true }
+ppo: { updates: 8, rolloutBatch: 8, samples: 4, maxTokens: 10, ptxCoef: 0.1, ptxBatchTokens: 128, klController: adaptive, rewardNormalise: true }
 eval: { maxTokens: 30 }
 checkpoint: { every: 0 }
 `;

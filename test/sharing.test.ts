@@ -7,6 +7,7 @@ import {
   logps,
   ops,
   ppo,
+  requestsFor,
   scores,
   Tensor,
   Transformer,
@@ -126,6 +127,36 @@ describe.each(configs)("%s", (_, config) => {
       for (const model of [policy, reference, reward, critic]) model.dispose();
     }
   });
+});
+
+test("PPO and the best of eight run each prompt once in every pass", async () => {
+  const on = devices[0];
+  const tokens: number[] = []; // of each pass
+  const call = on.call.bind(on);
+  on.call = (op, args) => {
+    if (op.name === "embedding") tokens.push((args[0] as Tensor).size);
+    call(op, args);
+  };
+  const models = {
+    policy: await lively(llama, on),
+    reference: await lively(llama, on),
+    reward: await lively(llama, on, "score"),
+    critic: await lively(llama, on, "score"),
+  };
+  try {
+    const [prompts, maxTokens] = [[Array.from({ length: 30 }, (_, i) => i), [1, 2, 3, 4]], 5];
+    const requests = requestsFor(prompts, 8);
+    const sampling = [30 + 4, 16, ...Array<number>(maxTokens - 1).fill(16)]; // the prompts, their last tokens' rows once each completion, then token by token
+    const best = await generate(models.policy, requests, { maxTokens, seed: 1 });
+    await scores(models.reward, best);
+    expect(tokens.splice(0)).toEqual([...sampling, 30 + 4 + 16 * maxTokens]);
+    for await (const _ of ppo(models, () => requests, { ...ppoConfig, maxTokens, updates: 1, epochs: 1, minibatches: 1 }));
+    const learning = 30 + 4 + 16 * (maxTokens - 1); // the last token predicts nothing
+    expect(tokens).toEqual([...sampling, 30 + 4 + 16 * maxTokens, learning, learning, learning, learning]); // reward, reference, value; policy, critic
+  } finally {
+    on.call = call;
+  }
+  for (const model of Object.values(models)) model.dispose();
 });
 
 test("a micro-batch bounds a forward pass over many completions of one prompt", async () => {

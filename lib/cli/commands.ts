@@ -7,6 +7,7 @@ import { readComparisons, readDemonstrations, readPrompts } from "../data/prefer
 import { typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
 import { loadModel, saveModel } from "../model/checkpoint.js";
+import { requestsFor } from "../model/generate.js";
 import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { logps, values } from "../rlhf/logp.js";
@@ -178,12 +179,14 @@ export async function ppo(
   fit("--reward", files.reward, rewardModel, "score", tokenizer);
   const all = await prompts(files.prompts, tokenizer);
   const batch = (update: number) => {
-    const order = Array.from({ length: options.rolloutBatch }, (_, i) => update * options.rolloutBatch + i);
-    return order.map((place, index) => {
+    const each = options.rolloutBatch / options.samples; // prompts of an update
+    const order = Array.from({ length: each }, (_, i) => update * each + i);
+    const asked = order.map((place) => {
       const round = Math.floor(place / all.length);
       const shuffled = new Random(seed, PROMPT_ORDER_STREAM).at(round).shuffle(all.map((_, i) => i));
-      return { prompt: all[shuffled[place % all.length]].ids, index, sample: 0 };
+      return all[shuffled[place % all.length]].ids;
     });
+    return requestsFor(asked, options.samples);
   };
   const stream = files.pretraining
     ? Int32Array.from((await documents(files.pretraining)).flatMap((text) => [...stopIds(tokenizer), ...tokenizer.encode(text)]))

@@ -8,6 +8,7 @@ import type { Device } from "../device/device.js";
 import { native } from "../device/native.js";
 import { Random } from "../device/philox.js";
 import { loadModel, saveModel } from "../model/checkpoint.js";
+import { requestsFor } from "../model/generate.js";
 import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import type { Transformer } from "../model/transformer.js";
@@ -105,10 +106,10 @@ export async function demo(folder: string, config: Config, device: Device, progr
     const { weights } = config.ppo;
     const [policy, reference, rewardModel, critic] = await Promise.all([load(baseDir), load(baseDir, weights), load(rewardDir, weights), load(rewardDir)]);
     return using_([policy, reference, rewardModel, critic], async () => {
-      const { rolloutBatch, updates, ptxCoef, ptxBatchTokens } = config.ppo;
-      const asked = prompts("ppo", rolloutBatch * updates);
-      const batch = (update: number) =>
-        asked.slice(update * rolloutBatch, (update + 1) * rolloutBatch).map(({ ids }, index) => ({ prompt: ids, index, sample: 0 }));
+      const { rolloutBatch, samples, updates, ptxCoef, ptxBatchTokens } = config.ppo;
+      const each = rolloutBatch / samples; // prompts of an update
+      const asked = prompts("ppo", each * updates).map(({ ids }) => ids);
+      const batch = (update: number) => requestsFor(asked.slice(update * each, (update + 1) * each), samples);
       const { sequenceLength: length } = config.sft;
       const pretraining =
         ptxCoef > 0 ? textBatches(encodeAll(corpus.train, tokenizer), { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed }) : undefined;

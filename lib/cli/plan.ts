@@ -1,7 +1,7 @@
 import { device, type Device } from "../device/device.js";
 import { fmaPeak, readBandwidth } from "../device/limits.js";
 import { PlannedDevice } from "../device/planned.js";
-import { generate, type Request } from "../model/generate.js";
+import { generate, requestsFor } from "../model/generate.js";
 import { Transformer } from "../model/transformer.js";
 import type { Episode } from "../rlhf/episode.js";
 import { klPerCompletion } from "../rlhf/evaluate.js";
@@ -114,9 +114,9 @@ function stages(config: Config): Stage[] {
   const begun = (i: number, length: number) => ids(length).fill(i % config.model.vocabulary, 0, 1);
   const drawn = (i: number) => begun(i, prompts.minTokens + (i % (prompts.maxTokens - prompts.minTokens + 1)));
   /** Samples of one prompt share it. */
-  const requests = (count: number, samples = 1): Request[] => {
+  const requests = (count: number, samples = 1) => {
     const asked = Array.from({ length: Math.ceil(count / samples) }, (_, i) => drawn(i));
-    return Array.from({ length: count }, (_, i) => ({ prompt: asked[Math.floor(i / samples)], index: Math.floor(i / samples), sample: i % samples }));
+    return requestsFor(asked, samples).slice(0, count);
   };
   const episode = (i: number): Episode => ({ prompt: drawn(i), completion: ids(collect.maxTokens) });
   const text = (tokens: number) => {
@@ -194,7 +194,7 @@ function stages(config: Config): Stage[] {
           await all(
             ppo(
               models,
-              () => requests(options.rolloutBatch),
+              () => requests(options.rolloutBatch, options.samples),
               settings,
               state,
               () => text(options.ptxBatchTokens),
@@ -215,7 +215,11 @@ function stages(config: Config): Stage[] {
           const completions = [];
           for (const model of [base, policy]) completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));
           await klPerCompletion(policy, base, completions[1]);
-          for (const sampled of completions) await scores(rewards, sampled);
+          const [before, after] = completions;
+          await scores(
+            rewards,
+            before.flatMap((one, i) => [one, after[i]]),
+          );
         });
       },
       steps: judged.prompts / evalWave,

@@ -32,6 +32,10 @@ export interface Request {
   sample: number;
 }
 
+/** So many requests for each prompt, prompt by prompt: it is run once for them. */
+export const requestsFor = (prompts: readonly ArrayLike<number>[], samples: number): Request[] =>
+  prompts.flatMap((prompt, index) => Array.from({ length: samples }, (_, sample) => ({ prompt, index, sample })));
+
 export interface Completion extends Request {
   completion: Int32Array;
   /** Of each sampled token at the temperature, over the whole vocabulary. */

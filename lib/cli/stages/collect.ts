@@ -1,5 +1,5 @@
 import type { CompletionRow } from "../../data/completions.js";
-import { generate, type Completion, type Request } from "../../model/generate.js";
+import { generate, requestsFor, type Completion } from "../../model/generate.js";
 import type { Tokenizer } from "../../model/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
 import { tokensIn } from "../../rlhf/sft.js";
@@ -38,7 +38,10 @@ export async function sampleAll(
   { progress, run }: Sampler,
   title: string,
 ): Promise<Completion[]> {
-  const requests: Request[] = prompts.flatMap(({ ids }, index) => Array.from({ length: sampling.samples }, (_, sample) => ({ prompt: ids, index, sample })));
+  const requests = requestsFor(
+    prompts.map(({ ids }) => ids),
+    sampling.samples,
+  );
   const bar = progress.stage(title, requests.length, "completions");
   using journal = run.journal(title);
   const completions = requests.map((request) => journal.find(request));

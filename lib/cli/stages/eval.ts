@@ -52,7 +52,14 @@ export async function evaluate(
   const before = await sample(models.base, "eval: base");
   const after = await sample(models.policy, "eval: policy");
   const kl = await klPerCompletion(models.policy, models.base, after, { temperature: sampling.temperature || 1 });
-  const [rewardBefore, rewardAfter] = models.reward ? [await scores(models.reward, before), await scores(models.reward, after)] : [];
+  // both completions of a prompt side by side, so that the reward model computes it once
+  const rewards =
+    models.reward &&
+    (await scores(
+      models.reward,
+      prompts.flatMap((_, i) => [before[i], after[i]]),
+    ));
+  const [rewardBefore, rewardAfter] = [0, 1].map((place) => rewards?.filter((_, i) => i % 2 === place));
   const rows = prompts.map(({ text }, i): EvalRow => {
     const [base, policy] = [before[i], after[i]].map(({ completion }) => tokenizer.decode(completion));
     return {
