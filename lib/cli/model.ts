@@ -4,7 +4,7 @@ import type { Config } from "./schema.js";
 /** The model that a run's configuration describes. */
 export function modelConfig({ model }: Config, eosId: number | undefined): ModelConfig {
   const { layers, width, heads, kvHeads, mlp, vocabulary, context, tied } = model;
-  const common = { layers, width, heads, headSize: width / heads, mlp, vocabulary, context, ropeTheta: 10000, tied, eosId };
+  const common = { layers, width, heads, headSize: width / heads, mlp, vocabulary, context, ropeTheta: 10000, tied, eosId, bosId: eosId, padId: eosId };
   if (model.kind === "gpt2")
     return {
       ...common,
