@@ -1,4 +1,5 @@
 import { execFile } from "node:child_process";
+import { existsSync, readdirSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -6,15 +7,19 @@ import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 import { device, ops, Tensor, type Device } from "../lib/index.js";
-import { loadModel, saveModel } from "../lib/model/checkpoint.js";
+import { loadModel, readConfig, saveModel } from "../lib/model/checkpoint.js";
+import { families } from "../lib/model/config.js";
 import { pack, Transformer } from "../lib/model/transformer.js";
 import { packEpisodes, packWhole, type Episode } from "../lib/rlhf/episode.js";
 import { nll } from "../lib/rlhf/sft.js";
 import { accumulate } from "../lib/rlhf/update.js";
+import { peerPython } from "./python.js";
 
 // Logits, log-probs, scores and gradients of transformers for tiny models, in f64: test/fixtures, made by models.py.
 
 const fixtures = join(root, "test/fixtures");
+const names = readdirSync(fixtures).filter((name) => existsSync(join(fixtures, name, "config.json")));
+const python = peerPython("transformers", "the models written here, loaded by transformers");
 
 /** The f32 tensors of one safetensors file. */
 async function tensorsOf(file: string): Promise<Map<string, Float32Array>> {
@@ -55,7 +60,13 @@ async function gradients(model: Transformer): Promise<Map<string, Float32Array>>
   }
 }
 
-describe.each(["gpt2-tiny", "llama-tiny", "qwen2-tiny", "gpt2-reward-tiny", "llama-reward-tiny"])("%s", (name) => {
+test("there is a model of every family with logits, and one with a score", async () => {
+  const found = await Promise.all(names.map(async (name) => readConfig(join(fixtures, name))));
+  for (const head of ["logits", "score"])
+    expect(new Set(found.filter((one) => one.head === head).map(({ config }) => config.kind))).toEqual(new Set(Object.keys(families)));
+});
+
+describe.each(names)("%s", (name) => {
   const folder = join(fixtures, name);
   let model: Transformer;
   let expected: Map<string, Float32Array>;
@@ -114,8 +125,6 @@ describe.each(["gpt2-tiny", "llama-tiny", "qwen2-tiny", "gpt2-reward-tiny", "lla
     for (const [key, gradient] of found) expectNear(gradient, expected.get(`grad.${key}`), `grad.${key}`);
   });
 
-  // RLHF_PEER_PYTHON names a Python that has the packages of test/fixtures/requirements.txt.
-  const python = process.env.RLHF_PEER_PYTHON;
   (python ? test : test.skip)("is loaded by transformers from what is written here, with the same outputs", async () => {
     const copy = await mkdtemp(join(tmpdir(), "rlhf-export-"));
     try {

@@ -30,6 +30,8 @@ export interface ModelConfig {
   mlpBias: boolean;
   /** The head is the embedding. */
   tied: boolean;
+  /** A query sees this many keys, its own among them, where that is less than the context (Mistral's sliding window). */
+  window?: number;
   /** The sequence ends with this token; undefined if there is none. */
   eosId?: number;
   bosId?: number;
@@ -44,6 +46,22 @@ export interface RopeScaling {
   /** The context that the model was first trained with. */
   originalContext: number;
 }
+
+type Family = Pick<ModelConfig, "kind" | "positions" | "norm" | "activation" | "qkNorm" | "qkvBias" | "outBias" | "mlpBias">;
+
+const llama: Family = { kind: "llama", positions: "rotary", norm: "rms", activation: "swiglu", qkvBias: false, outBias: false, mlpBias: false };
+
+/** What sets the families apart but for their sizes; a Llama's and a Qwen3's config.json may add biases. */
+export const families: Record<ModelConfig["kind"], Family> = {
+  gpt2: { kind: "gpt2", positions: "learned", norm: "layer", activation: "gelu-tanh", qkvBias: true, outBias: true, mlpBias: true },
+  llama,
+  qwen2: { ...llama, kind: "qwen2", qkvBias: true },
+  qwen3: { ...llama, kind: "qwen3", qkNorm: true },
+  mistral: { ...llama, kind: "mistral" },
+};
+
+/** The longest sequence that a model computes as its config.json says: no limit but a table of positions, or the window, since all keys are seen. */
+export const longestSequence = ({ positions, context, window = Infinity }: ModelConfig): number => (positions === "learned" ? context : window);
 
 type Json = Record<string, unknown>;
 
@@ -70,14 +88,16 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
   };
   const ids = { eosId: id("eos_token_id"), bosId: id("bos_token_id"), padId: id("pad_token_id") };
   const kind = json.model_type;
-  if (kind === "gpt2") {
+  if (typeof kind !== "string" || !Object.hasOwn(families, kind)) throw wrong(`model_type is ${shown(kind)}, wanted one of ${Object.keys(families).join(", ")}`);
+  const family = families[kind as ModelConfig["kind"]];
+  if (family.kind === "gpt2") {
     const activation = { gelu_new: "gelu-tanh", gelu_pytorch_tanh: "gelu-tanh", gelu: "gelu-erf" }[String(json.activation_function ?? "gelu_new")];
     if (!activation) throw wrong(`activation_function is ${shown(json.activation_function)}, wanted gelu_new or gelu`);
     if (json.scale_attn_by_inverse_layer_idx) throw wrong("scale_attn_by_inverse_layer_idx is not supported");
     const width = whole("n_embd");
     const heads = whole("n_head");
     return {
-      kind,
+      ...family,
       layers: whole("n_layer"),
       width,
       heads,
@@ -86,55 +106,46 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
       mlp: whole("n_inner", 4 * width),
       vocabulary: whole("vocab_size"),
       context: whole("n_positions", 1024),
-      positions: "learned",
       ropeTheta: 10000,
-      norm: "layer",
       normEps: number("layer_norm_epsilon", 1e-5),
       activation: activation as ModelConfig["activation"],
-      qkvBias: true,
-      outBias: true,
-      mlpBias: true,
       tied: json.tie_word_embeddings !== false,
       ...ids,
     };
   }
-  if (kind === "llama" || kind === "qwen2" || kind === "qwen3" || kind === "mistral") {
-    if (json.hidden_act !== undefined && json.hidden_act !== "silu") throw wrong(`hidden_act is ${shown(json.hidden_act)}, wanted silu`);
-    const width = whole("hidden_size");
-    const heads = whole("num_attention_heads");
-    const context = whole("max_position_embeddings");
-    // Every query sees all keys before it, so a window is well only where it spans the context.
-    const window = kind === "mistral" && json.sliding_window === undefined ? 4096 : json.sliding_window;
-    if ((kind === "mistral" || json.use_sliding_window) && typeof window === "number" && window < context)
-      throw wrong(`sliding_window is ${window}, less than max_position_embeddings, ${context}; attention within a window is not supported`);
-    if (Array.isArray(json.layer_types) && !json.use_sliding_window && json.layer_types.some((type) => type !== "full_attention"))
-      throw wrong(`layer_types is ${shown(json.layer_types)}, wanted full_attention only`);
-    const qwen2 = kind === "qwen2";
-    const bias = json.attention_bias === true && kind !== "mistral";
-    return {
-      kind,
-      layers: whole("num_hidden_layers"),
-      width,
-      heads,
-      kvHeads: whole("num_key_value_heads", heads),
-      headSize: typeof json.head_dim === "number" ? whole("head_dim") : kind === "qwen3" ? 128 : divided(width, heads),
-      mlp: whole("intermediate_size"),
-      vocabulary: whole("vocab_size"),
-      context,
-      positions: "rotary",
-      ...ropeOf(json, wrong),
-      norm: "rms",
-      normEps: number("rms_norm_eps", 1e-6),
-      activation: "swiglu",
-      ...(kind === "qwen3" ? { qkNorm: true } : {}),
-      qkvBias: qwen2 || bias,
-      outBias: !qwen2 && bias,
-      mlpBias: kind === "llama" && json.mlp_bias === true,
-      tied: json.tie_word_embeddings === true,
-      ...ids,
-    };
-  }
-  throw wrong(`model_type is ${shown(kind)}, wanted gpt2, llama, qwen2, qwen3 or mistral`);
+  if (json.hidden_act !== undefined && json.hidden_act !== "silu") throw wrong(`hidden_act is ${shown(json.hidden_act)}, wanted silu`);
+  const width = whole("hidden_size");
+  const heads = whole("num_attention_heads");
+  const layers = whole("num_hidden_layers");
+  const context = whole("max_position_embeddings");
+  const headSize = typeof json.head_dim === "number" ? whole("head_dim") : kind === "qwen3" ? 128 : divided(width, heads);
+  if (headSize % 2 !== 0) throw wrong(`a head has ${headSize} dimensions, wanted an even number, which rotary positions pair`);
+  const last = typeof json.max_window_layers === "number" ? json.max_window_layers : 28; // layers of Qwen before it have no window
+  const slides = Array.isArray(json.layer_types) ? json.layer_types.includes("sliding_attention") : layers > last;
+  const windowed = kind === "mistral" || (kind.startsWith("qwen") && json.use_sliding_window && slides);
+  const window = windowed && json.sliding_window !== null ? whole("sliding_window", 4096) : context;
+  if (window < context && kind !== "mistral")
+    throw wrong(`sliding_window is ${window} in some layers, less than max_position_embeddings, ${context}; that is not supported`);
+  const bias = (kind === "llama" || kind === "qwen3") && json.attention_bias === true;
+  return {
+    ...family,
+    layers,
+    width,
+    heads,
+    kvHeads: whole("num_key_value_heads", heads),
+    headSize,
+    mlp: whole("intermediate_size"),
+    vocabulary: whole("vocab_size"),
+    context,
+    ...ropeOf(json, wrong),
+    normEps: number("rms_norm_eps", 1e-6),
+    qkvBias: family.qkvBias || bias,
+    outBias: bias,
+    mlpBias: kind === "llama" && json.mlp_bias === true,
+    tied: json.tie_word_embeddings === true,
+    ...(window < context ? { window } : {}),
+    ...ids,
+  };
 }
 
 /** Rotary positions; `rope_theta` and `rope_scaling` are how files before transformers 5 spell `rope_parameters`. */
@@ -230,6 +241,6 @@ export function toHuggingFace(config: ModelConfig, head: "logits" | "score"): Js
     attention_dropout: 0,
     ...(config.kind === "llama" ? { attention_bias: config.qkvBias, mlp_bias: config.mlpBias } : {}),
     ...(config.kind === "qwen3" ? { attention_bias: config.qkvBias } : {}),
-    ...(config.kind === "mistral" ? { sliding_window: null } : {}),
+    ...(config.kind === "mistral" ? { sliding_window: config.window ?? null } : {}),
   };
 }

@@ -4,7 +4,7 @@ import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
 import { activeTape, Parameter, recomputed } from "../tensor/tape.js";
 import { Tensor } from "../tensor/tensor.js";
-import { inverseFrequencies, type ModelConfig } from "./config.js";
+import { inverseFrequencies, longestSequence, type ModelConfig } from "./config.js";
 
 /** Sequences laid end to end: no padding anywhere. */
 export interface Packed {
@@ -186,10 +186,17 @@ export class Transformer {
    * The hidden state before the head, f32 [N, C].
    * @param options `attend`: causal attention within each sequence and what it continues, unless a cache says otherwise;
    *   `recompute`: of each layer, the tape keeps the input alone, and backward runs the layer again. Memory for speed, no bit changes.
+   * @throws RangeError `CONTEXT` for a sequence longer than the table of positions or the sliding window
    */
   hidden({ ids, cuSeqlens, prefix, positions }: Packed, { attend, recompute = false }: { attend?: Attend; recompute?: boolean } = {}): Tensor {
     const { config } = this;
     const N = positions.length;
+    const longest = longestSequence(config);
+    const beyond = positions.find((position) => position >= longest);
+    if (beyond !== undefined) {
+      const limit = config.window === undefined ? "table of positions" : "sliding window, which attention computes no further than";
+      throw rangeError("CONTEXT", `a sequence has ${beyond + 1} tokens, wanted at most ${longest}, the model's ${limit}`);
+    }
     const at = Tensor.from(positions, [N], this.device);
     const offsets = Tensor.from(cuSeqlens, [cuSeqlens.length], this.device);
     const scale = 1 / Math.sqrt(config.headSize);
