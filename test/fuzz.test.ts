@@ -3,9 +3,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
+import { parquetWriteBuffer } from "hyparquet-writer";
 import { readConfig } from "../lib/cli/config.js";
 import { device, loadModel, readComparisons, readCompletions, readPrompts, saveModel, Tokenizer, Transformer, type Device } from "../lib/index.js";
+import { readRows } from "../lib/data/jsonl.js";
 import { trainBpe } from "../lib/model/bpe.js";
+import type { TokenizerJson } from "../lib/model/tokenizer.js";
 import { readSafetensors } from "../lib/model/safetensors.js";
 import { gpt2, llama } from "./models.js";
 import { seed } from "./random.js";
@@ -224,6 +227,90 @@ describe("tokenizer.json", () => {
     );
     expect(Math.min(counts.taken, counts.refused)).toBeGreaterThan(0);
   });
+
+  const { tokenizer, tokenizerConfig } = trainBpe(["aaaa"], { vocabulary: 258 });
+  const changed = (changes: Partial<TokenizerJson>) => new Tokenizer({ tokenizer: { ...tokenizer, ...changes }, tokenizerConfig });
+  const split = (Regex: string) => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false });
+  const replace = (content: string) => ({ type: "Replace", pattern: { String: "a" }, content });
+  test.each<[string, Partial<TokenizerJson>]>([
+    ["a pattern that takes for ever", { pre_tokenizer: split("(a+)+$") }],
+    ["a pattern that takes for ever in its normalizer", { normalizer: { type: "Replace", pattern: { Regex: "(a|a)*b" }, content: "" } }],
+    ["a pattern too long to be read", { pre_tokenizer: split("[^(\\s|[".repeat(1e5)) }],
+    ["steps that make a text grow without end", { normalizer: { type: "Sequence", normalizers: Array(40).fill(replace("aa")) as unknown[] } }],
+    ["tokens that grow without end", { decoder: { type: "Sequence", decoders: Array(40).fill(replace("aa")) as unknown[] } }],
+    ["a cut that is made otherwise", { pre_tokenizer: { ...split("a"), behavior: "MergedWithNext" } }],
+    ["nesting without end", { normalizer: JSON.parse(`${'{"type":"Sequence","normalizers":['.repeat(1e4)}${"]}".repeat(1e4)}`) as TokenizerJson["normalizer"] }],
+  ])("with %s is refused", async (_, changes) => {
+    const begun = Date.now();
+    expect(await taken(() => changed(changes).encode(`${"a".repeat(40)}c`), "tokenizer.json", "TOKENIZER")).toBe(false);
+    expect(Date.now() - begun).toBeLessThan(30_000);
+  });
+
+  test("with a template that takes for ever is refused", async () => {
+    const loop = "{% for i in range(100000000) %}{% endfor %}";
+    const { chat } = new Tokenizer({ tokenizer, tokenizerConfig: { ...tokenizerConfig, chat_template: loop } });
+    expect(await taken(() => chat.render([{ role: "user", content: "a" }]), "tokenizer.json", "CHAT")).toBe(false);
+  });
+});
+
+describe("Parquet", () => {
+  const rows = 40;
+  const columns = [
+    { name: "prompt", data: Array.from({ length: rows }, (_, i) => `a prompt ${i % 7}`), type: "STRING" },
+    { name: "chosen", data: Array.from({ length: rows }, (_, i) => (i % 5 ? `yes ${i}` : null)), type: "STRING" },
+    { name: "rejected", data: Array.from({ length: rows }, (_, i) => [{ role: "user", content: `${i}` }]), type: "JSON" },
+    { name: "margin", data: Array.from({ length: rows }, (_, i) => i / 7), type: "DOUBLE" },
+    { name: "n", data: Array.from({ length: rows }, (_, i) => BigInt(i)), type: "INT64" },
+    { name: "flag", data: Array.from({ length: rows }, (_, i) => i % 3 === 0), type: "BOOLEAN" },
+  ] as const;
+  const written = (codec: "UNCOMPRESSED" | "SNAPPY") =>
+    new Uint8Array(parquetWriteBuffer({ columnData: columns.map((column) => ({ ...column, data: [...column.data] })), codec, rowGroupSize: 15 }));
+  const read = async (bytes: Uint8Array) => {
+    await writeFile(at("rows.parquet"), bytes);
+    return taken(() => readRows(at("rows.parquet"), ({ value }) => value), "rows.parquet", "PARQUET", "JSON");
+  };
+  const few = { seed, numRuns: Math.ceil(numRuns / 5) }; // each input has a thread of its own
+
+  test.each(["UNCOMPRESSED", "SNAPPY"] as const)("whole but for a few bytes, %s", async (codec) => {
+    const whole = written(codec);
+    expect(await read(whole)).toBe(true);
+    const { counts, count } = counted();
+    await fc.assert(
+      fc.asyncProperty(disturbed(whole), async (bytes) => count(await read(bytes))),
+      few,
+    );
+    expect(Math.min(counts.taken, counts.refused)).toBeGreaterThan(0);
+  });
+
+  // the last bytes are what the reader begins with: rows, schema and places of the columns, then their length
+  test("with any change of what tells of its columns", async () => {
+    const whole = Buffer.from(written("UNCOMPRESSED"));
+    const start = whole.length - 8 - whole.readUInt32LE(whole.length - 8);
+    const changed = fc
+      .array(fc.tuple(fc.integer({ min: start, max: whole.length - 9 }), fc.oneof(fc.nat(255), fc.constantFrom(0, 0x15, 0x7f, 0x80, 0xff))), {
+        minLength: 1,
+        maxLength: 3,
+      })
+      .map((changes) => {
+        const bytes = Buffer.from(whole);
+        for (const [place, byte] of changes) bytes[place] = byte;
+        return bytes;
+      });
+    await fc.assert(
+      fc.asyncProperty(changed, async (bytes) => void (await read(bytes))),
+      few,
+    );
+  });
+
+  test("of any bytes between its marks", () =>
+    fc.assert(
+      fc.asyncProperty(fc.uint8Array({ maxLength: 80 }), async (bytes) => {
+        const length = Buffer.alloc(4);
+        length.writeUInt32LE(bytes.length);
+        await read(Buffer.concat([Buffer.from("PAR1"), bytes, length, Buffer.from("PAR1")]));
+      }),
+      few,
+    ));
 });
 
 describe("JSONL", () => {

@@ -1,7 +1,14 @@
-import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
-import { compressors } from "hyparquet-compressors";
+import { once } from "node:events";
+import { stat } from "node:fs/promises";
+import { Worker } from "node:worker_threads";
 import { typeError } from "../device/errors.js";
 import { Row } from "./jsonl.js";
+
+// A few bytes of a hostile file can ask the reader for any number of rows, and some for ever. So it runs in a thread of its own, which is
+// ended where it takes more memory or time than a file of this size may.
+const MIB = 2 ** 20;
+const megabytes = (bytes: number) => 256 + Math.ceil((64 * bytes) / MIB);
+const seconds = (bytes: number) => 10 + Math.ceil((4 * bytes) / MIB); // for each row group; a usual one takes a twentieth
 
 /**
  * Reads the rows of a Parquet file, a row group at a time. 64-bit integers that are exact as numbers become numbers.
@@ -11,20 +18,28 @@ export async function* readParquet(file: string): AsyncGenerator<Row> {
   const fail = (error: Error) => {
     throw typeError("PARQUET", `${file} cannot be read as Parquet: ${error.message}`);
   };
-  const buffer = await asyncBufferFromFile(file).catch(fail);
-  const metadata = await parquetMetadataAsync(buffer).catch(fail);
-  let rowStart = 0;
-  for (const { num_rows } of metadata.row_groups) {
-    const rowEnd = rowStart + Number(num_rows);
-    const rows = await parquetReadObjects({ file: buffer, metadata, rowStart, rowEnd, compressors }).catch(fail);
-    for (const [i, row] of rows.entries()) yield new Row(numbers(row) as Record<string, unknown>, `${file}, row ${rowStart + i + 1}`);
-    rowStart = rowEnd;
+  const { size } = await stat(file).catch(fail);
+  const resourceLimits = { maxOldGenerationSizeMb: megabytes(size) };
+  const worker = new Worker(new URL("./parquet_worker.js", import.meta.url), { workerData: file, resourceLimits });
+  worker.on("error", () => undefined); // told by what waits for an answer
+  try {
+    let place = 0;
+    for (;;) {
+      const rows = await answer(worker, seconds(size)).catch(fail);
+      if (!rows) return;
+      for (const row of rows) yield new Row(row, `${file}, row ${++place}`);
+    }
+  } finally {
+    await worker.terminate();
   }
 }
 
-function numbers(value: unknown): unknown {
-  if (typeof value === "bigint" && Number.isSafeInteger(Number(value))) return Number(value);
-  if (Array.isArray(value)) return value.map(numbers);
-  if (typeof value !== "object" || value === null || Object.getPrototypeOf(value) !== Object.prototype) return value;
-  return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, numbers(part)]));
+/** The rows of the next row group; none after the last. */
+async function answer(worker: Worker, seconds: number): Promise<Record<string, unknown>[] | undefined> {
+  const signal = AbortSignal.timeout(1000 * seconds);
+  worker.postMessage("next");
+  const [rows] = (await once(worker, "message", { signal }).catch((error: Error) => {
+    throw signal.aborted ? new Error(`a row group takes longer than ${seconds} s`) : error;
+  })) as [Record<string, unknown>[] | undefined];
+  return rows;
 }
