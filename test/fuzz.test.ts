@@ -1,16 +1,18 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { parquetWriteBuffer } from "hyparquet-writer";
 import { readConfig } from "../lib/cli/config.js";
 import { device, loadModel, readComparisons, readCompletions, readPrompts, saveModel, Tokenizer, Transformer, type Device } from "../lib/index.js";
 import { readRows } from "../lib/data/jsonl.js";
+import { families } from "../lib/model/config.js";
 import { trainBpe } from "../lib/model/bpe.js";
 import type { TokenizerJson } from "../lib/model/tokenizer.js";
 import { readSafetensors } from "../lib/model/safetensors.js";
-import { gpt2, llama } from "./models.js";
+import { llama } from "./models.js";
 import { seed } from "./random.js";
 
 // What others may put into our files. Each input is read, or refused by an error with a code that names the file; nothing
@@ -185,13 +187,10 @@ describe("safetensors", () => {
 });
 
 describe("a model's directory", () => {
-  const kinds = {
-    llama: { ...llama, layers: 1, width: 8, heads: 2, headSize: 4, mlp: 8, vocabulary: 11 },
-    gpt2: { ...gpt2, layers: 1, width: 8, heads: 2, headSize: 4, mlp: 8, vocabulary: 11 },
-  };
-  test.each(["llama", "gpt2"] as const)("with any change of a %s's config.json", async (kind) => {
-    const own = await mkdtemp(at(kind));
-    const made = Transformer.random({ ...kinds[kind], kvHeads: 2 }, "logits", on, 1);
+  test.each(Object.values(families))("with any change of a $kind's config.json", async (family) => {
+    const own = await mkdtemp(at(family.kind));
+    const small = { ...llama, ...family, layers: 1, width: 8, heads: 2, kvHeads: 2, headSize: 4, mlp: 8, vocabulary: 11 };
+    const made = Transformer.random(small, "logits", on, 1);
     await saveModel(made, own);
     made.dispose();
     const config = JSON.parse(await readFile(join(own, "config.json"), "utf8")) as Json;
@@ -333,6 +332,11 @@ describe("JSONL", () => {
       options,
     ));
   test("of any bytes", () => fc.assert(fc.asyncProperty(fc.uint8Array({ maxLength: 100 }), read), options));
+  test("of a line that is a thousand times as long as its file, gzipped", async () => {
+    const zipped = gzipSync(Buffer.concat([Buffer.from('{"prompt":"'), Buffer.alloc(2 ** 28, "a"), Buffer.from('"}')]));
+    await writeFile(at("long.jsonl"), zipped);
+    await expect(readPrompts(at("long.jsonl"))).rejects.toMatchObject({ code: "JSON", message: expect.stringContaining("long.jsonl") });
+  });
 });
 
 describe("a configuration", () => {

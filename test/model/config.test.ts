@@ -40,7 +40,7 @@ describe("a sliding window", () => {
     const refusal = expect.objectContaining({ code: "CONTEXT", message: expect.stringMatching(/10 tokens.*9.*sliding window/) });
     expect(() => model.hidden(pack([tokens(2), tokens(10)]))).toThrow(refusal);
     expect(() => model.hidden(pack([tokens(5), tokens(5)], [-1, 0]))).toThrow(refusal);
-    await expect(generate(model, [{ prompt: tokens(5) }], { maxTokens: 5, seed: 1 })).rejects.toMatchObject({ code: "CONTEXT" });
+    await expect(generate(model, [{ prompt: tokens(5), index: 0, sample: 0 }], { maxTokens: 5, seed: 1 })).rejects.toMatchObject({ code: "CONTEXT" });
     model.dispose();
     await on.close();
   });
