@@ -181,7 +181,7 @@ export class Tokenizer {
   /** What the library makes of so many characters, by the pipeline of the file, within a time. */
   private used<T>(length: number, work: (library: Library) => T): T {
     const { slow } = this;
-    return this.followed(() => within(1000 * (SECONDS + length / CHARACTERS_PER_SECOND), () => work(slow)));
+    return this.followed(() => within(Math.ceil(1000 * (SECONDS + length / CHARACTERS_PER_SECOND)), () => work(slow)));
   }
 
   private get slow(): Library {
