@@ -238,7 +238,10 @@ describe("tokenizer.json", () => {
     ["steps that make a text grow without end", { normalizer: { type: "Sequence", normalizers: Array(40).fill(replace("aa")) as unknown[] } }],
     ["tokens that grow without end", { decoder: { type: "Sequence", decoders: Array(40).fill(replace("aa")) as unknown[] } }],
     ["a cut that is made otherwise", { pre_tokenizer: { ...split("a"), behavior: "MergedWithNext" } }],
-    ["nesting without end", { normalizer: JSON.parse(`${'{"type":"Sequence","normalizers":['.repeat(1e4)}${"]}".repeat(1e4)}`) as TokenizerJson["normalizer"] }],
+    [
+      "nesting without end",
+      { normalizer: JSON.parse(`${'{"type":"Sequence","normalizers":['.repeat(1e4)}${"]}".repeat(1e4)}`) as TokenizerJson["normalizer"] },
+    ],
   ])("with %s is refused", async (_, changes) => {
     const begun = Date.now();
     expect(await taken(() => changed(changes).encode(`${"a".repeat(40)}c`), "tokenizer.json", "TOKENIZER")).toBe(false);
@@ -270,35 +273,47 @@ describe("Parquet", () => {
   };
   const few = { seed, numRuns: Math.ceil(numRuns / 5) }; // each input has a thread of its own
 
-  test.each(["UNCOMPRESSED", "SNAPPY"] as const)("whole but for a few bytes, %s", async (codec) => {
+  /** Bytes from a place on of which a few are others. */
+  const altered = (bytes: Uint8Array, from: number) =>
+    fc
+      .array(fc.tuple(fc.integer({ min: from, max: bytes.length - 9 }), fc.oneof(fc.nat(255), fc.constantFrom(0, 0x15, 0x7f, 0x80, 0xff))), {
+        minLength: 1,
+        maxLength: 3,
+      })
+      .map((changes) => {
+        const all = Buffer.from(bytes);
+        for (const [place, byte] of changes) all[place] = byte;
+        return all;
+      });
+
+  test.each(["UNCOMPRESSED", "SNAPPY"] as const)("with any change of its pages, %s", async (codec) => {
     const whole = written(codec);
     expect(await read(whole)).toBe(true);
     const { counts, count } = counted();
     await fc.assert(
-      fc.asyncProperty(disturbed(whole), async (bytes) => count(await read(bytes))),
+      fc.asyncProperty(altered(whole, 4), async (bytes) => count(await read(bytes))),
       few,
     );
     expect(Math.min(counts.taken, counts.refused)).toBeGreaterThan(0);
   });
 
-  // the last bytes are what the reader begins with: rows, schema and places of the columns, then their length
-  test("with any change of what tells of its columns", async () => {
+  test("with any change of what tells of its columns, which its end holds", async () => {
     const whole = Buffer.from(written("UNCOMPRESSED"));
     const start = whole.length - 8 - whole.readUInt32LE(whole.length - 8);
-    const changed = fc
-      .array(fc.tuple(fc.integer({ min: start, max: whole.length - 9 }), fc.oneof(fc.nat(255), fc.constantFrom(0, 0x15, 0x7f, 0x80, 0xff))), {
-        minLength: 1,
-        maxLength: 3,
-      })
-      .map((changes) => {
-        const bytes = Buffer.from(whole);
-        for (const [place, byte] of changes) bytes[place] = byte;
-        return bytes;
-      });
     await fc.assert(
-      fc.asyncProperty(changed, async (bytes) => void (await read(bytes))),
+      fc.asyncProperty(altered(whole, start), async (bytes) => void (await read(bytes))),
       few,
     );
+  });
+
+  test("with a run of two billion in a few bytes is refused, in bounded memory", async () => {
+    const whole = Buffer.from(parquetWriteBuffer({ columnData: [{ ...columns[1], data: [...columns[1].data] }], codec: "UNCOMPRESSED" }));
+    const levels = whole.indexOf(Uint8Array.of(0x0b, 0xde)); // which of the 40 values are there, as 5 times 8 bits
+    expect(levels).toBeGreaterThan(0);
+    whole.set([0xfe, 0xff, 0xff, 0xff, 0x0f, 1], levels); // a run of 2^31 - 1 ones
+    const before = process.memoryUsage().rss;
+    expect(await read(whole)).toBe(false);
+    expect(process.memoryUsage().rss - before).toBeLessThan(2 ** 30);
   });
 
   test("of any bytes between its marks", () =>

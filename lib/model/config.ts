@@ -88,7 +88,8 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
   };
   const ids = { eosId: id("eos_token_id"), bosId: id("bos_token_id"), padId: id("pad_token_id") };
   const kind = json.model_type;
-  if (typeof kind !== "string" || !Object.hasOwn(families, kind)) throw wrong(`model_type is ${shown(kind)}, wanted one of ${Object.keys(families).join(", ")}`);
+  if (typeof kind !== "string" || !Object.hasOwn(families, kind))
+    throw wrong(`model_type is ${shown(kind)}, wanted one of ${Object.keys(families).join(", ")}`);
   const family = families[kind as ModelConfig["kind"]];
   if (family.kind === "gpt2") {
     const activation = { gelu_new: "gelu-tanh", gelu_pytorch_tanh: "gelu-tanh", gelu: "gelu-erf" }[String(json.activation_function ?? "gelu_new")];

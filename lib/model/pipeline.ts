@@ -36,7 +36,7 @@ function rewritten(step: Step | null): Step | null {
       return split(step.individual_digits ? "\\p{N}" : "\\p{N}+");
     case "Metaspace": {
       const { replacement = "▁", prepend_scheme = step.add_prefix_space === false ? "never" : "always" } = step;
-      if (typeof replacement !== "string" || [...replacement].length !== 1) throw new Error(`the replacement of Metaspace is ${shown(replacement)}`);
+      if (typeof replacement !== "string" || Array.from(replacement).length !== 1) throw new Error(`the replacement of Metaspace is ${shown(replacement)}`);
       const spaced = { type: "Metaspace", replacement, prepend_scheme };
       const mark = `\\u{${replacement.codePointAt(0)!.toString(16)}}`;
       return step.split === false ? spaced : sequence(spaced, split(`${mark}[^${mark}]*|[^${mark}]+`));
@@ -61,6 +61,26 @@ function checkPattern({ type, pattern }: Step): void {
   const { Regex } = (pattern ?? {}) as { Regex?: unknown };
   if (typeof Regex === "string" && Regex.length > LONGEST_PATTERN)
     throw new Error(`a ${type} has a pattern of ${Regex.length} characters, wanted at most ${LONGEST_PATTERN}`);
+}
+
+const words = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|";
+const capitals = "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]";
+const smalls = "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]";
+const marks = (end: string) => `| ?[^\\s\\p{L}\\p{N}]+[${end}]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
+
+/** What GPT-2, Llama 3, Qwen and Mistral cut a text by: each takes a time that grows as the text does. */
+export const familiarPatterns: readonly string[] = [
+  wordPattern,
+  `${words}\\p{N}{1,3}${marks("\\r\\n")}`,
+  `${words}\\p{N}${marks("\\r\\n")}`,
+  `[^\\r\\n\\p{L}\\p{N}]?${capitals}*${smalls}+|[^\\r\\n\\p{L}\\p{N}]?${capitals}+${smalls}*|\\p{N}${marks("\\r\\n/")}`,
+];
+
+/** Whether every pattern of the steps is a familiar one, so that they need no limit of time. */
+export function isFamiliar(step: Step | null | undefined): boolean {
+  if (step?.type === "Sequence") return ((step.normalizers ?? step.pretokenizers ?? step.decoders) as Step[]).every(isFamiliar);
+  const { Regex } = (step?.pattern ?? {}) as { Regex?: unknown };
+  return Regex === undefined || familiarPatterns.includes(Regex as string);
 }
 
 /** How many times as long a text may become at most. */
@@ -141,7 +161,7 @@ function joinBytes(tokens: string[]): string[] {
 
 /** Without the first `start` and last `stop` characters that are `content`. */
 function stripped(token: string, content: string, start: number, stop: number): string {
-  const characters = [...token];
+  const characters = Array.from(token);
   let begin = 0;
   while (begin < Math.min(start, characters.length) && characters[begin] === content) begin++;
   let end = characters.length;

@@ -4,7 +4,7 @@ import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { rangeError, shown, typeError } from "../device/errors.js";
 import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes } from "./byte_level.js";
 import { chatTemplate, type ChatTemplate } from "./chat.js";
-import { byteToken, exact, joinOf, type Join, type Step } from "./pipeline.js";
+import { byteToken, exact, isFamiliar, joinOf, type Join, type Step } from "./pipeline.js";
 import { writeFileDurably } from "./safetensors.js";
 import { within } from "./time_limit.js";
 
@@ -178,10 +178,12 @@ export class Tokenizer {
     }
   }
 
-  /** What the library makes of so many characters, by the pipeline of the file, within a time. */
+  /** What the library makes of so many characters, by the pipeline of the file; within a time, unless all its patterns are familiar. */
   private used<T>(length: number, work: (library: Library) => T): T {
     const { slow } = this;
-    return this.followed(() => within(Math.ceil(1000 * (SECONDS + length / CHARACTERS_PER_SECOND)), () => work(slow)));
+    const { normalizer, pre_tokenizer, decoder } = this.files.tokenizer;
+    const milliseconds = Math.ceil(1000 * (SECONDS + length / CHARACTERS_PER_SECOND));
+    return this.followed(() => ([normalizer, pre_tokenizer, decoder].every(isFamiliar) ? work(slow) : within(milliseconds, () => work(slow))));
   }
 
   private get slow(): Library {

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { root } from "../../lib/device/native.js";
+import { familiarPatterns, isFamiliar } from "../../lib/model/pipeline.js";
 import { Tokenizer, type TokenizerJson } from "../../lib/model/tokenizer.js";
 import { peerPython } from "../python.js";
 import { seed } from "../random.js";
@@ -33,6 +34,15 @@ test("every tokenizer that is there has what is expected of it", () => {
   expect(names.sort()).toEqual([...Object.keys(expected), "expected"].sort());
 });
 
+test.each(familiarPatterns)("a text is cut in a time that grows as it does, by %s", (pattern) => {
+  const cut = new RegExp(pattern.replace("(?i:", "(?:"), "gu");
+  for (const run of [" ", "\n", "A", "a", "狐", "1", "/", "'", " \t", "aA", "\t\n"]) {
+    const begun = performance.now();
+    run.repeat(200_000).match(cut);
+    expect(performance.now() - begun).toBeLessThan(5000); // were it quadratic, these would be 10^10 steps back
+  }
+});
+
 describe.each(Object.keys(expected))("%s", (name) => {
   const json = read(name) as TokenizerJson;
   const tokenizer = new Tokenizer({ tokenizer: json, tokenizerConfig: {} }, name);
@@ -44,6 +54,8 @@ describe.each(Object.keys(expected))("%s", (name) => {
       expect({ text, special: [...tokenizer.encode(text, { special: true })] }).toEqual({ text, special: wanted.special[i] });
     }
   });
+
+  test("cuts by a familiar pattern, so that texts need no limit of time", () => expect(isFamiliar(json.pre_tokenizer)).toBe(true));
 
   test("decodes any ids as HF's tokenizers does, and streams to the same", () => {
     for (const [i, ids] of wanted.random.entries()) {
@@ -61,7 +73,11 @@ describe.each(Object.keys(expected))("%s", (name) => {
   (python ? test : test.skip)("encodes a thousand texts more as HF's tokenizers does", () => {
     const more = fc.sample(anyText, { seed, numRuns: 1000 });
     const input = JSON.stringify(more.map(wellFormed));
-    const { stdout, stderr } = spawnSync(python!, [join(root, "test/fixtures/check_tokenizer.py"), file(name)], { input, encoding: "utf8", maxBuffer: 2 ** 26 });
+    const { stdout, stderr } = spawnSync(python!, [join(root, "test/fixtures/check_tokenizer.py"), file(name)], {
+      input,
+      encoding: "utf8",
+      maxBuffer: 2 ** 26,
+    });
     if (stdout === "") throw new Error(stderr);
     for (const [i, ids] of (JSON.parse(stdout) as number[][]).entries())
       expect({ seed, text: more[i], ids: [...tokenizer.encode(more[i])] }).toEqual({ seed, text: more[i], ids });

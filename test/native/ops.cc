@@ -235,6 +235,7 @@ bool provide(Call& call) {
     bool negative = false;
     for (int d = t.rank - 1; d >= 0; d--) negative |= t.dims[d] < 0, inner = elements, elements = std::min(elements * t.dims[d], __int128(huge) * 2);
     if (negative) continue;
+    if (t.layout != RLHF_ROW_MAJOR && t.rank == 2) elements = (t.dims[0] + 31) * __int128(t.dims[1] + 31);  // panels of 32 rows or columns
     if (t.rank > 0 && t.dims[0] > 0) elements = std::max(elements, __int128(t.dims[0] - 1) * t.stride + inner);
     if (elements > __int128(1) << 56) continue;
     const __int128 bytes = elements * std::max<int64_t>(4, bytes_of(t.dtype));
