@@ -1,12 +1,19 @@
-import { parentPort, workerData } from "node:worker_threads";
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
+import type { Answer } from "./parquet.js";
 
-// The thread in which lib/data/parquet.ts reads a file: each message asks for a row group, and is answered by its rows.
+// The process in which lib/data/parquet.ts has a file read: each message asks for a row group.
 
-const groups = rowGroups(workerData as string);
+const groups = rowGroups(process.argv[2]);
+const tell = (answer: Answer) => process.send!(answer);
 
-parentPort!.on("message", () => void groups.next().then(({ value }) => parentPort!.postMessage(value)));
+process.on("message", () => {
+  groups.next().then(
+    ({ value }) => tell({ rows: value }),
+    (error: Error) => tell({ error: error.message }),
+  );
+});
+process.on("disconnect", () => process.exit());
 
 async function* rowGroups(name: string): AsyncGenerator<Record<string, unknown>[], undefined> {
   const file = await asyncBufferFromFile(name);
