@@ -271,7 +271,7 @@ describe("Parquet", () => {
     await writeFile(at("rows.parquet"), bytes);
     return taken(() => readRows(at("rows.parquet"), ({ value }) => value), "rows.parquet", "PARQUET", "JSON");
   };
-  const few = { seed, numRuns: Math.ceil(numRuns / 5) }; // each input has a thread of its own
+  const few = { seed, numRuns: Math.ceil(numRuns / 10) }; // each input has a process of its own
 
   /** Bytes from a place on of which a few are others. */
   const altered = (bytes: Uint8Array, from: number) =>
