@@ -1,13 +1,18 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
+import { parquetWriteBuffer } from "hyparquet-writer";
 import { readConfig } from "../lib/cli/config.js";
 import { device, loadModel, readComparisons, readCompletions, readPrompts, saveModel, Tokenizer, Transformer, type Device } from "../lib/index.js";
+import { readRows } from "../lib/data/jsonl.js";
+import { families } from "../lib/model/config.js";
 import { trainBpe } from "../lib/model/bpe.js";
+import type { TokenizerJson } from "../lib/model/tokenizer.js";
 import { readSafetensors } from "../lib/model/safetensors.js";
-import { gpt2, llama } from "./models.js";
+import { llama } from "./models.js";
 import { seed } from "./random.js";
 
 // What others may put into our files. Each input is read, or refused by an error with a code that names the file; nothing
@@ -182,13 +187,10 @@ describe("safetensors", () => {
 });
 
 describe("a model's directory", () => {
-  const kinds = {
-    llama: { ...llama, layers: 1, width: 8, heads: 2, headSize: 4, mlp: 8, vocabulary: 11 },
-    gpt2: { ...gpt2, layers: 1, width: 8, heads: 2, headSize: 4, mlp: 8, vocabulary: 11 },
-  };
-  test.each(["llama", "gpt2"] as const)("with any change of a %s's config.json", async (kind) => {
-    const own = await mkdtemp(at(kind));
-    const made = Transformer.random({ ...kinds[kind], kvHeads: 2 }, "logits", on, 1);
+  test.each(Object.values(families))("with any change of a $kind's config.json", async (family) => {
+    const own = await mkdtemp(at(family.kind));
+    const small = { ...llama, ...family, layers: 1, width: 8, heads: 2, kvHeads: 2, headSize: 4, mlp: 8, vocabulary: 11 };
+    const made = Transformer.random(small, "logits", on, 1);
     await saveModel(made, own);
     made.dispose();
     const config = JSON.parse(await readFile(join(own, "config.json"), "utf8")) as Json;
@@ -224,6 +226,105 @@ describe("tokenizer.json", () => {
     );
     expect(Math.min(counts.taken, counts.refused)).toBeGreaterThan(0);
   });
+
+  const { tokenizer, tokenizerConfig } = trainBpe(["aaaa"], { vocabulary: 258 });
+  const changed = (changes: Partial<TokenizerJson>) => new Tokenizer({ tokenizer: { ...tokenizer, ...changes }, tokenizerConfig });
+  const split = (Regex: string) => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false });
+  const replace = (content: string) => ({ type: "Replace", pattern: { String: "a" }, content });
+  test.each<[string, Partial<TokenizerJson>]>([
+    ["a pattern that takes for ever", { pre_tokenizer: split("(a+)+$") }],
+    ["a pattern that takes for ever in its normalizer", { normalizer: { type: "Replace", pattern: { Regex: "(a|a)*b" }, content: "" } }],
+    ["a pattern too long to be read", { pre_tokenizer: split("[^(\\s|[".repeat(1e5)) }],
+    ["steps that make a text grow without end", { normalizer: { type: "Sequence", normalizers: Array(40).fill(replace("aa")) as unknown[] } }],
+    ["tokens that grow without end", { decoder: { type: "Sequence", decoders: Array(40).fill(replace("aa")) as unknown[] } }],
+    ["a cut that is made otherwise", { pre_tokenizer: { ...split("a"), behavior: "MergedWithNext" } }],
+    [
+      "nesting without end",
+      { normalizer: JSON.parse(`${'{"type":"Sequence","normalizers":['.repeat(1e4)}${"]}".repeat(1e4)}`) as TokenizerJson["normalizer"] },
+    ],
+  ])("with %s is refused", async (_, changes) => {
+    const begun = Date.now();
+    expect(await taken(() => changed(changes).encode(`${"a".repeat(40)}c`), "tokenizer.json", "TOKENIZER")).toBe(false);
+    expect(Date.now() - begun).toBeLessThan(30_000);
+  });
+
+  test("with a template that takes for ever is refused", async () => {
+    const loop = "{% for i in range(100000000) %}{% endfor %}";
+    const { chat } = new Tokenizer({ tokenizer, tokenizerConfig: { ...tokenizerConfig, chat_template: loop } });
+    expect(await taken(() => chat.render([{ role: "user", content: "a" }]), "tokenizer.json", "CHAT")).toBe(false);
+  });
+});
+
+describe("Parquet", () => {
+  const rows = 40;
+  const columns = [
+    { name: "prompt", data: Array.from({ length: rows }, (_, i) => `a prompt ${i % 7}`), type: "STRING" },
+    { name: "chosen", data: Array.from({ length: rows }, (_, i) => (i % 5 ? `yes ${i}` : null)), type: "STRING" },
+    { name: "rejected", data: Array.from({ length: rows }, (_, i) => [{ role: "user", content: `${i}` }]), type: "JSON" },
+    { name: "margin", data: Array.from({ length: rows }, (_, i) => i / 7), type: "DOUBLE" },
+    { name: "n", data: Array.from({ length: rows }, (_, i) => BigInt(i)), type: "INT64" },
+    { name: "flag", data: Array.from({ length: rows }, (_, i) => i % 3 === 0), type: "BOOLEAN" },
+  ] as const;
+  const written = (codec: "UNCOMPRESSED" | "SNAPPY") =>
+    new Uint8Array(parquetWriteBuffer({ columnData: columns.map((column) => ({ ...column, data: [...column.data] })), codec, rowGroupSize: 15 }));
+  const read = async (bytes: Uint8Array) => {
+    await writeFile(at("rows.parquet"), bytes);
+    return taken(() => readRows(at("rows.parquet"), ({ value }) => value), "rows.parquet", "PARQUET", "JSON");
+  };
+  const few = { seed, numRuns: Math.ceil(numRuns / 10) }; // each input has a process of its own
+
+  /** Bytes from a place on of which a few are others. */
+  const altered = (bytes: Uint8Array, from: number) =>
+    fc
+      .array(fc.tuple(fc.integer({ min: from, max: bytes.length - 9 }), fc.oneof(fc.nat(255), fc.constantFrom(0, 0x15, 0x7f, 0x80, 0xff))), {
+        minLength: 1,
+        maxLength: 3,
+      })
+      .map((changes) => {
+        const all = Buffer.from(bytes);
+        for (const [place, byte] of changes) all[place] = byte;
+        return all;
+      });
+
+  test.each(["UNCOMPRESSED", "SNAPPY"] as const)("with any change of its pages, %s", async (codec) => {
+    const whole = written(codec);
+    expect(await read(whole)).toBe(true);
+    const { counts, count } = counted();
+    await fc.assert(
+      fc.asyncProperty(altered(whole, 4), async (bytes) => count(await read(bytes))),
+      few,
+    );
+    expect(Math.min(counts.taken, counts.refused)).toBeGreaterThan(0);
+  });
+
+  test("with any change of what tells of its columns, which its end holds", async () => {
+    const whole = Buffer.from(written("UNCOMPRESSED"));
+    const start = whole.length - 8 - whole.readUInt32LE(whole.length - 8);
+    await fc.assert(
+      fc.asyncProperty(altered(whole, start), async (bytes) => void (await read(bytes))),
+      few,
+    );
+  });
+
+  test("with a run of two billion in a few bytes is refused, in bounded memory", async () => {
+    const whole = Buffer.from(parquetWriteBuffer({ columnData: [{ ...columns[1], data: [...columns[1].data] }], codec: "UNCOMPRESSED" }));
+    const levels = whole.indexOf(Uint8Array.of(0x0b, 0xde)); // which of the 40 values are there, as 5 times 8 bits
+    expect(levels).toBeGreaterThan(0);
+    whole.set([0xfe, 0xff, 0xff, 0xff, 0x0f, 1], levels); // a run of 2^31 - 1 ones
+    const before = process.memoryUsage().rss;
+    expect(await read(whole)).toBe(false);
+    expect(process.memoryUsage().rss - before).toBeLessThan(2 ** 30);
+  });
+
+  test("of any bytes between its marks", () =>
+    fc.assert(
+      fc.asyncProperty(fc.uint8Array({ maxLength: 80 }), async (bytes) => {
+        const length = Buffer.alloc(4);
+        length.writeUInt32LE(bytes.length);
+        await read(Buffer.concat([Buffer.from("PAR1"), bytes, length, Buffer.from("PAR1")]));
+      }),
+      few,
+    ));
 });
 
 describe("JSONL", () => {
@@ -246,6 +347,11 @@ describe("JSONL", () => {
       options,
     ));
   test("of any bytes", () => fc.assert(fc.asyncProperty(fc.uint8Array({ maxLength: 100 }), read), options));
+  test("of a line that is a thousand times as long as its file, gzipped", async () => {
+    const zipped = gzipSync(Buffer.concat([Buffer.from('{"prompt":"'), Buffer.alloc(2 ** 28, "a"), Buffer.from('"}')]));
+    await writeFile(at("long.jsonl"), zipped);
+    await expect(readPrompts(at("long.jsonl"))).rejects.toMatchObject({ code: "JSON", message: expect.stringContaining("long.jsonl") });
+  });
 });
 
 describe("a configuration", () => {

@@ -1,11 +1,12 @@
 import { native } from "../lib/device/native.js";
 import { device, Transformer, type Device, type Episode, type ModelConfig } from "../lib/index.js";
+import { families } from "../lib/model/config.js";
 import type { PpoConfig } from "../lib/rlhf/ppo.js";
 import type { Random } from "./random.js";
 
 /** Small models of both families for the tests of whole loops. */
 export const llama: ModelConfig = {
-  kind: "llama",
+  ...families.llama,
   layers: 2,
   width: 32,
   heads: 4,
@@ -14,27 +15,11 @@ export const llama: ModelConfig = {
   mlp: 48,
   vocabulary: 97,
   context: 96,
-  positions: "rotary",
   ropeTheta: 10000,
-  norm: "rms",
   normEps: 1e-5,
-  activation: "swiglu",
-  qkvBias: false,
-  outBias: false,
-  mlpBias: false,
   tied: true,
 };
-export const gpt2: ModelConfig = {
-  ...llama,
-  kind: "gpt2",
-  kvHeads: 4,
-  positions: "learned",
-  norm: "layer",
-  activation: "gelu-tanh",
-  qkvBias: true,
-  outBias: true,
-  mlpBias: true,
-};
+export const gpt2: ModelConfig = { ...llama, ...families.gpt2, kvHeads: 4 };
 
 /** A model whose weights are larger than a fresh one's, so that its distributions are not flat. */
 export async function lively(config: ModelConfig, on: Device, head: "logits" | "score" = "logits", seed = 1): Promise<Transformer> {

@@ -1,20 +1,24 @@
-import { execFile } from "node:child_process";
+import { spawnSync } from "node:child_process";
+import { existsSync, readdirSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 import { device, ops, Tensor, type Device } from "../lib/index.js";
-import { loadModel, saveModel } from "../lib/model/checkpoint.js";
+import { loadModel, readConfig, saveModel } from "../lib/model/checkpoint.js";
+import { families } from "../lib/model/config.js";
 import { pack, Transformer } from "../lib/model/transformer.js";
 import { packEpisodes, packWhole, type Episode } from "../lib/rlhf/episode.js";
 import { nll } from "../lib/rlhf/sft.js";
 import { accumulate } from "../lib/rlhf/update.js";
+import { peerPython } from "./python.js";
 
 // Logits, log-probs, scores and gradients of transformers for tiny models, in f64: test/fixtures, made by models.py.
 
 const fixtures = join(root, "test/fixtures");
+const names = readdirSync(fixtures).filter((name) => existsSync(join(fixtures, name, "config.json")));
+const python = peerPython("transformers", "the models written here, loaded by transformers");
 
 /** The f32 tensors of one safetensors file. */
 async function tensorsOf(file: string): Promise<Map<string, Float32Array>> {
@@ -55,7 +59,21 @@ async function gradients(model: Transformer): Promise<Map<string, Float32Array>>
   }
 }
 
-describe.each(["gpt2-tiny", "llama-tiny", "qwen2-tiny", "gpt2-reward-tiny", "llama-reward-tiny"])("%s", (name) => {
+async function outputs(model: Transformer, sequences: number[][]): Promise<Float32Array> {
+  const packed = pack(sequences);
+  const hidden = model.hidden(packed);
+  const all = Int32Array.from(packed.ids, (_, i) => i);
+  const found = model.headKind === "score" ? model.score(hidden, all) : model.logits(hidden);
+  return (await found.read()) as Float32Array;
+}
+
+test("there is a model of every family with logits, and one with a score", async () => {
+  const found = await Promise.all(names.map(async (name) => readConfig(join(fixtures, name))));
+  for (const head of ["logits", "score"])
+    expect(new Set(found.filter((one) => one.head === head).map(({ config }) => config.kind))).toEqual(new Set(Object.keys(families)));
+});
+
+describe.each(names)("%s", (name) => {
   const folder = join(fixtures, name);
   let model: Transformer;
   let expected: Map<string, Float32Array>;
@@ -68,20 +86,12 @@ describe.each(["gpt2-tiny", "llama-tiny", "qwen2-tiny", "gpt2-reward-tiny", "lla
   });
   afterAll(() => model.dispose());
 
-  const outputs = async (sequences: number[][]) => {
-    const packed = pack(sequences);
-    const hidden = model.hidden(packed);
-    const all = Int32Array.from(packed.ids, (_, i) => i);
-    const found = model.headKind === "score" ? model.score(hidden, all) : model.logits(hidden);
-    return (await found.read()) as Float32Array;
-  };
-
   test("computes what transformers computes, alone and in a batch", async () => {
     const what = model.headKind === "score" ? "values" : "logits";
-    const together = await outputs(ids);
+    const together = await outputs(model, ids);
     let at = 0;
     for (const [i, sequence] of ids.entries()) {
-      const alone = await outputs([sequence]);
+      const alone = await outputs(model, [sequence]);
       expectNear(alone, expected.get(`${what}.${i}`), `${what}.${i}`);
       expect(together.slice(at, at + alone.length)).toEqual(alone);
       at += alone.length;
@@ -114,22 +124,6 @@ describe.each(["gpt2-tiny", "llama-tiny", "qwen2-tiny", "gpt2-reward-tiny", "lla
     for (const [key, gradient] of found) expectNear(gradient, expected.get(`grad.${key}`), `grad.${key}`);
   });
 
-  // RLHF_PEER_PYTHON names a Python that has the packages of test/fixtures/requirements.txt.
-  const python = process.env.RLHF_PEER_PYTHON;
-  (python ? test : test.skip)("is loaded by transformers from what is written here, with the same outputs", async () => {
-    const copy = await mkdtemp(join(tmpdir(), "rlhf-export-"));
-    try {
-      await saveModel(model, copy);
-      const args = [join(fixtures, "check_export.py"), copy, JSON.stringify(ids), "--double"];
-      const { stdout } = await promisify(execFile)(python!, args, { maxBuffer: 2 ** 26 });
-      const printed = JSON.parse(stdout) as { missing: string[]; unexpected: string[]; logits?: number[][][]; values?: number[][] };
-      expect(printed).toMatchObject({ missing: [], unexpected: [] });
-      for (const [i, sequence] of ids.entries()) expectNear(await outputs([sequence]), (printed.logits ?? printed.values)![i].flat(), `sequence ${i}`);
-    } finally {
-      await rm(copy, { recursive: true });
-    }
-  });
-
   test("is written as it was read", async () => {
     const copy = await mkdtemp(join(tmpdir(), "rlhf-model-"));
     try {
@@ -142,4 +136,28 @@ describe.each(["gpt2-tiny", "llama-tiny", "qwen2-tiny", "gpt2-reward-tiny", "lla
       await rm(copy, { recursive: true });
     }
   });
+});
+
+(python ? test : test.skip)("transformers loads what is written here, with the same outputs", async () => {
+  const folder = await mkdtemp(join(tmpdir(), "rlhf-export-"));
+  try {
+    const asked: [directory: string, ids: number[][]][] = [];
+    const ours: Float32Array[][] = [];
+    for (const name of names) {
+      const { ids } = JSON.parse(await readFile(join(fixtures, name, "expected.json"), "utf8")) as { ids: number[][] };
+      const model = await loadModel(join(fixtures, name), on);
+      await saveModel(model, join(folder, name));
+      asked.push([join(folder, name), ids]);
+      ours.push(await Promise.all(ids.map((sequence) => outputs(model, [sequence]))));
+      model.dispose();
+    }
+    const { stdout, stderr } = spawnSync(python!, [join(fixtures, "check_export.py")], { input: JSON.stringify(asked), encoding: "utf8", maxBuffer: 2 ** 28 });
+    if (stdout === "") throw new Error(stderr);
+    for (const [m, theirs] of (JSON.parse(stdout) as { missing: string[]; unexpected: string[]; logits?: number[][][]; values?: number[][] }[]).entries()) {
+      expect({ name: names[m], ...theirs }).toMatchObject({ name: names[m], missing: [], unexpected: [] });
+      for (const [i, got] of ours[m].entries()) expectNear(got, (theirs.logits ?? theirs.values)![i].flat(), `${names[m]}, sequence ${i}`);
+    }
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });

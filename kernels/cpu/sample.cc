@@ -142,8 +142,9 @@ void sample(Context& ctx, const sample_args& a) {
   if (size == 0 && rows > 0) return ctx.fail("the vocabulary is empty");
   const bool greedy = a.temperature == 0;
   const float inverse = greedy ? 1.0f : float(1 / a.temperature);
+  if (!(inverse > 0 && inverse < __builtin_inff())) return ctx.fail("the temperature must be 0, or a positive number whose inverse is finite");
   const bool truncated = !greedy && (a.top_k > 0 || a.top_p < 1 || a.min_p > 0);
-  bool bad[256] = {};
+  bool bad[1024] = {};  // as many threads as a stream may have
   ctx.each([&](int thread) {
     char* own = scratch + each * thread;
     Weights w[ABREAST];

@@ -48,7 +48,7 @@ export const isNumbers = (value: unknown): value is number[] => Array.isArray(va
  */
 export async function* readJsonl(file: string, content: Chunks = chunks(file)): AsyncGenerator<Row> {
   let line = 0;
-  for await (const bytes of lines(content)) {
+  for await (const bytes of lines(file, content)) {
     const place = `${file}:${++line}`;
     let value: unknown;
     try {
@@ -115,16 +115,21 @@ async function* chunks(file: string): AsyncGenerator<Buffer> {
   }
 }
 
-async function* lines(content: Chunks): AsyncGenerator<Uint8Array> {
+const LONGEST_LINE = 2 ** 28; // bytes: a megabyte that is gzipped may be a thousand
+
+async function* lines(file: string, content: Chunks): AsyncGenerator<Uint8Array> {
   let rest: Buffer[] = [];
+  let length = 0;
   for await (const chunk of content) {
     let start = 0;
     for (let end = chunk.indexOf(LINE_FEED); end >= 0; end = chunk.indexOf(LINE_FEED, start)) {
       yield Buffer.concat([...rest, chunk.subarray(start, end)]);
       rest = [];
+      length = 0;
       start = end + 1;
     }
     if (start < chunk.length) rest.push(chunk.subarray(start));
+    if ((length += chunk.length - start) > LONGEST_LINE) throw typeError("JSON", `${file} has a line of more than ${LONGEST_LINE} bytes`);
   }
   if (rest.length > 0) yield Buffer.concat(rest);
 }

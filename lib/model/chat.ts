@@ -1,11 +1,14 @@
 import { Template } from "@huggingface/jinja";
 import { typeError } from "../device/errors.js";
+import { within } from "./time_limit.js";
 
 /** A turn of a conversation. */
 export interface Message {
   role: string;
   content: string;
 }
+
+const MILLISECONDS = 5000; // a usual one takes a tenth of one
 
 /** A model's chat template: Jinja, with the names that transformers gives it. */
 export class ChatTemplate {
@@ -37,7 +40,7 @@ export class ChatTemplate {
     const continued = open && last?.role === "assistant";
     let text: string;
     try {
-      text = this.template.render({ ...this.tokens, messages, add_generation_prompt: open && !continued });
+      text = within(MILLISECONDS, () => this.template.render({ ...this.tokens, messages, add_generation_prompt: open && !continued }));
     } catch (error) {
       throw typeError(
         "CHAT",

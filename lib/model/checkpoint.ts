@@ -57,6 +57,8 @@ function place(ours: string, { kind }: ModelConfig): Place {
     q: "self_attn.q_proj",
     k: "self_attn.k_proj",
     v: "self_attn.v_proj",
+    qNorm: "self_attn.q_norm",
+    kNorm: "self_attn.k_norm",
     o: "self_attn.o_proj",
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",

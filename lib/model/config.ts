@@ -1,13 +1,15 @@
 import { shown, typeError } from "../device/errors.js";
+import { math } from "../device/native.js";
 
-/** The shape of a decoder-only transformer: GPT-2, Llama, Qwen2, SmolLM2, Mistral and what else fits these choices. */
+/** The shape of a decoder-only transformer: GPT-2, Llama (SmolLM2), Qwen2, Qwen3, Mistral and what else fits these choices. */
 export interface ModelConfig {
   /** `model_type` of Hugging Face. */
-  kind: "gpt2" | "llama" | "qwen2" | "mistral";
+  kind: "gpt2" | "llama" | "qwen2" | "qwen3" | "mistral";
   layers: number;
   width: number;
   heads: number;
   kvHeads: number;
+  /** Size of a head; heads of this size together may be wider or narrower than the model. */
   headSize: number;
   mlp: number;
   vocabulary: number;
@@ -15,18 +17,51 @@ export interface ModelConfig {
   context: number;
   positions: "learned" | "rotary";
   ropeTheta: number;
+  /** Llama 3.1's stretch of the slow frequencies to a longer context. */
+  ropeScaling?: RopeScaling;
   norm: "layer" | "rms";
   normEps: number;
   activation: "gelu-tanh" | "gelu-erf" | "swiglu";
+  /** Queries and keys are normed head by head before they are rotated (Qwen3). */
+  qkNorm?: boolean;
   /** Biases of the query, key and value projections; of the attention's output; of the MLP. */
   qkvBias: boolean;
   outBias: boolean;
   mlpBias: boolean;
   /** The head is the embedding. */
   tied: boolean;
+  /** A query sees this many keys, its own among them, where that is less than the context (Mistral's sliding window). */
+  window?: number;
   /** The sequence ends with this token; undefined if there is none. */
   eosId?: number;
+  bosId?: number;
+  padId?: number;
 }
+
+/** As `rope_parameters` of type `llama3` has it. */
+export interface RopeScaling {
+  factor: number;
+  lowFrequencyFactor: number;
+  highFrequencyFactor: number;
+  /** The context that the model was first trained with. */
+  originalContext: number;
+}
+
+type Family = Pick<ModelConfig, "kind" | "positions" | "norm" | "activation" | "qkNorm" | "qkvBias" | "outBias" | "mlpBias">;
+
+const llama: Family = { kind: "llama", positions: "rotary", norm: "rms", activation: "swiglu", qkvBias: false, outBias: false, mlpBias: false };
+
+/** What sets the families apart but for their sizes; a Llama's and a Qwen3's config.json may add biases. */
+export const families: Record<ModelConfig["kind"], Family> = {
+  gpt2: { kind: "gpt2", positions: "learned", norm: "layer", activation: "gelu-tanh", qkvBias: true, outBias: true, mlpBias: true },
+  llama,
+  qwen2: { ...llama, kind: "qwen2", qkvBias: true },
+  qwen3: { ...llama, kind: "qwen3", qkNorm: true },
+  mistral: { ...llama, kind: "mistral" },
+};
+
+/** The longest sequence that a model computes as its config.json says: no limit but a table of positions, or the window, since all keys are seen. */
+export const longestSequence = ({ positions, context, window = Infinity }: ModelConfig): number => (positions === "learned" ? context : window);
 
 type Json = Record<string, unknown>;
 
@@ -47,17 +82,23 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
     if (width % heads !== 0) throw wrong(`there are ${heads} heads, wanted a divisor of the width ${width}`);
     return width / heads;
   };
-  const eos = Array.isArray(json.eos_token_id) ? json.eos_token_id[0] : json.eos_token_id;
-  const eosId = typeof eos === "number" ? eos : undefined;
+  const id = (name: string) => {
+    const value: unknown = Array.isArray(json[name]) ? json[name][0] : json[name];
+    return typeof value === "number" ? value : undefined;
+  };
+  const ids = { eosId: id("eos_token_id"), bosId: id("bos_token_id"), padId: id("pad_token_id") };
   const kind = json.model_type;
-  if (kind === "gpt2") {
+  if (typeof kind !== "string" || !Object.hasOwn(families, kind))
+    throw wrong(`model_type is ${shown(kind)}, wanted one of ${Object.keys(families).join(", ")}`);
+  const family = families[kind as ModelConfig["kind"]];
+  if (family.kind === "gpt2") {
     const activation = { gelu_new: "gelu-tanh", gelu_pytorch_tanh: "gelu-tanh", gelu: "gelu-erf" }[String(json.activation_function ?? "gelu_new")];
     if (!activation) throw wrong(`activation_function is ${shown(json.activation_function)}, wanted gelu_new or gelu`);
     if (json.scale_attn_by_inverse_layer_idx) throw wrong("scale_attn_by_inverse_layer_idx is not supported");
     const width = whole("n_embd");
     const heads = whole("n_head");
     return {
-      kind,
+      ...family,
       layers: whole("n_layer"),
       width,
       heads,
@@ -66,66 +107,98 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
       mlp: whole("n_inner", 4 * width),
       vocabulary: whole("vocab_size"),
       context: whole("n_positions", 1024),
-      positions: "learned",
       ropeTheta: 10000,
-      norm: "layer",
       normEps: number("layer_norm_epsilon", 1e-5),
       activation: activation as ModelConfig["activation"],
-      qkvBias: true,
-      outBias: true,
-      mlpBias: true,
       tied: json.tie_word_embeddings !== false,
-      eosId,
+      ...ids,
     };
   }
-  if (kind === "llama" || kind === "qwen2" || kind === "mistral") {
-    const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
-    const type = rope.rope_type ?? rope.type ?? "default";
-    if (type !== "default") throw wrong(`rope_type is ${shown(type)}, wanted default`);
-    if (json.hidden_act !== undefined && json.hidden_act !== "silu") throw wrong(`hidden_act is ${shown(json.hidden_act)}, wanted silu`);
-    if (kind === "qwen2" && json.use_sliding_window) throw wrong("use_sliding_window is not supported");
-    const width = whole("hidden_size");
-    const heads = whole("num_attention_heads");
-    const context = whole("max_position_embeddings");
-    if (kind === "mistral" && typeof json.sliding_window === "number" && json.sliding_window < context)
-      throw wrong(`sliding_window is ${json.sliding_window}, less than max_position_embeddings; it is not supported`);
-    const bias = kind === "qwen2" || json.attention_bias === true;
-    return {
-      kind,
-      layers: whole("num_hidden_layers"),
-      width,
-      heads,
-      kvHeads: whole("num_key_value_heads", heads),
-      headSize: typeof json.head_dim === "number" ? whole("head_dim") : divided(width, heads),
-      mlp: whole("intermediate_size"),
-      vocabulary: whole("vocab_size"),
-      context,
-      positions: "rotary",
-      ropeTheta: number("rope_theta", typeof rope.rope_theta === "number" ? rope.rope_theta : 10000),
-      norm: "rms",
-      normEps: number("rms_norm_eps", 1e-6),
-      activation: "swiglu",
-      qkvBias: bias,
-      outBias: kind !== "qwen2" && bias,
-      mlpBias: json.mlp_bias === true,
-      tied: json.tie_word_embeddings === true,
-      eosId,
-    };
-  }
-  throw wrong(`model_type is ${shown(kind)}, wanted gpt2, llama, qwen2 or mistral`);
+  if (json.hidden_act !== undefined && json.hidden_act !== "silu") throw wrong(`hidden_act is ${shown(json.hidden_act)}, wanted silu`);
+  const width = whole("hidden_size");
+  const heads = whole("num_attention_heads");
+  const layers = whole("num_hidden_layers");
+  const context = whole("max_position_embeddings");
+  const headSize = typeof json.head_dim === "number" ? whole("head_dim") : kind === "qwen3" ? 128 : divided(width, heads);
+  if (headSize % 2 !== 0) throw wrong(`a head has ${headSize} dimensions, wanted an even number, which rotary positions pair`);
+  const last = typeof json.max_window_layers === "number" ? json.max_window_layers : 28; // layers of Qwen before it have no window
+  const slides = Array.isArray(json.layer_types) ? json.layer_types.includes("sliding_attention") : layers > last;
+  const windowed = kind === "mistral" || (kind.startsWith("qwen") && json.use_sliding_window && slides);
+  const window = windowed && json.sliding_window !== null ? whole("sliding_window", 4096) : context;
+  if (window < context && kind !== "mistral")
+    throw wrong(`sliding_window is ${window} in some layers, less than max_position_embeddings, ${context}; that is not supported`);
+  const bias = (kind === "llama" || kind === "qwen3") && json.attention_bias === true;
+  return {
+    ...family,
+    layers,
+    width,
+    heads,
+    kvHeads: whole("num_key_value_heads", heads),
+    headSize,
+    mlp: whole("intermediate_size"),
+    vocabulary: whole("vocab_size"),
+    context,
+    ...ropeOf(json, wrong),
+    normEps: number("rms_norm_eps", 1e-6),
+    qkvBias: family.qkvBias || bias,
+    outBias: bias,
+    mlpBias: kind === "llama" && json.mlp_bias === true,
+    tied: json.tie_word_embeddings === true,
+    ...(window < context ? { window } : {}),
+    ...ids,
+  };
+}
+
+/** Rotary positions; `rope_theta` and `rope_scaling` are how files before transformers 5 spell `rope_parameters`. */
+function ropeOf(json: Json, wrong: (what: string) => Error): Pick<ModelConfig, "ropeTheta" | "ropeScaling"> {
+  const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
+  const number = (key: string, value: unknown = rope[key]) => {
+    if (typeof value !== "number" || !(value > 0)) throw wrong(`${key} is ${shown(value)}, wanted a positive number`);
+    return value;
+  };
+  if ((rope.partial_rotary_factor ?? json.partial_rotary_factor ?? 1) !== 1) throw wrong("partial_rotary_factor is not supported");
+  const ropeTheta = number("rope_theta", json.rope_theta ?? rope.rope_theta ?? 10000);
+  const type = rope.rope_type ?? rope.type ?? "default";
+  if (type === "default") return { ropeTheta };
+  if (type !== "llama3") throw wrong(`rope_type is ${shown(type)}, wanted default or llama3`);
+  const ropeScaling = {
+    factor: number("factor"),
+    lowFrequencyFactor: number("low_freq_factor"),
+    highFrequencyFactor: number("high_freq_factor"),
+    originalContext: number("original_max_position_embeddings"),
+  };
+  if (!(ropeScaling.lowFrequencyFactor < ropeScaling.highFrequencyFactor)) throw wrong("low_freq_factor is not less than high_freq_factor");
+  return { ropeTheta, ropeScaling };
+}
+
+/** Radians per position of each pair of a head's dimensions, f32 [D / 2] (Su et al. 2021; stretched as in Llama 3.1). */
+export function inverseFrequencies({ headSize, ropeTheta, ropeScaling }: ModelConfig): Float32Array {
+  const half = headSize / 2;
+  return Float32Array.from({ length: half }, (_, d) => {
+    const frequency = 1 / math.pow(ropeTheta, d / half);
+    if (!ropeScaling) return frequency;
+    const { factor, lowFrequencyFactor: low, highFrequencyFactor: high, originalContext } = ropeScaling;
+    const turns = (originalContext * frequency) / (2 * Math.PI); // over the first context
+    const kept = Math.min(1, Math.max(0, (turns - low) / (high - low)));
+    return ((1 - kept) * frequency) / factor + kept * frequency;
+  });
 }
 
 /** Writes `config.json`. `head` says whether the model ends in logits or in a score. */
 export function toHuggingFace(config: ModelConfig, head: "logits" | "score"): Json {
-  const names = { gpt2: "GPT2", llama: "Llama", qwen2: "Qwen2", mistral: "Mistral" };
+  const names = { gpt2: "GPT2", llama: "Llama", qwen2: "Qwen2", qwen3: "Qwen3", mistral: "Mistral" };
   const suffix = head === "score" ? "ForSequenceClassification" : config.kind === "gpt2" ? "LMHeadModel" : "ForCausalLM";
+  const { eosId = null, bosId = null, padId = null, ropeScaling: stretch } = config;
   const common = {
     architectures: [names[config.kind] + suffix],
     model_type: config.kind,
     vocab_size: config.vocabulary,
     torch_dtype: "float32",
     tie_word_embeddings: config.tied,
-    ...(config.eosId === undefined ? {} : { eos_token_id: config.eosId, bos_token_id: config.eosId, pad_token_id: config.eosId }),
+    eos_token_id: eosId,
+    bos_token_id: bosId,
+    // transformers scores a sequence at its last token that is no padding: an end that is padding too would not be seen
+    pad_token_id: head === "score" && padId === eosId ? null : padId,
     ...(head === "score" ? { num_labels: 1, id2label: { 0: "LABEL_0" }, label2id: { LABEL_0: 0 } } : {}),
   };
   if (config.kind === "gpt2")
@@ -153,10 +226,22 @@ export function toHuggingFace(config: ModelConfig, head: "logits" | "score"): Js
     intermediate_size: config.mlp,
     max_position_embeddings: config.context,
     rope_theta: config.ropeTheta,
+    ...(stretch
+      ? {
+          rope_scaling: {
+            rope_type: "llama3",
+            factor: stretch.factor,
+            low_freq_factor: stretch.lowFrequencyFactor,
+            high_freq_factor: stretch.highFrequencyFactor,
+            original_max_position_embeddings: stretch.originalContext,
+          },
+        }
+      : {}),
     rms_norm_eps: config.normEps,
     hidden_act: "silu",
     attention_dropout: 0,
     ...(config.kind === "llama" ? { attention_bias: config.qkvBias, mlp_bias: config.mlpBias } : {}),
-    ...(config.kind === "mistral" ? { sliding_window: null } : {}),
+    ...(config.kind === "qwen3" ? { attention_bias: config.qkvBias } : {}),
+    ...(config.kind === "mistral" ? { sliding_window: config.window ?? null } : {}),
   };
 }

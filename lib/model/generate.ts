@@ -2,6 +2,7 @@ import { rangeError } from "../device/errors.js";
 import { run } from "../tensor/op.js";
 import * as ops from "../tensor/ops/index.js";
 import { scope, Tensor } from "../tensor/tensor.js";
+import { longestSequence } from "./config.js";
 import { pack, type Packed, type Transformer } from "./transformer.js";
 
 export interface SamplingOptions {
@@ -141,7 +142,8 @@ export async function generate(
 }
 
 function check(model: Transformer, requests: readonly Request[], { maxTokens }: SamplingOptions): void {
-  const { context, vocabulary } = model.config;
+  const { vocabulary } = model.config;
+  const context = Math.min(model.config.context, longestSequence(model.config));
   if (!Number.isInteger(maxTokens) || maxTokens < 1) throw rangeError("RANGE", `maxTokens is ${maxTokens}, wanted a whole number from 1`);
   requests.forEach(({ prompt }, i) => {
     if (prompt.length === 0) throw rangeError("EMPTY", `prompt ${i} has no tokens: the first token needs something before it`);

@@ -2,9 +2,11 @@ import { mkdir, readFile, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { rangeError, shown, typeError } from "../device/errors.js";
-import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes, wordPattern } from "./byte_level.js";
+import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes } from "./byte_level.js";
 import { chatTemplate, type ChatTemplate } from "./chat.js";
+import { byteToken, exact, isFamiliar, joinOf, type Join, type Step } from "./pipeline.js";
 import { writeFileDurably } from "./safetensors.js";
+import { within } from "./time_limit.js";
 
 interface AddedToken {
   id: number;
@@ -12,13 +14,8 @@ interface AddedToken {
   single_word?: boolean;
   lstrip?: boolean;
   rstrip?: boolean;
+  normalized?: boolean;
   special?: boolean;
-}
-
-/** A step of a pipeline in tokenizer.json: its type and options of that type. */
-interface Step {
-  type: string;
-  [option: string]: unknown;
 }
 
 export interface TokenizerJson {
@@ -54,6 +51,12 @@ export interface TokenStream {
 
 const MOST_IDS = 2 ** 22; // four times the largest vocabulary that is known
 
+// The pipeline of a file may be one that never ends: it has five seconds, and a hundred times what a usual one takes for each character.
+const SECONDS = 5;
+const CHARACTERS_PER_SECOND = 10_000;
+
+const MOST_ADDED = 2 ** 16; // characters of added tokens that one regular expression looks for
+
 /** A tokenizer of a Hugging Face directory. Byte-level BPE cut as GPT-2 does is encoded here, the rest by @huggingface/tokenizers. */
 export class Tokenizer {
   /** Greatest id + 1. */
@@ -66,6 +69,7 @@ export class Tokenizer {
   private readonly ids = new Map<string, number>();
   private readonly tokens: string[] = [];
   private readonly bytes?: Uint8Array[]; // of each id, where the decoder is byte-level
+  private readonly join?: Join;
   private readonly encoder?: ByteLevelEncoder;
   private readonly added?: RegExp;
   private library?: Library;
@@ -80,8 +84,10 @@ export class Tokenizer {
     const vocab: unknown = tokenizer?.model?.vocab;
     if (typeof vocab !== "object" || vocab === null || Array.isArray(vocab) || !Array.isArray(tokenizer.added_tokens))
       throw typeError("TOKENIZER", `${name} has no model.vocab or added_tokens of a tokenizer with a table of ids`);
-    for (const added of tokenizer.added_tokens as unknown[])
+    for (const added of tokenizer.added_tokens as unknown[]) {
       if (typeof added !== "object" || added === null) throw typeError("TOKENIZER", `${name}: added_tokens has ${shown(added)}, wanted an object`);
+      if ((added as AddedToken).single_word) throw typeError("TOKENIZER", `${name}: single_word of an added token is not supported`);
+    }
     for (const [token, id] of [...Object.entries(vocab), ...tokenizer.added_tokens.map(({ content, id }) => [content, id] as const)]) {
       if (typeof token !== "string" || !Number.isInteger(id) || id < 0 || id > MOST_IDS)
         throw typeError("TOKENIZER", `${name}: the token ${shown(token)} has id ${shown(id)}, wanted a whole number from 0 to ${MOST_IDS}`);
@@ -94,6 +100,7 @@ export class Tokenizer {
     this.eosId = this.named(config.eos_token, "eos_token");
     this.padId = this.named(config.pad_token, "pad_token");
     if (tokenizer.decoder?.type === "ByteLevel") this.bytes = this.tokens.map(tokenBytes);
+    else this.join = this.followed(() => joinOf(tokenizer.decoder));
     if (this.isPlainByteLevel(tokenizer)) {
       const given: unknown = tokenizer.model.merges ?? [];
       const isMerge = (merge: unknown) =>
@@ -156,30 +163,37 @@ export class Tokenizer {
       !pre_tokenizer.add_prefix_space &&
       this.tokens.length <= PAIR &&
       byteCharacters.every((character) => this.ids.has(character)) &&
-      added_tokens.every(({ content, single_word, lstrip, rstrip }) => content !== "" && !single_word && !lstrip && !rstrip)
+      added_tokens.every(({ content, lstrip, rstrip }) => content !== "" && !lstrip && !rstrip) &&
+      new Set(added_tokens.map(({ special, normalized = !special }) => normalized)).size <= 1 && // else some are looked for before others
+      added_tokens.reduce((length, { content }) => length + content.length, 0) <= MOST_ADDED
     );
   }
 
-  /** What the library makes of a text; that it cannot is the fault of the file, whose pipeline it follows. */
-  private used<T>(work: (library: Library) => T): T {
-    const { slow } = this;
+  /** What the steps of the file give; that they cannot be followed is the fault of the file. */
+  private followed<T>(work: () => T): T {
     try {
-      return work(slow);
+      return work();
     } catch (error) {
       throw typeError("TOKENIZER", `${this.name} cannot be used: ${(error as Error).message}`);
     }
   }
 
+  /** What the library makes of so many characters, by the pipeline of the file; within a time, unless all its patterns are familiar. */
+  private used<T>(length: number, work: (library: Library) => T): T {
+    const { slow } = this;
+    const { normalizer, pre_tokenizer, decoder } = this.files.tokenizer;
+    const milliseconds = Math.ceil(1000 * (SECONDS + length / CHARACTERS_PER_SECOND));
+    return this.followed(() => ([normalizer, pre_tokenizer, decoder].every(isFamiliar) ? work(slow) : within(milliseconds, () => work(slow))));
+  }
+
   private get slow(): Library {
     if (!this.library) {
       const { tokenizer, tokenizerConfig } = this.files;
-      const missing = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
-      try {
-        const rewritten = { ...missing, ...tokenizer, pre_tokenizer: exact(tokenizer.pre_tokenizer ?? null) };
-        this.library = new LibraryTokenizer(rewritten, tokenizerConfig) as Library;
-      } catch (error) {
-        throw typeError("TOKENIZER", `${this.name} cannot be used: ${(error as Error).message}`);
-      }
+      const missing = { post_processor: null, decoder: null };
+      this.library = this.followed(() => {
+        const steps = { normalizer: exact(tokenizer.normalizer ?? null), pre_tokenizer: exact(tokenizer.pre_tokenizer ?? null) };
+        return new LibraryTokenizer({ ...missing, ...tokenizer, ...steps }, tokenizerConfig) as Library;
+      });
     }
     return this.library;
   }
@@ -198,7 +212,7 @@ export class Tokenizer {
   encode(text: string, { special = false } = {}): Int32Array {
     if (typeof text !== "string") throw typeError("TYPE", `text is ${typeof text}, wanted a string`);
     if (!this.encoder || special) {
-      const { ids } = this.used((slow) => slow.encode(text, { add_special_tokens: special }));
+      const { ids } = this.used(text.length, (slow) => slow.encode(text.replace(/\p{Surrogate}/gu, "\ufffd"), { add_special_tokens: special }));
       if (ids.includes(undefined)) throw typeError("TOKENIZER", `${this.name} has no token for a part of ${JSON.stringify(text.slice(0, 80))}`);
       return Int32Array.from(ids as number[]);
     }
@@ -217,7 +231,9 @@ export class Tokenizer {
   decode(ids: ArrayLike<number>, { skipSpecial = false } = {}): string {
     const kept = Array.from(ids, (id) => this.checked(id)).filter((id) => !(skipSpecial && this.isSpecial(id)));
     if (this.bytes) return utf8().decode(Buffer.concat(kept.map((id) => this.bytes![id])));
-    return kept.length === 0 ? "" : this.used((slow) => slow.decode(kept, { skip_special_tokens: false, clean_up_tokenization_spaces: false }));
+    if (this.join) return this.join(kept.map((id) => this.tokens[id])).join("");
+    const options = { skip_special_tokens: false, clean_up_tokenization_spaces: false } as const;
+    return kept.length === 0 ? "" : this.used(kept.length, (slow) => slow.decode(kept, options));
   }
 
   /** Decodes ids one by one; the pieces joined are what `decode` gives. */
@@ -241,7 +257,8 @@ export class Tokenizer {
       push: (id) => {
         ids.push(this.checked(id));
         const text = this.decode(ids);
-        return text.endsWith("\ufffd") || !text.startsWith(given) ? "" : rest(text);
+        const waits = byteToken.test(this.tokens[id]) || text.endsWith("\ufffd") || !text.startsWith(given); // the next byte may change these
+        return waits ? "" : rest(text);
       },
       end: () => rest(this.decode(ids)),
     };
@@ -299,19 +316,6 @@ async function readJson(file: string): Promise<Record<string, unknown> | undefin
     throw typeError("TOKENIZER", `${file} is not JSON: ${(error as Error).message}`);
   }
   throw typeError("TOKENIZER", `${file} is no JSON object`);
-}
-
-/**
- * The same pre-tokenizer in steps that @huggingface/tokenizers 0.2 carries out exactly: its ByteLevel cuts by JavaScript's
- * \s, and its Digits knows decimal digits only; its Split has the right classes.
- */
-function exact(step: Step | null): Step | null {
-  const split = (Regex: string) => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false });
-  const sequence = (...pretokenizers: (Step | null)[]) => ({ type: "Sequence", pretokenizers });
-  if (step?.type === "Sequence") return sequence(...(step.pretokenizers as Step[]).map(exact));
-  if (step?.type === "ByteLevel" && step.use_regex !== false && !step.add_prefix_space) return sequence(split(wordPattern), { ...step, use_regex: false });
-  if (step?.type === "Digits") return split(step.individual_digits ? "\\p{N}" : "\\p{N}+");
-  return step;
 }
 
 const escaped = (text: string) => text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");

@@ -1,11 +1,10 @@
 import type { Device } from "../device/device.js";
 import { rangeError } from "../device/errors.js";
-import { math } from "../device/native.js";
 import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
 import { activeTape, Parameter, recomputed } from "../tensor/tape.js";
 import { Tensor } from "../tensor/tensor.js";
-import type { ModelConfig } from "./config.js";
+import { inverseFrequencies, longestSequence, type ModelConfig } from "./config.js";
 
 /** Sequences laid end to end: no padding anywhere. */
 export interface Packed {
@@ -70,6 +69,7 @@ export function weightShapes(config: ModelConfig, head: "logits" | "score"): { n
     linear(`${layer}.q`, config.heads * D, C, config.qkvBias);
     linear(`${layer}.k`, config.kvHeads * D, C, config.qkvBias);
     linear(`${layer}.v`, config.kvHeads * D, C, config.qkvBias);
+    if (config.qkNorm) for (const name of ["qNorm", "kNorm"]) vector(`${layer}.${name}.gain`, D, 1);
     linear(`${layer}.o`, C, config.heads * D, config.outBias, residual);
     norm(`${layer}.mlpNorm`);
     if (config.activation === "swiglu") linear(`${layer}.gate`, F, C, config.mlpBias);
@@ -96,9 +96,7 @@ export class Transformer {
     readonly device: Device,
   ) {
     if (config.positions !== "rotary") return;
-    const half = config.headSize / 2;
-    const frequencies = Float32Array.from({ length: half }, (_, d) => 1 / math.pow(config.ropeTheta, d / half));
-    this.inverseFrequency = Tensor.from(frequencies, [half], device);
+    this.inverseFrequency = Tensor.from(inverseFrequencies(config), [config.headSize / 2], device);
   }
 
   /** Random weights: a function of the seed alone. */
@@ -188,16 +186,25 @@ export class Transformer {
    * The hidden state before the head, f32 [N, C].
    * @param options `attend`: causal attention within each sequence and what it continues, unless a cache says otherwise;
    *   `recompute`: of each layer, the tape keeps the input alone, and backward runs the layer again. Memory for speed, no bit changes.
+   * @throws RangeError `CONTEXT` for a sequence longer than the table of positions or the sliding window
    */
   hidden({ ids, cuSeqlens, prefix, positions }: Packed, { attend, recompute = false }: { attend?: Attend; recompute?: boolean } = {}): Tensor {
     const { config } = this;
     const N = positions.length;
+    const longest = longestSequence(config);
+    const beyond = positions.find((position) => position >= longest);
+    if (beyond !== undefined) {
+      const limit = config.window === undefined ? "table of positions" : "sliding window, which attention computes no further than";
+      throw rangeError("CONTEXT", `a sequence has ${beyond + 1} tokens, wanted at most ${longest}, the model's ${limit}`);
+    }
     const at = Tensor.from(positions, [N], this.device);
     const offsets = Tensor.from(cuSeqlens, [cuSeqlens.length], this.device);
     const scale = 1 / Math.sqrt(config.headSize);
     const before = prefix && Tensor.from(prefix, [prefix.length], this.device);
     attend ??= (_, q, k, v) => ops.attention(q, k, v, offsets, { prefix: before, scale });
     const heads = (x: Tensor, count: number) => ops.reshape(x, [N, count, config.headSize]);
+    const perHead = (x: Tensor, name: string) =>
+      config.qkNorm ? ops.reshape(this.normed(ops.reshape(x, [x.size / config.headSize, config.headSize]), name), x.shape) : x;
     const rotated = (x: Tensor) => (this.inverseFrequency ? ops.rope(x, at, this.inverseFrequency) : x);
 
     let x = ops.embedding(ids, this.parameter("embedding"));
@@ -206,8 +213,8 @@ export class Transformer {
       const layer = `layers.${i}`;
       const block = (x: Tensor) => {
         const a = this.normed(x, `${layer}.attentionNorm`);
-        const q = rotated(heads(this.linear(a, `${layer}.q`), config.heads));
-        const k = rotated(heads(this.linear(a, `${layer}.k`), config.kvHeads));
+        const q = rotated(perHead(heads(this.linear(a, `${layer}.q`), config.heads), `${layer}.qNorm`));
+        const k = rotated(perHead(heads(this.linear(a, `${layer}.k`), config.kvHeads), `${layer}.kNorm`));
         const v = heads(this.linear(a, `${layer}.v`), config.kvHeads);
         const o = ops.reshape(attend(i, q, k, v), [N, config.heads * config.headSize]);
         const y = ops.add(x, this.linear(o, `${layer}.o`));

@@ -1,5 +1,7 @@
 // Every op of the list on random arguments of random small sizes: the bits of every ISA and number of threads are those of
 // scalar with one; refused calls are refused, and under the sanitizers nothing is read or written beyond its end.
+// Then RLHF_FUZZ_RUNS calls of each (200), a few of whose fields are not what they should be: nothing in C++ parses what others wrote,
+// so what the interface must withstand are arguments. Each call is done or refused by a message that names the op.
 #include <algorithm>
 #include <cctype>
 #include <map>
@@ -15,7 +17,7 @@ namespace {
 struct Memory {
   std::vector<char> bytes;
   rlhf_tensor tensor{};
-  bool absent = false;
+  bool absent = false, lost = false;  // lost: a tensor that points nowhere
 };
 
 struct Call {
@@ -28,7 +30,7 @@ struct Call {
     for (size_t i = 0; i < list.size(); i++) {
       const Kind kind = op->arguments[i].kind;
       if (is_tensor(kind)) {
-        own[i].tensor.data = own[i].bytes.data();
+        own[i].tensor.data = own[i].lost ? nullptr : own[i].bytes.data();
         list[i].tensor = own[i].absent ? nullptr : &own[i].tensor;
       } else if (kind == Kind::real) list[i].real = reals[i];
       else list[i].integer = integers[i];
@@ -189,9 +191,82 @@ std::vector<char> outcome(check::Stream& on, const Call& call, std::string* mess
   return result;
 }
 
+constexpr int64_t huge = int64_t(1) << 62;
+
+// One field of one argument is another.
+void disturb(Call& call, check::Random& random) {
+  const auto one_of = [&](std::initializer_list<int64_t> list) { return list.begin()[random.below(int64_t(list.size()))]; };
+  const size_t i = size_t(random.below(int64_t(call.op->arguments.size())));
+  const Argument& argument = call.op->arguments[i];
+  if (argument.kind == Kind::real) {
+    const double values[] = {std::nan(""), std::numeric_limits<double>::infinity(), -1, 0, -1e300, 5e-324};
+    call.reals[i] = values[random.below(6)];
+    return;
+  }
+  if (!is_tensor(argument.kind)) {
+    call.integers[i] = one_of({-1, 0, 1 << 30, huge, -huge, std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min(), (huge >> 30) + 1});
+    return;
+  }
+  Memory& memory = call.memory[i];
+  rlhf_tensor& t = memory.tensor;
+  int64_t& size = t.dims[random.below(4)];
+  switch (random.below(9)) {
+    case 0: memory.absent = !memory.absent; break;
+    case 1: memory.lost = true; break;
+    case 2: t.dtype = int32_t(random.below(7)) - 1; break;
+    case 3: t.layout = int32_t(random.below(5)) - 1; break;
+    case 4: t.rank = int32_t(one_of({-1, 0, 1, 2, 3, 4, 5, 1 << 30})); break;
+    case 5: size = one_of({-1, 0, size + 1, size - 1, huge, -huge, int64_t(1) << 31}); break;
+    case 6: t.stride = one_of({-1, 0, t.stride + 1, t.stride - 1, 2 * t.stride, huge, -huge}); break;
+    default:  // what it holds: for ids and offsets the worst
+      for (size_t at = memory.bytes.size() / 4; at > 0 && random.below(3) > 0;) {
+        const int32_t values[] = {-1, 1 << 30, int32_t(random.next()), std::numeric_limits<int32_t>::min(), 0x7fc00000};
+        std::memcpy(memory.bytes.data() + 4 * random.below(int64_t(at)), &values[random.below(5)], 4);
+      }
+  }
+}
+
+// Gives every tensor the memory that it tells of; false where that is more than is worth having, and would not be refused for its size alone.
+bool provide(Call& call) {
+  for (Memory& memory : call.memory) {
+    const rlhf_tensor& t = memory.tensor;
+    if (t.rank < 0 || t.rank > 4) continue;
+    __int128 inner = 1, elements = 1;
+    bool negative = false;
+    for (int d = t.rank - 1; d >= 0; d--) negative |= t.dims[d] < 0, inner = elements, elements = std::min(elements * t.dims[d], __int128(huge) * 2);
+    if (negative) continue;
+    if (t.layout != RLHF_ROW_MAJOR && t.rank == 2) elements = (t.dims[0] + 31) * __int128(t.dims[1] + 31);  // panels of 32 rows or columns
+    if (t.rank > 0 && t.dims[0] > 0) elements = std::max(elements, __int128(t.dims[0] - 1) * t.stride + inner);
+    if (elements > __int128(1) << 56) continue;
+    const __int128 bytes = elements * std::max<int64_t>(4, bytes_of(t.dtype));
+    if (bytes > 1 << 20) return false;
+    if (int64_t(memory.bytes.size()) < int64_t(bytes)) memory.bytes.resize(size_t(bytes));
+  }
+  return true;
+}
+
+void withstand(const Op& op, int runs) {
+  check::Random random(1000 + uint64_t(&op - op_table().data()));
+  check::Stream plain("scalar", 1), best(std::string(rlhf_isa_available()).substr(0, std::string(rlhf_isa_available()).find(' ')), 3);
+  int done = 0, refused = 0;
+  for (int run = 0; run < runs; run++) {
+    Call call = make(op, random);
+    for (int64_t changes = 1 + random.below(3); changes > 0; changes--) disturb(call, random);
+    if (!provide(call)) continue;
+    check::Stream& on = run % 2 ? plain : best;
+    std::string message;
+    const bool ok = outcome(on, call, &message)[0] == 0;
+    (ok ? done : refused)++;
+    if (!ok) check::expect(message.find(std::string(op.name) + ": ") == 0, "%s, run %d: refused by \"%s\"", op.name, run, message.c_str());
+  }
+  check::expect(runs < 100 || (refused > 0 && refused + done > runs / 4), "%s: %d calls done and %d refused of %d", op.name, done, refused, runs);
+}
+
 }  // namespace
 
 int main() {
+  const char* given = std::getenv("RLHF_FUZZ_RUNS");
+  const int runs = given ? std::atoi(given) : 200;
   const int rounds = std::getenv("RLHF_TEST_ROUNDS") ? std::atoi(std::getenv("RLHF_TEST_ROUNDS")) : 12;
   for (const Op& op : op_table()) {
     if (std::string(op.name).find("limit") == 0) continue;
@@ -212,6 +287,7 @@ int main() {
         }
     }
     check::expect(done == rounds, "%s: only %d calls of %d were accepted", op.name, done, 20 * rounds);
+    withstand(op, runs);
   }
   return check::report();
 }

@@ -1,5 +1,6 @@
 import { rowsOf, type Row } from "../../data/jsonl.js";
 import { rendered, textsOf } from "../../data/texts.js";
+import { longestSequence } from "../../model/config.js";
 import type { Tokenizer } from "../../model/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
 import type { Episode } from "../../rlhf/episode.js";
@@ -30,8 +31,8 @@ async function scored(model: Transformer, tokenizer: Tokenizer, rows: readonly R
     for (const completion of completions) {
       const episode = { prompt: tokenizer.encodePrompt(prompt), completion: tokenizer.encode(completion) };
       const length = episode.prompt.length + episode.completion.length;
-      if (model.config.positions === "learned" && length > model.config.context)
-        throw row.error(`prompt and completion have ${length} tokens, wanted at most ${model.config.context}, the model's context`);
+      const longest = longestSequence(model.config);
+      if (length > longest) throw row.error(`prompt and completion have ${length} tokens, wanted at most ${longest}, the longest that the model takes`);
       episodes.push(episode);
     }
   }

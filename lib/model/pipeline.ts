@@ -1,0 +1,170 @@
+import { shown } from "../device/errors.js";
+import { wordPattern } from "./byte_level.js";
+
+// The steps by which a tokenizer.json turns text into words and tokens into text. @huggingface/tokenizers 0.2 carries out the first,
+// rewritten where it differs from HF's own tokenizers; tokens are joined here, since its byte fallback differs too.
+
+/** A step of a pipeline: its type and options of that type. */
+export interface Step {
+  type: string;
+  [option: string]: unknown;
+}
+
+const LONGEST_PATTERN = 4096; // the library reads patterns in quadratic time
+const MOST_GROWTH = 64;
+
+/**
+ * The same normalizer or pre-tokenizer in steps that the library carries out exactly: its ByteLevel cuts by JavaScript's \s and its
+ * Digits knows decimal digits only, its Metaspace cuts nothing, and its Replace takes "$" for a sign of its own.
+ * @throws Error for a step that it would carry out otherwise, or that makes a text grow without measure
+ */
+export function exact(step: Step | null): Step | null {
+  const grown = growth(step);
+  if (!(grown <= MOST_GROWTH)) throw new Error(`its steps make a text grow ${grown} times, wanted at most ${MOST_GROWTH}`);
+  return rewritten(step);
+}
+
+function rewritten(step: Step | null): Step | null {
+  switch (step?.type) {
+    case "Sequence": {
+      const steps = "normalizers" in step ? "normalizers" : "pretokenizers";
+      return { ...step, [steps]: (step[steps] as (Step | null)[]).map(rewritten) };
+    }
+    case "ByteLevel":
+      return step.use_regex !== false && !step.add_prefix_space ? sequence(split(wordPattern), { ...step, use_regex: false }) : step;
+    case "Digits":
+      return split(step.individual_digits ? "\\p{N}" : "\\p{N}+");
+    case "Metaspace": {
+      const { replacement = "▁", prepend_scheme = step.add_prefix_space === false ? "never" : "always" } = step;
+      if (typeof replacement !== "string" || Array.from(replacement).length !== 1) throw new Error(`the replacement of Metaspace is ${shown(replacement)}`);
+      const spaced = { type: "Metaspace", replacement, prepend_scheme };
+      const mark = `\\u{${replacement.codePointAt(0)!.toString(16)}}`;
+      return step.split === false ? spaced : sequence(spaced, split(`${mark}[^${mark}]*|[^${mark}]+`));
+    }
+    case "Split":
+      checkPattern(step);
+      if (step.behavior !== "Isolated" && step.behavior !== "Removed") throw new Error(`a Split that is ${shown(step.behavior)} is not supported`);
+      if (step.invert && step.behavior !== "Removed") throw new Error("a Split that is inverted and Isolated is not supported");
+      return step;
+    case "Replace":
+      checkPattern(step);
+      return { ...step, content: typeof step.content === "string" ? step.content.replaceAll("$", "$$$$") : step.content };
+    default:
+      return step;
+  }
+}
+
+const split = (Regex: string): Step => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false });
+const sequence = (...pretokenizers: Step[]): Step => ({ type: "Sequence", pretokenizers });
+
+function checkPattern({ type, pattern }: Step): void {
+  const { Regex } = (pattern ?? {}) as { Regex?: unknown };
+  if (typeof Regex === "string" && Regex.length > LONGEST_PATTERN)
+    throw new Error(`a ${type} has a pattern of ${Regex.length} characters, wanted at most ${LONGEST_PATTERN}`);
+}
+
+const words = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|";
+const capitals = "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]";
+const smalls = "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]";
+const marks = (end: string) => `| ?[^\\s\\p{L}\\p{N}]+[${end}]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
+
+/** What GPT-2, Llama 3, Qwen and Mistral cut a text by: each takes a time that grows as the text does. */
+export const familiarPatterns: readonly string[] = [
+  wordPattern,
+  `${words}\\p{N}{1,3}${marks("\\r\\n")}`,
+  `${words}\\p{N}${marks("\\r\\n")}`,
+  `[^\\r\\n\\p{L}\\p{N}]?${capitals}*${smalls}+|[^\\r\\n\\p{L}\\p{N}]?${capitals}+${smalls}*|\\p{N}${marks("\\r\\n/")}`,
+];
+
+/** Whether every pattern of the steps is a familiar one, so that they need no limit of time. */
+export function isFamiliar(step: Step | null | undefined): boolean {
+  if (step?.type === "Sequence") return ((step.normalizers ?? step.pretokenizers ?? step.decoders) as Step[]).every(isFamiliar);
+  const { Regex } = (step?.pattern ?? {}) as { Regex?: unknown };
+  return Regex === undefined || familiarPatterns.includes(Regex as string);
+}
+
+/** How many times as long a text may become at most. */
+function growth(step: Step | null): number {
+  if (step?.type === "Sequence") {
+    const steps = (step.normalizers ?? step.pretokenizers ?? step.decoders) as (Step | null)[];
+    return steps.reduce((product, one) => product * growth(one), 1);
+  }
+  if (step?.type === "ByteLevel") return 3;
+  if (step?.type !== "Replace") return 1;
+  const { String: text } = (step.pattern ?? {}) as { String?: unknown };
+  const length = typeof step.content === "string" ? step.content.length : 0;
+  return typeof text === "string" && text !== "" ? Math.max(1, length / text.length) : 1 + length; // a pattern may match nothing, everywhere
+}
+
+export type Join = (tokens: string[]) => string[];
+
+/** A token of byte fallback: `<0x41>`. */
+export const byteToken = /^<0x([0-9A-Fa-f]{2})>$/;
+
+/** The decoder that joins tokens to a text; undefined where a step is none of these. @throws Error as `exact` */
+export function joinOf(step: Step | null): Join | undefined {
+  if (!(growth(step) <= MOST_GROWTH)) throw new Error(`its decoder makes a text grow more than ${MOST_GROWTH} times`);
+  switch (step?.type) {
+    case "Sequence": {
+      const joins = (step.decoders as (Step | null)[]).map(joinOf);
+      return joins.includes(undefined) ? undefined : (tokens) => joins.reduce((joined, join) => join!(joined), tokens);
+    }
+    case "Replace": {
+      const { String: text } = (step.pattern ?? {}) as { String?: unknown };
+      const { content } = step;
+      if (typeof text !== "string" || typeof content !== "string") return undefined;
+      return (tokens) => tokens.map((token) => token.replaceAll(text, () => content));
+    }
+    case "ByteFallback":
+      return joinBytes;
+    case "Fuse":
+      return (tokens) => [tokens.join("")];
+    case "Strip": {
+      const { content, start, stop } = step;
+      if (typeof content !== "string" || !Number.isInteger(start) || !Number.isInteger(stop)) return undefined;
+      return (tokens) => tokens.map((token) => stripped(token, content, start as number, stop as number));
+    }
+    case "Metaspace": {
+      const { replacement = "▁", prepend_scheme = step.add_prefix_space === false ? "never" : "always" } = step;
+      if (typeof replacement !== "string" || replacement === "") return undefined;
+      return (tokens) => tokens.map((token, i) => token.replaceAll(replacement, i === 0 && prepend_scheme !== "never" ? "" : " "));
+    }
+    default:
+      return undefined;
+  }
+}
+
+/** Byte tokens that follow each other are a text, if they are UTF-8; if not, U+FFFD for each. */
+function joinBytes(tokens: string[]): string[] {
+  const out: string[] = [];
+  let bytes: number[] = [];
+  const flush = () => {
+    if (bytes.length === 0) return;
+    try {
+      out.push(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(Uint8Array.from(bytes)));
+    } catch {
+      out.push("\ufffd".repeat(bytes.length));
+    }
+    bytes = [];
+  };
+  for (const token of tokens) {
+    const byte = byteToken.exec(token)?.[1];
+    if (byte !== undefined) bytes.push(Number.parseInt(byte, 16));
+    else {
+      flush();
+      out.push(token);
+    }
+  }
+  flush();
+  return out;
+}
+
+/** Without the first `start` and last `stop` characters that are `content`. */
+function stripped(token: string, content: string, start: number, stop: number): string {
+  const characters = Array.from(token);
+  let begin = 0;
+  while (begin < Math.min(start, characters.length) && characters[begin] === content) begin++;
+  let end = characters.length;
+  while (end > begin && characters.length - end < stop && characters[end - 1] === content) end--;
+  return characters.slice(begin, end).join("");
+}
