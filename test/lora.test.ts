@@ -359,7 +359,7 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
     const config = async (at: string) => JSON.parse(await readFile(join(at, "adapter_config.json"), "utf8")) as Record<string, unknown>;
     const theirs = await config(from);
     for (const [key, value] of Object.entries(await config(to)))
-      if (!["target_modules", "base_model_name_or_path", "lora_dropout"].includes(key)) expect([key, value]).toEqual([key, theirs[key]]);
+      if (!["target_modules", "base_model_name_or_path", "modules_to_save"].includes(key)) expect([key, value]).toEqual([key, theirs[key]]);
     const again = await loadModel(to, on());
     expect(again.lora).toEqual(model.lora);
     expect((await trainedBits(again)).equals(await trainedBits(model))).toBe(true);
@@ -397,10 +397,11 @@ describe("an adapter's files", () => {
     await fails(/peft_type is "IA3", wanted LORA/, (config) => (config.peft_type = "IA3"));
     await fails(/use_dora is true/, (config) => (config.use_dora = true));
     await fails(/use_rslora is true/, (config) => (config.use_rslora = true));
+    await fails(/corda_config is \{"cache_file":"x"\}/, (config) => (config.corda_config = { cache_file: "x" }));
     await fails(/rank_pattern is \{"q_proj":8\}/, (config) => (config.rank_pattern = { q_proj: 8 }));
     await fails(/bias is "all", wanted none/, (config) => (config.bias = "all"));
     await fails(/init_lora_weights is "pissa"/, (config) => (config.init_lora_weights = "pissa"));
-    await fails(/r is "3", wanted a number/, (config) => (config.r = "3"));
+    await fails(/r is 0, wanted a whole number from 1/, (config) => (config.r = 0));
     await fails(/base_model_name_or_path is "somewhere\/else", wanted the model directory/, (config) => (config.base_model_name_or_path = "somewhere/else"));
     await fails(/which is an adapter itself/, (config) => (config.base_model_name_or_path = join(folder, "both")));
     await fails(/q_proj.lora_A.weight has shape \[3,32\], wanted \[4,32\]/, (config) => (config.r = 4));
@@ -434,7 +435,7 @@ describe("an adapter's files", () => {
       whole.dispose();
       const models = await loadModels([base, from, join(root, "test/fixtures/llama-reward-lora-tiny")], on, weights);
       const adapters = models.flatMap(({ trained }) => trained).reduce((sum, { value }) => sum + Math.max(64, 4 * value.size), 0);
-      expect(on.memory().current - start).toBeLessThanOrEqual(one + 1.25 * adapters);
+      expect(on.memory().current - start).toBeLessThanOrEqual(one + 1.25 * adapters + 256); // and the frequencies of each
       expect(models.map(({ headKind, lora }) => [headKind, lora?.targets.length])).toEqual([["logits", undefined], ["logits", 3], ["score", 7]]);
       for (const model of models) model.dispose();
       expect(on.memory().current).toBe(start);

@@ -16,8 +16,9 @@ export const ADAPTER_CONFIG = "adapter_config.json";
 const WEIGHTS = "adapter_model.safetensors";
 const SCORE = "base_model.model.score.weight";
 
-/** What changes the meaning of A and B, and must be empty. */
-const UNSUPPORTED = ["use_dora", "use_rslora", "use_qalora", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication", "alora_invocation_tokens"];
+/** Options of variants, in which A and B mean something else or the base is changed: they must be empty. What only draws the first A is none. */
+const VARIANTS = /^(use_.*|(?!eva_).*_config|rank_pattern|alpha_pattern|layer_replication|lora_bias|alora_invocation_tokens)$/;
+const DRAWN = ["gaussian", "orthogonal", "eva"];
 
 export const isAdapter = (folder: string): boolean => existsSync(join(folder, ADAPTER_CONFIG));
 
@@ -50,11 +51,11 @@ async function readConfig(folder: string): Promise<{ rank: number; alpha: number
   const wrong = (key: string, wanted: string) => typeError("MODEL", `${file}: ${key} is ${shown(json[key])}, wanted ${wanted}`);
   if (json.peft_type !== "LORA") throw wrong("peft_type", "LORA");
   const { r: rank, lora_alpha: alpha, bias = "none", init_lora_weights: init, task_type: task } = json;
-  if (typeof rank !== "number") throw wrong("r", "a number");
-  if (typeof alpha !== "number") throw wrong("lora_alpha", "a number");
+  if (typeof rank !== "number" || !Number.isInteger(rank) || rank < 1) throw wrong("r", "a whole number from 1");
+  if (typeof alpha !== "number" || !(alpha > 0)) throw wrong("lora_alpha", "a number above 0");
   if (bias !== "none") throw wrong("bias", "none");
-  if (typeof init === "string" && init !== "gaussian") throw wrong("init_lora_weights", "true, false or gaussian: the base is not changed");
-  for (const key of UNSUPPORTED) {
+  if (typeof init === "string" && !DRAWN.includes(init)) throw wrong("init_lora_weights", `true, false, ${DRAWN.join(", ")}: others change the base`);
+  for (const key of Object.keys(json).filter((name) => VARIANTS.test(name))) {
     const value = json[key] ?? false;
     if (value !== false && !(typeof value === "object" && Object.keys(value).length === 0)) throw wrong(key, "none: it is not supported");
   }
