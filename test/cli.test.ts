@@ -268,7 +268,12 @@ describe("adapters", () => {
   test("a demo with them leaves PEFT's files, which every stage reads", async () => {
     await rlhf(["demo", ...config("lora.targets=[q, v, down]"), "--runs", folder, "--name", "lora"]);
     for (const model of ["reward", "policy"]) {
-      expect((await readdir(at("lora", model))).sort()).toEqual(["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
+      expect((await readdir(at("lora", model))).sort()).toEqual([
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+      ]);
       expect(await json("lora", model, "adapter_config.json")).toMatchObject({ r: 2, target_modules: ["q_proj", "v_proj", "down_proj"] });
     }
     expect(await readFile(at("lora", "base", "model.safetensors"))).toEqual(await readFile(first("base", "model.safetensors")));
@@ -299,11 +304,15 @@ describe("adapters", () => {
   test("says what is wrong before the work", async () => {
     const wrong = (...args: string[]) => rlhf(args).catch(({ stderr }: { stderr: string }) => stderr.trim());
     const sft = ["sft", "--data", first("held-out.txt"), "--config", at("small.yaml")];
-    expect(await wrong(...sft, "--model", at("lora", "policy"), "--out", at("x1"))).toMatch(/the model is an adapter: lora\.rank=2 goes on with it, rlhf merge/);
+    expect(await wrong(...sft, "--model", at("lora", "policy"), "--out", at("x1"))).toMatch(
+      /the model is an adapter: lora\.rank=2 goes on with it, rlhf merge/,
+    );
     expect(await wrong(...sft, "--model", at("lora", "policy"), "--out", at("x2"), "--set", "lora.rank=2")).toMatch(/wants it merged first/);
     expect(await wrong(...sft, "--model", first("base"), "--out", first("base"), "--set", "lora.rank=2")).toMatch(/holds the weights that the adapter is for/);
     expect(await wrong(...sft, "--model", first("base"), "--out", at("x3"), "--set", "lora.alpha=2")).toMatch(/lora\.alpha has no use here: lora\.rank is 0/);
-    expect(await wrong("demo", "--set", "lora.rank=2", "--set", "lora.targets=[x]", "--name", "x")).toMatch(/lora\.targets.*wanted all-linear, or some of q, k/);
+    expect(await wrong("demo", "--set", "lora.rank=2", "--set", "lora.targets=[x]", "--name", "x")).toMatch(
+      /lora\.targets.*wanted all-linear, or some of q, k/,
+    );
     expect(await wrong("merge", "--model", first("base"), "--out", at("x4"))).toMatch(/is a whole model, wanted an adapter/);
     expect(await wrong("merge", "--model", at("lora", "policy"), "--out", at("lora", "base"))).toMatch(/holds the adapter's base/);
   });

@@ -60,10 +60,16 @@ async function adapted(base: Transformer, chosen = options, seed = 5, head = bas
   return model;
 }
 
-const trainedBits = async (model: Transformer) => Buffer.concat(await Promise.all(model.trained.map(async ({ value }) => Buffer.from((await value.read()).buffer))));
-const grouped = (random: Random): Episode[] => episodes(random, 4).flatMap(({ prompt }) => episodes(random, 1 + random.below(3)).map((one) => ({ ...one, prompt })));
+const trainedBits = async (model: Transformer) =>
+  Buffer.concat(await Promise.all(model.trained.map(async ({ value }) => Buffer.from((await value.read()).buffer))));
+const grouped = (random: Random): Episode[] =>
+  episodes(random, 4).flatMap(({ prompt }) => episodes(random, 1 + random.below(3)).map((one) => ({ ...one, prompt })));
 
-async function gradients(model: Transformer, batch: Episode[], { sharePrompts, microBatch, recompute }: { sharePrompts?: boolean; microBatch?: number; recompute?: boolean } = {}) {
+async function gradients(
+  model: Transformer,
+  batch: Episode[],
+  { sharePrompts, microBatch, recompute }: { sharePrompts?: boolean; microBatch?: number; recompute?: boolean } = {},
+) {
   using stats = Tensor.from(new Float64Array(12), [12], model.device);
   accumulate(promptGroups(batch, sharePrompts), microBatch, (part) => nll(model, part, tokensIn(batch), stats, { recompute }));
   const all = new Map<string, Float32Array>();
@@ -214,36 +220,39 @@ describe.each(configs)("%s", (_, config, chosen) => {
     }
   });
 
-  test.each(["f32", "bf16"] as const)("PPO in %s from an adapter that is not 0: first ratios are 1, the KL begins with 0, only adapter and score move, same bits for every split", async (weights) => {
-    const prompts = promptGroups(grouped(new Random("ppo"))).map(([{ prompt }]) => prompt);
-    const requests = prompts.flatMap((prompt, index) => [0, 1].map((sample) => ({ prompt, index, sample })));
-    let wanted: Buffer | undefined;
-    for (const [on, change] of [
-      [devices[0], {}],
-      [devices.at(-1)!, { microBatch: 3 }],
-      [devices[1], { microBatch: 1, recompute: true }],
-    ] as const) {
-      const base = await lively(config, on);
-      if (weights === "bf16") base.narrow();
-      const reference = await adapted(base, chosen);
-      const reward = await adapted(base, chosen, 6, "score");
-      if (weights === "bf16") for (const model of [reference, reward]) model.narrow();
-      const [policy, critic] = [reference.adapted(), reward.adapted()];
-      const [frozen, before] = [Buffer.concat([await weightsOf(base), await weightsOf(reference), await weightsOf(reward)]), await trainedBits(policy)];
-      const kl: number[] = [];
-      const models = { policy, reference, reward, critic };
-      for await (const metrics of ppo(models, () => requests, { ...ppoConfig, ...change, weights })) kl.push(metrics.kl); // throws where a ratio is not 1
-      expect(kl[0]).toBe(0);
-      expect(kl[1]).not.toBe(0);
-      expect(Buffer.concat([await weightsOf(base), await weightsOf(reference), await weightsOf(reward)]).equals(frozen)).toBe(true);
-      expect((await trainedBits(policy)).equals(before)).toBe(false);
-      expect(critic.trained.map(({ name }) => name)).toContain("score");
-      const got = Buffer.concat([await trainedBits(policy), await trainedBits(critic)]);
-      wanted ??= got;
-      expect(got.equals(wanted)).toBe(true);
-      for (const model of [base, policy, reference, reward, critic]) model.dispose();
-    }
-  });
+  test.each(["f32", "bf16"] as const)(
+    "PPO in %s from an adapter that is not 0: first ratios are 1, the KL begins with 0, only adapter and score move, same bits for every split",
+    async (weights) => {
+      const prompts = promptGroups(grouped(new Random("ppo"))).map(([{ prompt }]) => prompt);
+      const requests = prompts.flatMap((prompt, index) => [0, 1].map((sample) => ({ prompt, index, sample })));
+      let wanted: Buffer | undefined;
+      for (const [on, change] of [
+        [devices[0], {}],
+        [devices.at(-1)!, { microBatch: 3 }],
+        [devices[1], { microBatch: 1, recompute: true }],
+      ] as const) {
+        const base = await lively(config, on);
+        if (weights === "bf16") base.narrow();
+        const reference = await adapted(base, chosen);
+        const reward = await adapted(base, chosen, 6, "score");
+        if (weights === "bf16") for (const model of [reference, reward]) model.narrow();
+        const [policy, critic] = [reference.adapted(), reward.adapted()];
+        const [frozen, before] = [Buffer.concat([await weightsOf(base), await weightsOf(reference), await weightsOf(reward)]), await trainedBits(policy)];
+        const kl: number[] = [];
+        const models = { policy, reference, reward, critic };
+        for await (const metrics of ppo(models, () => requests, { ...ppoConfig, ...change, weights })) kl.push(metrics.kl); // throws where a ratio is not 1
+        expect(kl[0]).toBe(0);
+        expect(kl[1]).not.toBe(0);
+        expect(Buffer.concat([await weightsOf(base), await weightsOf(reference), await weightsOf(reward)]).equals(frozen)).toBe(true);
+        expect((await trainedBits(policy)).equals(before)).toBe(false);
+        expect(critic.trained.map(({ name }) => name)).toContain("score");
+        const got = Buffer.concat([await trainedBits(policy), await trainedBits(critic)]);
+        wanted ??= got;
+        expect(got.equals(wanted)).toBe(true);
+        for (const model of [base, policy, reference, reward, critic]) model.dispose();
+      }
+    },
+  );
 });
 
 test("policy and reference, reward model and critic are one copy of the weights; moments are the adapters' alone", async () => {
@@ -314,7 +323,14 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
   const outputs = async (of: Transformer, sequence: number[]) => {
     const packed = pack([sequence]);
     const hidden = of.hidden(packed);
-    return (await (of.headKind === "score" ? of.score(hidden, Int32Array.from(packed.ids, (_, i) => i)) : of.logits(hidden)).read()) as Float32Array;
+    return (await (
+      of.headKind === "score"
+        ? of.score(
+            hidden,
+            Int32Array.from(packed.ids, (_, i) => i),
+          )
+        : of.logits(hidden)
+    ).read()) as Float32Array;
   };
   const what = () => (model.headKind === "score" ? "values" : "logits");
   /** Writes tensors by the names of ours as those of an adapter, and reads them by PEFT's. */
@@ -353,7 +369,10 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
   test("is written as it was read", async () => {
     const to = join(folder, `${name}-again`);
     await saveAdapter(model, to, join(from, "..", name.includes("gpt2") ? "gpt2-tiny" : "llama-tiny"));
-    const [wanted, got] = [await readSafetensorsFile(join(from, "adapter_model.safetensors")), await readSafetensorsFile(join(to, "adapter_model.safetensors"))];
+    const [wanted, got] = [
+      await readSafetensorsFile(join(from, "adapter_model.safetensors")),
+      await readSafetensorsFile(join(to, "adapter_model.safetensors")),
+    ];
     const sorted = (tensors: ReadonlyMap<string, unknown>) => [...tensors].sort(([a], [b]) => (a < b ? -1 : 1));
     expect(sorted(got.tensors)).toEqual(sorted(wanted.tensors));
     const config = async (at: string) => JSON.parse(await readFile(join(at, "adapter_config.json"), "utf8")) as Record<string, unknown>;
@@ -382,7 +401,10 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
 describe("an adapter's files", () => {
   const from = join(root, "test/fixtures/llama-lora-tiny");
   const base = join(root, "test/fixtures/llama-tiny");
-  const fails = async (wanted: RegExp, change: (config: Record<string, unknown>, tensors: Map<string, { shape: readonly number[]; data: Float32Array }>) => void) => {
+  const fails = async (
+    wanted: RegExp,
+    change: (config: Record<string, unknown>, tensors: Map<string, { shape: readonly number[]; data: Float32Array }>) => void,
+  ) => {
     const at = await mkdtemp(join(folder, "wrong-"));
     const config = { ...(JSON.parse(await readFile(join(from, "adapter_config.json"), "utf8")) as Record<string, unknown>), base_model_name_or_path: base };
     const { tensors } = await readSafetensorsFile(join(from, "adapter_model.safetensors"));
@@ -408,7 +430,9 @@ describe("an adapter's files", () => {
     await fails(/layers.1.self_attn.q_proj.lora_B.weight is missing/, (_, tensors) => tensors.delete(q));
     await fails(/holds extra, which is no part/, (_, tensors) => tensors.set("extra", { shape: [1], data: new Float32Array(1) }));
     await fails(/score.weight is missing/, (config) => (config.task_type = "SEQ_CLS"));
-    await fails(/nothing for the first block/, (_, tensors) => [...tensors.keys()].filter((key) => key.includes("layers.0")).forEach((key) => tensors.delete(key)));
+    await fails(/nothing for the first block/, (_, tensors) =>
+      [...tensors.keys()].filter((key) => key.includes("layers.0")).forEach((key) => tensors.delete(key)),
+    );
   });
   beforeAll(async () => {
     await cp(base, join(folder, "both"), { recursive: true });
@@ -420,7 +444,10 @@ describe("an adapter's files", () => {
     const config = JSON.parse(await readFile(join(from, "adapter_config.json"), "utf8")) as Record<string, unknown>;
     await writeFile(join(at, "adapter_config.json"), JSON.stringify({ ...config, base_model_name_or_path: base }));
     const { tensors } = await readSafetensorsFile(join(from, "adapter_model.safetensors"));
-    await writeSafetensors(join(at, "adapter_model.safetensors"), new Map([...tensors].map(([key, one]) => [key.replace("model.model.model.", "model.model."), one])));
+    await writeSafetensors(
+      join(at, "adapter_model.safetensors"),
+      new Map([...tensors].map(([key, one]) => [key.replace("model.model.model.", "model.model."), one])),
+    );
     const [wanted, got] = [await loadModel(from, devices[0]), await loadModel(at, devices[0])];
     expect((await trainedBits(got)).equals(await trainedBits(wanted))).toBe(true);
     for (const one of [wanted, got]) one.dispose();
@@ -436,19 +463,25 @@ describe("an adapter's files", () => {
       const models = await loadModels([base, from, join(root, "test/fixtures/llama-reward-lora-tiny")], on, weights);
       const adapters = models.flatMap(({ trained }) => trained).reduce((sum, { value }) => sum + Math.max(64, 4 * value.size), 0);
       expect(on.memory().current - start).toBeLessThanOrEqual(one + 1.25 * adapters + 256); // and the frequencies of each
-      expect(models.map(({ headKind, lora }) => [headKind, lora?.targets.length])).toEqual([["logits", undefined], ["logits", 3], ["score", 7]]);
+      expect(models.map(({ headKind, lora }) => [headKind, lora?.targets.length])).toEqual([
+        ["logits", undefined],
+        ["logits", 3],
+        ["score", 7],
+      ]);
       for (const model of models) model.dispose();
       expect(on.memory().current).toBe(start);
     }
   });
 
-  test("are not written over the base, nor as a whole model", async () => {
+  test("are not written over the base, nor as a whole model, and what is frozen is not trained", async () => {
     const whole = await loadModel(base, devices[0]);
     const model = whole.adapted(options);
     await expect(saveAdapter(model, base, base)).rejects.toThrow(/holds the adapter's base/);
     await expect(saveAdapter(whole, folder, base)).rejects.toThrow(/has no adapter/);
     await expect(saveModel(model, folder)).rejects.toThrow(/saveAdapter writes it/);
-    for (const one of [whole, model]) one.dispose();
+    const [frozen] = await loadModels([base], devices[0]);
+    expect(() => new AdamW(frozen.trained)).toThrow("all are frozen");
+    for (const one of [whole, model, frozen]) one.dispose();
   });
 });
 

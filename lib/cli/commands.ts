@@ -184,13 +184,7 @@ export async function ppo(
     : undefined;
   const pretraining = stream && textBatches(stream, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
   const result = await run.stage("ppo", async () => {
-    const done = await ppoStage(
-      { config, device, run, progress },
-      models,
-      batch,
-      { ...options, seed, stop: stopIds(tokenizer) },
-      pretraining,
-    );
+    const done = await ppoStage({ config, device, run, progress }, models, batch, { ...options, seed, stop: stopIds(tokenizer) }, pretraining);
     await saveTrained(models.policy, files.out, files.model);
     await copyTokenizer(files.model, files.out);
     return done;

@@ -112,8 +112,7 @@ function stages(config: Config, size: number): Stage[] {
     base.dispose();
     return model;
   };
-  const beside = (base: Transformer, on: Device, head = base.headKind) =>
-    adapter ? toTrain(base, config, head) : head === "score" ? scoring(on) : made(on);
+  const beside = (base: Transformer, on: Device, head = base.headKind) => (adapter ? toTrain(base, config, head) : head === "score" ? scoring(on) : made(on));
   const using_ = async (models: Transformer[], work: () => Promise<unknown>) => {
     await work();
     for (const model of models) model.dispose();

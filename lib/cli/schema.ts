@@ -56,7 +56,9 @@ export const schema = z.strictObject({
     rank: whole(0).default(0).describe("of the adapters that sft --model, reward and ppo train beside frozen weights; 0 trains all weights"),
     alpha: positive.default(16).describe("an adapter's product counts alpha / rank"),
     targets: z
-      .union([z.literal("all-linear"), z.array(z.enum(LORA_TARGETS)).min(1)], { error: `Invalid input: expected all-linear, or some of ${LORA_TARGETS.join(", ")}` })
+      .union([z.literal("all-linear"), z.array(z.enum(LORA_TARGETS)).min(1)], {
+        error: `Invalid input: expected all-linear, or some of ${LORA_TARGETS.join(", ")}`,
+      })
       .default("all-linear")
       .describe(`the layers that have one, or some of ${LORA_TARGETS.join(", ")}`),
   }),

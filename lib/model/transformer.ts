@@ -158,7 +158,7 @@ export class Transformer {
     return run("cast", { x: value, y: Tensor.empty(value.shape, "f32", this.device) }).y;
   }
 
-  /** The model with its adapter switched off: the same memory, frozen. */
+  /** The model with its adapter switched off: the same memory, frozen. With `lora`, one whose adapter is to be set. */
   base(headKind = this.headKind, lora?: Lora): Transformer {
     const other = new Transformer(this.config, headKind, this.device, lora);
     for (const { name } of weightShapes(this.config, headKind)) {
