@@ -439,6 +439,31 @@ describe("an adapter's files", () => {
     await writeFile(join(folder, "both", "adapter_config.json"), "{}");
   });
 
+  test("with anything in any key of the config, or cut off at any length, are read or refused by the file's name", async () => {
+    const at = await mkdtemp(join(folder, "odd-"));
+    const config = { ...(JSON.parse(await readFile(join(from, "adapter_config.json"), "utf8")) as object), base_model_name_or_path: base };
+    const weights = await readFile(join(from, "adapter_model.safetensors"));
+    let read = 0;
+    const tried = async (text: string, bytes: Uint8Array) => {
+      await writeFile(join(at, "adapter_config.json"), text);
+      await writeFile(join(at, "adapter_model.safetensors"), bytes);
+      try {
+        (await loadModel(at, devices[0])).dispose();
+        read++;
+      } catch (error) {
+        expect(error).toMatchObject({ code: expect.stringMatching(/^(MODEL|SAFETENSORS)$/), message: expect.stringContaining(at) });
+      }
+    };
+    for (const key of Object.keys(config))
+      for (const value of [null, true, -1, 0.5, 1e308, "x", [], [1], {}, { a: 1 }]) await tried(JSON.stringify({ ...config, [key]: value }), weights);
+    expect(read).toBeGreaterThan(0);
+    read = 0;
+    const text = JSON.stringify(config);
+    for (let length = 0; length < text.length; length += 7) await tried(text.slice(0, length), weights);
+    for (let length = 0; length < weights.length; length += 97) await tried(text, weights.subarray(0, length));
+    expect(read).toBe(0);
+  });
+
   test("of a model without the first part of its names are read too", async () => {
     const at = await mkdtemp(join(folder, "headless-"));
     const config = JSON.parse(await readFile(join(from, "adapter_config.json"), "utf8")) as Record<string, unknown>;
