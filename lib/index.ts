@@ -8,9 +8,11 @@ export type { Input } from "./tensor/op.js";
 export * as ops from "./tensor/ops/index.js";
 
 export { trainBpe } from "./model/bpe.js";
-export { loadModel, saveModel } from "./model/checkpoint.js";
+export { loadModel, loadModels, saveModel } from "./model/checkpoint.js";
 export type { ModelConfig } from "./model/config.js";
 export { generate, requestsFor, type Completion, type Request, type SamplingOptions } from "./model/generate.js";
+export type { Lora, LoraOptions, LoraTarget } from "./model/lora.js";
+export { saveAdapter } from "./model/peft.js";
 export { Tokenizer } from "./model/tokenizer.js";
 export { pack, Transformer, type Packed } from "./model/transformer.js";
 

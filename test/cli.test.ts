@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -273,6 +273,67 @@ describe("a stage by itself", () => {
     expect(await wrong("label", "--tty", "--data", first("completions.jsonl"), "--out", at("y"), "--set", "label.criteria=[agreement]")).toMatch(
       /^rlhf: --set label\.criteria=\[agreement\]: .*names that differ/,
     );
+  });
+});
+
+describe("adapters", () => {
+  const first = (...parts: string[]) => at("first", ...parts);
+  const config = (...sets: string[]) => ["--config", at("small.yaml"), ...["lora.rank=2", ...sets].flatMap((set) => ["--set", set])];
+  const logps = async (model: string) => {
+    await rlhf(["logp", "--model", model, "--data", first("completions.jsonl"), "--out", at("a.jsonl")]);
+    return (await rows("a.jsonl")).flatMap(({ logprobs }) => logprobs as number[]);
+  };
+
+  test("a demo with them leaves PEFT's files, which every stage reads", async () => {
+    await rlhf(["demo", ...config("lora.targets=[q, v, down]"), "--runs", folder, "--name", "lora"]);
+    for (const model of ["reward", "policy"]) {
+      expect((await readdir(at("lora", model))).sort()).toEqual([
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+      ]);
+      expect(await json("lora", model, "adapter_config.json")).toMatchObject({ r: 2, target_modules: ["q_proj", "v_proj", "down_proj"] });
+    }
+    expect(await readFile(at("lora", "base", "model.safetensors"))).toEqual(await readFile(first("base", "model.safetensors")));
+    expect(((await json("lora", "summary.json")) as Record<string, number>).klPerCompletion).toBeGreaterThan(0);
+    await rlhf(["score", "--model", at("lora", "reward"), "--data", first("completions.jsonl"), "--out", at("ls.jsonl")]);
+    expect(new Set((await rows("ls.jsonl")).map(({ score }) => score)).size).toBeGreaterThan(10);
+  });
+
+  test("merge folds one into its base", async () => {
+    await rlhf(["merge", "--model", at("lora", "policy"), "--out", at("merged")]);
+    const [base, adapter, merged] = [await logps(first("base")), await logps(at("lora", "policy")), await logps(at("merged"))];
+    const apart = (x: number[]) => x.reduce((most, logp, i) => Math.max(most, Math.abs(logp - adapter[i])), 0);
+    expect(apart(merged)).toBeLessThan(1e-4);
+    expect(apart(base)).toBeGreaterThan(10 * apart(merged));
+    await Tokenizer.load(at("merged"));
+  });
+
+  test("training goes on from one, beside it as its reference", async () => {
+    await writeFile(at("asked.jsonl"), JSON.stringify({ prompt: "We the people" }) + "\n");
+    const ppo = ["ppo", "--model", at("lora", "policy"), "--reward", at("lora", "reward"), "--prompts", at("asked.jsonl"), "--out", at("further")];
+    await rlhf([...ppo, ...config("lora.targets=[q, v, down]"), "--pretraining", first("held-out.txt")]);
+    expect((await rows("further", "metrics.jsonl"))[0].kl).toBe(0);
+    expect((await json("further", "adapter_config.json")).base_model_name_or_path).toBe(at("lora", "base"));
+    await rlhf(["sft", "--data", first("held-out.txt"), "--model", first("base"), "--out", at("taught"), ...config()]);
+    expect(await json("taught", "adapter_config.json")).toMatchObject({ task_type: "CAUSAL_LM", base_model_name_or_path: first("base") });
+  });
+
+  test("says what is wrong before the work", async () => {
+    const wrong = (...args: string[]) => rlhf(args).catch(({ stderr }: { stderr: string }) => stderr.trim());
+    const sft = ["sft", "--data", first("held-out.txt"), "--config", at("small.yaml")];
+    expect(await wrong(...sft, "--model", at("lora", "policy"), "--out", at("x1"))).toMatch(
+      /the model is an adapter: lora\.rank=2 goes on with it, rlhf merge/,
+    );
+    expect(await wrong(...sft, "--model", at("lora", "policy"), "--out", at("x2"), "--set", "lora.rank=2")).toMatch(/wants it merged first/);
+    expect(await wrong(...sft, "--model", first("base"), "--out", first("base"), "--set", "lora.rank=2")).toMatch(/holds the weights that the adapter is for/);
+    expect(await wrong(...sft, "--model", first("base"), "--out", at("x3"), "--set", "lora.alpha=2")).toMatch(/lora\.alpha has no use here: lora\.rank is 0/);
+    expect(await wrong("demo", "--set", "lora.rank=2", "--set", "lora.targets=[x]", "--name", "x")).toMatch(
+      /lora\.targets.*wanted all-linear, or some of q, k/,
+    );
+    expect(await wrong("merge", "--model", first("base"), "--out", at("x4"))).toMatch(/is a whole model, wanted an adapter/);
+    expect(await wrong("merge", "--model", at("lora", "policy"), "--out", at("lora", "base"))).toMatch(/holds the adapter's base/);
   });
 });
 

@@ -51,6 +51,8 @@ const stages: Record<string, () => string[]> = {
   collect: () => ["collect", "--model", at("sft"), "--prompts", at("prompts.jsonl"), "--samples", "4", "--max-tokens", "30"],
   reward: () => ["reward", "--model", at("sft"), "--data", at("preferences.jsonl"), ...configured()],
   ppo: () => ["ppo", "--model", at("sft"), "--reward", at("reward"), "--prompts", at("prompts.jsonl"), "--pretraining", at("text.txt"), ...configured()],
+  adapter: () => ["reward", "--model", at("sft"), "--data", at("preferences.jsonl"), "--set", "lora.rank=2", ...configured()],
+  lora: () => [...stages.ppo(), "--reward", at("adapter"), "--set", "lora.rank=2"],
   eval: () => ["eval", "--base", at("sft"), "--policy", at("ppo"), "--reward", at("reward"), "--prompts", at("prompts.jsonl"), ...configured()],
 };
 const seconds: Record<string, number> = {};

@@ -91,7 +91,7 @@ export class Checkpoint {
       return tensor;
     };
     const weights = Object.entries(this.parts.models).flatMap(([key, model]) =>
-      [...model.parameters].map(([name, { value }]) => ({ value, data: found(`${key}/${name}`, value.shape).data })),
+      model.trained.map(({ name, value }) => ({ value, data: found(`${key}/${name}`, value.shape).data })),
     );
     const moments = Object.entries(this.parts.optimizers).map(([key, optimizer]) => ({
       optimizer,
@@ -123,7 +123,7 @@ export class Checkpoint {
   private async save(step: number): Promise<void> {
     const tensors = new Map<string, Writable>();
     for (const [key, model] of Object.entries(this.parts.models))
-      for (const [name, { value }] of model.parameters) tensors.set(`${key}/${name}`, { shape: value.shape, data: await value.read() });
+      for (const { name, value } of model.trained) tensors.set(`${key}/${name}`, { shape: value.shape, data: await value.read() });
     for (const [key, optimizer] of Object.entries(this.parts.optimizers))
       for (const [name, { shape, data }] of await optimizer.state()) tensors.set(`${key}:${name}`, { shape, data });
     const counters: Counters = {

@@ -1,4 +1,4 @@
-import { dirname } from "node:path";
+import { dirname, resolve } from "node:path";
 import { mkdir, readFile } from "node:fs/promises";
 import { readCompletions, writeCompletions, type CompletionRow } from "../data/completions.js";
 import type { Calibration } from "../data/metrics.js";
@@ -6,12 +6,14 @@ import { readRows, rowsOf, writeJsonl } from "../data/jsonl.js";
 import { readComparisons, readDemonstrations, readPrompts } from "../data/preferences.js";
 import { typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
-import { loadModel, saveModel } from "../model/checkpoint.js";
+import { loadModel, loadModels, saveModel } from "../model/checkpoint.js";
 import { requestsFor } from "../model/generate.js";
+import { baseFolder } from "../model/peft.js";
 import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { logps, values } from "../rlhf/logp.js";
 import { fit } from "./fit.js";
+import { apart, ppoModels, saveTrained, toTrain } from "./model.js";
 import type { Progress } from "./progress.js";
 import { stageReport } from "./report.js";
 import { Run } from "./run.js";
@@ -76,6 +78,7 @@ export async function sft(
   files: { data: string; heldOut?: string; model?: string; out: string },
   resume: boolean,
 ): Promise<void> {
+  if (files.model) await apart(config, files.out, files.model);
   using run = await Run.open(files.out, config, device, resume);
   const text = await sftText(files.data, files.model);
   const heldOut = files.heldOut ? await sftText(files.heldOut, files.model) : [];
@@ -139,14 +142,15 @@ export async function reward(
   { model: folder, data, heldOut, criterion, out }: { model: string; data: string; heldOut?: string; criterion?: string; out: string },
   resume: boolean,
 ): Promise<void> {
+  await apart(config, out, folder);
   using run = await Run.open(out, config, device, resume);
   const [base, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
   const read = async (file: string) => comparisons(await readComparisons(file, () => tokenizer.chat, criterion), tokenizer, config.reward.softLabels);
   fit("--model", folder, base, "any", tokenizer);
-  const model = base.headKind === "score" ? base : base.copy("score", config.seed);
+  const model = toTrain(base, config, "score");
   const result = await run.stage("reward", async () => {
     const done = await rewardStage({ config, device, run, progress }, model, await read(data), heldOut === undefined ? undefined : await read(heldOut));
-    await saveModel(model, out);
+    await saveTrained(model, out, folder);
     await copyTokenizer(folder, out);
     return done;
   });
@@ -168,15 +172,12 @@ export async function ppo(
   } = config;
   if (options.ptxCoef > 0 !== (files.pretraining !== undefined))
     throw typeError("CONFIG", "--pretraining goes with ppo.ptxCoef above 0, and the other way round");
+  await apart(config, files.out, files.model);
   using run = await Run.open(files.out, config, device, resume);
   const tokenizer = await Tokenizer.load(files.model);
-  const [policy, reference, rewardModel, critic] = await Promise.all(
-    ([[files.model], [files.model, options.weights], [files.reward, options.weights], [files.reward]] as const).map(([folder, weights]) =>
-      loadModel(folder, device, weights),
-    ),
-  );
-  fit("--model", files.model, policy, "logits", tokenizer);
-  fit("--reward", files.reward, rewardModel, "score", tokenizer);
+  const models = await ppoModels(device, config, files);
+  fit("--model", files.model, models.policy, "logits", tokenizer);
+  fit("--reward", files.reward, models.reward, "score", tokenizer);
   const all = await prompts(files.prompts, tokenizer);
   const batch = (update: number) => {
     const each = options.rolloutBatch / options.samples; // prompts of an update
@@ -193,14 +194,8 @@ export async function ppo(
     : undefined;
   const pretraining = stream && textBatches(stream, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
   const result = await run.stage("ppo", async () => {
-    const done = await ppoStage(
-      { config, device, run, progress },
-      { policy, reference, reward: rewardModel, critic },
-      batch,
-      { ...options, seed, stop: stopIds(tokenizer) },
-      pretraining,
-    );
-    await saveModel(policy, files.out);
+    const done = await ppoStage({ config, device, run, progress }, models, batch, { ...options, seed, stop: stopIds(tokenizer) }, pretraining);
+    await saveTrained(models.policy, files.out, files.model);
     await copyTokenizer(files.model, files.out);
     return done;
   });
@@ -217,12 +212,11 @@ export async function evaluation(
 ): Promise<void> {
   using run = await runBeside(files.out, config, device, resume);
   const tokenizer = await Tokenizer.load(files.policy);
-  const load = (folder: string) => loadModel(folder, device, config.eval.weights);
-  const [base, policy] = await Promise.all([load(files.base), load(files.policy)]);
-  const rewardModel = files.reward ? await load(files.reward) : undefined;
+  const folders = [files.base, files.policy, ...(files.reward ? [files.reward] : [])];
+  const [base, policy, rewardModel] = await loadModels(folders, device, config.eval.weights);
   fit("--base", files.base, base, "logits", tokenizer);
   fit("--policy", files.policy, policy, "logits", tokenizer);
-  if (rewardModel) fit("--reward", files.reward!, rewardModel, "score", tokenizer);
+  if (files.reward) fit("--reward", files.reward, rewardModel, "score", tokenizer);
   const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: stopIds(tokenizer) };
   const asked = await prompts(files.prompts, tokenizer);
   const { result, rows } = await evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
@@ -281,5 +275,17 @@ export async function logp(
   }
   await mkdir(dirname(out), { recursive: true });
   await writeJsonl(out, results);
+  await device.close();
+}
+
+/** Folds an adapter into its base: a model like any other. */
+export async function merge({ device }: Opened, { model: folder, out }: { model: string; out: string }): Promise<void> {
+  const adapter = await loadModel(folder, device);
+  if (!adapter.lora) throw typeError("MODEL", `--model: ${folder} is a whole model, wanted an adapter`);
+  if (resolve(out) === resolve(await baseFolder(folder))) throw typeError("MODEL", `--out: ${out} holds the adapter's base, wanted another folder`);
+  const model = adapter.merged();
+  await saveModel(model, out);
+  await copyTokenizer(folder, out);
+  console.log(`${out}: ${model.size} weights`);
   await device.close();
 }

@@ -7,13 +7,14 @@ import { readComparisons } from "../data/preferences.js";
 import type { Device } from "../device/device.js";
 import { native } from "../device/native.js";
 import { Random } from "../device/philox.js";
-import { loadModel, saveModel } from "../model/checkpoint.js";
+import { loadModel, loadModels } from "../model/checkpoint.js";
 import { requestsFor } from "../model/generate.js";
 import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import type { Transformer } from "../model/transformer.js";
 import { textBatches } from "../rlhf/text.js";
 import { cpuName } from "./info.js";
+import { ppoModels, saveTrained, toTrain } from "./model.js";
 import { duration, type Progress } from "./progress.js";
 import { report } from "./report.js";
 import { Run } from "./run.js";
@@ -92,20 +93,19 @@ export async function demo(folder: string, config: Config, device: Device, progr
 
   const reward = await run.stage("reward", async () => {
     const base = await load(baseDir);
-    const model = base.copy("score", seed);
+    const model = toTrain(base, config, "score");
     return using_([base, model], async () => {
       const rows = await readComparisons(run.path("preferences.jsonl"));
       const result = await rewardStage(context, model, comparisons(rows, tokenizer, config.reward.softLabels));
-      await saveModel(model, rewardDir);
+      await saveTrained(model, rewardDir, baseDir);
       await copyTokenizer(baseDir, rewardDir);
       return result;
     });
   });
 
   const ppo = await run.stage("ppo", async () => {
-    const { weights } = config.ppo;
-    const [policy, reference, rewardModel, critic] = await Promise.all([load(baseDir), load(baseDir, weights), load(rewardDir, weights), load(rewardDir)]);
-    return using_([policy, reference, rewardModel, critic], async () => {
+    const models = await ppoModels(device, config, { model: baseDir, reward: rewardDir });
+    return using_(Object.values(models), async () => {
       const { rolloutBatch, samples, updates, ptxCoef, ptxBatchTokens } = config.ppo;
       const each = rolloutBatch / samples; // prompts of an update
       const asked = prompts("ppo", each * updates).map(({ ids }) => ids);
@@ -113,15 +113,15 @@ export async function demo(folder: string, config: Config, device: Device, progr
       const { sequenceLength: length } = config.sft;
       const pretraining =
         ptxCoef > 0 ? textBatches(encodeAll(corpus.train, tokenizer), { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed }) : undefined;
-      const result = await ppoStage(context, { policy, reference, reward: rewardModel, critic }, batch, { ...config.ppo, seed, stop }, pretraining);
-      await saveModel(policy, policyDir);
+      const result = await ppoStage(context, models, batch, { ...config.ppo, seed, stop }, pretraining);
+      await saveTrained(models.policy, policyDir, baseDir);
       await copyTokenizer(baseDir, policyDir);
       return result;
     });
   });
 
   const evaluation = await run.stage("eval", async () => {
-    const [base, policy, rewardModel] = await Promise.all([baseDir, policyDir, rewardDir].map((folder) => load(folder, config.eval.weights)));
+    const [base, policy, rewardModel] = await loadModels([baseDir, policyDir, rewardDir], device, config.eval.weights);
     return using_([base, policy, rewardModel], async () => {
       const sampling = { ...config.eval, samples: 1, seed, stop, update: SAMPLING_ROUND.eval };
       const { result, rows } = await evaluate(context, { base, policy, reward: rewardModel }, tokenizer, prompts("eval", config.eval.prompts), sampling);
@@ -141,7 +141,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
     rewardModelCalibrationError: reward.calibration.error,
     referenceSha256: ppo.referenceSha256,
     policySha256: createHash("sha256")
-      .update(await readFile(`${policyDir}/model.safetensors`))
+      .update(await readFile(`${policyDir}/${config.lora.rank > 0 ? "adapter_model" : "model"}.safetensors`))
       .digest("hex"),
     seed,
     lawVersion: native.lawVersion,

@@ -130,6 +130,14 @@ stage("eval", "compare a policy with its base model on prompts")
   );
 
 program
+  .command("merge")
+  .description("fold a LoRA adapter into its base: a model like any other")
+  .requiredOption("--model <dir>", "the adapter, as sft, reward and ppo write it with lora.rank, or PEFT")
+  .requiredOption("--out <dir>", "Hugging Face directory to write")
+  .option("--threads <n>", "compute threads", whole(1))
+  .action(async ({ threads, ...options }) => (await import("./commands.js")).merge(await opened({ threads }), options));
+
+program
   .command("logp")
   .description("log-probs of completions by the training forward pass")
   .requiredOption("--model <dir>")

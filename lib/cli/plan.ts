@@ -2,6 +2,7 @@ import { device, type Device } from "../device/device.js";
 import { fmaPeak, readBandwidth } from "../device/limits.js";
 import { PlannedDevice } from "../device/planned.js";
 import { generate, requestsFor } from "../model/generate.js";
+import { loraOf, loraShapes } from "../model/lora.js";
 import { Transformer } from "../model/transformer.js";
 import type { Episode } from "../rlhf/episode.js";
 import { klPerCompletion } from "../rlhf/evaluate.js";
@@ -10,7 +11,7 @@ import { AdamW } from "../rlhf/optimizer.js";
 import { ppo, ppoState } from "../rlhf/ppo.js";
 import { ranking, rewardModel } from "../rlhf/reward.js";
 import { sft } from "../rlhf/sft.js";
-import { modelConfig } from "./model.js";
+import { modelConfig, toTrain } from "./model.js";
 import { duration } from "./progress.js";
 import type { Config } from "./schema.js";
 import { SLOTS } from "./stages/collect.js";
@@ -37,7 +38,7 @@ const CALL_SECONDS = 1.5e-5;
 /** What a stage does, on models of random weights. */
 interface Stage {
   name: string;
-  models: { trained: number; held: number };
+  numbers: { trained: number; held: number };
   /** What it does once, beside its steps. */
   once?: (on: Device) => Promise<unknown>;
   /** One of its steps, */
@@ -59,17 +60,17 @@ export async function plan(config: Config, threads?: number): Promise<StagePlan[
   const { size } = any;
   any.dispose();
   const plans: StagePlan[] = [];
-  for (const { name, models, once, step, steps } of stages(config)) {
+  for (const { name, numbers, once, step, steps } of stages(config, size)) {
     on.resetPeak();
     await once?.(on);
     on.take();
     await step(on);
     const { flops, seconds } = on.take();
-    const { trained, held } = models;
-    const [weightBytes, momentBytes, { peak }] = [4 * size * (trained + held), 8 * size * trained, on.memory()];
+    const { trained, held } = numbers;
+    const [weightBytes, momentBytes, { peak }] = [4 * (trained + held), 8 * trained, on.memory()];
     plans.push({
       stage: name,
-      parameters: size * (trained + held),
+      parameters: trained + held,
       weightBytes,
       momentBytes,
       otherBytes: peak - weightBytes - momentBytes,
@@ -96,8 +97,13 @@ export function planTable(plans: readonly StagePlan[]): string {
   return `${table(names, rows)}\n\n${bytes(Math.max(...plans.map(({ peakBytes }) => peakBytes)))} at most, ${duration(total)} on this machine`;
 }
 
-function stages(config: Config): Stage[] {
-  const { seed, prompts, collect, reward, ppo: options, eval: judged } = config;
+function stages(config: Config, size: number): Stage[] {
+  const { seed, prompts, collect, reward, ppo: options, eval: judged, lora } = config;
+  const described = modelConfig(config, undefined);
+  const adapter = lora.rank > 0 ? loraShapes(described, loraOf(described, lora)).reduce((sum, { shape: [rows, columns] }) => sum + rows * columns, 0) : 0;
+  /** Models with their own weights each, or on one base, where `adapters` more are held. */
+  const numbers = (trained: number, held: number, adapters: number) =>
+    adapter ? { trained: trained * adapter, held: size + adapters * adapter } : { trained: trained * size, held: held * size };
   const ids = (length: number) => new Int32Array(length);
   const made = (on: Device) => Transformer.random(modelConfig(config, undefined), "logits", on, seed);
   const scoring = (on: Device) => {
@@ -106,6 +112,7 @@ function stages(config: Config): Stage[] {
     base.dispose();
     return model;
   };
+  const beside = (base: Transformer, on: Device, head = base.headKind) => (adapter ? toTrain(base, config, head) : head === "score" ? scoring(on) : made(on));
   const using_ = async (models: Transformer[], work: () => Promise<unknown>) => {
     await work();
     for (const model of models) model.dispose();
@@ -133,7 +140,7 @@ function stages(config: Config): Stage[] {
   return [
     {
       name: "sft",
-      models: { trained: 1, held: 0 },
+      numbers: { trained: size, held: 0 },
       once: (on) => {
         const model = made(on);
         const half = model.config.context >> 1;
@@ -143,7 +150,7 @@ function stages(config: Config): Stage[] {
       step: (on) => {
         const model = made(on);
         return using_([model], async () => {
-          const optimizer = new AdamW([...model.parameters.values()], config.sft);
+          const optimizer = new AdamW(model.trained, config.sft);
           await all(sft(model, () => text(config.sft.batchTokens), { ...config.sft, steps: 1 }, optimizer));
           optimizer.dispose();
         });
@@ -152,7 +159,7 @@ function stages(config: Config): Stage[] {
     },
     {
       name: "collect",
-      models: { trained: 0, held: 1 },
+      numbers: { trained: 0, held: size },
       step: (on) => {
         const model = made(on);
         return using_([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
@@ -161,19 +168,20 @@ function stages(config: Config): Stage[] {
     },
     {
       name: "reward",
-      models: { trained: 1, held: 1 },
+      numbers: numbers(1, 1, 0),
       step: (on) => {
         const base = made(on);
-        const model = base.copy("score", seed);
+        const model = beside(base, on, "score");
         return using_([base, model], async () => {
-          const optimizer = new AdamW([...model.parameters.values()], reward);
+          const optimizer = new AdamW(model.trained, reward);
           const batch = Array.from({ length: Math.min(reward.batch, units) }, (_, i) => ranking(Array<Episode>(collect.samples).fill(episode(i))));
           await all(rewardModel(model, () => batch, { ...reward, steps: 1 }, optimizer));
           optimizer.dispose();
         });
       },
       once: (on) => {
-        const [base, model] = [made(on), scoring(on)];
+        const base = made(on);
+        const model = beside(base, on, "score");
         return using_([base, model], () =>
           scores(
             model,
@@ -185,9 +193,11 @@ function stages(config: Config): Stage[] {
     },
     {
       name: "ppo",
-      models: { trained: 2, held: 2 },
+      numbers: numbers(2, 2, 1),
       step: (on) => {
-        const models = { policy: made(on), reference: made(on), reward: scoring(on), critic: scoring(on) };
+        const reference = made(on);
+        const scores = beside(reference, on, "score");
+        const models = { policy: beside(reference, on), reference, reward: scores, critic: beside(scores, on) };
         return using_(Object.values(models), async () => {
           const settings = { ...options, seed, updates: 1 };
           const state = ppoState(models, settings);
@@ -208,9 +218,10 @@ function stages(config: Config): Stage[] {
     },
     {
       name: "eval",
-      models: { trained: 0, held: 3 },
+      numbers: numbers(0, 3, 2),
       step: (on) => {
-        const [base, policy, rewards] = [made(on), made(on), scoring(on)];
+        const base = made(on);
+        const [policy, rewards] = [beside(base, on), beside(base, on, "score")];
         return using_([base, policy, rewards], async () => {
           const completions = [];
           for (const model of [base, policy]) completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));

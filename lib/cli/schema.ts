@@ -1,4 +1,5 @@
 import { z } from "zod";
+import { LORA_TARGETS } from "../model/lora.js";
 
 // A run's configuration: every option once, with its default and what it means. The defaults are the demo's.
 //
@@ -60,6 +61,16 @@ export const schema = z.strictObject({
     vocabulary: whole(257).default(4096).describe("tokens of the tokenizer that is trained"),
     context: whole(2).default(128).describe("tokens at most"),
     tied: z.boolean().default(true).describe("the head is the embedding"),
+  }),
+  lora: section({
+    rank: whole(0).default(0).describe("of the adapters that sft --model, reward and ppo train beside frozen weights; 0 trains all weights"),
+    alpha: positive.default(16).describe("an adapter's product counts alpha / rank"),
+    targets: z
+      .union([z.literal("all-linear"), z.array(z.enum(LORA_TARGETS)).min(1)], {
+        error: `Invalid input: expected all-linear, or some of ${LORA_TARGETS.join(", ")}`,
+      })
+      .default("all-linear")
+      .describe(`the layers that have one, or some of ${LORA_TARGETS.join(", ")}`),
   }),
   sft: section({
     steps: whole(1).default(1350),
@@ -161,6 +172,7 @@ export type Config = z.infer<typeof schema>;
 /** Options that mean something only where another is set so: given without it, they are an error. */
 export const usedOnlyWhen: { options: string[]; when: (config: Config) => boolean; because: string }[] = [
   { options: ["model.kvHeads"], when: ({ model }) => model.kind === "llama", because: "model.kind is gpt2, which has as many key/value heads as heads" },
+  { options: ["lora.alpha", "lora.targets"], when: ({ lora }) => lora.rank > 0, because: "lora.rank is 0" },
   { options: ["ppo.klTarget", "ppo.klHorizon"], when: ({ ppo }) => ppo.klController === "adaptive", because: "ppo.klController is fixed" },
   { options: ["ppo.ptxBatchTokens"], when: ({ ppo }) => ppo.ptxCoef > 0, because: "ppo.ptxCoef is 0" },
   { options: ["ppo.klEstimator"], when: ({ ppo }) => ppo.klCoef > 0, because: "ppo.klCoef is 0" },

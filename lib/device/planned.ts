@@ -65,6 +65,7 @@ export class PlannedDevice extends AddonDevice {
     const shape = (name: string) => given(name)!.shape;
     const numbers = (name: string) => this.integers.get(given(name)?.address ?? NaN) ?? new Int32Array(0);
     const product = (rows: number, name: string) => 2 * rows * shape(name).reduce((a, b) => a * b, 1);
+    const products = (...gradients: string[]) => 1 + gradients.filter(given).length; // the logits, and those of the gradients that are wanted
     const pairs = () => {
       const [offsets, prefix] = [numbers("cuSeqlens"), numbers("prefix")];
       const ends: number[] = []; // the position after each sequence: its keys
@@ -86,9 +87,9 @@ export class PlannedDevice extends AddonDevice {
       case "linearLogprob":
         return product(shape("rows")[0], "weight");
       case "linearLogprobGrad":
-        return 3 * product(shape("rows")[0], "weight");
+        return products("dh", "dweight") * product(shape("rows")[0], "weight");
       case "linearPolicyLoss":
-        return (given("dh") ? 3 : 1) * product(shape("rows")[0], "weight");
+        return products("dh", "dweight") * product(shape("rows")[0], "weight");
       case "attention":
         return 4 * pairs() * shape("q")[1] * shape("q")[2];
       case "attentionGrad":

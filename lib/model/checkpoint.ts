@@ -1,96 +1,59 @@
 import { existsSync } from "node:fs";
-import { mkdir, readFile } from "node:fs/promises";
+import { mkdir, realpath, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { defaultDevice, type Device } from "../device/device.js";
-import { shown, typeError } from "../device/errors.js";
+import { typeError } from "../device/errors.js";
 import { ARRAYS, dtypeOf, Tensor, type Data } from "../tensor/tensor.js";
 import { fromHuggingFace, toHuggingFace, type ModelConfig } from "./config.js";
+import { readObject } from "./json.js";
+import { ADAPTER_CONFIG, baseFolder, isAdapter, loadAdapter } from "./peft.js";
+import { place, type Place } from "./places.js";
 import { readSafetensors, writeFileDurably, writeSafetensors, type Writable } from "./safetensors.js";
 import { Transformer, weightShapes } from "./transformer.js";
-
-/**
- * Where a weight of ours lies in a Hugging Face file: one tensor, perhaps transposed (GPT-2 stores its linear layers
- * [inputs, outputs]), perhaps a third of one (GPT-2 keeps query, key and value together).
- */
-interface Place {
-  name: string;
-  transposed?: boolean;
-  third?: 0 | 1 | 2;
-}
-
-function place(ours: string, { kind }: ModelConfig): Place {
-  const [, layer, part, what] = /^layers\.(\d+)\.(\w+)\.(\w+)$/.exec(ours) ?? [];
-  if (kind === "gpt2") {
-    const top: Record<string, string> = {
-      embedding: "transformer.wte.weight",
-      positions: "transformer.wpe.weight",
-      "norm.gain": "transformer.ln_f.weight",
-      "norm.bias": "transformer.ln_f.bias",
-      head: "lm_head.weight",
-      score: "score.weight",
-    };
-    if (top[ours]) return { name: top[ours] };
-    const modules: Record<string, string> = {
-      attentionNorm: "ln_1",
-      mlpNorm: "ln_2",
-      q: "attn.c_attn",
-      k: "attn.c_attn",
-      v: "attn.c_attn",
-      o: "attn.c_proj",
-      up: "mlp.c_fc",
-      down: "mlp.c_proj",
-    };
-    const name = `transformer.h.${layer}.${modules[part]}.${what === "gain" ? "weight" : what}`;
-    const third = (["q", "k", "v"] as const).indexOf(part as "q");
-    return { name, transposed: what === "weight", ...(third >= 0 ? { third: third as 0 | 1 | 2 } : {}) };
-  }
-  const top: Record<string, string> = {
-    embedding: "model.embed_tokens.weight",
-    "norm.gain": "model.norm.weight",
-    head: "lm_head.weight",
-    score: "score.weight",
-  };
-  if (top[ours]) return { name: top[ours] };
-  const modules: Record<string, string> = {
-    attentionNorm: "input_layernorm",
-    mlpNorm: "post_attention_layernorm",
-    q: "self_attn.q_proj",
-    k: "self_attn.k_proj",
-    v: "self_attn.v_proj",
-    qNorm: "self_attn.q_norm",
-    kNorm: "self_attn.k_norm",
-    o: "self_attn.o_proj",
-    gate: "mlp.gate_proj",
-    up: "mlp.up_proj",
-    down: "mlp.down_proj",
-  };
-  return { name: `model.layers.${layer}.${modules[part]}.${what === "gain" ? "weight" : what}` };
-}
 
 /** Reads config.json of a Hugging Face directory. @throws TypeError `MODEL` */
 export async function readConfig(folder: string): Promise<{ config: ModelConfig; head: "logits" | "score" }> {
   const file = join(folder, "config.json");
-  const text = await readFile(file, "utf8").catch((error: Error) => {
-    throw typeError("MODEL", `${folder} is no model directory: ${error.message}`);
-  });
-  let json: Record<string, unknown> | null;
-  try {
-    json = JSON.parse(text) as Record<string, unknown> | null;
-  } catch (error) {
-    throw typeError("MODEL", `${file} is not JSON: ${(error as Error).message}`);
-  }
-  if (typeof json !== "object" || json === null || Array.isArray(json)) throw typeError("MODEL", `${file} is ${shown(json)}, wanted an object`);
+  const json = await readObject(file);
   const architecture = (json.architectures as unknown[] | null | undefined)?.[0];
   const scores = typeof architecture === "string" && architecture.endsWith("ForSequenceClassification");
   return { config: fromHuggingFace(json, file), head: scores ? "score" : "logits" };
 }
 
 /**
- * Loads a model from a Hugging Face directory: `config.json` and `model.safetensors` (also sharded), f32, f16 or bf16.
+ * Loads a model from a Hugging Face directory: `config.json` and `model.safetensors` (also sharded), f32, f16 or bf16; or an adapter
+ * from PEFT's, over its base.
  * @param weights `bf16` keeps the matrices in it alone, for inference: those of a bf16 file as they are, others rounded
  * @throws TypeError `MODEL` for a config that is not supported, a weight that is missing or has another shape
  */
 export async function loadModel(folder: string, on: Device = defaultDevice(), weights: "f32" | "bf16" = "f32"): Promise<Transformer> {
+  return isAdapter(folder) ? (await loadModels([folder], on, weights))[0] : loadWhole(folder, on, weights);
+}
+
+/** Loads models that are frozen, but for what `adapted` trains: those that rest on one folder's weights share them. */
+export async function loadModels(folders: readonly string[], on: Device = defaultDevice(), weights: "f32" | "bf16" = "f32"): Promise<Transformer[]> {
+  const bases = new Map<string, Transformer>();
+  const models: Transformer[] = [];
+  try {
+    for (const folder of folders) {
+      const under = await baseFolder(folder);
+      const key = await realpath(under).catch(() => under);
+      const base = bases.get(key) ?? (await loadWhole(under, on, weights));
+      bases.set(key, base);
+      const model = isAdapter(folder) ? await loadAdapter(folder, base) : base.base();
+      models.push(model);
+      if (weights === "bf16") model.narrow();
+    }
+    return models;
+  } catch (error) {
+    for (const model of models) model.dispose();
+    throw error;
+  } finally {
+    for (const base of bases.values()) base.dispose();
+  }
+}
+
+async function loadWhole(folder: string, on: Device, weights: "f32" | "bf16"): Promise<Transformer> {
   const { config, head } = await readConfig(folder);
   const stored: Map<string, Writable> = weights === "bf16" ? await readSafetensors(folder, "keep") : await readSafetensors(folder);
   if (config.layers > stored.size) throw typeError("MODEL", `${folder}: config.json tells of ${config.layers} layers, the files hold ${stored.size} tensors`);
@@ -112,8 +75,12 @@ export async function loadModel(folder: string, on: Device = defaultDevice(), we
   return model;
 }
 
-/** Writes a Hugging Face directory; other files of the model (tokenizer) are the caller's. */
+/**
+ * Writes a Hugging Face directory; other files of the model (tokenizer) are the caller's.
+ * @throws TypeError `LORA` for a model with an adapter
+ */
 export async function saveModel(model: Transformer, folder: string): Promise<void> {
+  if (model.lora) throw typeError("LORA", "the model has an adapter: saveAdapter writes it, merged() makes a model without");
   await mkdir(folder, { recursive: true });
   const { config, headKind } = model;
   const tensors = new Map<string, Writable>();
@@ -126,6 +93,7 @@ export async function saveModel(model: Transformer, folder: string): Promise<voi
   }
   await writeSafetensors(join(folder, "model.safetensors"), tensors, { format: "pt" });
   await writeFileDurably(join(folder, "config.json"), JSON.stringify(toHuggingFace(config, headKind), null, 2) + "\n");
+  await rm(join(folder, ADAPTER_CONFIG), { force: true }); // of an adapter that lay here
 }
 
 export function isModel(folder: string): boolean {

@@ -1,9 +1,11 @@
+import { existsSync } from "node:fs";
 import { mkdir, readFile, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { rangeError, shown, typeError } from "../device/errors.js";
 import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes } from "./byte_level.js";
 import { chatTemplate, type ChatTemplate } from "./chat.js";
+import { baseFolder } from "./peft.js";
 import { byteToken, exact, isFamiliar, joinOf, type Join, type Step } from "./pipeline.js";
 import { writeFileDurably } from "./safetensors.js";
 import { within } from "./time_limit.js";
@@ -125,7 +127,7 @@ export class Tokenizer {
       (found) => found.isDirectory(),
       () => false,
     );
-    const file = isFolder ? join(path, "tokenizer.json") : path;
+    const file = isFolder ? join(existsSync(join(path, "tokenizer.json")) ? path : await baseFolder(path), "tokenizer.json") : path;
     const tokenizer = await readJson(file);
     if (!tokenizer) throw typeError("TOKENIZER", `${file} is missing`);
     const config = await readJson(join(dirname(file), "tokenizer_config.json"));
@@ -133,7 +135,7 @@ export class Tokenizer {
     const tokenizerConfig: TokenizerConfig = { ...map, ...config };
     if (tokenizerConfig.eos_token === undefined) {
       // GPT-2's own files name the end of a text in config.json alone.
-      const id = (await readJson(join(dirname(file), "config.json")))?.eos_token_id;
+      const id = (await readJson(join(await baseFolder(dirname(file)), "config.json")))?.eos_token_id;
       const eos = Array.isArray(tokenizer.added_tokens) ? (tokenizer.added_tokens as AddedToken[]).find((token) => token.id === id) : undefined;
       if (eos) tokenizerConfig.eos_token = eos.content;
     }

@@ -1,10 +1,12 @@
 import type { Device } from "../device/device.js";
-import { rangeError } from "../device/errors.js";
+import { rangeError, typeError } from "../device/errors.js";
+import { Random } from "../device/philox.js";
 import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
 import { activeTape, Parameter, recomputed } from "../tensor/tape.js";
-import { Tensor } from "../tensor/tensor.js";
+import { scope, Tensor } from "../tensor/tensor.js";
 import { inverseFrequencies, longestSequence, type ModelConfig } from "./config.js";
+import { loraA, loraOf, loraShapes, type Lora, type LoraOptions } from "./lora.js";
 
 /** Sequences laid end to end: no padding anywhere. */
 export interface Packed {
@@ -82,9 +84,12 @@ export function weightShapes(config: ModelConfig, head: "logits" | "score"): { n
   return shapes;
 }
 
+/** Streams of random numbers, apart from those of other stages. */
+const LORA_STREAM = 56;
+
 const isMatrix = ({ name, value }: Parameter) => value.shape.length === 2 && name !== "score";
 
-/** A decoder-only transformer whose weights are parameters; `head` says whether it ends in logits or in a score. */
+/** A decoder-only transformer whose weights are parameters; `head` says whether it ends in logits or in a score, `lora` that it has an adapter. */
 export class Transformer {
   readonly parameters = new Map<string, Parameter>();
   private readonly inverseFrequency: Tensor | undefined;
@@ -94,6 +99,7 @@ export class Transformer {
     readonly config: ModelConfig,
     readonly headKind: "logits" | "score",
     readonly device: Device,
+    readonly lora?: Lora,
   ) {
     if (config.positions !== "rotary") return;
     this.inverseFrequency = Tensor.from(inverseFrequencies(config), [config.headSize / 2], device);
@@ -127,21 +133,90 @@ export class Transformer {
     }
   }
 
-  set(name: string, value: Tensor): void {
-    this.parameters.set(name, new Parameter(name, value));
+  set(name: string, value: Tensor, trainable = true): void {
+    const parameter = new Parameter(name, value);
+    parameter.trainable = trainable;
+    this.parameters.set(name, parameter);
   }
 
   /** A copy, with its own weights; to another head, the body is copied and a new head drawn from the seed. */
   copy(headKind = this.headKind, seed = 0): Transformer {
-    const other = new Transformer(this.config, headKind, this.device);
+    const other = new Transformer(this.config, headKind, this.device, this.lora);
     weightShapes(this.config, headKind).forEach(({ name, shape, deviation }, stream) => {
       const own = this.parameters.get(name);
       const value = Tensor.empty(shape, own?.value.dtype, this.device);
       if (own) run("cast", { x: own.value, y: value });
       else run("normal", { seed, stream, mean: 0, deviation, y: value });
-      other.set(name, value);
+      other.set(name, value, own?.trainable);
+    });
+    if (this.lora) for (const { name } of loraShapes(this.config, this.lora)) other.set(name, this.copied(name));
+    return other;
+  }
+
+  private copied(name: string): Tensor {
+    const { value } = this.parameter(name);
+    return run("cast", { x: value, y: Tensor.empty(value.shape, "f32", this.device) }).y;
+  }
+
+  /** The model with its adapter switched off: the same memory, frozen. With `lora`, one whose adapter is to be set. */
+  base(headKind = this.headKind, lora?: Lora): Transformer {
+    const other = new Transformer(this.config, headKind, this.device, lora);
+    for (const { name } of weightShapes(this.config, headKind)) {
+      const own = this.parameters.get(name)?.value;
+      if (own) other.set(name, own.reshape(own.shape), false);
+    }
+    return other;
+  }
+
+  /**
+   * The model with a LoRA adapter, over the same memory: only the adapter is trained, and the score's head, of which it has its own. A model
+   * that has an adapter already gives it a copy, so that it goes on from there beside this one.
+   *
+   * @param options rank, alpha and targets; those of the adapter that is there by default
+   * @param seed    of what is drawn: A, and another head than this model's
+   * @throws TypeError `LORA` for a target that the model does not have, or an adapter unlike the one that is there; RangeError `RANGE`
+   */
+  adapted(options: LoraOptions | undefined = this.lora, seed = 0, headKind = this.headKind): Transformer {
+    const lora = options && loraOf(this.config, options);
+    if (!lora) throw typeError("LORA", "the model has no adapter, wanted options for one");
+    if (this.lora && JSON.stringify(this.lora) !== JSON.stringify(lora))
+      throw typeError("LORA", `the model has an adapter, ${JSON.stringify(this.lora)}; ${JSON.stringify(lora)} wants it merged first`);
+    const other = this.base(headKind, lora);
+    weightShapes(this.config, headKind).forEach(({ name, shape, deviation }, stream) => {
+      const shared = other.parameters.get(name);
+      if (shared && name !== "score") return;
+      if (shared) other.set(name, this.copied(name));
+      else other.set(name, run("normal", { seed, stream, mean: 0, deviation, y: Tensor.empty(shape, "f32", this.device) }).y);
+      shared?.dispose();
+    });
+    loraShapes(this.config, lora).forEach(({ name, shape: [rows, columns], bound }, i) => {
+      const random = new Random(seed, LORA_STREAM).at(i);
+      const drawn = () => Float32Array.from({ length: rows * columns }, () => (bound ? bound * (2 * random.uniform() - 1) : 0));
+      other.set(name, this.lora ? this.copied(name) : Tensor.from(drawn(), [rows, columns], this.device));
     });
     return other;
+  }
+
+  /** The model without adapter, f32, with its own weights: W + alpha / rank B A. Its outputs are the adapter's within rounding. */
+  merged(): Transformer {
+    const other = new Transformer(this.config, this.headKind, this.device);
+    for (const { name } of weightShapes(this.config, this.headKind)) {
+      const y = this.copied(name);
+      other.set(name, y);
+      const layer = name.replace(/\.weight$/, "");
+      if (!this.lora || !this.parameters.has(`${layer}.loraB`)) continue;
+      const { alpha, rank } = this.lora;
+      scope(() => {
+        const dy = ops.scale(this.copied(`${layer}.loraB`), alpha / rank);
+        run("accumulate", { x: run("linearGradInput", { dy, weight: this.copied(loraA(layer, this.config)) }).dx, y });
+      });
+    }
+    return other;
+  }
+
+  /** What training changes. */
+  get trained(): Parameter[] {
+    return [...this.parameters.values()].filter(({ trainable }) => trainable);
   }
 
   parameter(name: string): Parameter {
@@ -171,7 +246,10 @@ export class Transformer {
   }
 
   private linear(x: Tensor, name: string): Tensor {
-    return ops.linear(x, this.weight(`${name}.weight`), this.parameters.get(`${name}.bias`));
+    const [weight, bias] = [this.weight(`${name}.weight`), this.parameters.get(`${name}.bias`)];
+    if (!this.lora || !this.parameters.has(`${name}.loraB`)) return ops.linear(x, weight, bias);
+    const { alpha, rank } = this.lora;
+    return ops.loraLinear(x, weight, bias, { a: this.weight(loraA(name, this.config)), b: this.weight(`${name}.loraB`), scale: alpha / rank });
   }
   private weight(name: string): Parameter | Tensor {
     return (!activeTape() && this.panels?.get(name)) || this.parameter(name);

@@ -22,6 +22,7 @@ export class AdamW {
     private readonly parameters: readonly Parameter[],
     private readonly options: AdamWOptions = {},
   ) {
+    if (parameters.length === 0) throw rangeError("EMPTY", "there are no parameters to train: all are frozen, wanted at least one");
     this.moments = parameters.map(({ value }) => ({ m: zeros(value.shape, value.device), v: zeros(value.shape, value.device) }));
   }
 

@@ -125,8 +125,8 @@ const SHUFFLE_STREAM = 2;
 
 export function ppoState(models: PpoModels, config: PpoConfig): PpoState {
   return {
-    policy: new AdamW([...models.policy.parameters.values()], config),
-    critic: new AdamW([...models.critic.parameters.values()], config),
+    policy: new AdamW(models.policy.trained, config),
+    critic: new AdamW(models.critic.trained, config),
     controller: klController(config),
     moments: new RunningMoments(),
     updates: 0,

@@ -71,7 +71,7 @@ export async function* rewardModel(
   model: Transformer,
   batches: (step: number) => readonly Comparison[],
   config: RewardConfig,
-  optimizer = new AdamW([...model.parameters.values()], config),
+  optimizer = new AdamW(model.trained, config),
 ): AsyncGenerator<RewardMetrics> {
   while (optimizer.steps < config.steps) {
     const step = optimizer.steps;

@@ -43,7 +43,7 @@ export async function* sft(
   model: Transformer,
   batches: (step: number) => readonly Episode[],
   config: SftConfig,
-  optimizer = new AdamW([...model.parameters.values()], config),
+  optimizer = new AdamW(model.trained, config),
 ): AsyncGenerator<SftMetrics> {
   while (optimizer.steps < config.steps) {
     const step = optimizer.steps;

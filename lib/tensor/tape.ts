@@ -22,8 +22,9 @@ export class Parameter {
   get working(): Tensor {
     return this.rounded ?? this.value;
   }
-  /** From now on ops read the value rounded to bf16, as it is now; gradients and steps stay those of the f32 value. */
+  /** From now on ops read the value rounded to bf16, as it is now; gradients and steps stay those of the f32 value. One that is bf16 stays as it is. */
   round(): void {
+    if (this.value.dtype === "bf16") return;
     this.rounded ??= withOwner(NOBODY, () => Tensor.empty(this.value.shape, "bf16", this.value.device));
     run("cast", { x: this.value, y: this.rounded });
   }

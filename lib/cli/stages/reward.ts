@@ -25,7 +25,7 @@ export async function rewardStage(
   heldOut ??= comparisons.slice(comparisons.length - held);
   const pairsIn = (units: readonly Comparison[]) => units.reduce((n, { pairs }) => n + pairs.length, 0);
   const steps = Math.ceil(training.length / options.batch) * options.epochs;
-  const optimizer = new AdamW([...model.parameters.values()], options);
+  const optimizer = new AdamW(model.trained, options);
   const checkpoint = run.checkpoint("reward", { models: { model }, optimizers: { model: optimizer } });
   await checkpoint.restore();
   const bar = progress.stage("reward model", steps, "steps");

@@ -4,7 +4,8 @@ import { join } from "node:path";
 import type { DemonstrationRow } from "../../data/preferences.js";
 import { rangeError } from "../../device/errors.js";
 import { trainBpe } from "../../model/bpe.js";
-import { loadModel, saveModel } from "../../model/checkpoint.js";
+import { loadModel } from "../../model/checkpoint.js";
+import { baseFolder } from "../../model/peft.js";
 import { writeFileDurably } from "../../model/safetensors.js";
 import { Tokenizer } from "../../model/tokenizer.js";
 import { Transformer } from "../../model/transformer.js";
@@ -14,7 +15,7 @@ import { AdamW } from "../../rlhf/optimizer.js";
 import { sft, tokensIn } from "../../rlhf/sft.js";
 import { itemBatches, textBatches, windows } from "../../rlhf/text.js";
 import { fit } from "../fit.js";
-import { modelConfig } from "../model.js";
+import { modelConfig, saveTrained, toTrain } from "../model.js";
 import type { Context } from "./context.js";
 
 /** Documents, of which every token is learnt, or demonstrations, of which the completions are. */
@@ -44,8 +45,10 @@ export async function sftStage({ config, device, run, progress }: Context, files
   const { sft: options, seed } = config;
   await mkdir(files.out, { recursive: true });
   const tokenizer = files.model ? await Tokenizer.load(files.model) : await newTokenizer(files, config.model.vocabulary, progress);
-  const model = files.model ? await loadModel(files.model, device) : Transformer.random(modelConfig(config, tokenizer.eosId), "logits", device, seed);
-  if (files.model) fit("--model", files.model, model, "logits", tokenizer);
+  const begin = files.model ? await loadModel(files.model, device) : Transformer.random(modelConfig(config, tokenizer.eosId), "logits", device, seed);
+  if (files.model) fit("--model", files.model, begin, "logits", tokenizer);
+  const model = files.model ? toTrain(begin, config) : begin;
+  if (model !== begin) begin.dispose();
   const { sequenceLength: length } = options;
   const perBatch = (each: number) => Math.max(1, Math.round(options.batchTokens / each));
   let batches: (step: number) => Episode[];
@@ -53,7 +56,7 @@ export async function sftStage({ config, device, run, progress }: Context, files
     const episodes = demonstrations(files.text, tokenizer, length);
     batches = itemBatches(episodes, { batch: perBatch(tokensIn(episodes) / episodes.length), seed });
   } else batches = textBatches(stream(files.text, tokenizer), { length, batch: perBatch(length), seed });
-  const optimizer = new AdamW([...model.parameters.values()], options);
+  const optimizer = new AdamW(model.trained, options);
   let loss = NaN;
   let tokens = 0;
   const checkpoint = run.checkpoint("sft", {
@@ -82,7 +85,7 @@ export async function sftStage({ config, device, run, progress }: Context, files
     : [windows(stream(heldOut, tokenizer), { length: context - 1, stride: context >> 1 }), heldOut];
   const heldOutBytes = judgedText.reduce((n, text) => n + Buffer.byteLength(text), 0);
   const bpb = await bitsPerByte(model, judged, heldOutBytes);
-  await saveModel(model, files.out);
+  await saveTrained(model, files.out, files.model);
   const parameters = model.size;
   model.dispose();
   bar.done(`${bpb.toFixed(2)} bits per byte`);
@@ -126,8 +129,9 @@ async function newTokenizer({ text, out }: SftFiles, vocabulary: number, progres
   return Tokenizer.load(out);
 }
 
-/** A model's tokenizer goes where the model goes. */
-export async function copyTokenizer(from: string, to: string): Promise<void> {
+/** A model's tokenizer goes where the model goes; an adapter that has none has its base's. */
+export async function copyTokenizer(model: string, to: string): Promise<void> {
+  const from = existsSync(join(model, "tokenizer.json")) ? model : await baseFolder(model);
   for (const file of ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])
     if (existsSync(join(from, file))) await copyFile(join(from, file), join(to, file));
 }

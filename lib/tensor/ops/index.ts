@@ -5,6 +5,7 @@ export { add, cast, clamp, mul, scale, sub, sum } from "./elementwise.js";
 export { embedding } from "./embedding.js";
 export { linear, pack } from "./linear.js";
 export { linearLogprob, logprob, type Logprobs } from "./logprob.js";
+export { loraLinear, type LoraFactors } from "./lora.js";
 export { layerNorm, rmsNorm } from "./norm.js";
 export { linearNll, linearPolicyLoss, policyLoss, type Aggregation, type KlEstimator, type PolicyLossOptions } from "./policyLoss.js";
 export { preferenceLoss, type PreferenceLossOptions } from "./preferenceLoss.js";
