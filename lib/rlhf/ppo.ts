@@ -273,10 +273,11 @@ async function policyStep(
   accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {
     const batch = packEpisodes(part);
     const rollouts = part.flat();
+    const { hidden, rows } = policy.scored(batch, config);
     return ops.linearPolicyLoss(
-      policy.hidden(batch, config),
+      hidden,
       policy.head,
-      batch.rows,
+      rows,
       batch.y,
       concat(rollouts.map((r) => r.logp)),
       concat(rollouts.map((r) => r.advantages)),
@@ -304,7 +305,8 @@ async function valueStep(critic: Transformer, minibatch: readonly Rollout[][], c
   accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {
     const batch = packEpisodes(part);
     const rollouts = part.flat();
-    const value = critic.score(critic.hidden(batch, config), batch.rows);
+    const { hidden, rows } = critic.scored(batch, config);
+    const value = critic.score(hidden, rows);
     return ops.valueLoss(value, concat(rollouts.map((r) => r.returns)), {
       oldValues: concat(rollouts.map((r) => r.values)),
       clipRange: config.valueClip,
