@@ -274,21 +274,13 @@ async function policyStep(
     const batch = packEpisodes(part);
     const rollouts = part.flat();
     const { hidden, rows } = policy.scored(batch, config);
-    return ops.linearPolicyLoss(
-      hidden,
-      policy.head,
-      rows,
-      batch.y,
-      concat(rollouts.map((r) => r.logp)),
-      concat(rollouts.map((r) => r.advantages)),
-      {
-        ...config,
-        cuSeqlens: batch.cuRows,
-        denominator,
-        stats,
-        klCoef: 0,
-      },
-    ).loss;
+    return ops.linearPolicyLoss(hidden, policy.head, rows, batch.y, concat(rollouts.map((r) => r.logp)), concat(rollouts.map((r) => r.advantages)), {
+      ...config,
+      cuSeqlens: batch.cuRows,
+      denominator,
+      stats,
+      klCoef: 0,
+    }).loss;
   });
   using ptxStats = Tensor.from(new Float64Array(12), [12], policy.device);
   const { ptxCoef: scale, recompute } = config;
