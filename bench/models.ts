@@ -56,10 +56,13 @@ function weights(config: ModelConfig): { body: number; head: number; all: number
   return { body, head: config.vocabulary * config.width, all: body + config.vocabulary * config.width };
 }
 
-/** FLOPs of a forward pass over `tokens` in sequences of `length`, `scored` of them by the head. */
-function forward(shape: Shape, tokens: number, length: number, scored: number): number {
+/** FLOPs of a forward pass over `batch` sequences of `length`, `asked` of whose rows the head reads: the last layer owes the others their keys and values alone. */
+function forward(shape: Shape, length: number, asked: number): number {
   const { body, head } = weights(configOf(shape));
-  return 2 * body * tokens + 2 * shape.layers * shape.width * (length + 1) * tokens + 2 * head * scored;
+  const tokens = shape.batch * length;
+  const keysAndValues = 2 * shape.width * shape.width;
+  const unasked = (tokens - asked) * (body / shape.layers - keysAndValues);
+  return 2 * (body * tokens - unasked) + 2 * shape.layers * shape.width * (length + 1) * tokens + 2 * head * asked;
 }
 
 /** Bytes of so many steps of the optimizer, which updates weights and both moments in place. */
@@ -97,7 +100,7 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
     tokens: generated,
     sizes: shape,
     // each step reads every weight once
-    cost: { flops: forward(shape, batch * length, length, generated), read: 4 * weights(configOf(shape)).all * response, write: 0 },
+    cost: { flops: forward(shape, length - 1, generated), read: 4 * weights(configOf(shape)).all * response, write: 0 },
     prepare(on) {
       const policy = model(on);
       return { timer: timed(() => generate(policy, prompts(shape), { maxTokens: response, seed: 0, slots: batch })), dispose: () => policy.dispose() };
@@ -108,7 +111,7 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
     shape: `${name} (${batch} x ${length} tokens)`,
     tokens: batch * (length - 1),
     sizes: shape,
-    cost: { flops: 3 * forward(shape, batch * (length - 1), length, batch * (length - 1)), ...adamBytes(shape, 1) },
+    cost: { flops: 3 * forward(shape, length - 1, batch * (length - 1)), ...adamBytes(shape, 1) },
     prepare(on) {
       const policy = model(on);
       const adam = new AdamW([...policy.parameters.values()], optimizer);
@@ -131,9 +134,10 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
     sizes: shape,
     cost: {
       flops:
-        2 * forward(shape, batch * length, length, generated) +
-        2 * forward(score, batch * length, length, 0) +
-        3 * epochs * (forward(shape, batch * length, length, generated) + forward(score, batch * length, length, 0)),
+        2 * forward(shape, length - 1, generated) + // generation, reference
+        forward(score, length, batch) + // reward
+        forward(score, length - 1, generated) + // values
+        3 * epochs * (forward(shape, length - 1, generated) + forward(score, length - 1, generated)),
       ...adamBytes(shape, 4 * epochs * 2),
     },
     prepare(on) {

@@ -10,13 +10,16 @@ namespace {
 
 constexpr size_t LARGE = size_t(2) << 20;
 
-// Four classes for each power of two, so that at most a fifth is unused.
+// Sixteen classes for each power of two: weights, which stay, waste next to nothing.
 size_t size_class(size_t bytes) {
   if (bytes <= 256) return 256;
   size_t power = size_t(1) << (63 - __builtin_clzll(bytes - 1));
-  size_t step = power / 4;
+  size_t step = power < 1024 ? 64 : power / 16;
   return (bytes + step - 1) / step * step;
 }
+
+// Free memory this much larger is taken too, since batches come and go in all sizes.
+size_t largest_taken(size_t bytes) { return bytes + bytes / 4; }
 
 }  // namespace
 
@@ -42,11 +45,13 @@ Memory::~Memory() {
 
 void* Memory::allocate(size_t bytes) {
   bytes = size_class(bytes);
-  auto& free = cached_[bytes];
+  auto found = cached_.lower_bound(bytes);
   void* p;
-  if (!free.empty()) {
-    p = free.back();
-    free.pop_back();
+  if (found != cached_.end() && found->first <= largest_taken(bytes)) {
+    bytes = found->first;
+    p = found->second.back();
+    found->second.pop_back();
+    if (found->second.empty()) cached_.erase(found);
   } else {
     p = pages_.allocate(bytes);
     if (!p) return nullptr;
@@ -68,10 +73,9 @@ bool Memory::release(void* p) {
 }
 
 void Memory::trim() {
-  for (auto& [bytes, free] : cached_) {
+  for (auto& [bytes, free] : cached_)
     for (void* p : free) pages_.release(p), held_ -= bytes;
-    free.clear();
-  }
+  cached_.clear();
 }
 
 }  // namespace rlhf

@@ -1,8 +1,9 @@
-// A caching allocator. Freed memory is kept and handed out again for the same size class: since the device runs its
+// A caching allocator. Freed memory is kept and handed out again for about the same size: since the device runs its
 // calls in order, memory that is freed while calls on it are still queued may be given to later calls at once.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <unordered_map>
 #include <vector>
 
@@ -33,7 +34,7 @@ class Memory {
  private:
   const Pages pages_;
   std::unordered_map<void*, size_t> live_;
-  std::unordered_map<size_t, std::vector<void*>> cached_;
+  std::map<size_t, std::vector<void*>> cached_;  // by size; none is empty
   size_t current_ = 0, peak_ = 0, held_ = 0;
 };
 

@@ -6,7 +6,7 @@ import { readConfig } from "../lib/cli/config.js";
 import { demo } from "../lib/cli/demo.js";
 import { plan } from "../lib/cli/plan.js";
 import { silent } from "../lib/cli/progress.js";
-import { device, ppo, type Device } from "../lib/index.js";
+import { device, ppo, Tensor, type Device } from "../lib/index.js";
 import { lively, llama, ppoConfig } from "./models.js";
 
 let on: Device;
@@ -44,6 +44,19 @@ ${lora}
   const off = (peak: number, wanted: number) => Math.abs(peak / wanted - 1);
   expect(off(Math.max(...planned.map(({ peakBytes }) => peakBytes)), Math.max(...stages.map(({ peakBytes }) => peakBytes)))).toBeLessThan(0.15);
   for (const { stage, peakBytes } of planned) expect([stage, off(peakBytes, measured(stage)) < 0.25]).toEqual([stage, true]);
+});
+
+test("memory is at most a sixteenth larger than asked, and what is free serves what is a little smaller", async () => {
+  await using fresh = await device("cpu", { threads: 1 });
+  for (const size of [50257 * 768, 3072 * 768, 100_003]) {
+    const before = fresh.memory().current;
+    const tensor = Tensor.empty([size], "f32", fresh);
+    expect(fresh.memory().current - before).toBeLessThanOrEqual(4 * size * (1 + 1 / 16));
+    tensor.dispose();
+    const { held } = fresh.memory();
+    Tensor.empty([Math.ceil(0.9 * size)], "f32", fresh).dispose();
+    expect(fresh.memory().held).toBe(held);
+  }
 });
 
 test("200 updates of PPO take no more memory than 20", async () => {

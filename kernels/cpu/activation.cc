@@ -39,9 +39,10 @@ void gelu_grad(Context& ctx, const gelu_grad_args& a) {
     const V x = load(&a.x[i], n);
     V slope;
     if (a.form == GeluForm::tanh) {
-      const V z = limited(x), u = twice_argument(z), s = sigmoid(u);
+      V t;  // 1 - s with all its digits
+      const V z = limited(x), u = twice_argument(z), s = sigmoid(u, &t);
       const V du = set(2 * ROOT_2_PI) * fma(set(3 * CUBIC) * z, z, one);
-      slope = fma(z * s * sigmoid(-u), du, s);
+      slope = fma(z * s * t, du, s);
     } else {
       const V density = set(DENSITY) * exp(set(-0.5f) * x * x);
       slope = fma(x, density, half * (one + erf(x * set(ROOT_HALF))));

@@ -120,55 +120,82 @@ struct Rows {
 
 RLHF_INLINE B first_of(int64_t seen, int j) { return first(int(most(0, least(LANES, seen - LANES * j)))); }
 
+// f<C>() for C = columns, 1 to 4
+template <class F>
+RLHF_INLINE void with_columns(int64_t columns, F&& f) {
+  switch (columns) {
+    case 1: return f.template operator()<1>();
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    default: return f.template operator()<4>();
+  }
+}
+
 // One tile of the online softmax for the rows from `from` to `rows`; row i sees the tile's first seen[i] keys (1 to 64,
-// ascending in i). An unseen key has the score -inf, so p = 0. Each step runs over all rows before the next, to hide
-// the latency of the row maxima and of exp.
+// ascending in i). An unseen key has the score -inf, so p = 0; the vectors of keys that no row of a group sees are left out.
+// Each step runs over all rows before the next, to hide the latency of the row maxima and of exp.
 [[maybe_unused]] __attribute__((noinline)) void attend(
     int64_t D, float scale, const Rows x, int64_t from, int64_t rows, const float* keys, const float* values, const int64_t* seen) {
   const int64_t W = width(D);
+  // f<C>(first row, row after the last) for each group, whose rows see at most C vectors of keys
+  const auto groups = [&](auto&& f) {
+    for (int64_t i = from; i < rows; i += GROUP) {
+      const int64_t end = least(i + GROUP, rows);
+      with_columns((seen[end - 1] + LANES - 1) / LANES, [&]<int C>() { f.template operator()<C>(i, end); });
+    }
+  };
   for (int64_t i = from; i < rows; i += GROUP)
     with_rows(least(GROUP, rows - i), [&]<int R>() {
       product<R>((seen[i + R - 1] + LANES - 1) / LANES, D, {x.q + i * D, D, 1}, {keys, TILE}, {x.s + i * TILE, TILE}, Start::zero);
     });
-  const V factor = set(scale);
-  for (int64_t i = from; i < rows; i++) {
-    float* s = x.s + i * TILE;
-    V y[4];
+  const V factor = set(scale), unseen = set(-__builtin_inff());
+  groups([&]<int C>(int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      float* s = x.s + i * TILE;
+      V y[4];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) y[j] = load(s + LANES * j) * factor;
-    if (seen[i] < TILE)
-      for (int j = 0; j < 4; j++) y[j] = select(first_of(seen[i], j), y[j], set(-__builtin_inff()));
+      for (int j = 0; j < 4; j++) y[j] = j < C ? load(s + LANES * j) * factor : unseen;
+      if (seen[i] < TILE)
+        for (int j = 0; j < C; j++) y[j] = select(first_of(seen[i], j), y[j], unseen);
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) store(s + LANES * j, y[j]);
-    const float top = max(max(max(y[0], y[1]), max(y[2], y[3])));
-    const float m = x.m[i] > top ? x.m[i] : top;
-    x.fall[i] = x.m[i] - m;
-    x.m[i] = m;
-  }
+      for (int j = 0; j < C; j++) store(s + LANES * j, y[j]);
+      const float top = max(max(max(y[0], y[1]), max(y[2], y[3])));
+      const float m = x.m[i] > top ? x.m[i] : top;
+      x.fall[i] = x.m[i] - m;
+      x.m[i] = m;
+    }
+  });
   for (int64_t i = from; i < rows; i += LANES) {  // a = exp(m - m')
     const int n = int(least(LANES, rows - i));
     store(x.fall + i, exp(load(x.fall + i, n)), n);
   }
-  for (int64_t i = from; i < rows; i++) {
-    float* s = x.s + i * TILE;
-    const V m = set(x.m[i]);
-    V y[4];
+  groups([&]<int C>(int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      float* s = x.s + i * TILE;
+      const V m = set(x.m[i]);
+      V total = zero();  // of what is 0 or more: beginning with 0 changes no bit
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) y[j] = exp_score(load(s + LANES * j) - m);
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) store(s + LANES * j, y[j]);
-    x.l[i] = x.l[i] * x.fall[i] + sum(((y[0] + y[1]) + y[2]) + y[3]);
-  }
+      for (int j = 0; j < C; j++) {
+        const V y = exp_score(load(s + LANES * j) - m);
+        store(s + LANES * j, y);
+        total = total + y;
+      }
+      x.l[i] = x.l[i] * x.fall[i] + sum(total);
+    }
+  });
   for (int64_t i = from; i < rows; i += GROUP)
     with_rows(least(GROUP, rows - i), [&]<int R>() {
       product<R>(W / LANES, seen[i + R - 1], {x.s + i * TILE, TILE, 1}, {values, W}, {x.o + i * W, W}, Start::scaled, x.fall + i);
     });
 }
 
-// o / l; the sum with +0 makes an underflown -0 the 0 that it is in every other order of the masked keys.
+// o / l, or a gradient as it is; the sum with +0 makes an underflown -0 the 0 that it is in every other order of the masked keys.
 RLHF_INLINE void finish(const float* o, float l, int64_t D, float* out) {
   const V denominator = set(l);
   for (int64_t d = 0; d < D; d += LANES) store(out + d, load(o + d) / denominator + zero(), int(least(LANES, D - d)));
+}
+RLHF_INLINE void finish(const float* sum, int64_t D, float* out) {
+  for (int64_t d = 0; d < D; d += LANES) store(out + d, load(sum + d) + zero(), int(least(LANES, D - d)));
 }
 
 // Copies n rows of D to rows of width(D), padded with zeros.

@@ -22,10 +22,10 @@ namespace {
 
 constexpr int64_t BLOCK = 16 * GROUP;
 
-// Everything packed of one tree under one head.
+// Everything packed of one tree under one head, from the region's begin, so that what belongs to short sequences stays in a cache.
 struct Region {
   float *keys, *values, *rows;  // per tile: k and v as [D][64], k as [64][width(D)]
-  float *dk, *dv;  // [N][width(D)] by token row
+  float *dk, *dv;  // [rows][width(D)] by token row, from the tree's first
 };
 
 // What a thread works on: a block of queries of one head.
@@ -49,6 +49,8 @@ __attribute__((noinline)) void probabilities(int64_t D, float scale, const Block
     V y[4], z[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
+      y[j] = z[j] = zero();
+      if (j >= columns) continue;
       y[j] = exp_score(load(p + LANES * j) * factor - lse);
       z[j] = (y[j] * (load(ds + LANES * j) - delta)) * factor;
     }
@@ -75,14 +77,21 @@ RLHF_INLINE float dot(const float* a, const float* b, int64_t D) {
 }  // namespace
 
 void attention_grad(Context& ctx, const attention_grad_args& a) {
-  const int64_t N = a.q.dim[0], H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1;
-  const int64_t W = width(D), columns = W / LANES, tiles = N / TILE + 2 * B;
+  const int64_t H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1;
+  const int64_t W = width(D), columns = W / LANES;
 
-  // A region per thread, or per head where there are more threads than heads: trees share no token and no tile.
-  const int64_t regions = least(ctx.threads, G);
+  // A region holds the longest tree, from its first sequence to its last; there is one per thread, or per piece of work where those are fewer.
+  int64_t trees = 0, tiles = 0, longest = 0;
+  for (int64_t b = 0; b < B; b++) {
+    int64_t first = b;
+    while (a.prefix && a.prefix[first] >= 0 && a.prefix[first] < first) first = a.prefix[first];
+    const int64_t rows = a.cu_seqlens[b + 1] - a.cu_seqlens[first];
+    trees += first == b, tiles = most(tiles, rows / TILE + 2 * (b - first + 1)), longest = most(longest, rows);
+  }
+  const int64_t regions = least(ctx.threads, G * trees);
   const auto lay_region = [&](Places& p, Region& r) {
     r.keys = p.take<float>(tiles * TILE * D), r.values = p.take<float>(tiles * TILE * D), r.rows = p.take<float>(tiles * TILE * W);
-    r.dk = p.take<float>(N * W), r.dv = p.take<float>(N * W);
+    r.dk = p.take<float>(longest * W), r.dv = p.take<float>(longest * W);
   };
   const auto lay_block = [&](Places& p, Block& x) {
     x.q = p.take<float>(BLOCK * W), x.d_o = p.take<float>(BLOCK * W), x.dq = p.take<float>(BLOCK * W);
@@ -124,25 +133,26 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
     Block x;
     lay_block(own, x);
 
-    const auto tree = [&](int64_t g, int64_t first) {
-      Places there{memory + regions_at + (regions < ctx.threads ? g : thread) * one_region.bytes};
+    const auto tree = [&](int64_t g, int64_t first, int64_t item) {
+      Places there{memory + regions_at + (regions < ctx.threads ? item : thread) * one_region.bytes};
       Region r;
       lay_region(there, r);
+      const int64_t first_row = chains.offsets[first], before = first_tile[first];
       const auto each = [&](auto&& f) {
         for (int64_t b = first; b <= last[first]; b++)
           if (root[b] == first && chains.length(b) > 0) f(b);
       };
 
       each([&](int64_t b) {
-        for (int64_t tile = chains.first_tile(b), i = first_tile[b]; i < first_tile[b] + chains.tiles(b); i++, tile++)
+        for (int64_t tile = chains.first_tile(b), i = first_tile[b] - before, end = i + chains.tiles(b); i < end; i++, tile++)
           chains.runs(b, tile, [&](int64_t at, int64_t row, int64_t n) {
             pack_keys(a.k.row(row) + g * D, a.k.stride, n, D, r.keys + i * TILE * D, at);
             pack_keys(a.v.row(row) + g * D, a.v.stride, n, D, r.values + i * TILE * D, at);
             pack_rows(a.k.row(row) + g * D, a.k.stride, n, D, r.rows + (i * TILE + at) * W);
             for (int64_t j = row; j < row + n && g + 1 < G; j++) fetch(a.k.row(j) + (g + 1) * D, D), fetch(a.v.row(j) + (g + 1) * D, D);
           });
-        memset(r.dk + chains.offsets[b] * W, 0, size_t(chains.length(b) * W) * sizeof(float));
-        memset(r.dv + chains.offsets[b] * W, 0, size_t(chains.length(b) * W) * sizeof(float));
+        memset(r.dk + (chains.offsets[b] - first_row) * W, 0, size_t(chains.length(b) * W) * sizeof(float));
+        memset(r.dv + (chains.offsets[b] - first_row) * W, 0, size_t(chains.length(b) * W) * sizeof(float));
       });
 
       const auto block = [&](int64_t h, int64_t b, int64_t query, int64_t rows) {
@@ -159,7 +169,7 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
         for (int64_t tile = 0; tile * TILE < position + rows; tile++) {
           int64_t owner = b;
           while (tile < chains.first_tile(owner)) owner = chains.before(owner);
-          const int64_t at = first_tile[owner] + tile - chains.first_tile(owner);
+          const int64_t at = first_tile[owner] - before + tile - chains.first_tile(owner);
           for (int64_t i = 0; i < rows; i += GROUP) {
             const int64_t stop = least(rows, i + GROUP);
             int64_t from = most(i, tile * TILE - position), seen[GROUP];
@@ -176,13 +186,13 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
               if (from >= rows) break;
               const float *p = x.p + from * TILE + key + j, *ds = x.ds + from * TILE + key + j;
               with_rows(least(GROUP, n - j), [&]<int R>() {
-                product<R>(columns, rows - from, {p, 1, TILE}, {x.d_o + from * W, W}, {r.dv + (row + j) * W, W}, Start::resume);
-                product<R>(columns, rows - from, {ds, 1, TILE}, {x.q + from * W, W}, {r.dk + (row + j) * W, W}, Start::resume);
+                product<R>(columns, rows - from, {p, 1, TILE}, {x.d_o + from * W, W}, {r.dv + (row - first_row + j) * W, W}, Start::resume);
+                product<R>(columns, rows - from, {ds, 1, TILE}, {x.q + from * W, W}, {r.dk + (row - first_row + j) * W, W}, Start::resume);
               });
             }
           });
         }
-        for (int64_t i = 0; i < rows; i++) finish(x.dq + i * W, 1, D, a.dq.row(token + i) + h * D);
+        for (int64_t i = 0; i < rows; i++) finish(x.dq + i * W, D, a.dq.row(token + i) + h * D);
       };
 
       for (int64_t h = g * heads; h < (g + 1) * heads; h++)
@@ -191,20 +201,20 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
         });
       each([&](int64_t b) {
         for (int64_t i = chains.offsets[b]; i < chains.offsets[b + 1]; i++) {
-          finish(r.dk + i * W, 1, D, a.dk.row(i) + g * D);
-          finish(r.dv + i * W, 1, D, a.dv.row(i) + g * D);
+          finish(r.dk + (i - first_row) * W, D, a.dk.row(i) + g * D);
+          finish(r.dv + (i - first_row) * W, D, a.dv.row(i) + g * D);
         }
       });
     };
 
-    int64_t at = 0;
+    int64_t at = 0, item = 0;
     for (int64_t b = 0; b < B; b++) {
       if (root[b] != b) continue;
       int64_t all = 0;
       for (int64_t c = b; c <= last[b]; c++)
         if (root[c] == b) all += cost(c);
-      for (int64_t g = 0; g < G; g++, at += all)
-        if (at >= begin && at < end) tree(g, b);
+      for (int64_t g = 0; g < G; g++, at += all, item++)
+        if (at >= begin && at < end) tree(g, b, item);
     }
   });
 }

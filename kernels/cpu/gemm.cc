@@ -4,6 +4,7 @@
 // Law: every element of y, dx and dW is one chain over I, O or tokens; the bias is added after the chain; dW and dbias are
 // continued, so a split of the tokens changes no bit. Plan and blocks: gemm.h.
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/columns.h"
 #include "native/rlhf_kernels.h"
 
 namespace rlhf::RLHF_ISA {
@@ -59,12 +60,12 @@ void linear_grad_weight(Context& ctx, const linear_grad_weight_args& a) {
   product(ctx, {O, I, N, {a.dy.data, 1, a.dy.stride}, {a.x.data, a.x.stride, 1}, nullptr, a.dweight.data, I, true}, scratch);
   if (!a.dbias) return;
   ctx.split(O, LANES, 16384 / (N + 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; o += LANES) {
-      const int n = int(smaller(LANES, end - o));
-      V total = load(&a.dbias[o], n);
-      for (int64_t t = 0; t < N; t++) total = total + load(a.dy.row(t) + o, n);
-      store(&a.dbias[o], total, n);
-    }
+    each_abreast(begin, end, [&](int64_t o, const int* n) {
+      V total[ABREAST];
+      abreast([&](int j) { total[j] = load(&a.dbias[o + j * LANES], n[j]); });
+      for (int64_t t = 0; t < N; t++) abreast([&](int j) { total[j] = total[j] + load(a.dy.row(t) + o + j * LANES, n[j]); });
+      abreast([&](int j) { store(&a.dbias[o + j * LANES], total[j], n[j]); });
+    });
   });
 }
 

@@ -262,9 +262,12 @@ RLHF_INLINE V tanh(V x) {
   const V signed_y = as_float(as_int(y) | (as_int(x) & seti(int32_t(0x80000000u))));
   return select(isnan(x), x, signed_y);
 }
-RLHF_INLINE V sigmoid(V x) {
-  const V e = exp(-abs(x)), one = set(1.0f), y = one / (one + e);  // of |x|
-  return select(x < zero(), e / (one + e), y);
+// 1 / (1 + exp(-x)), and that of -x where it is asked for
+RLHF_INLINE V sigmoid(V x, V* of_minus = nullptr) {
+  const V least = set(-87.3365402f), minus = -abs(x), e = select(minus < least, zero(), exp_within(minus)), one = set(1.0f), sum = one + e;
+  const B negative = x < zero();
+  if (of_minus) *of_minus = select(negative, one, e) / sum;
+  return select(negative, e, one) / sum;
 }
 
 template <class F>

@@ -5,8 +5,8 @@
 //   dgain = sum over tokens of dy xhat, dbias of dy, continued.
 //
 // Law: row sums in 16 lanes; variance from the differences to the mean; dgain and dbias one chain over tokens per column.
-// Plan: threads take rows; for dgain and dbias columns, each walking all tokens.
-#include "kernels/cpu/vector.h"
+// Plan: threads take rows; for dgain and dbias columns, some lines abreast, each walking all tokens.
+#include "kernels/cpu/columns.h"
 
 namespace rlhf::RLHF_ISA {
 namespace {
@@ -33,17 +33,23 @@ RLHF_INLINE void column_sums(Context& ctx, View<const float> dy, View<float> dga
   if (!dgain && !dbias) return;
   const int64_t N = dy.dim[0], C = dy.dim[1];
   ctx.split(C, LANES, LEAST / (N > 0 ? N : 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += LANES) {
-      const int n = end - i < LANES ? int(end - i) : LANES;
-      V gain = dgain ? load(&dgain[i], n) : zero(), bias = dbias ? load(&dbias[i], n) : zero();
-      for (int64_t r = 0; r < N; r++) {
-        const V d = load(dy.row(r) + i, n);
-        gain = fma(d, xhat(r, i, n), gain);
-        bias = bias + d;
-      }
-      if (dgain) store(&dgain[i], gain, n);
-      if (dbias) store(&dbias[i], bias, n);
-    }
+    each_abreast(begin, end, [&](int64_t i, const int* n) {
+      V gain[ABREAST], bias[ABREAST];
+      abreast([&](int j) {
+        gain[j] = dgain ? load(&dgain[i + j * LANES], n[j]) : zero();
+        bias[j] = dbias ? load(&dbias[i + j * LANES], n[j]) : zero();
+      });
+      for (int64_t r = 0; r < N; r++)
+        abreast([&](int j) {
+          const V d = load(dy.row(r) + i + j * LANES, n[j]);
+          gain[j] = fma(d, xhat(r, i + j * LANES, n[j]), gain[j]);
+          bias[j] = bias[j] + d;
+        });
+      abreast([&](int j) {
+        if (dgain) store(&dgain[i + j * LANES], gain[j], n[j]);
+        if (dbias) store(&dbias[i + j * LANES], bias[j], n[j]);
+      });
+    });
   });
 }
 

@@ -48,6 +48,11 @@ export function pack(sequences: readonly ArrayLike<number>[], prefix?: readonly 
 /** How queries meet keys and values in a layer: all at once, or against a cache. */
 export type Attend = (layer: number, q: Tensor, k: Tensor, v: Tensor) => Tensor;
 
+export interface HiddenOptions {
+  attend?: Attend;
+  recompute?: boolean;
+}
+
 /** The weights of a model: name, shape and how each is drawn. Linear layers are [outputs, inputs]. */
 export function weightShapes(config: ModelConfig, head: "logits" | "score"): { name: string; shape: number[]; deviation: number; fill: number }[] {
   const { width: C, headSize: D, mlp: F } = config;
@@ -263,10 +268,11 @@ export class Transformer {
   /**
    * The hidden state before the head, f32 [N, C].
    * @param options `attend`: causal attention within each sequence and what it continues, unless a cache says otherwise;
-   *   `recompute`: of each layer, the tape keeps the input alone, and backward runs the layer again. Memory for speed, no bit changes.
+   *   `recompute`: of each layer, the tape keeps the input alone, and backward runs the layer again. Memory for speed, no bit changes;
+   *   `rows`: int32 [K], only these rows are wanted: f32 [K, C]. What no query is asked of goes no further than the last layer's keys and values
    * @throws RangeError `CONTEXT` for a sequence longer than the table of positions or the sliding window
    */
-  hidden({ ids, cuSeqlens, prefix, positions }: Packed, { attend, recompute = false }: { attend?: Attend; recompute?: boolean } = {}): Tensor {
+  hidden({ ids, cuSeqlens, prefix, positions }: Packed, { attend, recompute = false, rows }: HiddenOptions & { rows?: Int32Array } = {}): Tensor {
     const { config } = this;
     const N = positions.length;
     const longest = longestSequence(config);
@@ -275,6 +281,7 @@ export class Transformer {
       const limit = config.window === undefined ? "table of positions" : "sliding window, which attention computes no further than";
       throw rangeError("CONTEXT", `a sequence has ${beyond + 1} tokens, wanted at most ${longest}, the model's ${limit}`);
     }
+    const wanted = rows && Tensor.from(rows, [rows.length], this.device);
     const at = Tensor.from(positions, [N], this.device);
     const offsets = Tensor.from(cuSeqlens, [cuSeqlens.length], this.device);
     const scale = 1 / Math.sqrt(config.headSize);
@@ -289,18 +296,30 @@ export class Transformer {
     if (config.positions === "learned") x = ops.add(x, ops.embedding(at, this.parameter("positions")));
     for (let i = 0; i < config.layers; i++) {
       const layer = `layers.${i}`;
+      const of = (x: Tensor) => (wanted && i === config.layers - 1 ? ops.embedding(wanted, x) : x);
       const block = (x: Tensor) => {
         const a = this.normed(x, `${layer}.attentionNorm`);
         const q = rotated(perHead(heads(this.linear(a, `${layer}.q`), config.heads), `${layer}.qNorm`));
         const k = rotated(perHead(heads(this.linear(a, `${layer}.k`), config.kvHeads), `${layer}.kNorm`));
         const v = heads(this.linear(a, `${layer}.v`), config.kvHeads);
         const o = ops.reshape(attend(i, q, k, v), [N, config.heads * config.headSize]);
-        const y = ops.add(x, this.linear(o, `${layer}.o`));
+        const y = ops.add(of(x), this.linear(of(o), `${layer}.o`));
         return ops.add(y, this.mlp(this.normed(y, `${layer}.mlpNorm`), layer));
       };
       x = recompute ? recomputed(x, block) : block(x);
     }
     return this.normed(x, "norm");
+  }
+
+  /**
+   * The hidden state that losses and scores read, computed for their rows alone: no bit differs from `hidden`.
+   * @returns f32 [K, C], each of the rows once, ascending, and for each pair the place of its row in it
+   */
+  scored(batch: Packed & { rows: Int32Array }, options?: HiddenOptions): { hidden: Tensor; rows: Int32Array } {
+    const rows = Int32Array.from(new Set(batch.rows)).sort();
+    if (rows.length === batch.positions.length) return { hidden: this.hidden(batch, options), rows: batch.rows };
+    const place = new Map(Array.from(rows, (row, i) => [row, i]));
+    return { hidden: this.hidden(batch, { ...options, rows }), rows: batch.rows.map((row) => place.get(row)!) };
   }
 
   private mlp(x: Tensor, layer: string): Tensor {

@@ -1,7 +1,7 @@
 import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
 import { scope } from "../tensor/tensor.js";
-import type { Transformer } from "../model/transformer.js";
+import type { Packed, Transformer } from "../model/transformer.js";
 import { packEpisodes, packWhole, promptGroups, split, type Episode } from "./episode.js";
 import { microBatches } from "./update.js";
 
@@ -31,7 +31,8 @@ export async function logps(
   for (const part of parts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);
     const { logp, entropy } = scope(() => {
-      const { logp, entropy } = ops.linearLogprob(model.hidden(batch), model.head, batch.rows, batch.y, { temperature });
+      const { hidden, rows } = model.scored(batch);
+      const { logp, entropy } = ops.linearLogprob(hidden, model.head, rows, batch.y, { temperature });
       return { logp, entropy };
     });
     result.logp.push(...split((await logp.read()) as Float32Array, batch.cuRows));
@@ -42,13 +43,18 @@ export async function logps(
   return result;
 }
 
+function scoreOf(model: Transformer, batch: Packed & { rows: Int32Array }) {
+  const { hidden, rows } = model.scored(batch);
+  return model.score(hidden, rows);
+}
+
 /** The score of whole episodes: one number each. */
 export async function scores(model: Transformer, episodes: readonly Episode[], { microBatch = 64, sharePrompts = true } = {}): Promise<Float32Array> {
   const all = new Float32Array(episodes.length);
   let at = 0;
   for (const part of parts(episodes, microBatch, sharePrompts)) {
     const batch = packWhole(part);
-    using value = scope(() => model.score(model.hidden(batch), batch.rows));
+    using value = scope(() => scoreOf(model, batch));
     all.set(await value.read(), at);
     at += batch.rows.length;
   }
@@ -60,7 +66,7 @@ export async function values(model: Transformer, episodes: readonly Episode[], {
   const all: Float32Array[] = [];
   for (const part of parts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);
-    using value = scope(() => model.score(model.hidden(batch), batch.rows));
+    using value = scope(() => scoreOf(model, batch));
     all.push(...split((await value.read()) as Float32Array, batch.cuRows));
   }
   return all;
@@ -77,7 +83,10 @@ export async function fullKl(
   for (const part of parts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);
     using kl = scope(() => {
-      const [logits, refLogits] = [model, reference].map((one) => one.logits(ops.embedding(batch.rows, one.hidden(batch))));
+      const [logits, refLogits] = [model, reference].map((one) => {
+        const { hidden, rows } = one.scored(batch);
+        return one.logits(ops.embedding(rows, hidden));
+      });
       return run("fullKl", { logits, refLogits, temperature }).kl;
     });
     all.push(...split((await kl.read()) as Float32Array, batch.cuRows));

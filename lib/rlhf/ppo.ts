@@ -273,21 +273,14 @@ async function policyStep(
   accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {
     const batch = packEpisodes(part);
     const rollouts = part.flat();
-    return ops.linearPolicyLoss(
-      policy.hidden(batch, config),
-      policy.head,
-      batch.rows,
-      batch.y,
-      concat(rollouts.map((r) => r.logp)),
-      concat(rollouts.map((r) => r.advantages)),
-      {
-        ...config,
-        cuSeqlens: batch.cuRows,
-        denominator,
-        stats,
-        klCoef: 0,
-      },
-    ).loss;
+    const { hidden, rows } = policy.scored(batch, config);
+    return ops.linearPolicyLoss(hidden, policy.head, rows, batch.y, concat(rollouts.map((r) => r.logp)), concat(rollouts.map((r) => r.advantages)), {
+      ...config,
+      cuSeqlens: batch.cuRows,
+      denominator,
+      stats,
+      klCoef: 0,
+    }).loss;
   });
   using ptxStats = Tensor.from(new Float64Array(12), [12], policy.device);
   const { ptxCoef: scale, recompute } = config;
@@ -304,7 +297,8 @@ async function valueStep(critic: Transformer, minibatch: readonly Rollout[][], c
   accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {
     const batch = packEpisodes(part);
     const rollouts = part.flat();
-    const value = critic.score(critic.hidden(batch, config), batch.rows);
+    const { hidden, rows } = critic.scored(batch, config);
+    const value = critic.score(hidden, rows);
     return ops.valueLoss(value, concat(rollouts.map((r) => r.returns)), {
       oldValues: concat(rollouts.map((r) => r.values)),
       clipRange: config.valueClip,

@@ -43,6 +43,7 @@ export interface RewardMetrics {
 
 function loss(model: Transformer, part: readonly Comparison[], denominator: number, config: RewardConfig, stats: Tensor): Tensor {
   const batch = packWhole(part.flatMap(({ episodes }) => promptGroups(episodes, config.sharePrompts)));
+  const { hidden, rows } = model.scored(batch, config);
   let first = 0;
   const pairs = part.flatMap(({ episodes, pairs }) => {
     const start = first;
@@ -50,7 +51,7 @@ function loss(model: Transformer, part: readonly Comparison[], denominator: numb
     return pairs.map((pair) => ({ ...pair, chosen: start + pair.chosen, rejected: start + pair.rejected, weight: 1 / pairs.length }));
   });
   return ops.preferenceLoss(
-    model.score(model.hidden(batch, config), batch.rows),
+    model.score(hidden, rows),
     Int32Array.from(pairs, ({ chosen }) => chosen),
     Int32Array.from(pairs, ({ rejected }) => rejected),
     {

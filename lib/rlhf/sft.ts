@@ -32,8 +32,8 @@ export function nll(
   { scale = 1, recompute = false }: { scale?: number; recompute?: boolean } = {},
 ): Tensor {
   const batch = packEpisodes(part);
-  const { loss } = ops.linearNll(model.hidden(batch, { recompute }), model.head, batch.rows, batch.y, { cuSeqlens: batch.cuRows, denominator, scale, stats });
-  return loss;
+  const { hidden, rows } = model.scored(batch, { recompute });
+  return ops.linearNll(hidden, model.head, rows, batch.y, { cuSeqlens: batch.cuRows, denominator, scale, stats }).loss;
 }
 
 export const tokensIn = (episodes: readonly Episode[]) => episodes.reduce((n, { completion }) => n + completion.length, 0);
