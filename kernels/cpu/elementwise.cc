@@ -7,7 +7,6 @@ namespace rlhf::RLHF_ISA {
 namespace {
 
 constexpr int64_t LEAST = 16384;  // elements that are worth a thread
-constexpr int64_t LARGE = 1 << 20;  // that a cache would not hold until they are wanted: they are not read before they are written
 
 template <class T, class F>
 RLHF_INLINE void map(Context& ctx, int64_t size, T* y, F&& f) {
@@ -58,14 +57,7 @@ void accumulate(Context& ctx, const accumulate_args& a) {
 }
 void fill(Context& ctx, const fill_args& a) {
   const V value = set(float(a.value));
-  const bool past_caches = a.y.size() >= LARGE && reinterpret_cast<uintptr_t>(a.y.data) % 64 == 0;
-  if (!past_caches) return map(ctx, a.y.size(), a.y.data, [&](int64_t, int) { return value; });
-  ctx.split(a.y.size(), 1024, LEAST, [&](int64_t begin, int64_t end) {
-    int64_t i = begin;
-    for (; i + LANES <= end; i += LANES) stream(&a.y[i], value);
-    if (i < end) store(&a.y[i], value, int(end - i));
-    end_of_stream();
-  });
+  map(ctx, a.y.size(), a.y.data, [&](int64_t, int) { return value; });
 }
 void sum(Context&, const sum_args& a) {
   a.y[0] = float(sequence_total(0, 0, a.x.size(), [&](int64_t i, int n) { return widen(at(a.x.data, i, n)); }));
