@@ -4,7 +4,7 @@ import { math } from "../device/native.js";
 import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
 import { activeTape, Parameter, recomputed } from "../tensor/tape.js";
-import { Tensor } from "../tensor/tensor.js";
+import { scope, Tensor } from "../tensor/tensor.js";
 import type { ModelConfig } from "./config.js";
 
 /** Sequences laid end to end: no padding anywhere. */
@@ -88,7 +88,8 @@ const isMatrix = ({ name, value }: Parameter) => value.shape.length === 2 && nam
 export class Transformer {
   readonly parameters = new Map<string, Parameter>();
   private readonly inverseFrequency: Tensor | undefined;
-  private panels: Map<string, Tensor> | undefined;
+  private readonly panels = new Map<Parameter, { version: number; panel: Tensor }>();
+  private packers = 0; // who wants them
 
   constructor(
     readonly config: ModelConfig,
@@ -153,30 +154,46 @@ export class Transformer {
   get head(): Parameter {
     return this.parameter(this.config.tied ? "embedding" : "head");
   }
+  /** Of the scores of attention. */
+  get scale(): number {
+    return 1 / Math.sqrt(this.config.headSize);
+  }
   get size(): number {
     let size = 0;
     for (const { value } of this.parameters.values()) size += value.size;
     return size;
   }
 
-  /** Runs `f` with the linear layers packed for the kernels: for many forward passes over unchanged weights. */
-  async packed<T>(f: () => Promise<T>): Promise<T> {
-    this.panels = new Map();
-    for (const { name, working } of this.matrices)
-      if (name !== "positions" && (name !== "embedding" || this.config.tied)) this.panels.set(name, ops.pack(working));
-    try {
-      return await f();
-    } finally {
-      for (const panel of this.panels.values()) panel.dispose();
-      this.panels = undefined;
+  /**
+   * Packs the linear layers for the kernels until what it returns is disposed: for many forward passes over unchanged weights, at the cost of
+   * their memory. What is packed already is not packed again unless it changed.
+   */
+  pack(): Disposable {
+    for (const parameter of this.matrices) {
+      const { name, working, version } = parameter;
+      if (name === "positions" || (name === "embedding" && !this.config.tied) || this.panels.get(parameter)?.version === version) continue;
+      this.panels.get(parameter)?.panel.dispose();
+      this.panels.set(parameter, { version, panel: ops.pack(working) });
     }
+    this.packers++;
+    return {
+      [Symbol.dispose]: () => {
+        if (--this.packers === 0) this.unpack();
+      },
+    };
+  }
+  private unpack(): void {
+    for (const { panel } of this.panels.values()) panel.dispose();
+    this.panels.clear();
   }
 
   private linear(x: Tensor, name: string): Tensor {
     return ops.linear(x, this.weight(`${name}.weight`), this.parameters.get(`${name}.bias`));
   }
   private weight(name: string): Parameter | Tensor {
-    return (!activeTape() && this.panels?.get(name)) || this.parameter(name);
+    const parameter = this.parameter(name);
+    const packed = activeTape() ? undefined : this.panels.get(parameter);
+    return packed?.version === parameter.version ? packed.panel : parameter;
   }
   private normed(x: Tensor, name: string): Tensor {
     const gain = this.parameter(`${name}.gain`);
@@ -189,14 +206,18 @@ export class Transformer {
    * @param options `attend`: causal attention within each sequence and what it continues, unless a cache says otherwise;
    *   `recompute`: of each layer, the tape keeps the input alone, and backward runs the layer again. Memory for speed, no bit changes.
    */
-  hidden({ ids, cuSeqlens, prefix, positions }: Packed, { attend, recompute = false }: { attend?: Attend; recompute?: boolean } = {}): Tensor {
-    const { config } = this;
-    const N = positions.length;
-    const at = Tensor.from(positions, [N], this.device);
+  hidden(batch: Packed, options: { attend?: Attend; recompute?: boolean } = {}): Tensor {
+    const { ids, cuSeqlens, prefix, positions } = batch;
     const offsets = Tensor.from(cuSeqlens, [cuSeqlens.length], this.device);
-    const scale = 1 / Math.sqrt(config.headSize);
     const before = prefix && Tensor.from(prefix, [prefix.length], this.device);
-    attend ??= (_, q, k, v) => ops.attention(q, k, v, offsets, { prefix: before, scale });
+    const causal: Attend = (_, q, k, v) => ops.attention(q, k, v, offsets, { prefix: before, scale: this.scale });
+    return this.hiddenAt(ids, Tensor.from(positions, [positions.length], this.device), { attend: causal, ...options });
+  }
+
+  /** The same of tokens whose positions are on the device, int32 [N]. */
+  hiddenAt(ids: Int32Array | Tensor, at: Tensor, { attend, recompute = false }: { attend: Attend; recompute?: boolean }): Tensor {
+    const { config } = this;
+    const N = at.size;
     const heads = (x: Tensor, count: number) => ops.reshape(x, [N, count, config.headSize]);
     const rotated = (x: Tensor) => (this.inverseFrequency ? ops.rope(x, at, this.inverseFrequency) : x);
 
@@ -213,7 +234,9 @@ export class Transformer {
         const y = ops.add(x, this.linear(o, `${layer}.o`));
         return ops.add(y, this.mlp(this.normed(y, `${layer}.mlpNorm`), layer));
       };
-      x = recompute ? recomputed(x, block) : block(x);
+      const input = x;
+      if (activeTape()) x = recompute ? recomputed(input, block) : block(input);
+      else x = scope(() => block(input)); // the next layer has its memory
     }
     return this.normed(x, "norm");
   }
@@ -236,6 +259,7 @@ export class Transformer {
   }
 
   dispose(): void {
+    this.unpack();
     for (const parameter of this.parameters.values()) parameter.dispose();
     this.inverseFrequency?.dispose();
   }
