@@ -23,7 +23,9 @@ void pause() {
 
 template <class T, class Done>
 void wait(std::atomic<T>& value, const std::atomic<bool>& awake, Done done) {
-  for (int spin = 0; spin < SPINS || awake.load(std::memory_order_relaxed); spin++, pause())
+  for (int spin = 0; spin < SPINS; spin++, pause())
+    if (done(value.load(std::memory_order_acquire))) return;
+  for (; awake.load(std::memory_order_relaxed); std::this_thread::yield())  // where there are more threads than cores, others must get on
     if (done(value.load(std::memory_order_acquire))) return;
   for (T seen = value.load(std::memory_order_acquire); !done(seen); seen = value.load(std::memory_order_acquire)) value.wait(seen, std::memory_order_acquire);
 }
