@@ -214,6 +214,7 @@ function decode(dtype: "f32" | "bf16"): StepRow {
     prepare(on) {
       const model = Transformer.random(smollm2, "logits", on, 0);
       if (dtype === "bf16") model.narrow();
+      model.pack(); // once, as a peer does when it loads
       const request = { prompt: ids(prompt, smollm2.vocabulary, 1), index: 0, sample: 0 };
       return { timer: timed(() => generate(model, [request], { maxTokens: response, temperature: 0, seed: 0 })), dispose: () => model.dispose() };
     },

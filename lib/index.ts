@@ -1,4 +1,4 @@
-export { device, type Device, type DeviceKind, type DeviceOptions } from "./device/device.js";
+export { device, type Device, type DeviceKind, type DeviceOptions, type Recorded } from "./device/device.js";
 export type { CodedError } from "./device/errors.js";
 export { math } from "./device/native.js";
 export { Random } from "./device/philox.js";

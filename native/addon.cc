@@ -1,5 +1,5 @@
 // The Node addon: a Device is a stream of a CPU or a GPU, its memory and its queue; the list of ops is exported as data, and a call is
-// a frame of numbers that lib/device/native.ts fills: for a tensor its address, dtype (-1: absent), layout, rank, four
+// a frame of numbers that lib/device/device.ts fills: the op, then for a tensor its address, dtype (-1: absent), layout, rank, four
 // dims and row stride, for a scalar the number itself. There is no code per op.
 #include <napi.h>
 
@@ -22,6 +22,7 @@ namespace {
 using namespace rlhf;
 
 constexpr size_t TENSOR_NUMBERS = 9;
+using Recorded = std::shared_ptr<const Calls>;
 
 struct Read {
   Napi::Promise::Deferred deferred;
@@ -34,9 +35,9 @@ class Device : public Napi::ObjectWrap<Device> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "Device",
         {InstanceMethod<&Device::allocate>("allocate"), InstanceMethod<&Device::release>("release"), InstanceMethod<&Device::write>("write"),
-            InstanceMethod<&Device::read>("read"), InstanceMethod<&Device::call>("call"), InstanceMethod<&Device::memory>("memory"),
-            InstanceMethod<&Device::trim>("trim"), InstanceMethod<&Device::close>("close"), InstanceAccessor<&Device::isa>("isa"),
-            InstanceAccessor<&Device::threads>("threads")});
+            InstanceMethod<&Device::read>("read"), InstanceMethod<&Device::call>("call"), InstanceMethod<&Device::record>("record"),
+            InstanceMethod<&Device::run>("run"), InstanceMethod<&Device::memory>("memory"), InstanceMethod<&Device::trim>("trim"),
+            InstanceMethod<&Device::close>("close"), InstanceAccessor<&Device::isa>("isa"), InstanceAccessor<&Device::threads>("threads")});
   }
 
   // new Device(isa | undefined, threads: 0 for one per core, planned: calls are not run, their workspace is found), or new Device("cuda", ordinal)
@@ -133,15 +134,12 @@ class Device : public Napi::ObjectWrap<Device> {
     read->deferred.Reject(error);
   }
 
-  // call(op, frame: Float64Array)
-  void call(const Napi::CallbackInfo& info) {
-    open(info.Env());
-    int op = info[0].As<Napi::Number>().Int32Value();
-    auto frame = info[1].As<Napi::Float64Array>();
-    const double* next = frame.Data();
+  // An op and its frame; next moves on to what follows.
+  static Call read_call(const double*& next) {
+    const int op = int(*next++);
     const auto& arguments = op_table()[size_t(op)].arguments;
-    std::vector<rlhf::Value> values(arguments.size());
-    std::vector<rlhf_tensor> tensors;
+    Call call{op, std::vector<rlhf::Value>(arguments.size()), {}};
+    auto& [_, values, tensors] = call;
     tensors.reserve(arguments.size());
     for (size_t i = 0; i < arguments.size(); i++) {
       if (is_tensor(arguments[i].kind)) {
@@ -158,15 +156,38 @@ class Device : public Napi::ObjectWrap<Device> {
         values[i].integer = int64_t(*next++);
       }
     }
-    if (planned_) plan(op, values, tensors);
-    else queue_->call(op, std::move(values), std::move(tensors));
+    call.bind();
+    return call;
   }
 
-  void plan(int op, std::vector<rlhf::Value>& values, const std::vector<rlhf_tensor>& tensors) {
-    bind(op, values, tensors);
+  // call(frame: Float64Array), the op before its arguments
+  void call(const Napi::CallbackInfo& info) {
+    open(info.Env());
+    const double* next = info[0].As<Napi::Float64Array>().Data();
+    if (planned_) return plan(read_call(next));
+    auto calls = std::make_shared<Calls>();
+    calls->push_back(read_call(next));
+    queue_->run(std::move(calls));
+  }
+
+  // record(frames: Float64Array), one after another: what run takes
+  Napi::Value record(const Napi::CallbackInfo& info) {
+    auto frames = info[0].As<Napi::Float64Array>();
+    auto calls = std::make_shared<Calls>();
+    for (const double *next = frames.Data(), *end = next + frames.ElementLength(); next < end;) calls->push_back(read_call(next));
+    return Napi::External<Recorded>::New(info.Env(), new Recorded(std::move(calls)), [](Napi::Env, Recorded* recorded) { delete recorded; });
+  }
+
+  // run(recorded)
+  void run(const Napi::CallbackInfo& info) {
+    open(info.Env());
+    queue_->run(*info[0].As<Napi::External<Recorded>>().Data());
+  }
+
+  void plan(const Call& call) {
     queue_->drain();  // offsets that were written tell how much
     int64_t bytes = 0;
-    invoke(stream_, op, values.data(), nullptr, 0, &bytes);
+    invoke(stream_, call.op, call.values.data(), nullptr, 0, &bytes);
     if (size_t(bytes) > planned_workspace_) planned_workspace_ = size_t(bytes);
   }
 

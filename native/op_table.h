@@ -55,4 +55,7 @@ std::string ops_json();
 // Checks the arguments and runs the op on the stream; with bytes_wanted, only tells the workspace.
 rlhf_status invoke(rlhf_stream*, int op, const Value*, void* workspace, int64_t workspace_bytes, int64_t* bytes_wanted);
 
+// Whether the threads of the stream wait for the next op without falling asleep.
+void keep_awake(rlhf_stream*, bool);
+
 }  // namespace rlhf

@@ -49,33 +49,37 @@ void Queue::work() {
   }
 }
 
-void bind(int op, std::vector<Value>& values, const std::vector<rlhf_tensor>& tensors) {
+void Call::bind() {
   const rlhf_tensor* next = tensors.data();
   for (size_t i = 0; i < values.size(); i++)
     if (is_tensor(op_table()[size_t(op)].arguments[i].kind)) values[i].tensor = next->dtype < 0 ? nullptr : next, next++;
 }
 
-void Queue::call(int op, std::vector<Value> values, std::vector<rlhf_tensor> tensors) {
-  push([this, op, values = std::move(values), tensors = std::move(tensors)]() mutable {
-    bind(op, values, tensors);
-    auto begin = std::chrono::steady_clock::now();
-    run(op, values);
-    std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-    busy_.store(busy_.load(std::memory_order_relaxed) + took.count(), std::memory_order_relaxed);
+void Queue::run(std::shared_ptr<const Calls> calls) {
+  push([this, calls = std::move(calls)] {
+    if (calls->size() > 1) keep_awake(stream_, true);
+    for (const Call& call : *calls) {
+      auto begin = std::chrono::steady_clock::now();
+      run(call);
+      std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+      busy_.store(busy_.load(std::memory_order_relaxed) + took.count(), std::memory_order_relaxed);
+    }
+    if (calls->size() > 1) keep_awake(stream_, false);
   });
 }
 
-void Queue::run(int op, const std::vector<Value>& values) {
+void Queue::run(const Call& call) {
+  const Value* values = call.values.data();
+  const auto attempt = [&] { return invoke(stream_, call.op, values, workspace_, int64_t(workspace_bytes_.load()), nullptr); };
+  rlhf_status status = attempt();
   int64_t bytes = 0;
-  rlhf_status status = invoke(stream_, op, values.data(), nullptr, 0, &bytes);
-  if (size_t(bytes) > workspace_bytes_) {
+  if (status == RLHF_BAD_WORKSPACE && invoke(stream_, call.op, values, nullptr, 0, &bytes) == RLHF_OK) {  // nothing was continued yet
     if (workspace_) pages_.release(workspace_);
     workspace_ = pages_.allocate(size_t(bytes));
     workspace_bytes_ = workspace_ ? size_t(bytes) : 0;
+    status = attempt();
   }
-  // Refused arguments are refused again by the call itself, which also leaves NaN behind where ids were bad.
-  status = invoke(stream_, op, values.data(), workspace_, int64_t(workspace_bytes_.load()), nullptr);
-  if (status != RLHF_OK) keep({op_table()[size_t(op)].name, rlhf_message(stream_), status});
+  if (status != RLHF_OK) keep({op_table()[size_t(call.op)].name, rlhf_message(stream_), status});
 }
 
 void Queue::keep(Failure failure) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -20,8 +21,13 @@ struct Failure {
   rlhf_status status = RLHF_OK;
 };
 
-// Puts the op's tensors, in order, into its values; one of dtype -1 is absent.
-void bind(int op, std::vector<Value>& values, const std::vector<rlhf_tensor>& tensors);
+struct Call {
+  int op;
+  std::vector<Value> values;
+  std::vector<rlhf_tensor> tensors;  // in order; one of dtype -1 is absent
+  void bind();  // puts the tensors into the values
+};
+using Calls = std::vector<Call>;
 
 class Queue {
  public:
@@ -29,7 +35,7 @@ class Queue {
   ~Queue();  // what is still queued does not run
   void push(std::function<void()> task);
   void drain();  // waits until all that is queued has run
-  void call(int op, std::vector<Value> values, std::vector<rlhf_tensor> tensors);
+  void run(std::shared_ptr<const Calls>);  // bound; many of them are one task
 
   // On the queue's thread only: the first failure since it was last taken, and keeping one.
   Failure take_failure();
@@ -39,7 +45,7 @@ class Queue {
 
  private:
   void work();
-  void run(int op, const std::vector<Value>& values);
+  void run(const Call&);
 
   rlhf_stream* stream_;
   const Pages pages_;

@@ -359,6 +359,10 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
   return status;
 }
 
+void keep_awake(rlhf_stream* on, bool awake) {
+  if (on->pool) on->pool->keep_awake(awake);
+}
+
 std::vector<const char*> cpu_dtypes(const Op& op) {
   for (const Argument& a : op.arguments)
     if (takes_either(a)) return {"f32", "bf16"};

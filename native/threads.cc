@@ -22,8 +22,10 @@ void pause() {
 }
 
 template <class T, class Done>
-void wait(std::atomic<T>& value, Done done) {
+void wait(std::atomic<T>& value, const std::atomic<bool>& awake, Done done) {
   for (int spin = 0; spin < SPINS; spin++, pause())
+    if (done(value.load(std::memory_order_acquire))) return;
+  for (; awake.load(std::memory_order_relaxed); std::this_thread::yield())  // where there are more threads than cores, others must get on
     if (done(value.load(std::memory_order_acquire))) return;
   for (T seen = value.load(std::memory_order_acquire); !done(seen); seen = value.load(std::memory_order_acquire)) value.wait(seen, std::memory_order_acquire);
 }
@@ -47,13 +49,13 @@ void Pool::run(void (*f)(void* state, int thread), void* state) {
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();
   f(state, 0);
-  wait(running_, [](int n) { return n == 0; });
+  wait(running_, awake_, [](int n) { return n == 0; });
 }
 
 void Pool::work(int thread) {
   KeepDenormals keep;
   for (unsigned round = 0;;) {
-    wait(round_, [round](unsigned now) { return now != round; });
+    wait(round_, awake_, [round](unsigned now) { return now != round; });
     round++;
     if (stop_.load(std::memory_order_relaxed)) return;
     f_(state_, thread);

@@ -14,6 +14,7 @@ class Pool final : public Threads {
   ~Pool();
   int size() const { return int(workers_.size()) + 1; }
   void run(void (*f)(void* state, int thread), void* state) override;
+  void keep_awake(bool awake) { awake_.store(awake, std::memory_order_relaxed); }  // workers, whatever time passes between runs
 
  private:
   void work(int thread);
@@ -23,7 +24,7 @@ class Pool final : public Threads {
   void* state_ = nullptr;
   std::atomic<unsigned> round_{0};  // one more for every run
   std::atomic<int> running_{0};  // workers that have not finished this round
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> stop_{false}, awake_{false};
 };
 
 int cores();  // that this process may use

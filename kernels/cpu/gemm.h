@@ -71,7 +71,7 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
       advance();
     }
   for (; step < k; step++) {
-    if (LAID && ahead_step) __builtin_prefetch(ahead + step * ahead_step);
+    if (LAID && ahead_step) __builtin_prefetch(ahead + step * ahead_step, 0, 2);  // into L2
     advance();
   }
 #pragma GCC unroll 2
@@ -229,17 +229,19 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
 }
 
 // A product of few rows, as in decoding, where memory is the limit: every panel is read once from its first step to its last, a
-// row-major b is packed panel by panel. What needs more than one tile goes FEW_STEPS at a time, which then lie in L1, and asks for
-// the next ones meanwhile. On Zen 4 with AVX-512, 1 row reads panels of f32 and of bf16 at all of the memory's bandwidth (4 rows:
-// all and 85 %), 16 rows reach 65 % of the peak. (Asking ahead with one tile loses a sixth.)
-constexpr int64_t FEW = 16, FEW_STEPS = 128;
+// row-major b is packed panel by panel. What needs more than one tile, as even as they go, takes FEW_BYTES of a panel at a time, which
+// then lie in L1, and asks for the next ones into L2 meanwhile. On Zen 4 with AVX-512 and two threads, over the layers of GPT-2, 1 to 8
+// rows read f32 and 1 to 4 rows bf16 at all of the memory's bandwidth (30 to 34 GB/s), 16 rows reach 82 % of the peak with either.
+// Lost: asking into L1, which drives out what is at work there (16 rows of f32: 63 %), asking with one tile (a sixth), rows of a set apart
+// by an odd number of lines (nothing).
+constexpr int64_t FEW = 16, FEW_BYTES = 8192;
 constexpr int FEW_R = MR < 8 ? MR : 8, FEW_WIDE = NV == 2 ? 8 : 2;  // rows of a tile; up to which it is a whole panel wide
 
 template <class T>
 RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* packed_b) {
-  const int64_t rows = bottom - top;
-  const bool one = rows <= FEW_WIDE && (rows & (rows - 1)) == 0;  // tile
-  const int64_t steps = !p.panels ? KC : one ? p.k : FEW_STEPS;
+  const int64_t rows = bottom - top, tiles = (rows + FEW_R - 1) / FEW_R;
+  const bool one = rows <= FEW_WIDE;  // tile
+  const int64_t steps = !p.panels ? KC : one ? p.k : FEW_BYTES / (PANEL * int64_t(sizeof(T)));
   for (int64_t j = first; j < last; j += PANEL)
     for (int64_t k0 = 0; k0 < p.k; k0 += steps) {
       const int64_t k = smaller(steps, p.k - k0);
@@ -256,10 +258,16 @@ RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, i
                 bias ? bias + l : nullptr, p.a.row, ahead, share);
           i += R;
         };
-        while (bottom - i >= FEW_R) tile.template operator()<FEW_R>();
-        if (bottom - i >= 4) tile.template operator()<4>();
-        if (bottom - i >= 2) tile.template operator()<2>();
-        if (bottom - i >= 1) tile.template operator()<1>();
+        for (int64_t t = 0; t < tiles; t++) switch (rows * (t + 1) / tiles - rows * t / tiles) {
+            case 1: tile.template operator()<1>(); break;
+            case 2: tile.template operator()<2>(); break;
+            case 3: tile.template operator()<3>(); break;
+            case 4: tile.template operator()<4>(); break;
+            case 5: tile.template operator()<5>(); break;
+            case 6: tile.template operator()<6>(); break;
+            case 7: tile.template operator()<FEW_R - 1>(); break;
+            default: tile.template operator()<FEW_R>();
+          }
       };
       if (p.panels) {
         meet(p.panels + j * p.k + k0 * PANEL, one ? 0 : PANEL * int64_t(sizeof(T)));

@@ -33,6 +33,11 @@ export interface Device {
   /** After everything queued before; rejects with the first error of a queued op, which names the op. `dtype` is that of what lies there. */
   read(address: number, bytes: number, dtype?: Dtype): Promise<ArrayBuffer>;
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void;
+  /**
+   * Runs `f` and keeps its calls, which may then run again: on the same memory, so what they read and `f` did not make must outlive
+   * them, and numbers that change between runs are written to it before. @throws TypeError `RECORD` if `f` writes
+   */
+  record<T>(f: () => T): Recorded<T>;
   /** Bytes of tensors in use, their highest so far with the workspace, held with the cache; seconds spent in ops. */
   memory(): { current: number; peak: number; held: number; workspace: number; busySeconds: number };
   /** Starts the peak anew. */
@@ -40,6 +45,19 @@ export interface Device {
   /** Waits for what is queued, then frees everything. */
   close(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** Calls that were recorded, and what `f` returned: tensors that each run writes anew. */
+export interface Recorded<T> extends Disposable {
+  readonly result: T;
+  run(): void;
+}
+
+/** What is being recorded: the calls, and the memory that is theirs, by its size where it is free. */
+interface Recording {
+  frames: number[];
+  sizes: Map<number, number>;
+  free: Map<number, number[]>;
 }
 
 const DTYPES = { f32: 0, f64: 1, i32: 2, bf16: 3, f16: 4 } as const; // no op of the addon takes the last
@@ -52,8 +70,9 @@ let current: Device | undefined;
 export class AddonDevice implements Device {
   readonly isa: string;
   readonly threads: number;
-  private readonly frame = new Float64Array(64 * 9);
+  private readonly frame = new Float64Array(1 + 64 * 9);
   private readonly native: NativeDevice;
+  private recording: Recording | undefined;
 
   /** @param number threads (cpu) or ordinal (cuda) */
   constructor(
@@ -74,17 +93,26 @@ export class AddonDevice implements Device {
     return this.kind === "cpu" && either ? "bf16" : undefined;
   }
   allocate(bytes: number): number {
+    const { recording } = this;
+    const again = recording?.free.get(bytes)?.pop();
+    if (again !== undefined) return again;
     try {
-      return this.native.allocate(bytes);
+      const address = this.native.allocate(bytes);
+      recording?.sizes.set(address, bytes);
+      return address;
     } catch (error) {
       const { name, message } = error as Error;
       throw name === "RangeError" ? rangeError("MEMORY", message) : typeError("DEVICE", message);
     }
   }
   release(address: number): void {
-    this.native.release(address);
+    const bytes = this.recording?.sizes.get(address);
+    if (bytes === undefined) return void this.native.release(address);
+    const { free } = this.recording!;
+    free.set(bytes, [...(free.get(bytes) ?? []), address]);
   }
   write(address: number, data: ArrayBufferView): void {
+    if (this.recording) throw typeError("RECORD", "numbers are written while calls are recorded: write them to a tensor before, which the calls read");
     this.native.write(address, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
   }
   async read(address: number, bytes: number): Promise<ArrayBuffer> {
@@ -99,7 +127,8 @@ export class AddonDevice implements Device {
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void {
     if (!this.has(op.name)) throw typeError("OP", `${op.name}: the device ${this.kind} does not have this op`);
     const { frame } = this;
-    let at = 0;
+    frame[0] = op.index;
+    let at = 1;
     for (let i = 0; i < op.arguments.length; i++) {
       const arg = args[i];
       if (typeof arg === "number") {
@@ -116,7 +145,24 @@ export class AddonDevice implements Device {
       }
       at += 9;
     }
-    this.native.call(op.index, frame);
+    this.recording?.frames.push(...frame.subarray(0, at));
+    this.native.call(frame);
+  }
+  record<T>(f: () => T): Recorded<T> {
+    const recording: Recording = { frames: [], sizes: new Map(), free: new Map() };
+    const dispose = () => [...recording.free.values()].flat().forEach((address) => this.native.release(address));
+    this.recording = recording;
+    let result: T;
+    try {
+      result = f();
+    } catch (error) {
+      dispose();
+      throw error;
+    } finally {
+      this.recording = undefined;
+    }
+    const calls = this.native.record(Float64Array.from(recording.frames));
+    return { result, run: () => this.native.run(calls), [Symbol.dispose]: dispose };
   }
   memory() {
     return this.native.memory();

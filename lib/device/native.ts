@@ -19,7 +19,11 @@ export interface NativeDevice {
   release(address: number): boolean;
   write(address: number, bytes: Uint8Array): void;
   read(address: number, bytes: number): Promise<ArrayBuffer>;
-  call(op: number, frame: Float64Array): void;
+  /** An op's number and its arguments. */
+  call(frame: Float64Array): void;
+  /** Such frames one after another, for `run`. */
+  record(frames: Float64Array): object;
+  run(recorded: object): void;
   memory(): { current: number; peak: number; held: number; workspace: number; busySeconds: number };
   trim(): void;
   close(): void;

@@ -1,4 +1,4 @@
-import { AddonDevice, type Placed } from "./device.js";
+import { AddonDevice, type Placed, type Recorded } from "./device.js";
 import { BYTES, type OpSpec } from "./ops.js";
 
 /** What a run asks of a machine. */
@@ -22,12 +22,17 @@ export interface Speed {
 
 type Args = readonly (Placed | number | undefined)[];
 
+/** Where a tensor lies, even once it is disposed. */
+const placed = (arg: Args[number]) =>
+  typeof arg === "object" ? { address: arg.address, dtype: arg.dtype, layout: arg.layout, shape: arg.shape, stride: arg.stride } : arg;
+
 /**
  * A CPU that runs nothing. Memory is handed out as on a real one (pages that nobody writes are not there), so its peak is a
  * run's, workspace included; calls are counted; what is read are zeros.
  */
 export class PlannedDevice extends AddonDevice {
   private work: Work = { calls: 0, flops: 0, bytes: 0, seconds: 0 };
+  private recorded: { op: OpSpec; args: Args }[] | undefined;
   private readonly integers = new Map<number, Int32Array>();
 
   constructor(
@@ -46,11 +51,25 @@ export class PlannedDevice extends AddonDevice {
   }
   override call(op: OpSpec, args: Args): void {
     super.call(op, args);
+    this.recorded?.push({ op, args: args.map(placed) });
+    this.count(op, args, this.speed.call);
+  }
+  override record<T>(f: () => T): Recorded<T> {
+    const calls: { op: OpSpec; args: Args }[] = (this.recorded = []);
+    try {
+      const run = () => calls.forEach(({ op, args }) => this.count(op, args, 0));
+      return { ...super.record(f), run };
+    } finally {
+      this.recorded = undefined;
+    }
+  }
+
+  private count(op: OpSpec, args: Args, seconds: number): void {
     const [flops, bytes] = [this.flopsOf(op, args), this.bytesOf(op, args)];
     this.work.calls++;
     this.work.flops += flops;
     this.work.bytes += bytes;
-    this.work.seconds += this.speed.call + Math.max(flops / this.speed.flops, bytes / this.speed.bandwidth);
+    this.work.seconds += seconds + Math.max(flops / this.speed.flops, bytes / this.speed.bandwidth);
   }
 
   /** The work since the last time. */

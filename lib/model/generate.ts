@@ -1,9 +1,10 @@
+import type { Recorded } from "../device/device.js";
 import { rangeError } from "../device/errors.js";
 import { run } from "../tensor/op.js";
 import * as ops from "../tensor/ops/index.js";
 import { scope, Tensor } from "../tensor/tensor.js";
 import { longestSequence } from "./config.js";
-import { pack, type Packed, type Transformer } from "./transformer.js";
+import { pack, type Transformer } from "./transformer.js";
 
 export interface SamplingOptions {
   /** Tokens of a completion at most. */
@@ -78,7 +79,7 @@ export async function generate(
   const results: Completion[] = new Array(requests.length);
   if (requests.length === 0) return results;
   const longest = Math.max(...requests.map(({ prompt }) => prompt.length)) + options.maxTokens;
-  const cache = new Cache(model, slots, Math.ceil(longest / TILE) * TILE);
+  const cache = new Cache(model, options, slots, Math.ceil(longest / TILE) * TILE);
   const stop = new Set(options.stop);
   const prompts = new Map<string, ArrayLike<number>>();
   const intern = (prompt: ArrayLike<number>) => {
@@ -89,13 +90,13 @@ export async function generate(
   let next = 0;
   let running: Running[] = [];
 
-  const take = async (batch: Running[], logits: Tensor) => {
-    for (const [i, token] of (await sample(batch, logits, options)).entries()) {
-      batch[i].tokens.push(token.id);
-      batch[i].logp.push(token.logp);
-      batch[i].truncatedLogp.push(token.truncatedLogp);
-    }
-    return batch.filter((one) => {
+  const take = async (batch: Running[], drawn: Promise<Numbers>) => {
+    const { token, logp, truncatedLogp } = await drawn;
+    return batch.filter((one, i) => {
+      if (results[one.place]) return false; // it had stopped when this was queued
+      one.tokens.push(token[i]);
+      one.logp.push(logp[i]);
+      one.truncatedLogp.push(truncatedLogp[i]);
       const stopped = stop.has(one.tokens.at(-1)!);
       if (!stopped && one.tokens.length < options.maxTokens) return true;
       free.push(one.slot);
@@ -112,30 +113,39 @@ export async function generate(
     });
   };
 
+  const panels = model.pack();
   try {
-    await model.packed(async () => {
-      while (next < requests.length || running.length > 0) {
-        if (running.length > 0) running = await take(running, cache.decode(running));
-        const entering: Running[] = [];
-        for (; free.length > 0 && next < requests.length; next++)
-          entering.push({
-            request: requests[next],
-            prompt: intern(requests[next].prompt),
-            place: next,
-            slot: free.pop()!,
-            tokens: [],
-            logp: [],
-            truncatedLogp: [],
-          });
-        const held = new Map(running.map(({ prompt, slot }) => [prompt, slot]));
-        const joining = entering.filter(({ prompt }) => held.has(prompt));
-        const fresh = entering.filter(({ prompt }) => !held.has(prompt));
-        cache.copy(joining.map(({ prompt, slot }) => ({ from: held.get(prompt)!, to: slot }))); // their first step is that of the prompt's last token
-        running.push(...joining);
-        if (fresh.length > 0) running.push(...(await take(fresh, cache.prefill(fresh))));
+    while (next < requests.length || running.length > 0) {
+      // Until a sequence is as long as it may be, the next step is queued before this one is read, so that no thread waits for JavaScript.
+      for (let drawn = running.length > 0 ? cache.decode(running) : undefined; drawn;) {
+        const batch = running;
+        const ahead = batch.every(({ tokens }) => tokens.length + 1 < options.maxTokens) ? cache.decode(batch, 1) : undefined;
+        ahead?.catch(() => undefined); // where this step fails, the next one may fail too
+        running = await take(batch, drawn);
+        const ended = running.length < batch.length;
+        if (ended && ahead) running = await take(batch, ahead);
+        drawn = ended ? undefined : ahead;
       }
-    });
+      const entering: Running[] = [];
+      for (; free.length > 0 && next < requests.length; next++)
+        entering.push({
+          request: requests[next],
+          prompt: intern(requests[next].prompt),
+          place: next,
+          slot: free.pop()!,
+          tokens: [],
+          logp: [],
+          truncatedLogp: [],
+        });
+      const held = new Map(running.map(({ prompt, slot }) => [prompt, slot]));
+      const joining = entering.filter(({ prompt }) => held.has(prompt));
+      const fresh = entering.filter(({ prompt }) => !held.has(prompt));
+      cache.copy(joining.map(({ prompt, slot }) => ({ from: held.get(prompt)!, to: slot }))); // their first step is that of the prompt's last token
+      running.push(...joining);
+      if (fresh.length > 0) running.push(...(await take(fresh, cache.prefill(fresh))));
+    }
   } finally {
+    panels[Symbol.dispose]();
     cache.dispose();
   }
   return results;
@@ -154,13 +164,28 @@ function check(model: Transformer, requests: readonly Request[], { maxTokens }: 
   });
 }
 
+/** What is drawn, [B] each. */
+interface Drawn {
+  token: Tensor;
+  logp: Tensor;
+  truncatedLogp: Tensor;
+}
+type Numbers = Record<keyof Drawn, ArrayLike<number>>;
+
+async function read({ token, logp, truncatedLogp }: Drawn): Promise<Numbers> {
+  const [ids, whole, truncated] = await Promise.all([token.read(), logp.read(), truncatedLogp.read()]);
+  return { token: ids, logp: whole, truncatedLogp: truncated };
+}
+
 /** Keys and values of the sequences in flight, one slot each. */
 class Cache {
   private readonly keys: Tensor[];
   private readonly values: Tensor[];
+  private step: Step | undefined;
 
   constructor(
-    private readonly model: Transformer,
+    readonly model: Transformer,
+    private readonly options: SamplingOptions,
     slots: number,
     capacity: number,
   ) {
@@ -170,8 +195,8 @@ class Cache {
     this.values = make();
   }
 
-  /** Runs the prompts, each different one once, and returns the logits after them. */
-  prefill(entering: readonly Running[]): Tensor {
+  /** Runs the prompts, each different one once, and draws the first tokens. */
+  async prefill(entering: readonly Running[]): Promise<Numbers> {
     const owners = new Map<ArrayLike<number>, Running>(); // the sequence that runs the prompt for all that share it
     for (const one of entering) if (!owners.has(one.prompt)) owners.set(one.prompt, one);
     const distinct = [...owners.values()];
@@ -181,17 +206,21 @@ class Cache {
     const last = new Map(distinct.map(({ prompt }, b) => [prompt, batch.cuSeqlens[b + 1] - 1]));
     const rows = Int32Array.from(entering, ({ prompt }) => last.get(prompt)!);
     const copies = entering.filter((one) => owners.get(one.prompt) !== one);
-    return scope(() => {
-      const scale = 1 / Math.sqrt(this.model.config.headSize);
+    const drawn = scope(() => {
+      const { scale } = this.model;
       const hidden = this.model.hidden(batch, {
+        rows,
         attend: (layer, q, k, v) => {
-          this.write(layer, k, v, slots, batch);
+          this.write(layer, k, v, slots, batch.positions);
           return ops.attention(q, k, v, batch.cuSeqlens, { scale });
         },
       });
       this.copy(copies.map(({ prompt, slot }) => ({ from: owners.get(prompt)!.slot, to: slot })));
-      return this.model.logits(ops.embedding(rows, hidden));
+      return this.draw(this.model.logits(hidden), counters(entering, this.options));
     });
+    const numbers = await read(drawn);
+    for (const tensor of Object.values(drawn)) tensor.dispose();
+    return numbers;
   }
 
   /** Slots take over what others hold. */
@@ -202,54 +231,86 @@ class Cache {
     for (const [layer, kCache] of this.keys.entries()) run("kvCopy", { from, to, kCache, vCache: this.values[layer] });
   }
 
-  /** One more token of each sequence: its logits. */
-  decode(running: readonly Running[]): Tensor {
-    const batch = {
-      ids: Int32Array.from(running, ({ prompt, tokens }) => tokens.at(-1) ?? prompt[prompt.length - 1]),
-      cuSeqlens: Int32Array.from({ length: running.length + 1 }, (_, i) => i),
-      positions: Int32Array.from(running, ({ prompt, tokens }) => prompt.length + tokens.length - 1),
-    };
-    const slots = Int32Array.from(running, ({ slot }) => slot);
-    const lengths = batch.positions.map((position) => position + 1);
-    return scope(() => {
-      const scale = 1 / Math.sqrt(this.model.config.headSize);
-      const hidden = this.model.hidden(batch, {
-        attend: (layer, q, k, v) => {
-          this.write(layer, k, v, slots, batch);
-          return run("attentionDecode", { q, kCache: this.keys[layer], vCache: this.values[layer], slots, lengths, scale }).o;
-        },
-      });
-      return this.model.logits(hidden);
-    });
+  /** One more token of each sequence; with `ahead` 1, the one after that, which the same sequences drew before and nobody has read. */
+  decode(running: readonly Running[], ahead: 0 | 1 = 0): Promise<Numbers> {
+    if (this.step?.size !== running.length) {
+      this.step?.dispose();
+      this.step = new Step(this, running.length);
+    }
+    return this.step.run(running, ahead, counters(running, this.options, ahead));
   }
 
-  private write(layer: number, k: Tensor, v: Tensor, slots: Int32Array, { positions }: Packed): void {
+  attend(layer: number, q: Tensor, k: Tensor, v: Tensor, { slots, positions, lengths }: Inputs): Tensor {
+    this.write(layer, k, v, slots, positions);
+    return run("attentionDecode", { q, kCache: this.keys[layer], vCache: this.values[layer], slots, lengths, scale: this.model.scale }).o;
+  }
+
+  /**
+   * @param counter int32 [B, 4]
+   * @param into    int32 [B], where the tokens go, if that matters
+   */
+  draw(logits: Tensor, counter: Tensor | Int32Array, into?: Tensor): Drawn {
+    const { seed, temperature = 1, topK = 0, topP = 1, minP = 0 } = this.options;
+    const at = counter instanceof Tensor ? counter : Tensor.from(counter, [counter.length / 4, 4], logits.device);
+    const { token, logp, truncatedLogp } = run("sample", { logits, counter: at, seed, stream: SAMPLING_STREAM, temperature, topK, topP, minP, token: into });
+    return { token, logp, truncatedLogp };
+  }
+
+  private write(layer: number, k: Tensor, v: Tensor, slots: Int32Array | Tensor, positions: Int32Array | Tensor): void {
     run("kvWrite", { k, v, slots, positions, kCache: this.keys[layer], vCache: this.values[layer] });
   }
 
   dispose(): void {
+    this.step?.dispose();
     for (const tensor of [...this.keys, ...this.values]) tensor.dispose();
   }
 }
 
-async function sample(batch: readonly Running[], logits: Tensor, options: SamplingOptions) {
-  const counter = new Int32Array(batch.length * 4);
-  batch.forEach(({ request, tokens }, i) => counter.set([options.update ?? 0, request.index, request.sample, tokens.length], i * 4));
-  const drawn = scope(() => {
-    const { token, logp, truncatedLogp } = run("sample", {
-      logits,
-      counter: Tensor.from(counter, [batch.length, 4], logits.device),
-      seed: options.seed,
-      stream: SAMPLING_STREAM,
-      temperature: options.temperature ?? 1,
-      topK: options.topK ?? 0,
-      topP: options.topP ?? 1,
-      minP: options.minP ?? 0,
-    });
-    return { token, logp, truncatedLogp };
-  });
-  logits.dispose();
-  const [ids, logp, truncated] = await Promise.all([drawn.token.read(), drawn.logp.read(), drawn.truncatedLogp.read()]);
-  for (const tensor of Object.values(drawn)) tensor.dispose();
-  return Array.from(ids, (id, i) => ({ id, logp: logp[i], truncatedLogp: truncated[i] }));
+/** What a step reads, int32 [B] each but for the counter of the random numbers, [B, 4]. */
+type Inputs = Record<"ids" | "positions" | "slots" | "lengths" | "counter", Tensor>;
+
+/**
+ * One more token of so many sequences, from the embedding to the draw: recorded the first time, so that JavaScript does not ask for each op
+ * again. What is drawn lies where the next step reads its ids.
+ */
+class Step {
+  private readonly inputs: Inputs;
+  private recorded: Recorded<Drawn> | undefined;
+
+  constructor(
+    private readonly cache: Cache,
+    readonly size: number,
+  ) {
+    const make = (...shape: number[]) => Tensor.empty([size, ...shape], "i32", cache.model.device);
+    this.inputs = { ids: make(), positions: make(), slots: make(), lengths: make(), counter: make(4) };
+  }
+
+  run(running: readonly Running[], ahead: 0 | 1, counter: Int32Array): Promise<Numbers> {
+    const { ids, positions, slots, lengths } = this.inputs;
+    const length = ({ prompt, tokens }: Running) => prompt.length + tokens.length + ahead;
+    if (!ahead) ids.write(Int32Array.from(running, ({ prompt, tokens }) => tokens.at(-1) ?? prompt[prompt.length - 1]));
+    positions.write(Int32Array.from(running, (one) => length(one) - 1));
+    slots.write(Int32Array.from(running, ({ slot }) => slot));
+    lengths.write(Int32Array.from(running, length));
+    this.inputs.counter.write(counter);
+    if (this.recorded) this.recorded.run();
+    else this.recorded = this.cache.model.device.record(() => scope(() => this.draw()));
+    return read(this.recorded.result);
+  }
+
+  private draw(): Drawn {
+    const { cache, inputs } = this;
+    const hidden = cache.model.hiddenAt(inputs.ids, inputs.positions, { attend: (layer, q, k, v) => cache.attend(layer, q, k, v, inputs) });
+    return cache.draw(cache.model.logits(hidden), inputs.counter, inputs.ids);
+  }
+
+  dispose(): void {
+    for (const tensor of Object.values({ ...this.inputs, ...this.recorded?.result })) tensor.dispose();
+    this.recorded?.[Symbol.dispose]();
+  }
+}
+
+/** Of the random numbers of each sequence's next token, [B, 4]. */
+function counters(running: readonly Running[], { update = 0 }: SamplingOptions, ahead = 0): Int32Array {
+  return Int32Array.from(running.flatMap(({ request, tokens }) => [update, request.index, request.sample, tokens.length + ahead]));
 }

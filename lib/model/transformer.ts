@@ -98,7 +98,8 @@ const isMatrix = ({ name, value }: Parameter) => value.shape.length === 2 && nam
 export class Transformer {
   readonly parameters = new Map<string, Parameter>();
   private readonly inverseFrequency: Tensor | undefined;
-  private panels: Map<string, Tensor> | undefined;
+  private readonly panels = new Map<Parameter, { version: number; panel: Tensor }>();
+  private packers = 0; // who wants them
 
   constructor(
     readonly config: ModelConfig,
@@ -231,23 +232,37 @@ export class Transformer {
   get head(): Parameter {
     return this.parameter(this.config.tied ? "embedding" : "head");
   }
+  /** Of the scores of attention. */
+  get scale(): number {
+    return 1 / Math.sqrt(this.config.headSize);
+  }
   get size(): number {
     let size = 0;
     for (const { value } of this.parameters.values()) size += value.size;
     return size;
   }
 
-  /** Runs `f` with the linear layers packed for the kernels: for many forward passes over unchanged weights. */
-  async packed<T>(f: () => Promise<T>): Promise<T> {
-    this.panels = new Map();
-    for (const { name, working } of this.matrices)
-      if (name !== "positions" && (name !== "embedding" || this.config.tied)) this.panels.set(name, ops.pack(working));
-    try {
-      return await f();
-    } finally {
-      for (const panel of this.panels.values()) panel.dispose();
-      this.panels = undefined;
+  /**
+   * Packs the linear layers for the kernels until what it returns is disposed: for many forward passes over unchanged weights, at the cost of
+   * their memory. What is packed already is not packed again unless it changed.
+   */
+  pack(): Disposable {
+    for (const parameter of this.matrices) {
+      const { name, working, version } = parameter;
+      if (name === "positions" || (name === "embedding" && !this.config.tied) || this.panels.get(parameter)?.version === version) continue;
+      this.panels.get(parameter)?.panel.dispose();
+      this.panels.set(parameter, { version, panel: ops.pack(working) });
     }
+    this.packers++;
+    return {
+      [Symbol.dispose]: () => {
+        if (--this.packers === 0) this.unpack();
+      },
+    };
+  }
+  private unpack(): void {
+    for (const { panel } of this.panels.values()) panel.dispose();
+    this.panels.clear();
   }
 
   private linear(x: Tensor, name: string): Tensor {
@@ -257,7 +272,9 @@ export class Transformer {
     return ops.loraLinear(x, weight, bias, { a: this.weight(loraA(name, this.config)), b: this.weight(`${name}.loraB`), scale: alpha / rank });
   }
   private weight(name: string): Parameter | Tensor {
-    return (!activeTape() && this.panels?.get(name)) || this.parameter(name);
+    const parameter = this.parameter(name);
+    const packed = activeTape() ? undefined : this.panels.get(parameter);
+    return packed?.version === parameter.version ? packed.panel : parameter;
   }
   private normed(x: Tensor, name: string): Tensor {
     const gain = this.parameter(`${name}.gain`);
@@ -272,21 +289,25 @@ export class Transformer {
    *   `rows`: int32 [K], only these rows are wanted: f32 [K, C]. What no query is asked of goes no further than the last layer's keys and values
    * @throws RangeError `CONTEXT` for a sequence longer than the table of positions or the sliding window
    */
-  hidden({ ids, cuSeqlens, prefix, positions }: Packed, { attend, recompute = false, rows }: HiddenOptions & { rows?: Int32Array } = {}): Tensor {
-    const { config } = this;
-    const N = positions.length;
-    const longest = longestSequence(config);
+  hidden(batch: Packed, { attend, rows, ...options }: HiddenOptions & { rows?: Int32Array } = {}): Tensor {
+    const { ids, cuSeqlens, prefix, positions } = batch;
+    const longest = longestSequence(this.config);
     const beyond = positions.find((position) => position >= longest);
     if (beyond !== undefined) {
-      const limit = config.window === undefined ? "table of positions" : "sliding window, which attention computes no further than";
+      const limit = this.config.window === undefined ? "table of positions" : "sliding window, which attention computes no further than";
       throw rangeError("CONTEXT", `a sequence has ${beyond + 1} tokens, wanted at most ${longest}, the model's ${limit}`);
     }
-    const wanted = rows && Tensor.from(rows, [rows.length], this.device);
-    const at = Tensor.from(positions, [N], this.device);
     const offsets = Tensor.from(cuSeqlens, [cuSeqlens.length], this.device);
-    const scale = 1 / Math.sqrt(config.headSize);
     const before = prefix && Tensor.from(prefix, [prefix.length], this.device);
-    attend ??= (_, q, k, v) => ops.attention(q, k, v, offsets, { prefix: before, scale });
+    const causal: Attend = (_, q, k, v) => ops.attention(q, k, v, offsets, { prefix: before, scale: this.scale });
+    const wanted = rows && Tensor.from(rows, [rows.length], this.device);
+    return this.hiddenAt(ids, Tensor.from(positions, [positions.length], this.device), { attend: attend ?? causal, wanted, ...options });
+  }
+
+  /** The same of tokens whose positions are on the device, int32 [N], as are the wanted rows. */
+  hiddenAt(ids: Int32Array | Tensor, at: Tensor, { attend, recompute = false, wanted }: HiddenOptions & { attend: Attend; wanted?: Tensor }): Tensor {
+    const { config } = this;
+    const N = at.size;
     const heads = (x: Tensor, count: number) => ops.reshape(x, [N, count, config.headSize]);
     const perHead = (x: Tensor, name: string) =>
       config.qkNorm ? ops.reshape(this.normed(ops.reshape(x, [x.size / config.headSize, config.headSize]), name), x.shape) : x;
@@ -306,7 +327,9 @@ export class Transformer {
         const y = ops.add(of(x), this.linear(of(o), `${layer}.o`));
         return ops.add(y, this.mlp(this.normed(y, `${layer}.mlpNorm`), layer));
       };
-      x = recompute ? recomputed(x, block) : block(x);
+      const input = x;
+      if (activeTape()) x = recompute ? recomputed(input, block) : block(input);
+      else x = scope(() => block(input)); // the next layer has its memory
     }
     return this.normed(x, "norm");
   }
@@ -340,6 +363,7 @@ export class Transformer {
   }
 
   dispose(): void {
+    this.unpack();
     for (const parameter of this.parameters.values()) parameter.dispose();
     this.inverseFrequency?.dispose();
   }

@@ -10,6 +10,8 @@ import { scope, Tensor, tensorsIn, withOwner, type Owner } from "./tensor.js";
 export class Parameter {
   /** No gradient flows to it while it is frozen. */
   trainable = true;
+  /** One more for every change of what ops read. */
+  version = 0;
   private readonly accumulators = new Map<number, Tensor>();
   private rounded: Tensor | undefined;
 
@@ -27,9 +29,11 @@ export class Parameter {
     if (this.value.dtype === "bf16") return;
     this.rounded ??= withOwner(NOBODY, () => Tensor.empty(this.value.shape, "bf16", this.value.device));
     run("cast", { x: this.value, y: this.rounded });
+    this.version++;
   }
   /** To be called after a change of the value. */
   changed(): void {
+    this.version++;
     if (this.rounded) this.round();
   }
 

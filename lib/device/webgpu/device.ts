@@ -1,4 +1,4 @@
-import type { Device, Placed } from "../device.js";
+import type { Device, Placed, Recorded } from "../device.js";
 import { rangeError, typeError, type CodedError } from "../errors.js";
 import type { Argument, Dtype, OpSpec } from "../ops.js";
 import { Call } from "./call.js";
@@ -120,6 +120,10 @@ export class WebGpuDevice implements Device {
     } finally {
       call.end();
     }
+  }
+
+  record<T>(): Recorded<T> {
+    throw typeError("OP", "record: the device webgpu does not run calls again, which generation needs");
   }
 
   memory() {
