@@ -62,7 +62,7 @@ void linear_logprob(Context& ctx, const linear_logprob_args& a) {
     ctx.split(count, 1, 256, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
         TileStats row{-__builtin_inf(), 0, 0};
-        for (int64_t tile = 0; tile < head.tiles; tile++) join(row, stats[tile * rows + r]);
+        join(row, stats + r, head.tiles, rows);
         const RowStats result = finish(row, targets[r]);
         a.logp[m0 + r] = result.logp, a.lse[m0 + r] = result.lse, a.entropy[m0 + r] = result.entropy;
       }
