@@ -34,21 +34,21 @@ template <bool SCALED>
   if (m == -__builtin_inff()) return {m, 0, 0};
   D s = setd(0), u = setd(0);
   const V vm = set(m);
-  const auto add = [&](V e, V x) __attribute__((always_inline)) {
+  const auto add = [&](V e, V y) __attribute__((always_inline)) {
     const D w = widen(e);
     s = s + w;
-    u = fma(w, widen(max(x - vm, least)), u);  // where e is 0, x may be -inf
+    u = fma(w, widen(max(y - vm, least)), u);  // where e is 0, y may be -inf
   };
   const int64_t own = target < 0 ? n : target / LANES * LANES;
   for (i = 0; i < n; i += LANES) {  // whole vectors up to the target's or the last, then that one
     for (const int64_t end = i <= own ? own : n; i + LANES <= end; i += LANES) {
-      const V x = at(i, LANES);
-      add(exp_diff(x, vm), x);
+      const V y = at(i, LANES);
+      add(exp_diff(y, vm), y);
     }
     if (i >= n) break;
     const int count = n - i < LANES ? int(n - i) : LANES;
-    const V x = at(i, count);
-    add(select(first(count) & !(iota() == seti(int32_t(target - i))), exp_diff(x, vm), zero()), x);
+    const V y = at(i, count);
+    add(select(first(count) & !(iota() == seti(int32_t(target - i))), exp_diff(y, vm), zero()), y);
   }
   return {m, sum(s), sum(u)};
 }
@@ -109,8 +109,12 @@ RLHF_INLINE RowStats row_stats(const float* logits, int64_t V_, int64_t y, float
   TileStats row{-__builtin_inf(), 0, 0}, tiles[LANES];
   for (int64_t j = 0; j < V_;) {
     int n = 0;
-    for (; n < LANES && j < V_; n++, j += VOCABULARY_TILE)
-      tiles[n] = tile_stats(logits + j, V_ - j < VOCABULARY_TILE ? V_ - j : VOCABULARY_TILE, inverse_temperature, y >= j && y < j + VOCABULARY_TILE ? y - j : -1);
+    for (; n < LANES && j < V_; n++, j += VOCABULARY_TILE) {
+      // the next tile, whose maximum has no arithmetic to hide memory behind
+      for (int64_t k = 0; k < VOCABULARY_TILE; k += LANES) __builtin_prefetch(logits + j + VOCABULARY_TILE + k);
+      tiles[n] =
+          tile_stats(logits + j, V_ - j < VOCABULARY_TILE ? V_ - j : VOCABULARY_TILE, inverse_temperature, y >= j && y < j + VOCABULARY_TILE ? y - j : -1);
+    }
     join(row, tiles, n);
   }
   return finish(row, logits[y] * inverse_temperature);

@@ -24,10 +24,10 @@ struct Sums {
 };
 constexpr int PREFERENCE_SUMS = sizeof(Sums) / sizeof(double);
 
-// Of each pair of a chunk, the chosen's before the rejected's; the terms of the sums only where they are chains
+// Of each pair of a chunk, the chosen's before the rejected's; the last three only where sums are chains
 struct Chunk {
   alignas(64) float scores[2][CHUNK], references[2][CHUNK], slopes[2][CHUNK];
-  alignas(64) double loss[CHUNK], z[CHUNK], chosen[CHUNK], rejected[CHUNK], probability[CHUNK];
+  alignas(64) double z[CHUNK], small[CHUNK], loss[CHUNK], chosen[CHUNK], rejected[CHUNK], probability[CHUNK];
 };
 struct Lanes {
   D loss = setd(0), z = loss, chosen = loss, rejected = loss, probability = loss;
@@ -50,48 +50,81 @@ struct Ids {
   }
 };
 
-// Pairs [p, p + n) at index `at` of the chunk; returns twice their wins, a tie is half of one.
-template <Preference FORM, bool CHAIN>
-RLHF_INLINE int64_t sixteen_pairs(const preference_loss_args& a, int64_t p, int n, int64_t at, Chunk& x, Lanes& sums) {
-  const D one = setd(1), none = setd(0);
-  const D c = widen(load(x.scores[0] + at)), r = widen(load(x.scores[1] + at));
-  D chosen = c, rejected = r, weight = setd(a.scale / a.denominator), z, l, dz, beta = one;
-  if (FORM != Preference::bradley_terry) chosen = c - widen(load(x.references[0] + at)), rejected = r - widen(load(x.references[1] + at));
-  if (a.weight) weight = widen(load(&a.weight[p], n)) * setd(a.scale) / setd(a.denominator);
-  z = chosen - rejected;
-  if (FORM == Preference::dpo) beta = setd(a.beta), z = beta * z;
-  if (FORM != Preference::ipo && a.margin) z = z - widen(load(&a.margin[p], n));
-  const B positive = none < z, negative = z < none;
-  const D size = select(negative, none - z, z), small = exp_below(none - size);
-  const D probability = select(negative, small, one) / (one + small);  // sigmoid(z)
-  if (FORM == Preference::ipo) {
-    const D off = z - setd(1 / (2 * a.beta));
-    l = off * off, dz = off + off;
-  } else {
-    D q = one;
-    if (a.label) q = widen(load(&a.label[p], n));
-    q = q * setd(1 - a.label_smoothing) + (one - q) * setd(a.label_smoothing);
-    l = log1p(small) + select(positive, one - q, q) * size;  // softplus(-|z|), and |z| of the side that lost
-    dz = probability - q;
+// Sixteen pairs of a chunk, of which n are there: p, p + 1 ..., at index `at` of the chunk
+struct SixteenPairs {
+  int64_t p, at;
+  int n;
+  // to the lanes of a sum, or to the terms of its chain
+  template <bool CHAIN>
+  RLHF_INLINE void add(D& sum, double* terms, D term) const {
+    if (CHAIN) store(terms + at, term);
+    else sum = sum + (n == LANES ? term : select(first(n), term, setd(0)));
   }
-  const D slope = weight * beta * dz;
+};
+
+// Three passes over a chunk, each short enough that several sixteens are under way at once.
+// z and exp(-|z|)
+template <Preference FORM, bool CHAIN>
+RLHF_INLINE void differences(const preference_loss_args& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+  const int64_t at = pairs.at;
+  D chosen = widen(load(x.scores[0] + at)), rejected = widen(load(x.scores[1] + at));
+  if (FORM != Preference::bradley_terry) chosen = chosen - widen(load(x.references[0] + at)), rejected = rejected - widen(load(x.references[1] + at));
+  D z = chosen - rejected;
+  if (FORM == Preference::dpo) z = setd(a.beta) * z;
+  if (FORM != Preference::ipo && a.margin) z = z - widen(load(&a.margin[pairs.p], pairs.n));
+  store(x.z + at, z), store(x.small + at, exp_below(select(z < setd(0), z, setd(0) - z)));
+  pairs.add<CHAIN>(sums.chosen, x.chosen, chosen), pairs.add<CHAIN>(sums.rejected, x.rejected, rejected);
+  if (!CHAIN) pairs.add<CHAIN>(sums.z, x.z, z);
+}
+
+RLHF_INLINE D weights(const preference_loss_args& a, const SixteenPairs& pairs) {
+  if (!a.weight) return setd(a.scale / a.denominator);
+  return widen(load(&a.weight[pairs.p], pairs.n)) * setd(a.scale) / setd(a.denominator);
+}
+RLHF_INLINE D labels(const preference_loss_args& a, const SixteenPairs& pairs) {
+  const D q = a.label ? widen(load(&a.label[pairs.p], pairs.n)) : setd(1);
+  return q * setd(1 - a.label_smoothing) + (setd(1) - q) * setd(a.label_smoothing);
+}
+RLHF_INLINE D both(const SixteenPairs& pairs, const Chunk& x) { return widen(load(x.scores[0] + pairs.at)) + widen(load(x.scores[1] + pairs.at)); }
+
+// Gradients; returns twice the wins, a tie is half of one.
+template <Preference FORM, bool CHAIN>
+RLHF_INLINE int64_t slopes(const preference_loss_args& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+  const int64_t at = pairs.at;
+  const D one = setd(1), none = setd(0), z = load(x.z + at), small = load(x.small + at);
+  const B positive = none < z, negative = z < none;
+  const D probability = select(negative, small, one) / (one + small);  // sigmoid(z)
+  D dz = probability - labels(a, pairs), beta = one;
+  if (FORM == Preference::dpo) beta = setd(a.beta);
+  if (FORM == Preference::ipo) dz = z - setd(1 / (2 * a.beta)), dz = dz + dz;
+  const D weight = weights(a, pairs), slope = weight * beta * dz;
   D up = slope, down = none - slope;
   if (a.center_coef != 0) {
-    const D both = c + r, center = weight * setd(2) * setd(a.center_coef) * both;
-    l = l + setd(a.center_coef) * both * both;
+    const D center = weight * setd(2) * setd(a.center_coef) * both(pairs, x);
     up = slope + center, down = center - slope;
   }
-  l = weight * l;
   store(x.slopes[0] + at, narrow(up)), store(x.slopes[1] + at, narrow(down));
-  if (CHAIN) {
-    store(x.loss + at, l), store(x.z + at, z), store(x.chosen + at, chosen), store(x.rejected + at, rejected), store(x.probability + at, probability);
+  pairs.add<CHAIN>(sums.probability, x.probability, probability);
+  const B there = first(pairs.n), tied = !positive & !negative & (z < setd(__builtin_inf()));
+  return 2 * __builtin_popcount(bits(positive & there)) + __builtin_popcount(bits(tied & there));
+}
+
+template <Preference FORM, bool CHAIN>
+RLHF_INLINE void losses(const preference_loss_args& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+  const D none = setd(0), z = load(x.z + pairs.at);
+  D l;
+  if (FORM == Preference::ipo) {
+    const D off = z - setd(1 / (2 * a.beta));
+    l = off * off;
   } else {
-    const B there = first(n);
-    const auto add = [&](D& sum, D term) __attribute__((always_inline)) { sum = sum + (n == LANES ? term : select(there, term, none)); };
-    add(sums.loss, l), add(sums.z, z), add(sums.chosen, chosen), add(sums.rejected, rejected), add(sums.probability, probability);
+    const D q = labels(a, pairs), size = select(z < none, none - z, z);
+    l = log1p(load(x.small + pairs.at)) + select(none < z, setd(1) - q, q) * size;  // softplus(-|z|), and |z| of the side that lost
   }
-  const unsigned won = bits(positive & first(n)), tied = bits(!positive & !negative & (size < setd(__builtin_inf())) & first(n));
-  return 2 * __builtin_popcount(won) + __builtin_popcount(tied);
+  if (a.center_coef != 0) {
+    const D sum = both(pairs, x);
+    l = l + setd(a.center_coef) * sum * sum;
+  }
+  pairs.add<CHAIN>(sums.loss, x.loss, weights(a, pairs) * l);
 }
 
 // Pairs [begin, end): their gradients, and their sums to *total. Scores from *cleared on hold nothing yet.
@@ -111,7 +144,12 @@ RLHF_INLINE void pairs_in_order(const preference_loss_args& a, int64_t begin, in
     for (int64_t i = n; i % LANES; i++)
       for (int side = 0; side < 2; side++) x.scores[side][i] = x.references[side][i] = 0;
     int64_t wins = 0;
-    for (int64_t i = 0; i < n; i += LANES) wins += sixteen_pairs<FORM, CHAIN>(a, first_pair + i, n - i < LANES ? int(n - i) : LANES, i, x, lanes);
+    const auto each = [&](auto&& f) __attribute__((always_inline)) {
+      for (int64_t i = 0; i < n; i += LANES) f(SixteenPairs{first_pair + i, i, n - i < LANES ? int(n - i) : LANES});
+    };
+    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { differences<FORM, CHAIN>(a, pairs, x, lanes); });
+    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { wins += slopes<FORM, CHAIN>(a, pairs, x, lanes); });
+    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { losses<FORM, CHAIN>(a, pairs, x, lanes); });
     all.wins = all.wins + 0.5 * double(wins), all.pairs = all.pairs + double(n);
     const int64_t beyond = int64_t(Ids(chosen, rejected, n).most) + 1;
     if (beyond > *cleared) std::memset(dscores + *cleared, 0, size_t(beyond - *cleared) * sizeof(float)), *cleared = beyond;
