@@ -127,7 +127,7 @@ RLHF_INLINE RowStats row_stats(const float* logits, int64_t V_, int64_t y, float
   const V t = set(inverse_temperature), lse = set(row.lse), H = set(row.entropy), a = set(dlogp), b = set(dentropy);
   const bool with_entropy = dentropy != 0;
   const auto of = [&](int64_t i, int count, bool own) __attribute__((always_inline)) {
-    const V y = load(x + i, count) * t - lse, p = exp_below(y);
+    const V y = load(x + i, count) * t - lse, p = exp_below(min(set(88.0f), y));  // above 0 only where lse is another row's
     V d = a * p;
     if (own) d = select(iota() == seti(int32_t(target - i)), a * expm1(set(row.logp)), d);
     if (with_entropy) d = d + select(zero() < p, b * (p * (y + H)), zero());

