@@ -7,8 +7,9 @@
 // Plan of the backward pass: 256 rows at a time; their logits for the whole vocabulary are recomputed, turned into their
 // gradient in place, then dh and dW, whose chains go on from block to block. Scratch: 256 x V floats.
 //
-// AMD Zen 4, AVX-512, 2 cores, two threads, from logits 1024 x 50257: logprob 16 to 25 ms, logprob_grad 14, in a run where
-// clamps that nothing can reach made them 24 to 30 and 22; a quarter of logprob's time went to the maximum of the next tile.
+// AMD Zen 4, AVX-512, 2 cores, two threads, from logits 1024 x 50257: logprob 14 to 16 ms, logprob_grad 9. With clamps that
+// nothing can reach 24 to 30 and 22; without them, but the next tile not fetched ahead, 16 to 25 and 14: a quarter of logprob's time
+// was then the maximum's.
 #include "kernels/cpu/linear_head.h"
 
 namespace rlhf::RLHF_ISA {

@@ -11,8 +11,8 @@
 // Plan: blocks of 4,096 pairs over threads, where each thread's pairs have scores of their own; 256 pairs at a time are
 // gathered, computed sixteen abreast and scattered, so that no vector waits for the stores of its lanes.
 //
-// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M pairs: at best 3.1 ms (49 pair by pair on one thread), a sixth of the limit, when
-// gradients and losses were one pass; latency of the f64 polynomials bound it, which is why there are three.
+// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M pairs: 3.2 ms (49 pair by pair on one thread), a sixth of the limit; 4.9 where
+// threads' pairs share scores and one does all. One pass over a chunk in place of three took 3.1 to 4.9, in another run.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 
