@@ -118,7 +118,7 @@ OP(value_loss, SCRATCH IN(F32, values, "M") OPT(F32, old_values, "M") IN(F32, re
      ADD(F64, stats, "8") OUT(F32, loss, "1") OUT(F32, dvalues, "M"))
 // pair p prefers scores[chosen[p]] to scores[rejected[p]]; a score may stand in many pairs (rankings)
 // stats (sums over pairs): loss, chosen wins, difference, chosen, rejected, pairs, probability of the chosen, 0
-OP(preference_loss, IN(F32, scores, "M") OPT(F32, ref_scores, "M") IDS(chosen, "P", "M") IDS(rejected, "P", "M")
+OP(preference_loss, SCRATCH IN(F32, scores, "M") OPT(F32, ref_scores, "M") IDS(chosen, "P", "M") IDS(rejected, "P", "M")
      OPT(F32, margin, "P") OPT(F32, label, "P") OPT(F32, weight, "P") CHOICE(Preference, form) REAL(beta)
      REAL(label_smoothing) REAL(center_coef) REAL(denominator) REAL(scale)
      ADD(F64, stats, "8") OUT(F32, loss, "1") OUT(F32, dscores, "M"))

@@ -1,6 +1,8 @@
 // The C interface: streams, the checks of every call, and one function per op of the list.
 #include "native/rlhf_kernels.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdarg>
 #include <cstdio>
@@ -195,7 +197,8 @@ class Checker {
     return status;
   }
 
-  rlhf_status check(const Value* values) {
+  // Ids are not looked at while a workspace is measured: no size depends on them, and the call does.
+  rlhf_status check(const Value* values, bool measuring) {
     if (on_->gpu && cuda::takes_bf16(op_.name))
       for (size_t i = 0; i < op_.arguments.size() && !narrow_; i++)
         narrow_ =
@@ -203,7 +206,8 @@ class Checker {
     for (size_t i = 0; i < op_.arguments.size(); i++)
       if (rlhf_status s = is_tensor(op_.arguments[i].kind) ? tensor(op_.arguments[i], values[i].tensor) : scalar(op_.arguments[i], values[i])) return s;
     for (size_t i = 0; i < op_.arguments.size() && !on_->gpu; i++)  // on a GPU the kernels look
-      if (rlhf_status s = contents(op_.arguments[i], values[i].tensor)) return s;
+      if (!measuring || op_.arguments[i].kind != Kind::ids)
+        if (rlhf_status s = contents(op_.arguments[i], values[i].tensor)) return s;
     return RLHF_OK;
   }
 
@@ -280,6 +284,7 @@ class Checker {
     const int32_t* x = static_cast<const int32_t*>(t->data);
     int64_t n = t->dims[0], limit = sizes_.letter[int(a.limit[0])];
     if (a.kind == Kind::ids) {
+      if (within(x, n, limit)) return RLHF_OK;
       for (int64_t i = 0; i < n; i++)
         if (x[i] < 0 || x[i] >= limit) return refuse(RLHF_BAD_ID, "%s[%lld] is %d, wanted 0 to %lld", a.name, (long long)i, x[i], (long long)limit - 1);
       return RLHF_OK;
@@ -289,6 +294,19 @@ class Checker {
       if (x[i] < x[i - 1]) return refuse(RLHF_BAD_OFFSETS, "%s[%lld] is %d, less than the one before, %d", a.name, (long long)i, x[i], x[i - 1]);
     if (x[n - 1] != limit) return refuse(RLHF_BAD_OFFSETS, "%s ends with %d, wanted %lld", a.name, x[n - 1], (long long)limit);
     return RLHF_OK;
+  }
+
+  // All of x in [0, limit): of x and most - x neither is negative. Long lists over the threads.
+  bool within(const int32_t* x, int64_t n, int64_t limit) {
+    const uint32_t most = uint32_t(std::min<int64_t>(limit - 1, std::numeric_limits<int32_t>::max()));
+    std::atomic<uint32_t> signs{0};
+    Context ctx{on_->pool.get(), on_->pool->size(), nullptr, 0, false, nullptr};
+    ctx.split(n, 1, 65536, [&](int64_t begin, int64_t end) {
+      uint32_t own = 0;
+      for (int64_t i = begin; i < end; i++) own |= uint32_t(x[i]) | (most - uint32_t(x[i]));
+      signs.fetch_or(own, std::memory_order_relaxed);
+    });
+    return signs.load(std::memory_order_relaxed) >> 31 == 0;
   }
 
   rlhf_stream* on_;
@@ -341,7 +359,7 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
   Checker checker(on, op);
   on->message[0] = 0;
   if (!op.has(*on->isa->kernels)) return checker.refuse(RLHF_BAD_ARGUMENT, "not available on %s", on->isa->name);
-  if (rlhf_status s = checker.check(values)) {
+  if (rlhf_status s = checker.check(values, bytes_wanted != nullptr)) {
     if (s != RLHF_BAD_ARGUMENT && !bytes_wanted) poison(on, op, values);
     return s;
   }

@@ -39,12 +39,14 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
         }
       }
     });
-    for (int64_t r = 0; r < count; r++) {
-      TileStats row{-__builtin_inf(), 0, 0};
-      for (int64_t tile = 0; tile < head.tiles; tile++) join(row, memory.stats[tile * rows + r]);
-      const RowStats result = finish(row, memory.targets[r]);
-      a.logp[m0 + r] = result.logp, lse[m0 + r] = result.lse, a.entropy[m0 + r] = result.entropy;
-    }
+    ctx.split(count, 1, 32, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++) {
+        TileStats row{-__builtin_inf(), 0, 0};
+        join(row, memory.stats + r, head.tiles, rows);
+        const RowStats result = finish(row, memory.targets[r]);
+        a.logp[m0 + r] = result.logp, lse[m0 + r] = result.lse, a.entropy[m0 + r] = result.entropy;
+      }
+    });
     if (!backward) continue;
     each_sequence(a.cu_seqlens, m0, m0 + count, [&](int64_t b, int64_t begin, int64_t end) {
       policy_loss_run<true, false>(a, a.logp.data, nullptr, weights[b], begin, end, dlogp, dentropy, nullptr);

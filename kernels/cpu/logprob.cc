@@ -6,6 +6,10 @@
 // the head is packed once per 512 rows; a tile's logits become (m, s, u) at once; joined in order at the end.
 // Plan of the backward pass: 256 rows at a time; their logits for the whole vocabulary are recomputed, turned into their
 // gradient in place, then dh and dW, whose chains go on from block to block. Scratch: 256 x V floats.
+//
+// AMD Zen 4, AVX-512, 2 cores, two threads, from logits 1024 x 50257: logprob 14 to 16 ms, logprob_grad 9. With clamps that
+// nothing can reach 24 to 30 and 22; without them, but the next tile not fetched ahead, 16 to 25 and 14: a quarter of logprob's time
+// was then the maximum's.
 #include "kernels/cpu/linear_head.h"
 
 namespace rlhf::RLHF_ISA {
@@ -62,7 +66,7 @@ void linear_logprob(Context& ctx, const linear_logprob_args& a) {
     ctx.split(count, 1, 256, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
         TileStats row{-__builtin_inf(), 0, 0};
-        for (int64_t tile = 0; tile < head.tiles; tile++) join(row, stats[tile * rows + r]);
+        join(row, stats + r, head.tiles, rows);
         const RowStats result = finish(row, targets[r]);
         a.logp[m0 + r] = result.logp, a.lse[m0 + r] = result.lse, a.entropy[m0 + r] = result.entropy;
       }

@@ -18,46 +18,73 @@ struct TileStats {
   double m, s, u;  // without the target's term in s and u; m with it
 };
 
-// x[n] are the logits of one tile, n <= 512; target is the index of y in it, or negative
-RLHF_INLINE TileStats tile_stats(const float* x, int64_t n, float inverse_temperature, int64_t target) {
-  const V t = set(inverse_temperature), none = set(-__builtin_inff());
-  V top = none;
+// Of n <= 512 logits x[n] of one tile; target is the index of y in it, or negative. Not inlined: there are many callers.
+template <bool SCALED>
+[[maybe_unused]] static __attribute__((noinline)) TileStats tile_stats(const float* x, int64_t n, float inverse_temperature, int64_t target) {
+  const V t = set(inverse_temperature), none = set(-__builtin_inff()), least = set(EXP_LEAST);
+  const auto at = [&](int64_t i, int count) __attribute__((always_inline)) { return SCALED ? load(x + i, count) * t : load(x + i, count); };
+  V top = none, second = none;
   int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) top = max(load(x + i) * t, top);
-  if (i < n) top = max(select(first(int(n - i)), load(x + i, int(n - i)) * t, none), top);
-  const float m = max(top);
+  for (; i + 2 * LANES <= n; i += 2 * LANES) top = max(at(i, LANES), top), second = max(at(i + LANES, LANES), second);
+  for (; i < n; i += LANES) {
+    const int count = n - i < LANES ? int(n - i) : LANES;
+    top = max(select(first(count), at(i, count), none), top);
+  }
+  const float m = max(max(top, second));
   if (m == -__builtin_inff()) return {m, 0, 0};
   D s = setd(0), u = setd(0);
   const V vm = set(m);
-  for (i = 0; i < n; i += LANES) {
-    const int count = n - i < LANES ? int(n - i) : LANES;
-    V y = load(x + i, count) * t;
-    B counts = first(count);
-    if (target >= i && target < i + LANES) counts = counts & !(iota() == seti(int32_t(target - i)));
-    const V e = select(counts, exp_diff(y, vm), zero());
-    const V d = select(zero() < e, y - vm, zero());  // where e is 0, x may be -inf
+  const auto add = [&](V e, V y) __attribute__((always_inline)) {
     const D w = widen(e);
     s = s + w;
-    u = fma(w, widen(d), u);
+    u = fma(w, widen(max(y - vm, least)), u);  // where e is 0, y may be -inf
+  };
+  const int64_t own = target < 0 ? n : target / LANES * LANES;
+  for (i = 0; i < n; i += LANES) {  // whole vectors up to the target's or the last, then that one
+    for (const int64_t end = i <= own ? own : n; i + LANES <= end; i += LANES) {
+      const V y = at(i, LANES);
+      add(exp_diff(y, vm), y);
+    }
+    if (i >= n) break;
+    const int count = n - i < LANES ? int(n - i) : LANES;
+    const V y = at(i, count);
+    add(select(first(count) & !(iota() == seti(int32_t(target - i))), exp_diff(y, vm), zero()), y);
   }
   return {m, sum(s), sum(u)};
 }
+RLHF_INLINE TileStats tile_stats(const float* x, int64_t n, float inverse_temperature, int64_t target) {
+  return inverse_temperature == 1 ? tile_stats<false>(x, n, 1, target) : tile_stats<true>(x, n, inverse_temperature, target);
+}
 
-RLHF_INLINE void join(TileStats& row, const TileStats& tile) {
-  if (tile.m == -__builtin_inf()) return;
-  if (row.m == -__builtin_inf()) {
-    row = tile;
-    return;
-  }
-  if (row.m >= tile.m) {
-    const double d = tile.m - row.m, b = exp(d);
-    row.u = row.u + b * (tile.u + d * tile.s);
-    row.s = row.s + b * tile.s;
-  } else {
-    const double d = row.m - tile.m, a = exp(d);
-    row.u = a * (row.u + d * row.s) + tile.u;
-    row.s = a * row.s + tile.s;
-    row.m = tile.m;
+// row joined with tiles[0], tiles[stride] ..., in order; the exponentials of sixteen tiles at once, from the maxima alone
+[[maybe_unused]] static __attribute__((noinline)) void join(TileStats& row, const TileStats* tiles, int64_t count, int64_t stride = 1) {
+  for (int64_t first_tile = 0; first_tile < count; first_tile += LANES) {
+    const int n = count - first_tile < LANES ? int(count - first_tile) : LANES;
+    alignas(64) double factors[LANES] = {};
+    double m = row.m;
+    for (int k = 0; k < n; k++) {
+      const double next = tiles[(first_tile + k) * stride].m;
+      if (next == -__builtin_inf()) continue;
+      factors[k] = m >= next ? next - m : m - next, m = m >= next ? m : next;
+    }
+    store(factors, exp_below(load(factors)));
+    for (int k = 0; k < n; k++) {
+      const TileStats& tile = tiles[(first_tile + k) * stride];
+      if (tile.m == -__builtin_inf()) continue;
+      const double factor = factors[k];
+      if (row.m == -__builtin_inf()) {
+        row = tile;
+      } else if (row.m >= tile.m) {
+        const double d = tile.m - row.m;
+        row.u = row.u + factor * (tile.u + d * tile.s);
+        row.s = row.s + factor * tile.s;
+      } else {
+        const double d = row.m - tile.m;
+        row.u = factor * (row.u + d * row.s) + tile.u;
+        row.s = factor * row.s + tile.s;
+        row.m = tile.m;
+      }
+    }
   }
 }
 
@@ -79,29 +106,37 @@ RLHF_INLINE RowStats finish(const TileStats& row, float target) {
 
 // A whole row at once.
 RLHF_INLINE RowStats row_stats(const float* logits, int64_t V_, int64_t y, float inverse_temperature) {
-  TileStats row{-__builtin_inf(), 0, 0};
-  for (int64_t j = 0; j < V_; j += VOCABULARY_TILE)
-    join(row, tile_stats(logits + j, V_ - j < VOCABULARY_TILE ? V_ - j : VOCABULARY_TILE, inverse_temperature, y >= j && y < j + VOCABULARY_TILE ? y - j : -1));
+  TileStats row{-__builtin_inf(), 0, 0}, tiles[LANES];
+  for (int64_t j = 0; j < V_;) {
+    int n = 0;
+    for (; n < LANES && j < V_; n++, j += VOCABULARY_TILE) {
+      // the next tile, whose maximum has no arithmetic to hide memory behind
+      for (int64_t k = 0; k < VOCABULARY_TILE; k += LANES) __builtin_prefetch(logits + j + VOCABULARY_TILE + k);
+      tiles[n] =
+          tile_stats(logits + j, V_ - j < VOCABULARY_TILE ? V_ - j : VOCABULARY_TILE, inverse_temperature, y >= j && y < j + VOCABULARY_TILE ? y - j : -1);
+    }
+    join(row, tiles, n);
+  }
   return finish(row, logits[y] * inverse_temperature);
 }
 
 // d loss / d logit, in place or not, for vocabulary entries [begin, begin + n) of a row: with p_j = exp(x_j - lse),
 //   g_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T;  at the target dlogp (1 - p) / T = -dlogp expm1(logp) / T in place of -dlogp p / T
-RLHF_INLINE void logits_grad(const float* x, float* g, int64_t n, int64_t target, const RowStats& row, float dlogp, float dentropy, float inverse_temperature) {
+[[maybe_unused]] static __attribute__((noinline)) void logits_grad(
+    const float* x, float* g, int64_t n, int64_t target, const RowStats& row, float dlogp, float dentropy, float inverse_temperature) {
   const V t = set(inverse_temperature), lse = set(row.lse), H = set(row.entropy), a = set(dlogp), b = set(dentropy);
   const bool with_entropy = dentropy != 0;
-  for (int64_t i = 0; i < n; i += LANES) {
-    const int count = n - i < LANES ? int(n - i) : LANES;
-    const V y = load(x + i, count) * t;
-    const V p = exp(y - lse);
+  const auto of = [&](int64_t i, int count, bool own) __attribute__((always_inline)) {
+    const V y = load(x + i, count) * t - lse, p = exp_below(min(set(88.0f), y));  // above 0 only where lse is another row's
     V d = a * p;
-    if (with_entropy) d = d + select(zero() < p, b * (p * ((y - lse) + H)), zero());
-    if (target >= i && target < i + LANES) {
-      V own = a * expm1(set(row.logp));
-      if (with_entropy) own = own + select(zero() < p, b * (p * ((y - lse) + H)), zero());
-      d = select(iota() == seti(int32_t(target - i)), own, d);
-    }
+    if (own) d = select(iota() == seti(int32_t(target - i)), a * expm1(set(row.logp)), d);
+    if (with_entropy) d = d + select(zero() < p, b * (p * (y + H)), zero());
     store(g + i, -(d * t), count);
+  };
+  const int64_t own = target < 0 ? n : target / LANES * LANES;
+  for (int64_t i = 0; i < n; i += LANES) {
+    for (const int64_t end = i <= own ? own : n; i + LANES <= end; i += LANES) of(i, LANES, false);
+    if (i < n) of(i, n - i < LANES ? int(n - i) : LANES, true);
   }
 }
 

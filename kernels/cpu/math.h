@@ -2,10 +2,10 @@
 // on every ISA. Coefficients are Chebyshev fits in 40 digits of the functions on the reduced range.
 //
 //   V exp        n = nearest(x log2 e), r = x - n ln 2 in two parts, 2^n (1 + r + r^2 P(r)); 0 below 2^-126     <= 1 ulp
-//   V exp_diff   exp(x - m), the rounding error of x - m carried into r
+//   V exp_below  the same up to 88;  exp_diff: exp(x - m) for x <= m, the rounding error of x - m carried into r
 //   V log        mantissa and exponent in f64, 2 atanh((m-1)/(m+1)), rounded once                               <= 0.51 ulp
 //   V expm1, tanh, sincos: the critical part in f64;  log1p, erf: f64 lane by lane
-//   double exp, log, log1p, expm1, cos, pow: <= 2 ulp
+//   double exp, log, log1p, expm1, cos, pow: <= 2 ulp;  D exp_below: the bits of exp, up to 709;  D log1p: 0 to 1
 #pragma once
 #include "kernels/cpu/vector.h"
 
@@ -27,21 +27,33 @@ RLHF_INLINE double power_of_two(int64_t n) { return bits_to_double((n + 1023) <<
 constexpr double LOG2E = 1.4426950408889634, LN2_HIGH = 0.693147180369123816490, LN2_LOW = 1.90821492927058770002e-10;
 constexpr double MAGIC = 6755399441055744.0;  // 1.5 2^52: adding and taking it off rounds to nearest
 
+template <class T>  // double, or sixteen of them
+RLHF_INLINE T number(double x);
+template <>
+RLHF_INLINE double number<double>(double x) {
+  return x;
+}
+template <>
+RLHF_INLINE D number<D>(double x) {
+  return setd(x);
+}
+RLHF_INLINE double fma(double x, double y, double z) { return __builtin_fma(x, y, z); }
+
+// c[0] x^(n-1) + ... + c[n-1]
+template <class T, int n>
+RLHF_INLINE T polynomial(const double (&c)[n], T x) {
+  T p = number<T>(c[0]);
+#pragma GCC unroll 16
+  for (int i = 1; i < n; i++) p = fma(p, x, number<T>(c[i]));
+  return p;
+}
+
 // exp(r) - 1 for |r| <= 0.35: Taylor, whose remainder is below 2^-56
-RLHF_INLINE double expm1_reduced(double r) {
-  double p = 1.0 / 6227020800.0;
-  p = __builtin_fma(p, r, 1.0 / 479001600.0);
-  p = __builtin_fma(p, r, 1.0 / 39916800.0);
-  p = __builtin_fma(p, r, 1.0 / 3628800.0);
-  p = __builtin_fma(p, r, 1.0 / 362880.0);
-  p = __builtin_fma(p, r, 1.0 / 40320.0);
-  p = __builtin_fma(p, r, 1.0 / 5040.0);
-  p = __builtin_fma(p, r, 1.0 / 720.0);
-  p = __builtin_fma(p, r, 1.0 / 120.0);
-  p = __builtin_fma(p, r, 1.0 / 24.0);
-  p = __builtin_fma(p, r, 1.0 / 6.0);
-  p = __builtin_fma(p, r, 0.5);
-  return __builtin_fma(p * r, r, r);
+template <class T>
+RLHF_INLINE T expm1_reduced(T r) {
+  constexpr double c[] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0, 1.0 / 5040.0, 1.0 / 720.0,
+      1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5};
+  return fma(polynomial(c, r) * r, r, r);
 }
 RLHF_INLINE double exp(double x) {
   if (x != x) return x;
@@ -156,6 +168,20 @@ RLHF_INLINE double erf(double x) {
   return x < 0 ? -y : (x != x ? x : y);
 }
 
+// ------------------------------------------------------------------------------------------------ sixteen f64
+RLHF_INLINE D exp_below(D x) {  // for x up to 709
+  const D n = (x * setd(LOG2E) + setd(MAGIC)) - setd(MAGIC);
+  const D r = fma(n, setd(-LN2_LOW), fma(n, setd(-LN2_HIGH), x));
+  return select(x < setd(-708), setd(0), scale(setd(1) + expm1_reduced(r), n));
+}
+// for 0 <= x <= 1: 2 (s + s^3/3 + ...), s = x/(2 + x), the rest of the series fitted up to s = 1/3
+RLHF_INLINE D log1p(D x) {
+  constexpr double c[] = {0.084353503305486047, 0.0516133463524954095, 0.067511712358785502, 0.0768663743817900115, 0.0909113055420987315, 0.111111062789648563,
+      0.142857143383304975, 0.199999999997800644, 0.333333333333334843};
+  const D s = x / (setd(2) + x), z = s * s, half = fma(s * z, polynomial(c, z), s);
+  return half + half;
+}
+
 // ------------------------------------------------------------------------------------------------ sixteen f32
 constexpr float LN2F_HIGH = 0.693359375f, LN2F_LOW = -2.12194440e-4f, LOG2EF = 1.44269504f;
 
@@ -171,38 +197,45 @@ RLHF_INLINE V exp_tail(V r) {
   return fma(p, r, set(0.5f)) * r;
 }
 
-// exp(x + e), |e| a rounding error of x; to *excess, if it is wanted, exp(x) - 1 - x without loss of digits near 0
-RLHF_INLINE V exp_with_error(V x, V e, V* excess = nullptr) {
-  const V low = set(-87.3365402f), high = set(88.7228394f);  // log 2^-126, log of the largest
-  const V clamped = min(max(x, low), high);
-  const V n = nearest(clamped * set(LOG2EF));
-  V r = fma(n, set(-LN2F_HIGH), clamped);
-  r = fma(n, set(-LN2F_LOW), r) + e;
-  const V tail = exp_tail(r), q = fma(tail, r, r) + set(1.0f);
-  const I k = to_int(n), half = sar<1>(k);
-  V y = q * power_of_two(half) * power_of_two(k - half);
-  y = select(x < low, zero(), y);
-  y = select(high < x, set(__builtin_inff()), y);
-  y = select(isnan(x), x, y);
-  if (excess) *excess = select(n == zero(), tail * r, (y - set(1.0f)) - x);
+constexpr float EXP_LEAST = -87.3365402f;  // log 2^-126
+
+// q = exp(x) 2^-n = 1 + r + r^2 P(r), n = nearest(x log2 e); *e, if given, is a rounding error of x
+struct Reduced {
+  V n, r, tail, q;
+  RLHF_INLINE explicit Reduced(V x, const V* e = nullptr) {
+    n = nearest(x * set(LOG2EF));
+    r = fma(n, set(-LN2F_LOW), fma(n, set(-LN2F_HIGH), x));
+    if (e) r = r + *e;
+    tail = exp_tail(r), q = fma(tail, r, r) + set(1.0f);
+  }
+  RLHF_INLINE V excess(V x, V y) const { return select(n == zero(), tail * r, (y - set(1.0f)) - x); }  // y - 1 - x without loss of digits near 0
+};
+
+RLHF_INLINE V exp(V x, V* excess = nullptr) {
+  const V most = set(89.0f);  // log of the largest is 88.72
+  const Reduced a(min(most, x));  // in this order NaN stays NaN
+  const I k = to_int(a.n), half = sar<1>(k);
+  const V y = select(x < set(EXP_LEAST), zero(), a.q * power_of_two(half) * power_of_two(k - half));
+  if (excess) *excess = a.excess(x, y);
   return y;
 }
-RLHF_INLINE V exp(V x) { return exp_with_error(x, zero()); }
 // The same for |x| <= 87 or NaN, where nothing can leave the range.
 RLHF_INLINE V exp_within(V x, V* excess = nullptr) {
-  const V n = nearest(x * set(LOG2EF));
-  const V r = fma(n, set(-LN2F_LOW), fma(n, set(-LN2F_HIGH), x));
-  const V tail = exp_tail(r), y = (fma(tail, r, r) + set(1.0f)) * power_of_two(to_int(n));
-  if (excess) *excess = select(n == zero(), tail * r, (y - set(1.0f)) - x);
+  const Reduced a(x);
+  const V y = scale(a.q, a.n);
+  if (excess) *excess = a.excess(x, y);
   return y;
 }
-RLHF_INLINE V exp(V x, V& excess) { return exp_with_error(x, zero(), &excess); }
+RLHF_INLINE V exp_below(V x) {
+  const Reduced a(x);
+  return select(x < set(EXP_LEAST), zero(), scale(a.q, a.n));
+}
 
-// exp(x - m) as if the difference were exact: 1 where x == m, 0 where x is -inf
+// exp(x - m) for x <= m as if the difference were exact: 1 where x == m, 0 where x is -inf
 RLHF_INLINE V exp_diff(V x, V m) {
-  const V d = x - m, back = d - x;
-  const V e = (x - (d - back)) - (m + back);  // Knuth's two-sum
-  return exp_with_error(d, select(set(-100.0f) < d, e, zero()));
+  const V d = x - m, back = d - x, e = (x - (d - back)) - (m + back);  // Knuth's two-sum
+  const Reduced a(d, &e);
+  return select(d < set(EXP_LEAST), zero(), scale(a.q, a.n));
 }
 
 RLHF_INLINE V log(V x) {

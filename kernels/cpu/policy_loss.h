@@ -71,6 +71,10 @@ struct PolicyTerms {
         within(a.log_ratio_clamp <= 87),
         estimator(a.estimator) {}
 
+  // PPO's loss and nothing else: its loop has no branches
+  RLHF_INLINE bool plain() const { return ratios && within && !dual_clip && !importance && !ref_logp; }
+  RLHF_INLINE void be_plain() { ratios = within = true, dual_clip = false, importance = ref_logp = nullptr; }
+
   // sixteen tokens; lanes that do not count are 0 throughout
   RLHF_INLINE TokenLoss at(const float* all_logp, const Sixteen& x) const {
     const V logp = x.of(all_logp), adv = x.of(advantages), one = set(1.0f);
@@ -81,7 +85,7 @@ struct PolicyTerms {
     } else {
       const V raw = logp - x.of(old_logp);
       t.d = max(-limit, min(limit, raw));  // in this order NaN stays NaN
-      t.ratio = within ? exp_within(t.d, &t.k3) : exp(t.d, t.k3);
+      t.ratio = within ? exp_within(t.d, &t.k3) : exp(t.d, &t.k3);
       const V l1 = -(adv * t.ratio), l2 = -(adv * max(min(t.ratio, high), low));
       t.clipped = l1 < l2;
       t.loss = select(t.clipped, l2, l1);
@@ -122,29 +126,36 @@ template <bool GRADIENTS, bool SUMS, class A>
 RLHF_INLINE void policy_loss_run(
     const A& a, const float* logp, const float* entropy, float weight, int64_t begin, int64_t end, float* dlogp, float* dentropy, double* out) {
   const V factor = set(float(a.scale)) * set(weight), kl_coef = set(float(a.kl_coef)), entropy_coef = set(float(a.entropy_coef)), one = set(1.0f);
-  D policy = setd(0), kl = policy, ent = policy, d = policy, k3 = policy, ratio = policy;
+  D policy = setd(0), kl = policy, ent = policy, d = policy, k3 = policy;
   int64_t tokens = 0, clipped = 0, clipped_c = 0, moved = 0;
-  const PolicyTerms terms(a);
-  each_sixteen(
-      a.mask, begin, end, [&](const Sixteen& x) __attribute__((always_inline)) {
-        const TokenLoss t = terms.at(logp, x);
-        if (GRADIENTS) {
-          x.put(dlogp, factor * (terms.ref_logp ? fma(kl_coef, t.dkl, t.dlogp) : t.dlogp));
-          if (dentropy) x.put(dentropy, -(factor * entropy_coef));
-        }
-        if (!SUMS) return;
-        tokens += x.count();
-        policy = policy + widen(t.loss);
-        if (terms.ref_logp) kl = kl + widen(t.kl);
-        if (entropy) ent = ent + widen(x.of(entropy));
-        if (!terms.ratios) return;
-        clipped += x.count(t.clipped), clipped_c += x.count(t.clipped_c), moved += x.count(!(t.ratio == one));
-        d = d + widen(t.d), k3 = k3 + widen(t.k3), ratio = ratio + widen(x.only(t.ratio));
-      });
+  const auto loop = [&]<bool PLAIN>() __attribute__((always_inline)) {
+    PolicyTerms terms(a);
+    if (PLAIN) terms.be_plain();
+    each_sixteen(
+        a.mask, begin, end, [&](const Sixteen& x) __attribute__((always_inline)) {
+          const TokenLoss t = terms.at(logp, x);
+          if (GRADIENTS) {
+            x.put(dlogp, factor * (terms.ref_logp ? fma(kl_coef, t.dkl, t.dlogp) : t.dlogp));
+            if (!PLAIN && dentropy) x.put(dentropy, -(factor * entropy_coef));
+          }
+          if (!SUMS) return;
+          tokens += x.count();
+          policy = policy + widen(t.loss);
+          if (terms.ref_logp) kl = kl + widen(t.kl);
+          if (!PLAIN && entropy) ent = ent + widen(x.of(entropy));
+          if (!terms.ratios) return;
+          clipped += x.count(t.clipped), moved += x.count(!(t.ratio == one));
+          if (terms.dual_clip) clipped_c += x.count(t.clipped_c);
+          d = d + widen(t.d), k3 = k3 + widen(t.k3);
+        });
+  };
+  if (GRADIENTS && SUMS && PolicyTerms(a).plain() && !entropy && !dentropy) loop.template operator()<true>();
+  else loop.template operator()<false>();
   if (!SUMS) return;
   const double w = weight, P = sum(policy), K = sum(kl), E = sum(ent), loss = a.scale * w * (P + a.kl_coef * K - a.entropy_coef * E);
+  const double log_ratios = sum(d), excess = sum(k3), ratios = PolicyTerms(a).ratios ? double(tokens) + log_ratios + excess : 0;  // r = 1 + d + k3
   const double sums[POLICY_SUMS] = {
-      loss, w * P, w * K, w * E, w * double(clipped), w * double(clipped_c), -(w * sum(d)), w * sum(k3), w * sum(ratio), double(tokens), double(moved), loss};
+      loss, w * P, w * K, w * E, w * double(clipped), w * double(clipped_c), -(w * log_ratios), w * excess, w * ratios, double(tokens), double(moved), loss};
   for (int k = 0; k < POLICY_SUMS; k++) out[k] = sums[k];
 }
 

@@ -22,6 +22,10 @@ struct bf16 {
   RLHF_INLINE operator float() const { return __builtin_bit_cast(float, uint32_t(bits) << 16); }
 };
 
+// A whole number added to this has the exponent of its power of two in its lowest bits.
+constexpr double EXPONENT_BITS = 6755399441055744.0 + 1023;  // 1.5 2^52
+constexpr float EXPONENT_BITS_F = 12582912.0f + 127;  // 1.5 2^23
+
 #if RLHF_VECTOR_AVX512
 // ------------------------------------------------------------------------------------------------ AVX-512
 struct B { __mmask16 m; };
@@ -104,6 +108,14 @@ RLHF_INLINE D fma(D a, D b, D c) { return {_mm512_fmadd_pd(a.a, b.a, c.a), _mm51
 RLHF_INLINE D widen(V v) {
   return {_mm512_cvtps_pd(_mm512_castps512_ps256(v.r)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v.r, 1))};
 }
+RLHF_INLINE B operator<(D x, D y) {
+  return {__mmask16(_mm512_cmp_pd_mask(x.a, y.a, _CMP_LT_OQ) | _mm512_cmp_pd_mask(x.b, y.b, _CMP_LT_OQ) << 8)};
+}
+RLHF_INLINE D select(B c, D yes, D no) {
+  return {_mm512_mask_blend_pd(__mmask8(c.m), no.a, yes.a), _mm512_mask_blend_pd(__mmask8(c.m >> 8), no.b, yes.b)};
+}
+RLHF_INLINE V scale(V x, V n) { return {_mm512_scalef_ps(x.r, n.r)}; }  // x 2^n, n whole, -126 <= n <= 127
+RLHF_INLINE D scale(D x, D n) { return {_mm512_scalef_pd(x.a, n.a), _mm512_scalef_pd(x.b, n.b)}; }  // -1022 <= n <= 1023
 RLHF_INLINE V narrow(D v) {
   return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(v.a)), _mm512_cvtpd_ps(v.b), 1)};
 }
@@ -228,6 +240,26 @@ RLHF_INLINE D fma(D x, D y, D z) {
 RLHF_INLINE D widen(V v) {
   return {_mm256_cvtps_pd(_mm256_castps256_ps128(v.a)), _mm256_cvtps_pd(_mm256_extractf128_ps(v.a, 1)),
           _mm256_cvtps_pd(_mm256_castps256_ps128(v.b)), _mm256_cvtps_pd(_mm256_extractf128_ps(v.b, 1))};
+}
+RLHF_INLINE B operator<(D x, D y) {
+  const auto eight = [](__m256d x, __m256d y, __m256d z, __m256d w) {  // eight masks of 64 bits to 32
+    const __m256 m = _mm256_shuffle_ps(_mm256_castpd_ps(_mm256_cmp_pd(x, y, _CMP_LT_OQ)), _mm256_castpd_ps(_mm256_cmp_pd(z, w, _CMP_LT_OQ)), 0x88);
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(m), 0xd8));
+  };
+  return {eight(x.a, y.a, x.b, y.b), eight(x.c, y.c, x.d, y.d)};
+}
+RLHF_INLINE D select(B c, D yes, D no) {
+  const auto four = [](__m128 m, __m256d yes, __m256d no) {
+    return _mm256_blendv_pd(no, yes, _mm256_castsi256_pd(_mm256_cvtepi32_epi64(_mm_castps_si128(m))));
+  };
+  return {four(_mm256_castps256_ps128(c.a), yes.a, no.a), four(_mm256_extractf128_ps(c.a, 1), yes.b, no.b),
+          four(_mm256_castps256_ps128(c.b), yes.c, no.c), four(_mm256_extractf128_ps(c.b, 1), yes.d, no.d)};
+}
+RLHF_INLINE D power_of_two(D n) {
+  const auto four = [](__m256d n) {
+    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(_mm256_add_pd(n, _mm256_set1_pd(EXPONENT_BITS))), 52));
+  };
+  return {four(n.a), four(n.b), four(n.c), four(n.d)};
 }
 RLHF_INLINE V narrow(D v) {
   return {_mm256_set_m128(_mm256_cvtpd_ps(v.b), _mm256_cvtpd_ps(v.a)), _mm256_set_m128(_mm256_cvtpd_ps(v.d), _mm256_cvtpd_ps(v.c))};
@@ -358,6 +390,23 @@ RLHF_INLINE D widen(V v) {
   for (int i = 0; i < 4; i++) r.q[2 * i] = vcvt_f64_f32(vget_low_f32(v.q[i])), r.q[2 * i + 1] = vcvt_high_f64_f32(v.q[i]);
   return r;
 }
+RLHF_INLINE B operator<(D x, D y) {
+  B r;
+  for (int i = 0; i < 4; i++)
+    r.q[i] = vcombine_u32(vmovn_u64(vcltq_f64(x.q[2 * i], y.q[2 * i])), vmovn_u64(vcltq_f64(x.q[2 * i + 1], y.q[2 * i + 1])));
+  return r;
+}
+RLHF_INLINE D select(B c, D yes, D no) {
+  for (int i = 0; i < 8; i++) {
+    const int32x4_t m = vreinterpretq_s32_u32(c.q[i / 2]);  // all bits or none, which the sign spreads
+    no.q[i] = vbslq_f64(vreinterpretq_u64_s64(vmovl_s32(i % 2 ? vget_high_s32(m) : vget_low_s32(m))), yes.q[i], no.q[i]);
+  }
+  return no;
+}
+RLHF_INLINE D power_of_two(D n) {
+  for (auto& q : n.q) q = vreinterpretq_f64_s64(vshlq_n_s64(vreinterpretq_s64_f64(vaddq_f64(q, vdupq_n_f64(EXPONENT_BITS))), 52));
+  return n;
+}
 RLHF_INLINE V narrow(D v) {
   V r;
   for (int i = 0; i < 4; i++) r.q[i] = vcvt_high_f32_f64(vcvt_f32_f64(v.q[2 * i]), v.q[2 * i + 1]);
@@ -456,6 +505,9 @@ RLHF_INLINE D operator-(D a, D b) { LANEWISE(D, a.v[i] - b.v[i]); }
 RLHF_INLINE D operator*(D a, D b) { LANEWISE(D, a.v[i] * b.v[i]); }
 RLHF_INLINE D operator/(D a, D b) { LANEWISE(D, a.v[i] / b.v[i]); }
 RLHF_INLINE D fma(D a, D b, D c) { LANEWISE(D, __builtin_fma(a.v[i], b.v[i], c.v[i])); }
+RLHF_INLINE B operator<(D a, D b) { LANEWISE(B, a.v[i] < b.v[i]); }
+RLHF_INLINE D select(B c, D yes, D no) { LANEWISE(D, c.v[i] ? yes.v[i] : no.v[i]); }
+RLHF_INLINE D power_of_two(D n) { LANEWISE(D, __builtin_bit_cast(double, __builtin_bit_cast(uint64_t, n.v[i] + EXPONENT_BITS) << 52)); }
 RLHF_INLINE D widen(V v) { LANEWISE(D, double(v.v[i])); }
 RLHF_INLINE V narrow(D v) { LANEWISE(V, float(v.v[i])); }
 RLHF_INLINE double sum(D v) {
@@ -474,6 +526,10 @@ RLHF_INLINE void end_of_stream() {}
 RLHF_INLINE V zero() { return set(0.0f); }
 RLHF_INLINE V abs(V x) { return as_float(as_int(x) & seti(0x7fffffff)); }
 RLHF_INLINE V operator-(V x) { return as_float(as_int(x) ^ seti(int32_t(0x80000000u))); }
+#if !RLHF_VECTOR_AVX512
+RLHF_INLINE V scale(V x, V n) { return x * as_float(shl<23>(as_int(n + set(EXPONENT_BITS_F)))); }  // x 2^n, n whole, -126 <= n <= 127
+RLHF_INLINE D scale(D x, D n) { return x * power_of_two(n); }  // -1022 <= n <= 1023
+#endif
 RLHF_INLINE V load(const bf16* p, int n) {
   if (n >= LANES) return load(p);
   bf16 lanes[LANES] = {};
