@@ -58,7 +58,7 @@ DEVICE void narrow(uint32_t (&x)[N / 2][4], const float (&s)[N][4]) {
 template <int D>
 DEVICE void attend_hopper(const AttentionMaps& maps) {
   constexpr int QUERIES = HOPPER_QUERIES, KEYS = HOPPER_KEYS, STAGES = HOPPER_STAGES, READERS = 256, N = KEYS / 8, W = D / 8, TILE = KEYS * D;
-  constexpr int BLOCK = 128 * BOX * 2;  // bytes of a box
+  constexpr int BLOCK = 128 * BOX * 2;  // bytes of 64 columns of a tile
   const AttentionParams<bf16>& p = maps.p;
   if (p.queries.header[1]) {
     poison(p.o, p.N * p.H * p.D, grid_x(), READERS + 128);
