@@ -18,15 +18,15 @@
 // zeros over those that would enter a sum.
 //
 //            D    shared memory   registers of a thread: s, ds, both in bf16, sums
-//   dk, dv   64   66 KiB          32 + 32 + 32 + 64, of 240
+//   dk, dv   64   66 KiB          32 + 32 + 32 + 64, of 240, and 32 for k and v
 //            128  130 KiB         32 + 32 + 32 + 128
 //   dq       64   96 KiB          64 + 64 + 32 + 32
 //            128  192 KiB         64 + 64 + 32 + 64
 //
 // Expected, not yet measured on a GPU: 7 products where 5 count, so at most 71 % of the peak. 128 queries by 128 keys are 3584 clocks of the
 // tensor cores at D 64 and 7168 at D 128; 2048 clocks of exponentials run beside them. s and ds of dk and dv are products of 64 x 64, which
-// read from shared memory as many bytes as it has in their time; wider ones would not fit beside dk and dv. FlashAttention-3, with 5 products
-// and float atomics for dq, reports 561 TFLOP/s of 989 at D 128, 16 k tokens.
+// read from shared memory as many bytes as it has in their time, at D 64, with k and v in registers, half of them; wider ones would not fit
+// beside dk and dv. FlashAttention-3, with 5 products and float atomics for dq, reports 561 TFLOP/s of 989 at D 128, 16 k tokens.
 #pragma once
 #include "kernels/cuda/attention_backward.h"
 #include "kernels/cuda/attention_hopper.h"
@@ -52,6 +52,7 @@ template <bool OF_KEYS, int D>
 DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
   constexpr int OWN = HOPPER_OWN, WALKED = hopper_walked(OF_KEYS), STAGES = HOPPER_STAGES, READERS = 256, N = WALKED / 8, W = D / 8, TILE = WALKED * D;
   constexpr int ROW = BOX * 2;  // bytes
+  constexpr bool KEPT = OF_KEYS && D == BOX;  // its rows of k and v are in registers, as left operands
   const AttentionGradParams<bf16>& p = maps.p;
   const TileList& list = OF_KEYS ? p.keys : p.queries;
   if (list.header[1]) {
@@ -121,21 +122,34 @@ DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
 
   registers_more<240>();
   const int own = work.start + warp() * 16;  // first row of the warp
-  const uint64_t left_a = tile_descriptor(own_a + warp() / 4 * 64 * BOX), left_b = tile_descriptor(own_b + warp() / 4 * 64 * BOX);
   const float factor = Exponential<Bf16>::factor(p.scale);
   float s[N][4], ds[N][4], dv[1][W][4], sum[1][W][4];  // sum: dk or dq
   uint32_t p_half[N / 2][4], ds_half[N / 2][4];
-  float2 query[2];  // exponent and delta of own queries
+  float2 query[OF_KEYS ? N : 1][2];  // exponent and delta: of the columns' queries, or of the rows'
   if constexpr (!OF_KEYS) {
-    UNROLL for (int r = 0; r < 2; r++) query[r] =
+    UNROLL for (int r = 0; r < 2; r++) query[0][r] =
         load_as<float2>(p.rows, 2 * (work.head * p.row_stride + row_of(sequences, work.sequence) + own + 8 * r + lane() / 4));
   }
 
-  const auto dot = [&](float(&c)[N][4], uint64_t left, Shared<bf16> walked) {
+  barrier_wait(full_own, 0);
+  const uint64_t left_a = tile_descriptor(own_a + warp() / 4 * 64 * BOX), left_b = tile_descriptor(own_b + warp() / 4 * 64 * BOX);
+  uint32_t kept_a[D / 16][4], kept_b[D / 16][4];
+  if constexpr (KEPT) {
+    const auto keep_rows = [&](uint32_t(&x)[D / 16][4], Tile<bf16, BOX> tile) {
+      const int at = tile.at(warp() * 16 + lane() % 16, lane() / 16 * 8);
+      UNROLL for (int d = 0; d < D; d += 16) load_matrix_x4(x[d / 16], tile.data + tile.along(at, d));
+    };
+    keep_rows(kept_a, {own_a}), keep_rows(kept_b, {own_b});
+  }
+
+  const auto dot = [&](float(&c)[N][4], const uint32_t(&kept)[D / 16][4], uint64_t left, Shared<bf16> walked) {
     const uint64_t right = tile_descriptor(walked);
     multiply_begin();
-    UNROLL for (int d = 0; d < D; d += 16) multiply<false, false>(
-        c, tile_descriptor_at(left, d / BOX * OWN * ROW + d % BOX * 2), tile_descriptor_at(right, d / BOX * WALKED * ROW + d % BOX * 2), d > 0);
+    UNROLL for (int d = 0; d < D; d += 16) {
+      const uint64_t b = tile_descriptor_at(right, d / BOX * WALKED * ROW + d % BOX * 2);
+      if constexpr (KEPT) multiply<false>(c, kept[d / 16], b, d > 0);
+      else multiply<false, false>(c, tile_descriptor_at(left, d / BOX * OWN * ROW + d % BOX * 2), b, d > 0);
+    }
     multiply_commit();
   };
   const auto product = [&](float(&c)[W][4], const uint32_t(&x)[N / 2][4], Shared<bf16> walked, bool first) {
@@ -145,12 +159,10 @@ DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
     multiply_commit();
   };
 
-  barrier_wait(full_own, 0);
   int i = 0;
   UNROLL_BY(1) for (; tiles; i++, tiles.next()) {
     const int stage = i % STAGES, n = tiles.count();
     const Shared<bf16> a = all_a + stage * TILE, b = all_b + stage * TILE;
-    const Shared<float> rows = all_rows + stage * WALKED * 2;
     const bool same = tiles.sequence == work.sequence;
     const int edge = same ? own - tiles.start : OF_KEYS ? -16 : n;  // the first query that sees the warp's first key; the last key that its first query sees
     const bool masked = n < WALKED || (OF_KEYS ? edge + 15 > 0 : edge < WALKED - 1);
@@ -160,25 +172,27 @@ DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
         UNROLL for (int e = 0; e < 2; e++) if (column + e >= n || (OF_KEYS ? column + e < edge + row : column + e > edge + row)) c[j][2 * r + e] = 0;
       });
     };
-    // of the query of a score: x 0 its exponent, 1 its delta
-    const auto of_query = [&](int r, int column, int x) { return OF_KEYS ? float(rows[2 * column + x]) : x ? query[r].y : query[r].x; };
+    const auto of = [&](int j, int r, int e) { return OF_KEYS ? query[j][e] : query[0][r]; };
 
     barrier_wait(full + stage, i / STAGES & 1);
-    dot(s, left_a, a);
+    dot(s, kept_a, left_a, a);
     if constexpr (OF_KEYS) multiply_wait<1>(sum[0], ds_half, dv[0], p_half);
     else multiply_wait<1>(sum[0], ds_half);
     if (i > 0 && lane() == 0) barrier_arrive(empty + (i - 1) % STAGES);
-    dot(ds, left_b, b);
+    dot(ds, kept_b, left_b, b);
     multiply_wait<1>(s);
-    each_pair<1, N>([&](int, int j, int r, int, int column) {
-      UNROLL for (int e = 0; e < 2; e++) s[j][2 * r + e] = Exponential<Bf16>::raise(fma(s[j][2 * r + e], factor, -of_query(r, column + e, 0)));
+    if constexpr (OF_KEYS) {
+      const Shared<float> rows = all_rows + stage * WALKED * 2;
+      UNROLL for (int j = 0; j < N; j++) UNROLL for (int e = 0; e < 2; e++) query[j][e] = load_as<float2>(rows, 2 * (8 * j + lane() % 4 * 2 + e));
+    }
+    each_pair<1, N>([&](int, int j, int r, int, int) {
+      UNROLL for (int e = 0; e < 2; e++) s[j][2 * r + e] = Exponential<Bf16>::raise(fma(s[j][2 * r + e], factor, -of(j, r, e).x));
     });
     mask(s);
     multiply_wait<0>(ds);
     if constexpr (OF_KEYS) narrow(p_half, s);
-    each_pair<1, N>([&](int, int j, int r, int, int column) {
-      UNROLL for (int e = 0; e < 2; e++) ds[j][2 * r + e] = s[j][2 * r + e] * (ds[j][2 * r + e] - of_query(r, column + e, 1));
-    });
+    each_pair<1, N>(
+        [&](int, int j, int r, int, int) { UNROLL for (int e = 0; e < 2; e++) ds[j][2 * r + e] = s[j][2 * r + e] * (ds[j][2 * r + e] - of(j, r, e).y); });
     mask(ds);
     narrow(ds_half, ds);
     if constexpr (OF_KEYS) product(dv[0], p_half, b, i == 0);
