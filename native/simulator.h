@@ -46,9 +46,10 @@ struct Barrier {
   std::map<int, uint32_t> known_phases;  // of other barriers, likewise
   uint32_t awaited = 0;  // phases that somebody must wait for: they bring boxes
 };
-struct Box {  // on its way
+struct Box {  // on its way: of a tile, whose pieces are turned, or a line
   int to, barrier;
-  int64_t rows, row, column;
+  bool turned;
+  int64_t rows, columns, row, column;
   const uint16_t* data;
   int64_t data_rows, data_columns, stride;
 };
@@ -59,7 +60,8 @@ struct Sums {
 };
 struct Multiplication {
   Product of;
-  std::vector<uint32_t> a;  // [32][4], where it lies in registers
+  const uint32_t* registers[32];  // a, where it lies in them
+  std::vector<uint32_t> a;  // [32][4], what they hold
   std::vector<int> cells;
 };
 

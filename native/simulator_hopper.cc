@@ -54,6 +54,21 @@ float value_at(int byte) {
   return cuda::to_float(cuda::bf16{bits});
 }
 
+void set_off(const Box& box) {
+  Machine& m = machine();
+  Barrier& b = barrier_at(box.barrier);
+  if (!b.published) fault("the barrier at shared byte %d was not published", box.barrier);
+  b.awaited = b.phase + 1;
+  for (int i = box.to / 2; i < box.to / 2 + int(box.rows * box.columns); i++) {
+    Cell& cell = m.cells[size_t(i)];
+    if (cell.coming) fault("shared byte %d is brought while it is on its way", 2 * i);
+    if (cell.held) fault("shared byte %d is brought while a product of warp %d may read it", 2 * i, __builtin_ctz(cell.held));
+    if (!ordered(cell.write) || !ordered(cell.read)) fault("shared byte %d is brought, with no barrier after thread %d", 2 * i, cell.read.thread);
+    cell = {}, cell.coming = true;
+  }
+  m.boxes.push_back(box);
+}
+
 // The tensor core's own order is not known: here in f64, rounded once for each product of 16 steps.
 void compute(const Multiplication& one, int first_row, Sums& sums) {
   const Product& p = one.of;
@@ -97,9 +112,11 @@ void start_product(void** all) {
   if (!warp.begun) fault("a product that no multiply_begin stands before");
   if ((!p.registers && p.a >> 62 != 1) || p.b >> 62 != 1) fault("a tile of another layout than rows of 128 bytes");
 
-  Multiplication one{p, {}, {}};
-  for (int lane = 0; p.registers && lane < 32; lane++)
-    one.a.insert(one.a.end(), static_cast<Product*>(all[lane])->registers, static_cast<Product*>(all[lane])->registers + 4);
+  Multiplication one{p, {}, {}, {}};
+  for (int lane = 0; p.registers && lane < 32; lane++) {
+    one.registers[lane] = static_cast<Product*>(all[lane])->registers;
+    one.a.insert(one.a.end(), one.registers[lane], one.registers[lane] + 4);
+  }
   const int first_row = m.running / 32 % 4 * 16;
   for (int k = 0; k < 16; k++) {
     for (int i = 0; !p.registers && i < 16; i++) hold(one, place_of(p.a, p.a_across, first_row + i, k));
@@ -126,6 +143,8 @@ void end_products(void** all) {
   const int groups = *static_cast<int*>(all[0]);
   while (int(warp.products.size()) - 1 > groups) {
     for (const Multiplication& one : warp.products.front()) {
+      for (size_t lane = 0; lane < one.a.size() / 4; lane++)
+        if (std::memcmp(one.registers[lane], &one.a[4 * lane], 16)) fault("the registers of a product were written before it was waited for");
       Sums& sums = sums_of(warp, one.of.c);
       compute(one, m.running / 32 % 4 * 16, sums);
       sums.products--;
@@ -247,24 +266,19 @@ bool ends_well() {
 }
 
 void copy_box(int to, int room, const cuda::TensorMap& map, int64_t row, int64_t column, int at) {
-  Machine& m = machine();
   int64_t words[5];
   std::memcpy(words, map.words, sizeof words);
   const int bytes = int(words[4]) * 128;
   if (to % 1024) fault("a box is brought to shared byte %d, which is no multiple of 1024", to);
   if (bytes > room) fault("a box of %d bytes is brought to %d", bytes, room);
   if (row < INT32_MIN || row > INT32_MAX || column < INT32_MIN || column > INT32_MAX) fault("a box at row %lld", (long long)row);
-  Barrier& b = barrier_at(at);
-  if (!b.published) fault("the barrier at shared byte %d was not published", at);
-  b.awaited = b.phase + 1;
-  for (int i = to / 2; i < (to + bytes) / 2; i++) {
-    Cell& cell = m.cells[size_t(i)];
-    if (cell.coming) fault("shared byte %d is brought while it is on its way", 2 * i);
-    if (cell.held) fault("shared byte %d is brought while a product of warp %d may read it", 2 * i, __builtin_ctz(cell.held));
-    if (!ordered(cell.write) || !ordered(cell.read)) fault("shared byte %d is brought, with no barrier after thread %d", 2 * i, cell.read.thread);
-    cell = {}, cell.coming = true;
-  }
-  m.boxes.push_back({to, at, words[4], row, column, reinterpret_cast<const uint16_t*>(uintptr_t(words[0])), words[1], words[2], words[3]});
+  set_off({to, at, true, words[4], cuda::BOX, row, column, reinterpret_cast<const uint16_t*>(uintptr_t(words[0])), words[1], words[2], words[3]});
+}
+
+void copy_line(int to, int room, const void* from, int bytes, int at) {
+  if (to % 16 || bytes % 16) fault("a line of %d bytes is brought to shared byte %d: both must be multiples of 16", bytes, to);
+  if (bytes > room) fault("a line of %d bytes is brought to %d", bytes, room);
+  set_off({to, at, false, 1, bytes / 2, 0, 0, static_cast<const uint16_t*>(from), 1, bytes / 2, 0});
 }
 
 void deliver_box() {
@@ -274,16 +288,16 @@ void deliver_box() {
   m.boxes.pop_back();
   Barrier& b = m.barriers.at(box.barrier);
   for (int64_t i = 0; i < box.rows; i++)
-    for (int64_t j = 0; j < cuda::BOX; j++) {
+    for (int64_t j = 0; j < box.columns; j++) {
       const int64_t row = box.row + i, column = box.column + j;
       const bool inside = row >= 0 && row < box.data_rows && column >= 0 && column < box.data_columns;
       const uint16_t x = inside ? box.data[row * box.stride + column] : 0;
-      const int byte = turned(box.to + int(128 * i + 2 * j));
+      const int place = box.to + int(128 * i + 2 * j), byte = box.turned ? turned(place) : place;
       std::memcpy(m.shared + byte, &x, 2);
       Cell& cell = m.cells[size_t(byte / 2)];
       cell.coming = false, cell.filled = true, cell.brought_by = box.barrier, cell.phase = b.phase;
     }
-  b.bytes -= box.rows * 128;
+  b.bytes -= box.rows * box.columns * 2;
   complete(b);
 }
 

@@ -1,11 +1,15 @@
 // The CUDA kernels' own source on a simulated GPU (native/simulator.cc), held to the truths of the ops.
 import "./simulator.js";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { opList } from "../lib/cli/info.js";
-import { specs } from "../lib/device/ops.js";
+import { root } from "../lib/device/native.js";
+import { camel, specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type CodedError, type Device } from "../lib/index.js";
 import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
-import { wideHeads } from "./ops/attention.js";
+import { wideHeads, wideHeadsGrad } from "./ops/attention.js";
+import { run } from "../lib/tensor/op.js";
 import { Random, seed } from "./random.js";
 import type { Truth } from "./truth.js";
 
@@ -23,11 +27,9 @@ beforeAll(async () => {
 afterAll(() => Promise.all([on, ...others, ...hoppers].map((d) => d.close())));
 
 const HEADS = ["linearLogprob", "linearLogprobGrad", "linearPolicyLoss"];
-const LOSSES = ["policyLoss", "valueLoss", "preferenceLoss"];
-const ADVANTAGES = ["gae", "gaePadded", "tokenRewards", "whiten", "moments", "sequenceSum", "sequenceSumGrad"];
-const ELEMENTWISE = ["add", "sub", "mul", "scale", "clamp", "accumulate", "fill", "sum"];
-const HOPPER = [...HEADS, "attention", "linear", "linearGradInput", "linearGradWeight"]; // with kernels of their own there, at bf16
-const WIDE = [...HEADS, "attention", "attentionGrad", "linear", "linearGradInput", "linearGradWeight", "logprob", "logprobGrad"]; // at bf16 too
+const HOPPER = [...HEADS, "attention", "attentionGrad", "linear", "linearGradInput", "linearGradWeight"]; // with kernels of their own there, at bf16
+const WIDE = [...HOPPER, "logprob", "logprobGrad"]; // at bf16 too
+const HEADS_OF_MODELS: Record<string, Truth["draw"]> = { attention: wideHeads, attentionGrad: wideHeadsGrad };
 // Tensor cores take bf16 alone, so what a kernel has computed and multiplies again is rounded: half an ulp of bf16.
 const ROUNDED: Record<string, readonly string[]> = {
   attention: ["o"],
@@ -36,9 +38,12 @@ const ROUNDED: Record<string, readonly string[]> = {
   linearPolicyLoss: ["dh", "dweight"],
 };
 
-test("has the ops that it must have", () => {
+test("has every op that a file of kernels/cuda defines", () => {
+  const folder = join(root, "kernels/cuda");
+  const sources = readdirSync(folder).map((file) => readFileSync(join(folder, file), "utf8"));
+  const defined = sources.flatMap((source) => [...source.matchAll(/^void (\w+)\(Context& ctx, const \1_args& a\)/gm)].map(([, name]) => camel(name)));
   const has = (dtype: "f32" | "bf16") => [...specs.keys()].filter((op) => on.has(op, dtype)).sort();
-  expect(has("f32")).toEqual([...WIDE, ...LOSSES, ...ADVANTAGES, ...ELEMENTWISE, "normSquared", "adamw"].sort());
+  expect(has("f32")).toEqual(defined.sort());
   expect(has("bf16")).toEqual([...WIDE].sort());
 });
 
@@ -56,11 +61,10 @@ describe.each(here.map((entry) => [entry.op, entry] as const))("%s", (name, entr
   if (specs.get(name)!.dtypes.cuda.includes("bf16")) test("equals its f64 reference on bf16", () => holdToReference(on, entry, true, ROUNDED[name]));
 
   if (HOPPER.includes(name)) test("equals its f64 reference on bf16 on a Hopper", () => holdToReference(hoppers[0], entry, true, ROUNDED[name]));
-  if (name === "attention") {
-    const wide = { ...entry, draw: wideHeads, extremes: undefined };
-    test("equals its f64 reference at heads of 64 and 128", async () => {
-      for (const one of [on, hoppers[0]]) await holdToReference(one, wide, true, ROUNDED[name]);
-    });
+  if (name in HEADS_OF_MODELS) {
+    const wide = { ...entry, draw: HEADS_OF_MODELS[name], extremes: undefined };
+    test("equals its f64 reference at heads of 64 and 128", () => holdToReference(on, wide, true, ROUNDED[name]));
+    test("equals its f64 reference at heads of 64 and 128 on a Hopper", () => holdToReference(hoppers[0], wide, true, ROUNDED[name]));
     test("has the same bits at heads of 64 and 128 on a Hopper, in whatever order", () => holdToBits(wide, hoppers[0], hoppers.slice(1), true));
   }
 
@@ -87,15 +91,19 @@ const i32 = (...values: number[]) => Tensor.from(Int32Array.from(values), [value
 
 test.each([64, 128])("a Hopper's attention at heads of %d knows nothing of the sequences beside", async (D) => {
   const random = new Random(`beside ${D}`);
-  const values = Array.from({ length: 3 }, () => Uint16Array.from({ length: 213 * D }, () => 0x3f00 + random.below(256) + (random.below(2) << 15)));
+  const values = Array.from({ length: 4 }, () => Uint16Array.from({ length: 213 * D }, () => 0x3f00 + random.below(256) + (random.below(2) << 15)));
   const attend = async (begin: number, end: number, offsets: Int32Array) => {
-    const [q, k, v] = values.map((x) => Tensor.from(x.slice(begin * D, end * D), [end - begin, 1, D], hoppers[0]));
-    return (await ops.attention(q, k, v, Tensor.from(offsets, [offsets.length], hoppers[0])).read()) as Uint16Array;
+    const [q, k, v, dO] = values.map((x) => Tensor.from(x.slice(begin * D, end * D), [end - begin, 1, D], hoppers[0]));
+    const given = { q, k, v, cuSeqlens: Tensor.from(offsets, [offsets.length], hoppers[0]), scale: 1 / Math.sqrt(D) };
+    const { o, lse } = run("attention", given);
+    const { dq, dk, dv } = run("attentionGrad", { dO, o, lse, ...given });
+    return (await Promise.all([o, dq, dk, dv].map((x) => x.read()))) as Uint16Array[];
   };
   const alone = await attend(70, 210, Int32Array.of(0, 140));
-  expect(alone.some((x) => (x & 0x7fff) > 0x7f80)).toBe(false);
+  for (const output of alone) expect(output.some((x) => (x & 0x7fff) > 0x7f80)).toBe(false);
   for (const x of values) x.fill(0x7fff, 0, 70 * D).fill(0x7fff, 210 * D);
-  expect((await attend(0, 213, Int32Array.of(0, 70, 210, 213))).slice(70 * D, 210 * D)).toEqual(alone);
+  const beside = await attend(0, 213, Int32Array.of(0, 70, 210, 213));
+  expect(beside.map((output) => output.slice(70 * D, 210 * D))).toEqual(alone);
 });
 
 describe("an error on the device", () => {

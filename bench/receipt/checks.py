@@ -63,7 +63,7 @@ def poisoned(x, mask):
 
 
 def attention_cases(d):
-    for i, (lengths, H, G, D, prefix, deviation) in enumerate([([1, 3], 1, 1, 8, None, 1), ([70, 0, 3, 129], 4, 2, 64, None, 1), ([33, 65, 20, 7], 2, 1, 128, [-1, 0, -1, 1], 1),
+    for i, (lengths, H, G, D, prefix, deviation) in enumerate([([1, 3], 1, 1, 8, None, 1), ([70, 0, 3, 129], 4, 2, 64, None, 1), ([33, 165, 20, 7], 4, 2, 128, [-1, 0, -1, 1], 1),
                                                              ([130], 2, 2, 40, None, 1), ([67, 5], 4, 1, 64, None, 8), ([9, 64], 1, 1, 256, None, 1)]):
         N, cu = sum(lengths), d.offsets(lengths)
         qkv = dict(q=d.narrow(N, H, D, deviation=deviation), k=d.narrow(N, G, D, deviation=deviation), v=d.narrow(N, G, D))
@@ -194,7 +194,11 @@ def linear_cases(d):
         yield Case("linear_grad_weight", name, dict(dy=dy, x=x, dweight=d.normal(O, I), **({"dbias": d.normal(O)} if N % 2 else {})))
 
 
-CASES = [attention_cases, logprob_cases, head_cases, policy_cases, linear_policy_cases, advantage_cases, value_cases, preference_cases, linear_cases]
+def cast_cases(d):
+    yield Case("cast", "to bf16", dict(x=d.normal(7, 73), y=BF16))
+
+
+CASES = [attention_cases, logprob_cases, head_cases, policy_cases, linear_policy_cases, advantage_cases, value_cases, preference_cases, linear_cases, cast_cases]
 
 
 def all_cases(device, seed, dtype):

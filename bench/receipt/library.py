@@ -36,26 +36,26 @@ class Refused(Exception):
 
 
 class Library:
-    def __init__(self, path, device, isa="cuda"):
+    def __init__(self, path, device, isa="cuda", ordinal=0):
         self.c = ctypes.CDLL(path)
         self.device = device
         self.c.rlhf_ops_json.restype = ctypes.c_char_p
         listed = json.loads(self.c.rlhf_ops_json())
         self.ops = {op["name"]: op for op in listed["ops"] if op["cuda" if isa == "cuda" else "cpu"]}
         self.choices = listed["choices"]
-        self.stream = self._open(isa)
+        self.stream = self._open(isa, ordinal)
         self.c.rlhf_message.restype = ctypes.c_char_p
         self.c.rlhf_message.argtypes = [ctypes.c_void_p]
         self.workspace = torch.empty(0, dtype=torch.uint8, device=device)
         self.workspace_bytes = 0  # of the last call
 
-    def _open(self, isa):
+    def _open(self, isa, ordinal):
         if isa == "cuda":  # on torch's own stream, so that calls and torch's work keep their order
             why, current = ctypes.create_string_buffer(256), None
             if self.device.type == "cuda":
                 current = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
             self.c.rlhf_cuda_stream_create.restype = ctypes.c_void_p
-            stream = self.c.rlhf_cuda_stream_create(0, current, why, ctypes.c_int64(len(why)))
+            stream = self.c.rlhf_cuda_stream_create(ordinal, current, why, ctypes.c_int64(len(why)))
         else:
             why = ctypes.create_string_buffer(b"the library has no such device")
             self.c.rlhf_stream_create.restype = ctypes.c_void_p
@@ -68,7 +68,8 @@ class Library:
         return op in self.ops
 
     def run(self, op, sizes=None, **given):
-        """Outputs by name. A tensor that the op adds to is copied first; an optional output is made where it is given as True."""
+        """Outputs by name. A tensor that the op adds to is copied first; an optional output is made where it is given as True, and one that may
+        have either dtype in the one that is given."""
         return self.prepare(op, sizes, **given)()
 
     def prepare(self, op, sizes=None, in_place=False, **given):
@@ -99,7 +100,7 @@ class Library:
                 values.append(ctypes.c_int64(self.choices[a["type"]].index(x)))
             else:
                 if kind in ("out", "opt_out"):
-                    x = self._empty(a, size, rows) if kind == "out" or x is True else None
+                    x = self._empty(a, size, x if isinstance(x, torch.dtype) else rows) if kind == "out" or x is True else None
                 elif kind in ("add", "opt_add") and x is not None and not in_place:
                     x = x.clone()
                 if kind in ("out", "opt_out", "add", "opt_add") and x is not None:
@@ -141,8 +142,8 @@ class Library:
     def _raise(self, status):
         raise Refused(status, (self.c.rlhf_message(self.stream) or b"").decode())
 
-    def _empty(self, a, size, rows):
-        dtype = rows if a["type"] == "SAME" else TYPES[a["type"]]
+    def _empty(self, a, size, narrow):
+        dtype = narrow if a["type"] in ("SAME", "EITHER") else TYPES[a["type"]]
         shape = size["..."] if a["dims"] == "..." else [int(d) if d.isdigit() else size[d[0]] + (1 if d.endswith("+1") else 0) for d in a["dims"].split(",")]
         return torch.full(tuple(shape), float("nan") if dtype.is_floating_point else -1, dtype=dtype, device=self.device)
 

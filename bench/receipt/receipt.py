@@ -6,7 +6,7 @@ Needs a GPU with its driver, nvcc, CMake, a C++ compiler and Python with torch; 
 its formula in f64 (checks.py), then times it against what people use and the device's own limits (timings.py). Rows are written as they come, and
 a second run with another --only adds to the file as long as the kernels and the device are the same.
 --library PATH --device simt runs the checks on a library whose device is simulated, with tensors in torch's CPU memory; --device cpu those ops
-that this machine's processor has.
+that this machine's processor has. --ordinal picks the GPU: simulated, those from 90 on are Hoppers.
 
 The file:
   kernels    SHA-256 over kernels/cuda: of each file in the order of names "<name>\\n<bytes>\\n". Another hash than the sources' means: not yet verified on a GPU.
@@ -52,10 +52,10 @@ def words(*command):
         return []
 
 
-def describe(kind):
+def describe(kind, ordinal):
     if kind != "cuda":
-        return {"name": kind, "torch": torch.__version__}
-    properties = torch.cuda.get_device_properties(0)
+        return {"name": f"{kind} {ordinal}", "torch": torch.__version__}
+    properties = torch.cuda.get_device_properties(ordinal)
     driver = words("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {"name": properties.name, "capability": f"{properties.major}.{properties.minor}", "memory": properties.total_memory,
             "multiprocessors": properties.multi_processor_count, "driver": driver[0] if driver else None, "torch": torch.__version__,
@@ -123,16 +123,18 @@ def main():
     parser.add_argument("--seconds", type=float, default=1e9, help="start no row after this time")
     parser.add_argument("--library", help="a library that is built already")
     parser.add_argument("--device", choices=["cuda", "simt", "cpu"], default="cuda")
+    parser.add_argument("--ordinal", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     until = time.monotonic() + options.seconds
     device = torch.device("cuda" if options.device == "cuda" else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if options.device == "cuda":
+        torch.cuda.set_device(options.ordinal)
         torch.cuda.set_stream(torch.cuda.Stream())  # one with a handle, that the library's calls can be enqueued to
     path = options.library or native.build(ROOT, os.path.join(ROOT, "build/receipt"))
-    library = native.Library(path, device, {"cuda": "cuda", "simt": "cuda"}.get(options.device))
-    receipt = Receipt(options.out, describe(options.device))
+    library = native.Library(path, device, {"cuda": "cuda", "simt": "cuda"}.get(options.device), options.ordinal)
+    receipt = Receipt(options.out, describe(options.device, options.ordinal))
     run_checks(receipt, library, options.only, options.seed, [torch.float32] + ([] if options.device == "cpu" else [torch.bfloat16]), until)
     named = {row["op"] for row in receipt.made["checks"]}
     receipt.made["unchecked"] = sorted(op for op in library.ops if op not in named)

@@ -18,28 +18,15 @@
 //   D 256   64 keys x 32 queries   129 KiB     64 queries x 32 keys  128 KiB    dk, dv in two halves of D
 // Expected, not yet measured on a GPU: a byte from shared memory feeds 8 multiply-adds with M = 2, 4 with M = 1, of 128 bytes
 // a clock. D 64 is bound by the tensor cores of an A100 and by both on an H100; dk and dv at D 128 (M = 1, since two results of
-// 16 x 128 fill the registers) by shared memory, at 512 to 1024 a clock, about a quarter of what an H100's wgmma could do.
+// 16 x 128 fill the registers) by shared memory, at 512 to 1024 a clock, about a quarter of what an H100's wgmma could do; heads of 64 and 128
+// have another plan there, attention_grad_hopper.h.
 //
 // Weak: with few key/value heads and few tokens (G N / 64 less than the processors), dk and dv leave processors idle.
 #include <initializer_list>
 
-#include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_grad_hopper.h"
 
 namespace rlhf::cuda {
-
-template <class T>
-struct AttentionGradParams {
-  Global<const T> d_o, q, k, v, o;
-  Global<const float> lse;
-  Global<const int32_t> offsets, prefix;
-  Global<T> dq, dk, dv;
-  Global<float> rows;  // [H][row_stride][2]: lse as an exponent, delta; a sequence begins at row_of()
-  TileList queries, keys;
-  int64_t N, row_stride, d_o_stride, q_stride, k_stride, v_stride;
-  int32_t H, G, heads, D;  // heads: H/G
-  float scale;
-  bool aligned;
-};
 
 // Shapes of the tiles: X(policy, type, D, warps; for dk and dv: M, queries, parts of D; for dq: M, keys)
 #define ATTENTION_GRAD_VARIANTS(X)       \
@@ -53,9 +40,6 @@ struct AttentionGradParams {
   X(F32, f32, 256, 2, 1, 16, 4, 1, 8)
 
 #if RLHF_DEVICE_CODE
-
-// Even, so that pairs of rows lie at multiples of 16 bytes.
-DEVICE int64_t row_of(Sequences sequences, int32_t b) { return (int64_t(sequences.offsets[b]) + b + 1) / 2 * 2; }
 
 template <class Mma, int WARPS>
 DEVICE void query_rows(const AttentionGradParams<typename Mma::Element>& p) {
@@ -226,6 +210,12 @@ KERNEL(attention_grad_rows_f32, AttentionGradParams<float>, 128) { query_rows<F3
   KERNEL(attention_grad_queries_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) { query_gradients<Mma, D, WARPS, M_Q, KEYS>(p); }
 ATTENTION_GRAD_VARIANTS(VARIANT)
 #undef VARIANT
+#if RLHF_HOPPER_CODE
+KERNEL(attention_grad_keys_bf16_d64_hopper, AttentionGradMaps, 384, 1) { gradients_hopper<true, 64>(p); }
+KERNEL(attention_grad_keys_bf16_d128_hopper, AttentionGradMaps, 384, 1) { gradients_hopper<true, 128>(p); }
+KERNEL(attention_grad_queries_bf16_d64_hopper, AttentionGradMaps, 384, 1) { gradients_hopper<false, 64>(p); }
+KERNEL(attention_grad_queries_bf16_d128_hopper, AttentionGradMaps, 384, 1) { gradients_hopper<false, 128>(p); }
+#endif
 #endif
 
 #if RLHF_HOST_CODE
@@ -253,23 +243,29 @@ void attention_grad_of(Context& ctx, const attention_grad_args& a) {
   Global<float> rows;
   const auto plan_memory = [&](char* memory) {
     Workspace places{memory};
-    queries = tile_list(places, N, B, variant.queries), keys = tile_list(places, N, B, variant.keys), rows = places.take<float>(2 * H * row_stride);
+    queries = tile_list(places, N, B, variant.queries), keys = tile_list(places, N, B, variant.keys);
+    rows = places.take<float>(2 * H * row_stride + 2 * HOPPER_OWN);
     return places.used;
   };
   char* memory = static_cast<char*>(ctx.scratch(plan_memory(nullptr)));
   if (!memory || !accepts(ctx, N, B, H, G, D)) return;
   plan_memory(memory);
-  const PlanParams plan{global(a.cu_seqlens), global(a.prefix), int32_t(N), int32_t(B), {queries, keys}, latch_of(ctx)};
-  launch(ctx, "attention_plan", {2}, PLANNERS, PLAN_SHARED, plan);
   bool whole = true;
   for (const View<const float>& x : {a.d_o, a.q, a.k, a.v, a.o}) whole = whole && aligned(x, D, sizeof(T));
   for (const View<float>& x : {a.dq, a.dk, a.dv}) whole = whole && aligned(x, D, sizeof(T));
-  const AttentionGradParams<T> p{global_as<const T>(a.d_o), global_as<const T>(a.q), global_as<const T>(a.k), global_as<const T>(a.v), global_as<const T>(a.o),
+  AttentionGradParams<T> p{global_as<const T>(a.d_o), global_as<const T>(a.q), global_as<const T>(a.k), global_as<const T>(a.v), global_as<const T>(a.o),
       global(a.lse), global(a.cu_seqlens), global(a.prefix), global_as<T>(a.dq), global_as<T>(a.dk), global_as<T>(a.dv), rows, queries, keys, N, row_stride,
       a.d_o.stride, a.q.stride, a.k.stride, a.v.stride, int32_t(H), int32_t(G), int32_t(G ? H / G : 1), int32_t(D), float(a.scale), whole};
-  const int64_t query_blocks = most_tiles(N, B, variant.queries) * H;
+  bool hopper = false;
+  if constexpr (sizeof(T) == 2) hopper = takes_hopper(ctx, p);
+  if (hopper) p.keys.size = p.queries.size = HOPPER_OWN;  // no less than the variant's: the lists have room
+  const PlanParams plan{global(a.cu_seqlens), global(a.prefix), int32_t(N), int32_t(B), {p.queries, p.keys}, latch_of(ctx)};
+  launch(ctx, "attention_plan", {2}, PLANNERS, PLAN_SHARED, plan);
+  const int64_t query_blocks = most_tiles(N, B, p.queries.size) * H, key_blocks = most_tiles(N, B, p.keys.size) * G;
   launch(ctx, sizeof(T) == 2 ? "attention_grad_rows_bf16" : "attention_grad_rows_f32", {query_blocks}, 128, 0, p);
-  launch(ctx, variant.of_keys, {most_tiles(N, B, variant.keys) * G, variant.parts}, variant.threads, variant.keys_shared, p);
+  if constexpr (sizeof(T) == 2)
+    if (hopper) return launch_hopper(ctx, a, p, key_blocks, query_blocks);
+  launch(ctx, variant.of_keys, {key_blocks, variant.parts}, variant.threads, variant.keys_shared, p);
   launch(ctx, variant.of_queries, {query_blocks}, variant.threads, variant.queries_shared, p);
 }
 

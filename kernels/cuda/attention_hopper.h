@@ -32,17 +32,33 @@ constexpr int64_t hopper_shared(int64_t D) { return (HOPPER_QUERIES + 2 * HOPPER
 
 #if RLHF_HOPPER_CODE
 
-// D columns of 128 rows, one box of 64 columns after the other
-template <int D>
+// A tile of ROWS rows: D columns, 64 of all rows after the other
+template <int ROWS, int D>
 DEVICE void bring_rows(Shared<bf16> to, const TensorMap& map, int64_t row, int64_t column, Shared<uint64_t> b) {
-  barrier_arrive_expect(b, 128 * D * 2);
-  for (int d = 0; d < D; d += BOX) copy_box(to + 128 * d, map, row, column + d, b);
+  for (int d = 0; d < D; d += BOX)
+    for (int i = 0; i < ROWS; i += BOX) copy_box(to + (ROWS * d + i * BOX), map, row + i, column + d, b);
+}
+
+// Zeros to the tile's rows from n on, by a warp.
+template <int ROWS, int D>
+DEVICE void clear_rows(Shared<bf16> tile, int n) {
+  for (int d = 0; d < D; d += BOX)
+    for (int at = n * BOX + 8 * lane(); at < ROWS * BOX; at += 8 * 32) store_as<int4>(tile, ROWS * d + at, int4{0, 0, 0, 0});
+}
+
+// A warp's scores, rounded, as the left operand of a product.
+template <int N>
+DEVICE void narrow(uint32_t (&x)[N / 2][4], const float (&s)[N][4]) {
+  UNROLL for (int i = 0; i < N / 2; i++) {
+    const auto &a = s[2 * i], &b = s[2 * i + 1];
+    x[i][0] = pack_bf16(a[0], a[1]), x[i][1] = pack_bf16(a[2], a[3]), x[i][2] = pack_bf16(b[0], b[1]), x[i][3] = pack_bf16(b[2], b[3]);
+  }
 }
 
 template <int D>
 DEVICE void attend_hopper(const AttentionMaps& maps) {
   constexpr int QUERIES = HOPPER_QUERIES, KEYS = HOPPER_KEYS, STAGES = HOPPER_STAGES, READERS = 256, N = KEYS / 8, W = D / 8, TILE = KEYS * D;
-  constexpr int BLOCK = 128 * BOX * 2;  // bytes of a box
+  constexpr int BLOCK = 128 * BOX * 2;  // bytes of 64 columns of a tile
   const AttentionParams<bf16>& p = maps.p;
   if (p.queries.header[1]) {
     poison(p.o, p.N * p.H * p.D, grid_x(), READERS + 128);
@@ -74,19 +90,23 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
     registers_fewer<40>();
     if (warp() > READERS / 32) return;
     const int64_t token = int64_t(p.offsets[work.sequence]) + work.start, head = int64_t(work.head) * D, kv_head = int64_t(work.head / p.heads) * D;
-    if (lane() == 0) bring_rows<D>(q, maps.q, token, head, full_q);
+    const auto bring = [&](Shared<bf16> to, const TensorMap& map, int64_t row, int64_t column, Shared<uint64_t> b) {
+      if (lane() > 0) return;
+      barrier_arrive_expect(b, 128 * D * 2);
+      bring_rows<128, D>(to, map, row, column, b);
+    };
+    bring(q, maps.q, token, head, full_q);
     UNROLL_BY(1) for (int i = 0, short_tiles = 0; keys; i++, keys.next()) {
       const int stage = i % STAGES, round = i / STAGES & 1, n = keys.count();
       const Shared<bf16> values = v + stage * TILE;
       barrier_wait(empty_k + stage, round ^ 1);
-      if (lane() == 0) bring_rows<D>(k + stage * TILE, maps.k, keys.row(), kv_head, full_k + stage);
+      bring(k + stage * TILE, maps.k, keys.row(), kv_head, full_k + stage);
       barrier_wait(empty_v + stage, round ^ 1);
       sync_warp();
-      if (lane() == 0) bring_rows<D>(values, maps.v, keys.row(), kv_head, n < KEYS ? landed : full_v + stage);
+      bring(values, maps.v, keys.row(), kv_head, n < KEYS ? landed : full_v + stage);
       if (n == KEYS) continue;
       barrier_wait(landed, short_tiles++ & 1);
-      for (int d = 0; d < D; d += BOX)
-        for (int at = n * BOX + 8 * lane(); at < KEYS * BOX; at += 8 * 32) store_as<int4>(values, KEYS * d + at, int4{0, 0, 0, 0});
+      clear_rows<KEYS, D>(values, n);
       fence_async();
       sync_warp();
       if (lane() == 0) barrier_arrive(full_v + stage);
@@ -120,12 +140,6 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
     mask(s, scale, keys.sequence == work.sequence ? own - keys.start : n, n);
     softmax<Bf16>(s, top, sum, factor, [&](int, int r, float x) { fall[r] = x; });
   };
-  const auto narrow = [&] {
-    UNROLL for (int i = 0; i < KEYS / 16; i++) {
-      const auto &a = s[0][2 * i], &b = s[0][2 * i + 1];
-      x[i][0] = pack_bf16(a[0], a[1]), x[i][1] = pack_bf16(a[2], a[3]), x[i][2] = pack_bf16(b[0], b[1]), x[i][3] = pack_bf16(b[2], b[3]);
-    }
-  };
   const auto release = [&](Shared<uint64_t> empty) {
     if (lane() == 0) barrier_arrive(empty);
   };
@@ -135,7 +149,7 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
   multiply_wait<0>(s[0]);
   release(empty_k);
   probabilities();
-  narrow();
+  narrow(x, s[0]);
   keys.next();
   int i = 1;
   UNROLL_BY(1) for (; keys; i++, keys.next()) {
@@ -147,10 +161,10 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
     multiply_wait<1>(s[0]);
     release(empty_k + stage);
     probabilities();
-    multiply_wait<0>(o[0]);
+    multiply_wait<0>(o[0], x);
     release(empty_v + before);
     UNROLL for (int r = 0; r < 2; r++) lower(o, 0, r, fall[r]);
-    narrow();
+    narrow(x, s[0]);
   }
   const int last = (i - 1) % STAGES;
   barrier_wait(full_v + last, (i - 1) / STAGES & 1);
@@ -162,12 +176,17 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
 #endif
 #if RLHF_HOST_CODE
 
-inline bool takes_hopper(const Context& ctx, const AttentionParams<bf16>& p) {
+template <class P>
+bool takes_hopper(const Context& ctx, const P& p) {
   return ctx.gpu->architecture == 90 && p.aligned && p.N > 0 && p.H > 0 && (p.D == 64 || p.D == 128);
 }
+// of q, k, v and what is shaped like them: [N,heads,D]
+inline TensorMap heads_map(Context& ctx, const View<const float>& x) {
+  const int64_t columns = x.dim[1] * x.dim[2];
+  return tensor_map(ctx, x.data, x.dim[0], columns, x.dim[0] > 1 ? x.stride : columns, BOX);
+}
 inline void launch_hopper(Context& ctx, Grid blocks, const attention_args& a, const AttentionParams<bf16>& p) {
-  const auto map = [&](const View<const float>& x) { return tensor_map(ctx, x.data, p.N, x.dim[1] * p.D, p.N > 1 ? x.stride : x.dim[1] * p.D, 128); };
-  const AttentionMaps maps{map(a.q), map(a.k), map(a.v), p};
+  const AttentionMaps maps{heads_map(ctx, a.q), heads_map(ctx, a.k), heads_map(ctx, a.v), p};
   launch(ctx, p.D == 64 ? "attention_bf16_d64_hopper" : "attention_bf16_d128_hopper", blocks, 384, hopper_shared(p.D), maps);
 }
 

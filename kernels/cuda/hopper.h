@@ -7,7 +7,7 @@
 //   across   a row of the tile is a k, the 64 are rows (or columns); the next 64 of them lie 64 rows of the tile further on
 //
 //   A group of products is multiply_begin, multiply ..., multiply_commit. A warp's sums belong to the tensor cores from `multiply` until
-//   `multiply_wait`, and so do the tiles they read.
+//   `multiply_wait`, and so do the tiles and registers they read.
 //   A tile is read after `barrier_wait` of the phase that brought it, and brought again when the readers have waited and then arrived.
 //
 // Kernels that use it are made for sm_90a alone: they stand between #if RLHF_HOPPER_CODE and #endif, and are launched where

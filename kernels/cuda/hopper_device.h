@@ -35,6 +35,13 @@ DEVICE void copy_box(Shared<bf16> to, const TensorMap& map, int64_t row, int64_t
                "l"(&map), "r"(int(column)), "r"(int(row)), "r"(shared_address(b.data))
                : "memory");
 }
+// n elements that lie one after the other, in multiples of 16 bytes; they count for b.
+template <class T>
+DEVICE void copy_line(Shared<T> to, Global<const T> from, int n, Shared<uint64_t> b) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to.data)), "l"(from.data),
+               "r"(n * int(sizeof(T))), "r"(shared_address(b.data))
+               : "memory");
+}
 
 // A tile as wgmma reads it: 1024 bytes from eight rows to the next; across, `next` bytes from 64 columns to the next.
 DEVICE uint64_t tile_descriptor(Shared<bf16> tile, int next = 16) {
@@ -44,11 +51,18 @@ DEVICE uint64_t tile_descriptor_at(uint64_t descriptor, int bytes) { return desc
 
 DEVICE void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// All but the last n groups are done; c may be used. Without the second line the compiler would use it before.
-template <int n, int N>
-DEVICE void multiply_wait(float (&c)[N][4]) {
+DEVICE void keep(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+DEVICE void keep(uint32_t& x) { asm volatile("" : "+r"(x)::"memory"); }
+template <class T, int N>
+DEVICE void keep(T (&x)[N][4]) {
+  UNROLL for (int i = 0; i < N; i++) UNROLL for (int e = 0; e < 4; e++) keep(x[i][e]);
+}
+// All but the last n groups are done; these, their sums and operands in registers, may be used. Without `keep` the compiler would
+// use them before.
+template <int n, class... T>
+DEVICE void multiply_wait(T&... used) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory");
-  UNROLL for (int i = 0; i < N; i++) UNROLL for (int e = 0; e < 4; e++) asm volatile("" : "+f"(c[i][e])::"memory");
+  (keep(used), ...);
 }
 
 #define TEN(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "

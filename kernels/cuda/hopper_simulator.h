@@ -3,8 +3,8 @@
 //   barriers     used before they are made and published; a wait that nothing will end; read or written as memory
 //   the copies   arrive late and in any order: a tile read before its phase was waited for; brought over what somebody may still read;
 //                a tile that does not lie at 1024 bytes; more bytes than the phase was told of never end a wait
-//   products     a tile that a thread wrote with no fence and barrier since; a tile written while one reads it; sums touched before the wait (they are NaN
-//   until then)
+//   products     a tile that a thread wrote with no fence and barrier since; a tile or a register written while one reads it; sums touched before the
+//   wait (they are NaN until then)
 //
 // Layouts are the hardware's: a piece's place is turned by the copy and turned back by the descriptor, so that another stride or turn
 // than the tile's gives other numbers.
@@ -17,6 +17,7 @@ void barrier_publish();
 void barrier_arrive(int at, int bytes);
 void barrier_wait(int at, int parity);
 void copy_box(int to, int room, const cuda::TensorMap& map, int64_t row, int64_t column, int barrier);
+void copy_line(int to, int room, const void* from, int bytes, int barrier);
 
 // a warp's part of a product: what each lane brings
 struct Product {
@@ -44,6 +45,10 @@ inline void barrier_wait(Shared<uint64_t> b, int parity) { simt::barrier_wait(b.
 inline void copy_box(Shared<bf16> to, const TensorMap& map, int64_t row, int64_t column, Shared<uint64_t> b) {
   simt::copy_box(to.at<bf16>(0), to.end - to.offset, map, row, column, b.at<uint64_t>(0));
 }
+template <class T>
+void copy_line(Shared<T> to, Global<const T> from, int n, Shared<uint64_t> b) {
+  simt::copy_line(to.template at<T>(0), to.end - to.offset, from.at(0, n, 16), n * int(sizeof(T)), b.at<uint64_t>(0));
+}
 
 inline uint64_t tile_descriptor(Shared<bf16> tile, int next = 16) {
   return uint64_t(tile.at<bf16>(0)) >> 4 | uint64_t(next >> 4) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
@@ -52,8 +57,8 @@ inline uint64_t tile_descriptor_at(uint64_t descriptor, int bytes) { return desc
 
 inline void multiply_begin() { simt::multiply_begin(); }
 inline void multiply_commit() { simt::multiply_commit(); }
-template <int n, int N>
-void multiply_wait(float (&)[N][4]) {
+template <int n, class... T>
+void multiply_wait(T&...) {
   simt::multiply_wait(n);
 }
 template <bool A_ACROSS, bool B_ACROSS, int N>

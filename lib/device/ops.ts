@@ -28,7 +28,7 @@ export interface OpSpec {
 export type Dtype = "f32" | "f64" | "i32" | "bf16" | "f16";
 export const BYTES: Readonly<Record<Dtype, number>> = { f32: 4, f64: 8, i32: 4, bf16: 2, f16: 2 };
 
-const camel = (name: string) => name.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase());
+export const camel = (name: string) => name.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase());
 
 function dims(text: string): Dim[] | "any" {
   if (text === "...") return "any";

@@ -121,6 +121,8 @@ function withOutputs(random: Random, inputs: Case): Case {
   };
 }
 
+export const wideHeadsGrad = (random: Random): Case[] => wideHeads(random).map((inputs) => withOutputs(random, inputs));
+
 const shapes = [
   { shape: "B 1, T 512, H 12, D 64", lengths: [512], heads: [12, 12, 64] },
   { shape: "B 1, T 1024, H 12, D 64", lengths: [1024], heads: [12, 12, 64] },
