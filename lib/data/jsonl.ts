@@ -99,7 +99,7 @@ async function beginning(file: string): Promise<Buffer> {
 const LINE_FEED = 0x0a;
 const GZIP = "\x1f\x8b";
 
-type Chunks = AsyncIterable<Buffer> | Iterable<Buffer>;
+type Chunks = AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
 
 async function* chunks(file: string): AsyncGenerator<Buffer> {
   if (file === "-") return yield* process.stdin as AsyncIterable<Buffer>;
@@ -116,7 +116,7 @@ async function* chunks(file: string): AsyncGenerator<Buffer> {
 }
 
 async function* lines(content: Chunks): AsyncGenerator<Uint8Array> {
-  let rest: Buffer[] = [];
+  let rest: Uint8Array[] = [];
   for await (const chunk of content) {
     let start = 0;
     for (let end = chunk.indexOf(LINE_FEED); end >= 0; end = chunk.indexOf(LINE_FEED, start)) {
