@@ -110,7 +110,11 @@ export async function loadModel(folder: string, on: Device = defaultDevice(), we
   return model;
 }
 
-/** Writes a Hugging Face directory; other files of the model (tokenizer) are the caller's. */
+/**
+ * Writes a Hugging Face directory, config.json and model.safetensors, each beside, synced, then renamed; other files of the model (tokenizer)
+ * are the caller's.
+ * @throws TypeError `WRITE` if the system refuses
+ */
 export async function saveModel(model: Transformer, folder: string): Promise<void> {
   await mkdir(folder, { recursive: true });
   const { config, headKind } = model;

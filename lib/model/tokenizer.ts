@@ -6,7 +6,8 @@ import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes, wordPattern } from 
 import { chatTemplate, type ChatTemplate } from "./chat.js";
 import { writeFileDurably } from "./safetensors.js";
 
-interface AddedToken {
+/** A token beside the model's own, in tokenizer.json. */
+export interface AddedToken {
   id: number;
   content: string;
   single_word?: boolean;
@@ -16,11 +17,12 @@ interface AddedToken {
 }
 
 /** A step of a pipeline in tokenizer.json: its type and options of that type. */
-interface Step {
+export interface Step {
   type: string;
   [option: string]: unknown;
 }
 
+/** tokenizer.json, as far as it is read here. */
 export interface TokenizerJson {
   added_tokens: AddedToken[];
   normalizer: Step | null;
@@ -34,6 +36,7 @@ export interface TokenizerJson {
 /** tokenizer_config.json */
 export type TokenizerConfig = Record<string, unknown>;
 
+/** The contents of a tokenizer's files. */
 export interface TokenizerFiles {
   tokenizer: TokenizerJson;
   tokenizerConfig: TokenizerConfig;
@@ -47,6 +50,7 @@ interface Library {
 
 /** Decodes ids as they come: characters appear once their last byte is there. */
 export interface TokenStream {
+  /** The text that this id completes, perhaps none. */
   push(id: number): string;
   /** What was held back, after the last id. */
   end(): string;

@@ -86,6 +86,7 @@ const isMatrix = ({ name, value }: Parameter) => value.shape.length === 2 && nam
 
 /** A decoder-only transformer whose weights are parameters; `head` says whether it ends in logits or in a score. */
 export class Transformer {
+  /** The weights by name, in the order of `weightShapes`. */
   readonly parameters = new Map<string, Parameter>();
   private readonly inverseFrequency: Tensor | undefined;
   private panels: Map<string, Tensor> | undefined;
@@ -129,6 +130,7 @@ export class Transformer {
     }
   }
 
+  /** Puts a weight in its place, or in that of another, which is the caller's to free. */
   set(name: string, value: Tensor): void {
     this.parameters.set(name, new Parameter(name, value));
   }
@@ -146,6 +148,7 @@ export class Transformer {
     return other;
   }
 
+  /** The weight of this name, one of `weightShapes`. */
   parameter(name: string): Parameter {
     return this.parameters.get(name)!;
   }
@@ -153,6 +156,7 @@ export class Transformer {
   get head(): Parameter {
     return this.parameter(this.config.tied ? "embedding" : "head");
   }
+  /** How many weights there are. */
   get size(): number {
     let size = 0;
     for (const { value } of this.parameters.values()) size += value.size;
@@ -235,6 +239,7 @@ export class Transformer {
     return ops.score(hidden, this.parameter("score"), rows);
   }
 
+  /** Frees the weights. */
   dispose(): void {
     for (const parameter of this.parameters.values()) parameter.dispose();
     this.inverseFrequency?.dispose();
