@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 export { device, type Device, type DeviceKind, type DeviceOptions, type Recorded } from "./device/device.js";
 export type { CodedError } from "./device/errors.js";
 export { math } from "./device/native.js";
@@ -34,3 +35,24 @@ export { type RewardFunction } from "./rlhf/score.js";
 export { sft, type SftConfig } from "./rlhf/sft.js";
 export { itemBatches, textBatches, windows } from "./rlhf/text.js";
 export { accumulate, microBatches } from "./rlhf/update.js";
+
+// What the above mention.
+export type { Placed } from "./device/device.js";
+export type { LawMath, NativeArgument } from "./device/native.js";
+export type { Argument, Dim, Dtype, OpSpec } from "./device/ops.js";
+export type { RandomState } from "./device/philox.js";
+export type { Data, Owner } from "./tensor/tensor.js";
+export type { BpeOptions } from "./model/bpe.js";
+export type { ChatTemplate, Message } from "./model/chat.js";
+export type { Step } from "./model/pipeline.js";
+export type { AddedToken, TokenizerConfig, TokenizerFiles, TokenizerJson, TokenStream } from "./model/tokenizer.js";
+export type { Attend } from "./model/transformer.js";
+export type { Judgement } from "./data/annotator.js";
+export type { Candidates } from "./data/labels.js";
+export type { Calibration, WinRate } from "./data/metrics.js";
+export type { Chat, DemonstrationRow, PromptRow } from "./data/preferences.js";
+export type { Group, Scored } from "./rlhf/episode.js";
+export type { TokenLogps } from "./rlhf/logp.js";
+export type { PpoState, RunningMoments } from "./rlhf/ppo.js";
+export type { RewardMetrics } from "./rlhf/reward.js";
+export type { SftMetrics } from "./rlhf/sft.js";

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "native/fatbins.h"
+#include "native/glibc.h"
 #include "native/gpu.h"
 
 namespace rlhf {

@@ -1,7 +1,8 @@
 #include "native/queue.h"
 
 #include <chrono>
-#include <future>
+
+#include "native/glibc.h"
 
 namespace rlhf {
 
@@ -27,9 +28,15 @@ void Queue::push(std::function<void()> task) {
 }
 
 void Queue::drain() {
-  std::promise<void> done;
-  push([&] { done.set_value(); });
-  done.get_future().wait();
+  std::condition_variable done;
+  bool ran = false;
+  push([&] {
+    std::lock_guard lock(mutex_);  // until it is told, or `done` could be gone
+    ran = true;
+    done.notify_one();
+  });
+  std::unique_lock lock(mutex_);
+  done.wait(lock, [&] { return ran; });
 }
 
 void Queue::work() {

@@ -1,5 +1,5 @@
-// Everything between a fresh clone and a first run, each step only where it is needed: packages, addon, TypeScript.
-// Needs Node alone to start; says in one sentence what else is missing.
+// Everything between a fresh clone and a first run, each step only where it is needed: packages, addon, TypeScript; in an installed
+// package, whose packages and JavaScript are there, the addon alone. Needs Node alone to start; says in one sentence what else is missing.
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
@@ -56,13 +56,20 @@ function execute(command, args, hint = "") {
 
 const there = (command) => spawnSync(command, ["--version"], { stdio: "ignore" }).status === 0;
 
-if (Number(process.versions.node.split(".")[0]) < 20) fail(`Node.js is ${process.versions.node}, wanted 20 or newer.`);
+const [major, minor] = process.versions.node.split(".").map(Number);
+if (major < 20 || (major === 20 && minor < 19)) fail(`Node.js is ${process.versions.node}, wanted 20.19 or newer.`);
 
-step("packages", {
-  sources: ["package.json", "package-lock.json"],
-  makes: join(root, "node_modules", ".package-lock.json"),
-  run: () => execute(process.platform === "win32" ? "npm.cmd" : "npm", ["install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"]),
-});
+const npm = process.platform === "win32" ? "npm.cmd" : "npm";
+function packages(name, folder) {
+  step(name, {
+    sources: ["package.json", "package-lock.json"].map((file) => join(folder, file)),
+    makes: join(root, folder, "node_modules", ".package-lock.json"),
+    run: () => execute(npm, ["install", "--prefix", folder, "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"]),
+  });
+}
+
+const cloned = existsSync("package-lock.json");
+if (cloned) packages("packages", ".");
 
 function compile(folder, ...definitions) {
   const missing = [];
@@ -74,9 +81,15 @@ function compile(folder, ...definitions) {
       `${missing.join(" and ")} ${missing.length > 1 ? "are" : "is"} missing; install with "sudo apt-get install g++ make cmake" (Debian), ` +
         `"sudo dnf install gcc-c++ make cmake" (Fedora) or "xcode-select --install && brew install cmake" (macOS).`,
     );
-  const options = definitions.map((definition) => `--CD${definition}`);
-  for (const command of ["configure", "build"])
-    execute(process.execPath, ["node_modules/cmake-js/bin/cmake-js", command, "-O", folder, "--parallel", "2", ...options]);
+  const all = ["RLHF_NODE=ON", ...definitions];
+  const cmakeJs = "node_modules/cmake-js/bin/cmake-js"; // in a clone; an installed package has CMake alone
+  if (existsSync(cmakeJs))
+    for (const command of ["configure", "build"])
+      execute(process.execPath, [cmakeJs, command, "-O", folder, "--parallel", "2", ...all.map((definition) => `--CD${definition}`)]);
+  else {
+    execute("cmake", ["-S", ".", "-B", folder, ...(there("ninja") ? ["-G", "Ninja"] : []), ...all.map((definition) => `-D${definition}`)]);
+    execute("cmake", ["--build", folder, "--parallel", "2"]);
+  }
 }
 
 const sources = ["CMakeLists.txt", "native", "kernels/cpu", "kernels/cuda"];
@@ -106,8 +119,12 @@ if (process.argv.includes("test"))
     run: () => compile("build/simulator", "RLHF_SIMT=ON", "RLHF_TESTS=ON"),
   });
 
-step("typescript", {
-  sources: ["tsconfig.json", "package-lock.json", "lib", "test", "bench"],
-  makes: join(root, "dist/lib/index.js"),
-  run: () => execute(process.execPath, ["node_modules/typescript/bin/tsc", "-p", "tsconfig.json"]),
-});
+if (cloned)
+  step("typescript", {
+    sources: ["tsconfig.json", "package-lock.json", "lib", "test", "bench"],
+    makes: join(root, "dist/lib/index.js"),
+    run: () => execute(process.execPath, ["node_modules/typescript/bin/tsc", "-p", "tsconfig.json"]),
+  });
+
+// For the documentation: its tools.
+if (process.argv.includes("docs")) packages("docs", "docs");

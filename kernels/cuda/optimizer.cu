@@ -69,7 +69,7 @@ void adamw(Context& ctx, const adamw_args& a) {
   const int64_t n = a.weight.size();
   const AdamwParams p{global<float>(a.weight.data, n), global<float>(a.m.data, n), global<float>(a.v.data, n), global<const float>(a.grad.data, n),
       global(a.norm_squared), n, a.max_norm, float(1 - a.lr * a.weight_decay), float(1 - a.beta1), float(a.beta2), float(1 - a.beta2),
-      float(-(a.lr / (1 - std::pow(a.beta1, double(a.step))))), float(std::sqrt(1 - std::pow(a.beta2, double(a.step)))), float(a.eps),
+      float(-(a.lr / (1 - rlhf_pow(a.beta1, double(a.step))))), float(std::sqrt(1 - rlhf_pow(a.beta2, double(a.step)))), float(a.eps),
       at_16_bytes(a.weight.data) && at_16_bytes(a.m.data) && at_16_bytes(a.v.data) && at_16_bytes(a.grad.data), latch_of(ctx)};
   launch(ctx, "adamw", {(n + 1023) / 1024}, 256, 0, p);
 }

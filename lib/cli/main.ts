@@ -44,6 +44,7 @@ stage("demo", "the whole of RLHF in minutes: base model, completions, comparison
     const folder = join(runs, name);
     const summary = await demo(folder, config, device, progress, resumed);
     const samples = (await readFile(join(folder, "eval.jsonl"), "utf8"))
+      .trimEnd()
       .split("\n")
       .slice(0, 6)
       .map((line) => sampleText(JSON.parse(line)));

@@ -43,6 +43,7 @@ function phrase(words: readonly string[], at: number): [valence: number, length:
   return [0, 1];
 }
 
+/** What the annotators say of two completions. */
 export interface Judgement {
   /** Share of the annotators who prefer the first; 0.5 where they see no difference. */
   agreement: number;
@@ -70,14 +71,17 @@ export class Annotator {
     if (!(Number.isInteger(annotators) && annotators >= 1)) throw rangeError("RANGE", `annotators is ${annotators}, wanted a whole number from 1`);
   }
 
-  /** P(an annotator prefers a to b). */
+  /** P(an annotator prefers a to b), in [0, 1]. */
   probability(a: string, b: string): number {
     const difference = this.score(a) - this.score(b);
     if (this.temperature === 0) return difference > 0 ? 1 : difference < 0 ? 0 : 0.5;
     return 1 / (1 + math.exp(-difference / this.temperature));
   }
 
-  /** @param random draws the votes, and the lot where they are even */
+  /**
+   * Has the annotators vote on two completions.
+   * @param random draws the votes, and the lot where they are even
+   */
   compare(a: string, b: string, random: Random): Judgement {
     const p = this.probability(a, b);
     let votes = 0;

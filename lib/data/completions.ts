@@ -7,7 +7,7 @@ export interface CompletionRow {
   prompt_ids: number[];
   completion_ids: number[];
   temperature: number;
-  /** Of each sampled token at the temperature, over the whole vocabulary. */
+  /** Of each sampled token at the temperature, over the whole vocabulary; nats. */
   logprobs: number[];
   /** The same over the tokens that top-k, top-p and min-p left. */
   truncated_logprobs?: number[];
@@ -33,9 +33,10 @@ export function completionRow(row: Row): CompletionRow {
   return result;
 }
 
-/** @throws TypeError `COLUMN`, `JSON`, `FILE` */
+/** The rows of a file that `rlhf collect` wrote. @throws TypeError `COLUMN` naming the column and the line, `JSON`, `PARQUET`, `FILE` */
 export const readCompletions = (file: string): Promise<CompletionRow[]> => readRows(file, completionRow);
 
+/** Writes them as JSONL, beside, then renamed. @throws TypeError `JSON` for a number that JSON cannot hold, `WRITE` */
 export const writeCompletions = (file: string, rows: Iterable<CompletionRow>): Promise<void> => writeJsonl(file, rows);
 
 /** Completions of the same prompt, in the order of the file; prompts in the order in which they first occur. */

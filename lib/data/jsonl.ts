@@ -99,7 +99,7 @@ async function beginning(file: string): Promise<Buffer> {
 const LINE_FEED = 0x0a;
 const GZIP = "\x1f\x8b";
 
-type Chunks = AsyncIterable<Buffer> | Iterable<Buffer>;
+type Chunks = AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
 
 async function* chunks(file: string): AsyncGenerator<Buffer> {
   if (file === "-") return yield* process.stdin as AsyncIterable<Buffer>;
@@ -118,7 +118,7 @@ async function* chunks(file: string): AsyncGenerator<Buffer> {
 const LONGEST_LINE = 2 ** 28; // bytes: a megabyte that is gzipped may be a thousand
 
 async function* lines(file: string, content: Chunks): AsyncGenerator<Uint8Array> {
-  let rest: Buffer[] = [];
+  let rest: Uint8Array[] = [];
   let length = 0;
   for await (const chunk of content) {
     let start = 0;

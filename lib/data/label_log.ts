@@ -1,6 +1,7 @@
 import { constants, open, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { typeError } from "../device/errors.js";
+import { syncFolder } from "../model/safetensors.js";
 import { isNumber, isNumbers, isString, readJsonl, type Row } from "./jsonl.js";
 import { Lock } from "./lock.js";
 
@@ -67,9 +68,7 @@ export class LabelLog {
       for await (const row of readJsonl(file, [content.subarray(0, length)])) entries.push(labelEntry(row));
       await handle.truncate(length);
       await handle.sync();
-      const folder = await open(dirname(file), "r"); // a new name is durable once the folder is
-      await folder.sync();
-      await folder.close();
+      await syncFolder(dirname(file));
       return new LabelLog(entries, handle, length, lock);
     } catch (error) {
       await handle?.close();

@@ -31,6 +31,7 @@ function grams(sequence: ArrayLike<number | string>, n: number): string[] {
   return Array.from({ length: Math.max(0, sequence.length - n + 1) }, (_, i) => JSON.stringify(Array.from({ length: n }, (_, j) => sequence[i + j])));
 }
 
+/** How often one side won. */
 export interface WinRate {
   /** Ties count half. */
   rate: number;
@@ -43,7 +44,7 @@ export interface WinRate {
 
 /**
  * How often `ours` scores above `theirs` on the same prompts.
- * @throws RangeError `SHAPE` if there is not the same number of both, at least one
+ * @throws RangeError `SHAPE` if there is not the same number of both, at least one; `NAN`
  */
 export function winRate(ours: ArrayLike<number>, theirs: ArrayLike<number>): WinRate {
   if (ours.length !== theirs.length || ours.length === 0)
@@ -70,6 +71,7 @@ export function wilson(share: number, n: number): [low: number, high: number] {
   return [Math.max(0, centre - half), Math.min(1, centre + half)];
 }
 
+/** How well probabilities match outcomes. */
 export interface Calibration {
   /** Bins of equal width that anything fell into. */
   bins: { from: number; to: number; count: number; probability: number; outcome: number }[];
@@ -82,6 +84,8 @@ export interface Calibration {
 /**
  * How well probabilities match what came of them.
  * @param predictions probability in [0, 1]; outcome true, false or a share
+ * @param count       bins of equal width
+ * @throws RangeError `RANGE` for a probability outside [0, 1]
  */
 export function calibration(predictions: readonly { probability: number; outcome: boolean | number }[], count = 10): Calibration {
   const bins = Array.from({ length: count }, (_, i) => ({ from: i / count, to: (i + 1) / count, count: 0, probability: 0, outcome: 0 }));

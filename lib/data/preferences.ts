@@ -5,17 +5,20 @@ import { rendered, textsOf } from "./texts.js";
 // The rows of TRL's data sets: prompts, demonstrations, preferences; and rankings, InstructGPT's K completions in order. Texts are
 // plain here; the readers render conversations by the model's chat template.
 
+/** A row with a prompt. */
 export interface PromptRow {
   /** May be empty: a completion then begins its text. */
   prompt: string;
 }
 
+/** A prompt with the completion to imitate. */
 export interface DemonstrationRow extends PromptRow {
   completion: string;
   /** A chat template has closed the turn: no end of text follows. */
   closed?: true;
 }
 
+/** A comparison of two completions. */
 export interface PreferenceRow extends PromptRow {
   chosen: string;
   rejected: string;
@@ -25,11 +28,13 @@ export interface PreferenceRow extends PromptRow {
   margin?: number;
 }
 
+/** A prompt's completions in order (Ouyang et al. 2022). */
 export interface RankingRow extends PromptRow {
   /** Two or more completions, best first. */
   ranking: string[];
 }
 
+/** What a reward model learns from. */
 export type ComparisonRow = PreferenceRow | RankingRow;
 
 /** Gives the chat template that renders conversations. */
@@ -74,8 +79,10 @@ export function rankingRow(row: Row, chat?: Chat): RankingRow {
 export const readComparisons = (file: string, chat?: Chat, criterion?: string): Promise<ComparisonRow[]> =>
   readRows<ComparisonRow>(file, (row) => (row.has("ranking") ? rankingRow(row, chat) : preferenceRow(row, chat, criterion)));
 
+/** A file of prompts; other columns are passed over. @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT` */
 export const readPrompts = (file: string, chat?: Chat): Promise<PromptRow[]> => readRows(file, (row) => promptRow(row, chat));
 
+/** A file of prompts with completions. @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT` */
 export const readDemonstrations = (file: string, chat?: Chat): Promise<DemonstrationRow[]> => readRows(file, (row) => demonstrationRow(row, chat));
 
 const isShare = (value: unknown): value is number => isNumber(value) && value >= 0 && value <= 1;

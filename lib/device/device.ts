@@ -2,6 +2,7 @@ import { rangeError, typeError } from "./errors.js";
 import { native, type NativeDevice } from "./native.js";
 import { specs, type Argument, type Dtype, type OpSpec } from "./ops.js";
 
+/** C++ kernels on the CPU's threads, CUDA on an NVIDIA GPU, or WGSL on the adapter that Dawn finds. */
 export type DeviceKind = "cpu" | "cuda" | "webgpu";
 
 /** Where an argument of a call lies: what the device needs to know of a tensor. */
@@ -21,17 +22,21 @@ export interface Device {
   readonly kind: DeviceKind;
   /** Instruction set (cpu), GPU (cuda) or adapter. */
   readonly isa: string;
+  /** Compute threads (cpu). */
   readonly threads: number;
   /** Whether it has this op of the list, at a 16-bit dtype too; calling one that it lacks throws TypeError `OP`. */
   has(op: string, dtype?: Dtype): boolean;
   /** The 16-bit dtype that an argument of the op may have whatever the others are; none where all must go together. */
   half(op: string, argument: Argument): Dtype | undefined;
-  /** @throws RangeError `MEMORY` if there is no more, TypeError `DEVICE` once it is closed */
+  /** Memory for a tensor. @throws RangeError `MEMORY` if there is no more, TypeError `DEVICE` once it is closed */
   allocate(bytes: number): number;
+  /** Gives it back. */
   release(address: number): void;
+  /** Copies `data` there, in the order of the queue; it may change once this returns. */
   write(address: number, data: ArrayBufferView): void;
   /** After everything queued before; rejects with the first error of a queued op, which names the op. `dtype` is that of what lies there. */
   read(address: number, bytes: number, dtype?: Dtype): Promise<ArrayBuffer>;
+  /** Queues an op of the list, its arguments in the list's order. */
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void;
   /**
    * Runs `f` and keeps its calls, which may then run again: on the same memory, so what they read and `f` did not make must outlive
@@ -44,6 +49,7 @@ export interface Device {
   resetPeak(): void;
   /** Waits for what is queued, then frees everything. */
   close(): Promise<void>;
+  /** `close`, for `await using`. */
   [Symbol.asyncDispose](): Promise<void>;
 }
 
@@ -180,6 +186,7 @@ export class AddonDevice implements Device {
   }
 }
 
+/** How a device is opened. */
 export interface DeviceOptions {
   /** Compute threads; by default `RLHF_NUM_THREADS`, else one per core. */
   threads?: number;
@@ -215,7 +222,7 @@ function openCuda(ordinal: number): Device {
 /**
  * Opens a device: `cpu` (C++ kernels on own threads), `cuda` (an NVIDIA GPU), `webgpu` (WGSL kernels on Dawn's adapter); the last two
  * lack some ops, see `has`. Without a kind: `RLHF_DEVICE`, else the best that has every op.
- * @throws RangeError `DEVICE` if this machine does not have it
+ * @throws RangeError `DEVICE` if this machine does not have it, `THREADS`, `ISA`
  */
 export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Promise<Device> {
   const wanted = kind ?? (process.env.RLHF_DEVICE as DeviceKind | undefined) ?? "cpu";

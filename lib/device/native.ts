@@ -29,7 +29,19 @@ export interface NativeDevice {
   close(): void;
 }
 
-interface Addon {
+/** Functions of the law of arithmetic, in f64, within 2 ulp: the same bits on every machine. What reaches a weight uses these. */
+export interface LawMath {
+  /** e^x, 0 below x = -708. */
+  exp(x: number): number;
+  /** The natural logarithm. */
+  log(x: number): number;
+  /** Of radians below 1e6. */
+  cos(x: number): number;
+  /** x^y, for x above 0. */
+  pow(x: number, y: number): number;
+}
+
+interface Addon extends LawMath {
   /** Of an instruction set and a number of threads, or of "cuda" and the GPU's ordinal; where it is planned, calls are not run. */
   Device: new (isa: string | undefined, number: number, planned?: boolean) => NativeDevice;
   /** The dtypes that each device takes the op at (a CPU: its weights); none where it lacks it. */
@@ -38,10 +50,6 @@ interface Addon {
   isaAvailable: string;
   cores: number;
   lawVersion: number;
-  exp(x: number): number;
-  log(x: number): number;
-  cos(x: number): number;
-  pow(x: number, y: number): number;
   /** Locks an open file for this process (flock); false if another has it. */
   lock(fileDescriptor: number): boolean;
 }
@@ -61,21 +69,35 @@ export const root = packageRoot();
 /** The addon of this platform's package or of this build; `RLHF_ADDON` names another. */
 function load(): Addon {
   const require = createRequire(import.meta.url);
+  const { optionalDependencies: packages = {} } = require(join(root, "package.json")) as { optionalDependencies?: Record<string, string> };
+  const platform = `${process.platform}-${process.arch}`;
+  const ours = Object.keys(packages).filter((name) => name.startsWith(`@rlhf-kernels/${platform}`));
+  const built = join(root, "build/native/Release/rlhf_kernels.node");
   const tried: string[] = [];
-  const places = [`@rlhf-kernels/${process.platform}-${process.arch}`, join(root, "build/native/Release/rlhf_kernels.node")];
-  for (const place of process.env.RLHF_ADDON ? [resolve(process.env.RLHF_ADDON)] : places)
+  for (const place of process.env.RLHF_ADDON ? [resolve(process.env.RLHF_ADDON)] : [...ours, built])
     try {
+      if (place in packages) {
+        const { version } = require(`${place}/package.json`) as { version: string };
+        if (version !== packages[place]) throw new Error(`its version is ${version}, wanted ${packages[place]}`);
+      }
       return require(place) as Addon;
     } catch (error) {
-      tried.push(`  ${place}: ${(error as Error).message.split("\n")[0]}`);
+      const { code, message } = error as NodeJS.ErrnoException;
+      tried.push(`  ${place}: ${code === "MODULE_NOT_FOUND" ? "not there" : message.split("\n")[0]}`);
     }
+  const install = ours.map((name) => `  npm install ${name}@${packages[name]}`);
   throw new Error(
-    `rlhf-kernels: no native addon for ${process.platform}-${process.arch} could be loaded. Tried:\n${tried.join("\n")}\n` +
-      "Build it from source with `npm run setup` in the package's folder (it needs a C++ compiler and cmake).",
+    [
+      `rlhf-kernels: no native addon for ${platform} could be loaded. Tried:`,
+      ...tried,
+      "Mend it by",
+      ...install.map((line) => `${line}   (npm leaves it out with --omit=optional, or by a package-lock.json that another platform wrote), or`),
+      `  node ${join(root, "native/setup.mjs")}   (builds it; needs a C++ compiler, make and CMake)`,
+    ].join("\n"),
   );
 }
 
 export const native = load();
 
-/** Functions of the law of arithmetic, in f64: the same bits on every machine. What reaches a weight uses these. */
-export const math = { exp: native.exp, log: native.log, cos: native.cos, pow: native.pow };
+/** The functions of the law of arithmetic. */
+export const math: LawMath = { exp: native.exp, log: native.log, cos: native.cos, pow: native.pow };

@@ -1,10 +1,11 @@
-import { native } from "./native.js";
+import { native, type NativeArgument } from "./native.js";
 
 /** A dimension: a letter (bound by the op's arguments), a letter plus one, or a number. */
 export type Dim = { letter: string; plus: number } | number;
 
+/** An argument of an op, under its public name. */
 export interface Argument {
-  kind: (typeof native.ops)[number]["arguments"][number]["kind"];
+  kind: NativeArgument["kind"];
   name: string;
   dtype: Dtype;
   rows: boolean; // dimension 0 may be strided
@@ -17,6 +18,7 @@ export interface Argument {
   choices: string[];
 }
 
+/** An op of the list. */
 export interface OpSpec {
   name: string;
   index: number;
@@ -25,6 +27,7 @@ export interface OpSpec {
   dtypes: Record<"cpu" | "cuda", readonly Dtype[]>;
 }
 
+/** What the numbers of a tensor are: IEEE floats, int32, bfloat16. */
 export type Dtype = "f32" | "f64" | "i32" | "bf16" | "f16";
 export const BYTES: Readonly<Record<Dtype, number>> = { f32: 4, f64: 8, i32: 4, bf16: 2, f16: 2 };
 

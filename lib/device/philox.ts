@@ -65,6 +65,7 @@ export class Random {
     this.counter = [0, 1, 2].map((i) => counter[i] ?? 0);
   }
 
+  /** One that goes on from a state. */
   static from({ seed, stream, counter, drawn }: RandomState): Random {
     const random = new Random(seed, stream, ...counter);
     random.drawn = drawn;
@@ -72,6 +73,7 @@ export class Random {
     return random;
   }
 
+  /** What `from` goes on from. */
   get state(): RandomState {
     return { seed: this.seed, stream: this.stream, counter: [...this.counter], drawn: this.drawn };
   }
@@ -89,7 +91,7 @@ export class Random {
     return ((this.words[2 * half] >>> 5) * 0x4000000 + (this.words[2 * half + 1] >>> 6)) / 0x20000000000000;
   }
 
-  /** A whole number in [0, n). */
+  /** A whole number in [0, n). @throws RangeError `RANGE` unless n is one from 1 to 2^32 */
   below(n: number): number {
     if (!(Number.isInteger(n) && n >= 1 && n <= 2 ** 32)) throw rangeError("RANGE", `n is ${n}, wanted a whole number from 1 to 2^32`);
     return Math.floor(this.uniform() * n);

@@ -3,6 +3,7 @@ import { byteCharacters, PAIR, splitWords } from "./byte_level.js";
 import { Heap } from "./heap.js";
 import type { TokenizerFiles } from "./tokenizer.js";
 
+/** What `trainBpe` is asked for. */
 export interface BpeOptions {
   /** Tokens in all: the special ones, 256 bytes, merges. */
   vocabulary: number;

@@ -76,8 +76,9 @@ async function loadWhole(folder: string, on: Device, weights: "f32" | "bf16"): P
 }
 
 /**
- * Writes a Hugging Face directory; other files of the model (tokenizer) are the caller's.
- * @throws TypeError `LORA` for a model with an adapter
+ * Writes a Hugging Face directory, config.json and model.safetensors, each beside, synced, then renamed; other files of the model (tokenizer)
+ * are the caller's.
+ * @throws TypeError `LORA` for a model with an adapter, `WRITE` if the system refuses
  */
 export async function saveModel(model: Transformer, folder: string): Promise<void> {
   if (model.lora) throw typeError("LORA", "the model has an adapter: saveAdapter writes it, merged() makes a model without");

@@ -6,26 +6,28 @@ import { scope, Tensor } from "../tensor/tensor.js";
 import { longestSequence } from "./config.js";
 import { pack, type Transformer } from "./transformer.js";
 
+/** How completions are sampled: temperature, then top-k, top-p, min-p on what is left, in this order. */
 export interface SamplingOptions {
   /** Tokens of a completion at most. */
   maxTokens: number;
-  /** 0 takes the likeliest token. */
+  /** Divides the logits; 0 takes the likeliest token. 1 by default. */
   temperature?: number;
-  /** 0 is off. */
+  /** The k likeliest tokens stay; 0 is off, the default. */
   topK?: number;
-  /** 1 is off. */
+  /** The likeliest tokens stay until they have this probability (Holtzman et al. 2020); 1 is off, the default. */
   topP?: number;
-  /** 0 is off. */
+  /** Tokens of less than this share of the likeliest one's probability go; 0 is off, the default. */
   minP?: number;
   /** A completion ends with one of these ids. */
   stop?: readonly number[];
   seed: number;
   /** Part of the random counter: the update that samples. */
   update?: number;
-  /** Sequences in flight at once. */
+  /** Sequences in flight at once, 64 by default: memory and speed, no bit of a completion. */
   slots?: number;
 }
 
+/** One completion that is wanted. */
 export interface Request {
   /** Token ids, at least one. */
   prompt: ArrayLike<number>;
@@ -38,9 +40,11 @@ export interface Request {
 export const requestsFor = (prompts: readonly ArrayLike<number>[], samples: number): Request[] =>
   prompts.flatMap((prompt, index) => Array.from({ length: samples }, (_, sample) => ({ prompt, index, sample })));
 
+/** What was sampled for a request. */
 export interface Completion extends Request {
+  /** int32 [tokens], with the stop id that ended it. */
   completion: Int32Array;
-  /** Of each sampled token at the temperature, over the whole vocabulary. */
+  /** f32 [tokens], nats: of each sampled token at the temperature, over the whole vocabulary. */
   logp: Float32Array;
   /** The same over the truncated distribution; equal to logp where nothing was cut. */
   truncatedLogp: Float32Array;
@@ -65,6 +69,8 @@ const TILE = 64; // keys of a cache tile
  * Samples completions with a KV cache. Finished sequences leave the batch and waiting ones enter; what is sampled for a
  * request does not depend on what runs beside it.
  *
+ * @param onDone called as each completion ends
+ * @returns in the order of the requests
  * @throws RangeError `EMPTY` for a prompt without tokens, `CONTEXT` if prompt and completion exceed the model's context,
  *   `ID` for a token outside the vocabulary
  */

@@ -224,7 +224,12 @@ export async function writeFileDurably(file: string, content: string | Iterable<
     await rm(beside, { force: true }).catch(() => undefined);
     throw (error as NodeJS.ErrnoException).syscall ? typeError("WRITE", `${file} cannot be written: ${(error as Error).message}`) : error;
   }
-  const folder = await open(dirname(file), "r"); // the new name is durable once the folder is
+  await syncFolder(dirname(file));
+}
+
+/** A new name in the folder is durable from then on. */
+export async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path, "r");
   try {
     await folder.sync();
   } finally {

@@ -10,7 +10,8 @@ import { byteToken, exact, isFamiliar, joinOf, type Join, type Step } from "./pi
 import { writeFileDurably } from "./safetensors.js";
 import { within } from "./time_limit.js";
 
-interface AddedToken {
+/** A token beside the model's own, in tokenizer.json. */
+export interface AddedToken {
   id: number;
   content: string;
   single_word?: boolean;
@@ -20,6 +21,7 @@ interface AddedToken {
   special?: boolean;
 }
 
+/** tokenizer.json, as far as it is read here. */
 export interface TokenizerJson {
   added_tokens: AddedToken[];
   normalizer: Step | null;
@@ -33,6 +35,7 @@ export interface TokenizerJson {
 /** tokenizer_config.json */
 export type TokenizerConfig = Record<string, unknown>;
 
+/** The contents of a tokenizer's files. */
 export interface TokenizerFiles {
   tokenizer: TokenizerJson;
   tokenizerConfig: TokenizerConfig;
@@ -46,6 +49,7 @@ interface Library {
 
 /** Decodes ids as they come: characters appear once their last byte is there. */
 export interface TokenStream {
+  /** The text that this id completes, perhaps none. */
   push(id: number): string;
   /** What was held back, after the last id. */
   end(): string;

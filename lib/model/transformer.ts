@@ -96,6 +96,7 @@ const isMatrix = ({ name, value }: Parameter) => value.shape.length === 2 && nam
 
 /** A decoder-only transformer whose weights are parameters; `head` says whether it ends in logits or in a score, `lora` that it has an adapter. */
 export class Transformer {
+  /** The weights by name, in the order of `weightShapes`. */
   readonly parameters = new Map<string, Parameter>();
   private readonly inverseFrequency: Tensor | undefined;
   private readonly panels = new Map<Parameter, { version: number; panel: Tensor }>();
@@ -139,6 +140,7 @@ export class Transformer {
     }
   }
 
+  /** Puts a weight in its place, or in that of another, which is the caller's to free. */
   set(name: string, value: Tensor, trainable = true): void {
     const parameter = new Parameter(name, value);
     parameter.trainable = trainable;
@@ -225,6 +227,7 @@ export class Transformer {
     return [...this.parameters.values()].filter(({ trainable }) => trainable);
   }
 
+  /** The weight of this name, one of `weightShapes`. */
   parameter(name: string): Parameter {
     return this.parameters.get(name)!;
   }
@@ -236,6 +239,7 @@ export class Transformer {
   get scale(): number {
     return 1 / Math.sqrt(this.config.headSize);
   }
+  /** How many weights there are. */
   get size(): number {
     let size = 0;
     for (const { value } of this.parameters.values()) size += value.size;
@@ -362,6 +366,7 @@ export class Transformer {
     return ops.score(hidden, this.parameter("score"), rows);
   }
 
+  /** Frees the weights. */
   dispose(): void {
     this.unpack();
     for (const parameter of this.parameters.values()) parameter.dispose();

@@ -1,11 +1,16 @@
 /** The coefficient of the KL in the reward. */
 export interface KlController {
+  /** Per nat. */
   coef: number;
-  /** @param kl mean KL per completion, nats; @param episodes how many completions it is the mean of */
+  /**
+   * Moves `coef` after an update.
+   * @param kl       mean KL per completion, nats
+   * @param episodes how many completions it is the mean of
+   */
   observe(kl: number, episodes: number): void;
 }
 
-/** Fixed, or adaptive as in Ziegler et al. 2019: proportional to the error, clipped to +-20 %, over `klHorizon` episodes. */
+/** Fixed, or adaptive as in Ziegler et al. 2019: proportional to the error, clipped to +-20 %, over `klHorizon` episodes, toward `klTarget` nats. */
 export function klController({
   klCoef,
   klController,

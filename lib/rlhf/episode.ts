@@ -3,7 +3,9 @@ import { pack, type Packed } from "../model/transformer.js";
 
 /** A prompt and what followed it, as token ids. */
 export interface Episode {
+  /** At least one id, where the completion's tokens are scored. */
   prompt: ArrayLike<number>;
+  /** At least one id. */
   completion: ArrayLike<number>;
 }
 

@@ -3,7 +3,11 @@ import type { Transformer } from "../model/transformer.js";
 import type { Episode } from "./episode.js";
 import { fullKl, logps } from "./logp.js";
 
-/** KL of the policy to the reference per completion, exact at each token, summed over the completion; in nats. */
+/**
+ * KL of the policy to the reference per completion, exact at each token, summed over the completion; in nats.
+ * @param options `temperature` divides both models' logits
+ * @returns f64 [completions]
+ */
 export async function klPerCompletion(
   policy: Transformer,
   reference: Transformer,
@@ -14,7 +18,11 @@ export async function klPerCompletion(
   return Float64Array.from(kl, (tokens) => tokens.reduce((a, b) => a + b, 0));
 }
 
-/** Bits per byte of held-out text: -log2 p(tokens) over the bytes that they stand for. */
+/**
+ * Bits per byte of held-out text: -log2 p(tokens) over the bytes that they stand for.
+ * @param episodes what is predicted, as by `windows`
+ * @param bytes    of the text that their completions are, UTF-8
+ */
 export async function bitsPerByte(model: Transformer, episodes: readonly Episode[], bytes: number): Promise<number> {
   const { logp } = await logps(model, episodes);
   let nats = 0;

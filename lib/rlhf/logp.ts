@@ -15,13 +15,19 @@ const parts = (episodes: readonly Episode[], microBatch: number, sharePrompts: b
     microBatch,
   );
 
+/** Figures of the tokens of completions, nats. */
 export interface TokenLogps {
   /** Per episode, for each token of its completion. */
   logp: Float32Array[];
   entropy: Float32Array[];
 }
 
-/** Log-probs of completions under the model, by the forward pass that training uses. */
+/**
+ * Log-probs of completions under the model, by the forward pass that training uses: the bits that `generate` reported.
+ *
+ * @param options `microBatch` episodes at once and `sharePrompts` change no bit; `temperature` divides the logits
+ * @throws RangeError `EMPTY` for an episode without a prompt or a completion, `ID`
+ */
 export async function logps(
   model: Transformer,
   episodes: readonly Episode[],
@@ -49,6 +55,12 @@ function scoreOf(model: Transformer, batch: Packed & { rows: Int32Array }) {
 }
 
 /** The score of whole episodes: one number each. */
+/**
+ * The score of whole episodes, at their last token.
+ * @param model one with a score for a head
+ * @returns f32 [episodes]
+ * @throws RangeError `EMPTY` for a completion without tokens, `ID`
+ */
 export async function scores(model: Transformer, episodes: readonly Episode[], { microBatch = 64, sharePrompts = true } = {}): Promise<Float32Array> {
   const all = new Float32Array(episodes.length);
   let at = 0;
@@ -61,7 +73,12 @@ export async function scores(model: Transformer, episodes: readonly Episode[], {
   return all;
 }
 
-/** The value before each token of the completions. */
+/**
+ * The value before each token of the completions.
+ * @param model one with a score for a head
+ * @returns per episode, f32 [its completion's tokens]
+ * @throws RangeError `EMPTY` for an episode without a prompt or a completion, `ID`
+ */
 export async function values(model: Transformer, episodes: readonly Episode[], { microBatch = 64, sharePrompts = true } = {}): Promise<Float32Array[]> {
   const all: Float32Array[] = [];
   for (const part of parts(episodes, microBatch, sharePrompts)) {
@@ -72,7 +89,12 @@ export async function values(model: Transformer, episodes: readonly Episode[], {
   return all;
 }
 
-/** KL(model || reference) at each token of the completions, over the whole vocabulary, in nats. */
+/**
+ * KL(model || reference) at each token of the completions, over the whole vocabulary, in nats: the sum of p (expm1(d) - d), d = log q - log p,
+ * so never negative.
+ * @returns per episode, f32 [its completion's tokens]
+ * @throws RangeError `EMPTY` for an episode without a prompt or a completion, `ID`
+ */
 export async function fullKl(
   model: Transformer,
   reference: Transformer,

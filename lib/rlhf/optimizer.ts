@@ -4,10 +4,13 @@ import { run } from "../tensor/op.js";
 import { zeros, type Parameter } from "../tensor/tape.js";
 import { Tensor, type Data } from "../tensor/tensor.js";
 
+/** Options of AdamW. */
 export interface AdamWOptions {
+  /** Decay rates of the two moments; by default 0.9 and 0.999. */
   betas?: readonly [number, number];
+  /** By default 1e-8. */
   eps?: number;
-  /** Decoupled, on matrices only. */
+  /** Decoupled, on matrices only; by default 0. */
   weightDecay?: number;
   /** Global gradient norm at most; Infinity is off. */
   clipNorm?: number;
@@ -15,6 +18,7 @@ export interface AdamWOptions {
 
 /** AdamW (Loshchilov and Hutter 2019) with global-norm clipping, in one pass over the weights. */
 export class AdamW {
+  /** Steps taken. */
   steps = 0;
   private readonly moments: { m: Tensor; v: Tensor }[];
 
@@ -100,6 +104,7 @@ export class AdamW {
     return this.parameters.flatMap(({ name }, i) => Object.entries(this.moments[i]).map(([moment, { shape }]) => ({ name: `${moment}.${name}`, shape })));
   }
 
+  /** Goes on from what `state` gave after so many steps. */
   restore(steps: number, state: ReadonlyMap<string, { data: Data }>): void {
     this.steps = steps;
     this.parameters.forEach(({ name }, i) => {
@@ -107,6 +112,7 @@ export class AdamW {
     });
   }
 
+  /** Frees the moments. */
   dispose(): void {
     for (const { m, v } of this.moments) {
       m.dispose();
@@ -115,11 +121,15 @@ export class AdamW {
   }
 }
 
+/** The learning rate over a run. */
 export interface Schedule {
+  /** The highest. */
   learningRate: number;
+  /** After the warm-up. */
   schedule: "constant" | "linear" | "cosine";
   /** Steps of linear rise at the start. */
   warmup: number;
+  /** Optimizer steps in all. */
   steps: number;
 }
 

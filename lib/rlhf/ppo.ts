@@ -4,6 +4,7 @@ import { generate, type Completion, type Request } from "../model/generate.js";
 import type { Transformer } from "../model/transformer.js";
 import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
+import type { Aggregation, KlEstimator } from "../tensor/ops/policyLoss.js";
 import { scope, Tensor } from "../tensor/tensor.js";
 import { klController, type KlController } from "./controller.js";
 import { concat, packEpisodes, promptGroups, split, type Episode } from "./episode.js";
@@ -13,14 +14,13 @@ import { scored, type RewardFunction } from "./score.js";
 import { nll, tokensIn } from "./sft.js";
 import { accumulate, allFinite, finite, microBatches, stepOn } from "./update.js";
 
-export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-mean" | "seq-mean-token-sum-norm";
-export type KlEstimator = "k1" | "abs" | "k2" | "k3";
-
 /** Proximal policy optimisation for language models: Ouyang et al. 2022, Huang et al. 2024 (the N+ details). */
 export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   seed: number;
   updates: number;
+  /** Passes over the completions of an update. */
   epochs: number;
+  /** Optimizer steps of a pass. */
   minibatches: number;
   /** Episodes of a micro-batch; those of one prompt stay together. Bounds memory, changes no bit. */
   microBatch?: number;
@@ -28,31 +28,42 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   recompute?: boolean;
   /** Completions of one prompt share its computation: on by default. Memory and speed; gradients agree to rounding. */
   sharePrompts?: boolean;
+  /** Of the critic; by default the policy's. */
   valueLearningRate?: number;
+  /** Tokens of a completion at most. */
   maxTokens: number;
+  /** Sampling, as in SamplingOptions; log-probs are those at the temperature over the whole vocabulary. */
   temperature: number;
   topK?: number;
   topP?: number;
   minP?: number;
+  /** A completion ends with one of these ids. */
   stop?: readonly number[];
   /** Coefficient of the KL to the reference in the reward, per nat. */
   klCoef: number;
   klController: "fixed" | "adaptive";
+  /** adaptive: nats per completion that it aims at. */
   klTarget?: number;
+  /** adaptive: completions over which it adapts. */
   klHorizon?: number;
+  /** Of the KL in the reward. */
   klEstimator: KlEstimator;
+  /** Discount, and GAE's lambda. */
   gamma: number;
   lambda: number;
+  /** These five as in PolicyLossOptions. */
   clipRatioLow: number;
   clipRatioHigh: number;
   clipRatioC?: number;
   logRatioClamp?: number;
   aggregation: Aggregation;
-  /** Infinity is off. */
+  /** The value is clipped to the rollout's +- this; Infinity is off. */
   valueClip: number;
+  /** The loss has -entropyCoef entropy. */
   entropyCoef: number;
   /** Coefficient of the pretraining mix (PPO-ptx); it needs `pretraining` batches. */
   ptxCoef: number;
+  /** Over the update, to mean 0 and deviation 1 (rewards: their mean stays), as in TRL. */
   whitenAdvantages: boolean;
   whitenRewards: boolean;
   /** Scores are divided by their running deviation, after their running mean is taken off. */
@@ -69,14 +80,18 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   weights?: "f32" | "bf16";
 }
 
+/** The four models of PPO; the reward may be a function. */
 export interface PpoModels {
   policy: Transformer;
   /** The frozen model that the policy is kept near. */
   reference: Transformer;
+  /** Scores whole completions. */
   reward: Transformer | RewardFunction;
+  /** Gives the value before each token; it is trained. */
   critic: Transformer;
 }
 
+/** What an update leaves for the next: with the weights, all that a checkpoint needs. */
 export interface PpoState {
   policy: AdamW;
   critic: AdamW;
@@ -86,28 +101,39 @@ export interface PpoState {
   updates: number;
 }
 
+/** What an update tells. */
 export interface PpoMetrics {
+  /** Counted from 1. */
   step: number;
   /** Mean score of the reward model. */
   reward: number;
   /** Mean over completions of the summed KL estimate to the reference, nats. */
   kl: number;
   klCoef: number;
+  /** Mean over tokens, nats. */
   entropy: number;
+  /** Mean over the last epoch, as are the next three. */
   policyLoss: number;
+  /** Share of the tokens whose ratio was clipped. */
   clipFraction: number;
   /** Mean KL (k3) to the rollout policy over the last epoch. */
   approxKl: number;
   valueLoss: number;
+  /** Of the returns by the values: 1 - var(returns - values) / var(returns). */
   explainedVariance: number;
+  /** Mean tokens of a completion. */
   length: number;
+  /** Share of the completions that ended with a stop id. */
   stopped: number;
   /** Completions that had no score and were left out. */
   masked: number;
+  /** Of the last step, before it was clipped. */
   gradientNorm: number;
   valueGradientNorm: number;
   learningRate: number;
+  /** Passes made, fewer where targetKl ended them. */
   epochs: number;
+  /** Tokens of the completions. */
   tokens: number;
 }
 
@@ -123,6 +149,7 @@ interface Rollout extends Episode {
 /** Streams of random numbers, apart from the sampler's. */
 const SHUFFLE_STREAM = 2;
 
+/** The state before the first update. */
 export function ppoState(models: PpoModels, config: PpoConfig): PpoState {
   return {
     policy: new AdamW(models.policy.trained, config),
@@ -134,9 +161,13 @@ export function ppoState(models: PpoModels, config: PpoConfig): PpoState {
 }
 
 /**
- * Fine-tunes the policy by PPO, one update per iteration.
- * @param prompts     the requests of an update
- * @param pretraining the pretraining batch of a minibatch, where ptxCoef > 0
+ * Fine-tunes the policy by PPO, one update per iteration: sample, score, advantages, a few epochs of loss and step; then its metrics.
+ *
+ * @param prompts     the requests of an update, counted from 0
+ * @param state       goes on where it stands
+ * @param pretraining the pretraining batch of a minibatch, by the policy's optimizer steps so far, where ptxCoef > 0
+ * @throws RangeError `NAN` for a loss, gradient or measurement that is not finite, TypeError `REWARD` with the reward function's error (both carry
+ *   the offending `batch`); TypeError `RATIO` if a ratio is not 1 before the first step
  */
 export async function* ppo(
   models: PpoModels,
@@ -313,19 +344,22 @@ async function valueStep(critic: Transformer, minibatch: readonly Rollout[][], c
   return { loss, norm };
 }
 
-/** Mean and deviation of all that was observed (Welford). */
+/** Mean and deviation of all that was observed (Welford 1962). */
 export class RunningMoments {
+  /** @param squares sum of the squared differences from the mean */
   constructor(
     public count = 0,
     public mean = 0,
     public squares = 0,
   ) {}
+  /** Takes x in. */
   observe(x: number): void {
     this.count++;
     const delta = x - this.mean;
     this.mean += delta / this.count;
     this.squares += delta * (x - this.mean);
   }
+  /** (x - mean) / (deviation + 1e-8), the deviation unbiased. */
   normalise(x: number): number {
     const deviation = this.count > 1 ? Math.sqrt(this.squares / (this.count - 1)) : 0;
     return (x - this.mean) / (deviation + 1e-8);

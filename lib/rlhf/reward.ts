@@ -9,7 +9,9 @@ import { accumulate, finite, stepOn } from "./update.js";
 
 /** Completions of one prompt that were compared: pair i prefers `episodes[chosen[i]]` to `episodes[rejected[i]]`. */
 export interface Comparison {
+  /** Prompt and completion each. */
   episodes: Episode[];
+  /** `label`: the probability that the chosen is preferred, 1 by default; `margin`: how much better it is, 0 by default. */
   pairs: { chosen: number; rejected: number; label?: number; margin?: number }[];
 }
 
@@ -19,7 +21,9 @@ export function ranking(episodes: Episode[]): Comparison {
   return { episodes, pairs };
 }
 
+/** Options of a reward model's training. */
 export interface RewardConfig extends Schedule, AdamWOptions {
+  /** Share of the labels taken to be wrong, in [0, 0.5]. */
   labelSmoothing?: number;
   /** Pulls scores toward 0: coefficient of (chosen + rejected)^2 (Eisenstein et al. 2023). */
   centerCoef?: number;
@@ -31,12 +35,17 @@ export interface RewardConfig extends Schedule, AdamWOptions {
   sharePrompts?: boolean;
 }
 
+/** What a step tells. */
 export interface RewardMetrics {
+  /** Counted from 1. */
   step: number;
+  /** Mean over comparisons, nats. */
   loss: number;
+  /** Share of the pairs whose chosen scores higher. */
   accuracy: number;
   /** Mean score of the chosen minus that of the rejected. */
   difference: number;
+  /** Of all weights, before it was clipped. */
   gradientNorm: number;
   learningRate: number;
 }
@@ -67,7 +76,13 @@ function loss(model: Transformer, part: readonly Comparison[], denominator: numb
   ).loss;
 }
 
-/** Trains a reward model on comparisons by the Bradley-Terry likelihood (Christiano et al. 2017). */
+/**
+ * Trains a reward model on comparisons by the Bradley-Terry likelihood (Christiano et al. 2017): one optimizer step per batch, and its metrics.
+ *
+ * @param model   one with a score for a head
+ * @param batches the comparisons of a step, counted from 0
+ * @throws RangeError `NAN` for a loss or gradient that is not finite; its `batch` is the offending one, the weights are the last good ones
+ */
 export async function* rewardModel(
   model: Transformer,
   batches: (step: number) => readonly Comparison[],
@@ -96,7 +111,7 @@ export async function* rewardModel(
 /** r in [0, 1] of a score: the probability that it is preferred to a score of 0. */
 export const probability = (score: number) => 1 / (1 + math.exp(-score));
 
-/** P(A preferred to B) for each pair. */
+/** P(A preferred to B) for each pair: f64 [pairs]. @throws RangeError `EMPTY` for a completion without tokens, `ID` */
 export async function preferences(
   model: Transformer,
   pairs: readonly { a: Episode; b: Episode }[],

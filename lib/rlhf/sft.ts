@@ -5,6 +5,7 @@ import { packEpisodes, promptGroups, type Episode, type Group } from "./episode.
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
 import { accumulate, finite, stepOn } from "./update.js";
 
+/** Options of supervised fine-tuning. */
 export interface SftConfig extends Schedule, AdamWOptions {
   /** Episodes of a micro-batch; all of them by default. Bounds memory, changes no bit. */
   microBatch?: number;
@@ -14,12 +15,16 @@ export interface SftConfig extends Schedule, AdamWOptions {
   sharePrompts?: boolean;
 }
 
+/** What a step tells. */
 export interface SftMetrics {
+  /** Counted from 1. */
   step: number;
   /** Mean negative log-prob of the completion tokens, nats. */
   loss: number;
+  /** Of all weights, before it was clipped. */
   gradientNorm: number;
   learningRate: number;
+  /** Completion tokens of the batch. */
   tokens: number;
 }
 
@@ -38,7 +43,13 @@ export function nll(
 
 export const tokensIn = (episodes: readonly Episode[]) => episodes.reduce((n, { completion }) => n + completion.length, 0);
 
-/** Supervised fine-tuning (and, with empty-handed prompts, pre-training): one optimizer step per batch. */
+/**
+ * Supervised fine-tuning (and, with empty-handed prompts, pre-training): one optimizer step per batch, and its metrics.
+ *
+ * @param batches   the episodes of a step, counted from 0; the loss is the mean over their completions' tokens
+ * @param optimizer goes on where it stands
+ * @throws RangeError `NAN` for a loss or gradient that is not finite; its `batch` is the offending one, the weights are the last good ones
+ */
 export async function* sft(
   model: Transformer,
   batches: (step: number) => readonly Episode[],

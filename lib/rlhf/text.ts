@@ -7,6 +7,9 @@ const ORDER_STREAM = 16;
 /**
  * Batches of next-token prediction over one long stream of tokens: chunks of `length` tokens, each predicted from those
  * before it in its chunk; the chunks' order and their offset are drawn anew each epoch. A function of seed and step alone.
+ *
+ * @param stream int32 [tokens], more than `length` + 1
+ * @returns the `batch` chunks of a step, counted from 0
  */
 export function textBatches(stream: Int32Array, { length, batch, seed }: { length: number; batch: number; seed: number }): (step: number) => Episode[] {
   const perEpoch = Math.floor((stream.length - 1 - length) / length);
@@ -27,7 +30,7 @@ export function textBatches(stream: Int32Array, { length, batch, seed }: { lengt
   return (step) => Array.from({ length: batch }, (_, i) => chunk(step * batch + i));
 }
 
-/** Batches of whole items in an order drawn anew each epoch. A function of seed and step alone. */
+/** Batches of `batch` whole items, fewer at an epoch's end, in an order drawn anew each epoch. A function of seed and step alone. */
 export function itemBatches<T>(items: readonly T[], { batch, seed }: { batch: number; seed: number }): (step: number) => T[] {
   const perEpoch = Math.ceil(items.length / batch);
   return (step) => {
@@ -41,6 +44,7 @@ export function itemBatches<T>(items: readonly T[], { batch, seed }: { batch: nu
 /**
  * A text in windows that each predict `stride` new tokens from up to `length` tokens: every token but the first is
  * predicted once.
+ * @param tokens int32 [tokens]
  */
 export function windows(tokens: Int32Array, { length, stride }: { length: number; stride: number }): Episode[] {
   const episodes: Episode[] = [];

@@ -64,6 +64,7 @@ export class Parameter {
     this.accumulators.clear();
   }
 
+  /** Frees the value and the gradient. */
   dispose(): void {
     this.zeroGrad();
     this.rounded?.dispose();
@@ -126,11 +127,12 @@ export class Tape implements Owner {
     this.uses = new Map(uses);
   }
 
+  /** Takes a tensor as its own, to be freed with the tape. */
   adopt(tensor: Tensor): void {
     this.owned.add(tensor);
   }
 
-  /** Runs `f` and records its ops; the tensors that it returns are the caller's, the rest are the tape's. */
+  /** Runs `f` and records its ops; the tensors that it returns are the caller's, the rest are the tape's. @throws TypeError `TAPE` if one records */
   record<T>(f: () => T): T {
     if (recording) throw typeError("TAPE", "a tape is recording already");
     return this.recordWithin(f);
@@ -151,7 +153,7 @@ export class Tape implements Owner {
     }
   }
 
-  /** `recomputed`, on the tape that records. */
+  /** @internal `recomputed`, on the tape that records. */
   recompute(x: Tensor, f: (x: Tensor) => Tensor): Tensor {
     const before = new Map(this.uses); // a parameter's use is the same whenever f runs
     const first = new Tape(this.term, before);
@@ -176,7 +178,7 @@ export class Tape implements Owner {
     return y;
   }
 
-  /** Called by `run` for an op with an input that a gradient flows to. */
+  /** @internal Called by `run` for an op with an input that a gradient flows to. */
   push(entry: Omit<Entry, "uses">): void {
     const uses: Record<string, number> = {};
     for (const [name, input] of Object.entries(entry.inputs))
@@ -188,7 +190,7 @@ export class Tape implements Owner {
     this.entries.push({ ...entry, uses });
   }
 
-  /** The use that the parameter's next op is. */
+  /** @internal The use that the parameter's next op is. */
   nextUse(parameter: Parameter): number {
     return this.term * 1000 + (this.uses.get(parameter) ?? 0);
   }
@@ -196,6 +198,7 @@ export class Tape implements Owner {
   /**
    * Adds the gradients of the sum of `losses` to the parameters.
    * @param losses tensors of one element, made under `record`
+   * @throws TypeError `SHAPE` for one of more elements, `TAPE` where a loss op's output is not the end of the tape
    */
   backward(...losses: Tensor[]): void {
     const gradients = new Map<Tensor, Tensor>();
@@ -273,6 +276,7 @@ export class Tape implements Owner {
     this.owned.clear();
     this.entries.length = 0;
   }
+  /** `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

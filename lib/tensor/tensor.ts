@@ -23,6 +23,7 @@ const collected = new FinalizationRegistry<Storage>((storage) => storage.release
 
 /** Who frees the tensors that are created now: the innermost scope, or a tape. */
 export interface Owner {
+  /** Called with each tensor as it is made. */
   adopt(tensor: Tensor): void;
 }
 const owners: Owner[] = [];
@@ -37,9 +38,11 @@ export function withOwner<T>(owner: Owner, f: () => T): T {
   }
 }
 
-/** f32, f64, int32, bf16 or f16 numbers on a device, row-major. */
+/** f32, f64, int32, bf16 or f16 numbers on a device, row-major. `using` or `dispose` frees it; a tensor that is lost is freed some time later. */
 export class Tensor implements Placed {
+  /** `rows`, or that of a packed weight. */
   readonly layout: Placed["layout"];
+  /** Numbers from one row of dimension 0 to the next. */
   readonly stride: number;
   /** A gradient flows to this tensor. Set by the tape. */
   tracked = false;
@@ -60,13 +63,21 @@ export class Tensor implements Placed {
     owners.at(-1)?.adopt(this);
   }
 
-  /** Uninitialised memory. */
+  /**
+   * Uninitialised memory.
+   * @param packedSize how many numbers it holds, where it is to have a packed layout
+   * @throws RangeError `MEMORY`
+   */
   static empty(shape: readonly number[], dtype: Dtype = "f32", on: Device = defaultDevice(), packedSize?: number): Tensor {
     const bytes = (packedSize ?? sizeOf(shape)) * BYTES[dtype];
     return new Tensor(new Storage(on, on.allocate(Math.max(4 * Math.ceil(bytes / 4), 64))), shape, dtype);
   }
 
-  /** A copy of `data` on the device; the dtype is that of the array. With `f16`, a Uint16Array holds its bits, and other numbers are rounded to it. */
+  /**
+   * A copy of `data` on the device, made before it returns; the dtype is that of the array, f32 for an Array. With `f16`, a Uint16Array holds its
+   * bits, and other numbers are rounded to it.
+   * @throws RangeError `SHAPE` if the shape holds another number of numbers, `MEMORY`
+   */
   static from(data: Data | readonly number[], shape?: readonly number[], on: Device = defaultDevice(), dtype?: "f16"): Tensor {
     const given = Array.isArray(data) ? Float32Array.from(data) : (data as Data);
     const array = dtype && dtypeOf(given) !== "bf16" ? toHalf(given) : given;
@@ -77,15 +88,19 @@ export class Tensor implements Placed {
     return tensor;
   }
 
+  /** Where it lies. @throws TypeError `DISPOSED`, as whatever uses it then */
   get device(): Device {
     return this.held().device;
   }
+  /** Of its first number on the device. */
   get address(): number {
     return this.held().address + this.offset;
   }
+  /** How many numbers it has. */
   get size(): number {
     return sizeOf(this.shape);
   }
+  /** Whether it was freed. */
   get disposed(): boolean {
     return this.storage === undefined;
   }
@@ -101,13 +116,13 @@ export class Tensor implements Placed {
     return new Tensor(storage, shape, this.dtype, options);
   }
 
-  /** The same numbers under another shape. */
+  /** The same numbers under another shape, sharing memory. @throws RangeError `SHAPE` */
   reshape(shape: readonly number[]): Tensor {
     if (sizeOf(shape) !== this.size) throw rangeError("SHAPE", `shape is [${shape}], which holds ${sizeOf(shape)} numbers; the tensor has ${this.size}`);
     return this.view(shape, { layout: this.layout, offset: this.offset });
   }
 
-  /** Rows [begin, end) of dimension 0, sharing memory. */
+  /** Rows [begin, end) of dimension 0, sharing memory. @throws RangeError `RANGE` */
   rows(begin: number, end: number): Tensor {
     if (!(0 <= begin && begin <= end && end <= this.shape[0])) throw rangeError("RANGE", `rows ${begin} to ${end} of a tensor of shape [${this.shape}]`);
     return this.view([end - begin, ...this.shape.slice(1)], { offset: this.offset + begin * this.stride * BYTES[this.dtype] });
@@ -118,26 +133,31 @@ export class Tensor implements Placed {
     return this.view(shape, { layout, offset: this.offset });
   }
 
-  /** Waits for everything queued before and copies the numbers to JavaScript. */
+  /**
+   * Waits for everything queued before and copies the numbers to JavaScript.
+   * @throws TypeError `LAYOUT` for a packed tensor, and the first error of what was queued, which names its op
+   */
   async read(): Promise<Data> {
     const { device, address, dtype } = this;
     if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor cannot be read");
     return new ARRAYS[dtype](await device.read(address, this.size * BYTES[dtype], dtype));
   }
 
-  /** Overwrites the numbers, in the order of the queue. */
+  /** Overwrites the numbers, in the order of the queue; `data` is copied before it returns. @throws RangeError `SHAPE` for another number or dtype */
   write(data: Data): void {
     if (data.length !== this.size || ARRAYS[dtypeOf(data)] !== ARRAYS[this.dtype])
       throw rangeError("SHAPE", `data has ${data.length} ${dtypeOf(data)}, the tensor ${this.size} ${this.dtype}`);
     if (data.length) this.device.write(this.address, data);
   }
 
+  /** Frees the memory, once no view shares it; what is queued still has it. */
   dispose(): void {
     if (!this.storage) return;
     collected.unregister(this);
     this.storage.release();
     this.storage = undefined;
   }
+  /** `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

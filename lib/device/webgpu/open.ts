@@ -22,7 +22,7 @@ async function adapter(): Promise<GPUAdapter> {
   try {
     dawn = await import("webgpu");
   } catch (error) {
-    throw rangeError("DEVICE", `the package webgpu, an optional dependency, could not be loaded: ${(error as Error).message.split("\n")[0]}`);
+    throw rangeError("DEVICE", `the package webgpu could not be loaded (npm install webgpu): ${(error as Error).message.split("\n")[0]}`);
   }
   Object.assign(globalThis, dawn.globals);
   const found = await (gpu ??= dawn.create([])).requestAdapter({ powerPreference: "high-performance" }).catch(() => null);

@@ -25,7 +25,11 @@ export function gae(
 
 /**
  * The same over padded rows with a mask, verl's semantics.
- * @param rewards f32 [B, T];  @param values f32 [B, T];  @param mask int32 [B, T]
+ *
+ * @param rewards f32 [B, T]
+ * @param values  f32 [B, T]
+ * @param mask    int32 [B, T]: 1 for the policy's tokens
+ * @returns advantages and returns, f32 [B, T], 0 where masked; no gradient flows through them
  */
 export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 1, lambda = 0.95 } = {}): { advantages: Tensor; returns: Tensor } {
   const { advantages, returns } = run("gaePadded", { rewards, values, mask, gamma, lambda });
@@ -33,10 +37,13 @@ export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 
 }
 
 /**
- * The rewards of PPO: -klCoef kl[t] at each token, plus the score of the sequence at its last.
+ * The rewards of PPO (Stiennon et al. 2020): -klCoef kl[t] at each token, plus the score of the sequence at its last.
  *
- * @param logp f32 [M];  @param refLogp f32 [M];  @param scores f32 [B];  @param cuSeqlens int32 [B+1]
- * @returns rewards and kl, f32 [M]
+ * @param logp      f32 [M], of the policy that sampled, nats
+ * @param refLogp   f32 [M], of the reference, nats
+ * @param scores    f32 [B]
+ * @param cuSeqlens int32 [B+1], from 0 to M
+ * @returns rewards and kl, f32 [M]; no gradient flows through them
  */
 export function tokenRewards(
   logp: Input,
@@ -50,9 +57,13 @@ export function tokenRewards(
 }
 
 /**
- * (x - mean) / deviation over all unmasked tokens, as the named library has it (unbiased or not, where epsilon goes).
+ * (x - mean) / deviation over all unmasked tokens, as the named library has it: `verl` and `trl` divide by sqrt(variance + 1e-8), the
+ * variance unbiased; `openrlhf` by sqrt(max(variance, 1e-8)), biased.
  *
- * @param x f32 [N];  @param cuSeqlens int32 [B+1];  @param shiftMean false adds the mean back
+ * @param x         f32 [N]
+ * @param cuSeqlens int32 [B+1], from 0 to N; sums run sequence by sequence
+ * @param options   `mask` int32 [N], 0 leaves a token out; `shiftMean` false adds the mean back
+ * @returns f32 [N], 0 where masked; no gradient flows through it
  */
 export function whiten(
   x: Input,
@@ -62,7 +73,13 @@ export function whiten(
   return run("whiten", { x, mask, cuSeqlens, shiftMean, form }).y;
 }
 
-/** Sum, or mean, of each sequence's tokens: f32 [N] -> [B]. Sequence log-probs for DPO and its family. */
+/**
+ * Sum, or mean, of each sequence's tokens: sequence log-probs for DPO and its family.
+ *
+ * @param x         f32 [N]
+ * @param cuSeqlens int32 [B+1], from 0 to N
+ * @returns f32 [B]
+ */
 export function sequenceSum(x: Input, cuSeqlens: Input, { mean = false } = {}): Tensor {
   return run("sequenceSum", { x, cuSeqlens, mean }, ({ y: dy }, { cuSeqlens }) => ({
     x: run("sequenceSumGrad", { dy, cuSeqlens, mean }, undefined, { N: x instanceof Array ? x.length : sizeIn(x) }).dx,

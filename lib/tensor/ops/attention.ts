@@ -11,8 +11,7 @@ import { Tensor } from "../tensor.js";
  * @param k         f32 [N, G, D], H a multiple of G
  * @param v         f32 [N, G, D]
  * @param cuSeqlens int32 [B+1], from 0 to N: where each sequence begins
- * @param prefix    int32 [B], the earlier sequence that this one continues, -1 for none
- * @param scale     by default 1 / sqrt(D)
+ * @param options   `prefix` int32 [B]: the earlier sequence that each one continues, -1 for none; `scale` is 1 / sqrt(D) by default
  * @returns f32 [N, H, D]
  * @throws RangeError `SHAPE`, `OFFSETS` if cuSeqlens is not monotone from 0 to N
  */

@@ -11,12 +11,12 @@ export function add(a: Input, b: Input): Tensor {
   return run("add", { a, b }, ({ y: dy }) => ({ a: dy, b: dy })).y;
 }
 
-/** a - b. */
+/** a - b, f32 of one shape. */
 export function sub(a: Input, b: Input): Tensor {
   return run("sub", { a, b }, ({ y: dy }, _, wants) => ({ a: dy, b: wants.needs("b") && scale(dy!, -1) })).y;
 }
 
-/** a * b, elementwise. */
+/** a * b, elementwise, f32 of one shape. */
 export function mul(a: Input, b: Input): Tensor {
   return run("mul", { a, b }, ({ y: dy }, { a, b }, wants) => ({
     a: wants.needs("a") && run("mul", { a: dy, b }).y,
@@ -24,17 +24,17 @@ export function mul(a: Input, b: Input): Tensor {
   })).y;
 }
 
-/** x * factor + shift. */
+/** x * factor + shift, f32 of any shape. */
 export function scale(x: Input, factor: number, shift = 0): Tensor {
   return run("scale", { x, factor, shift }, ({ y: dy }) => ({ x: run("scale", { x: dy, factor, shift: 0 }).y })).y;
 }
 
-/** x, no less than low and no more than high. No gradient flows through it. */
+/** x, no less than low and no more than high, f32 of any shape. No gradient flows through it. */
 export function clamp(x: Input, low: number, high: number): Tensor {
   return run("clamp", { x, low, high }).y;
 }
 
-/** The sum of all numbers, f32 [1], summed in f64. */
+/** The sum of all numbers of f32 [...]: f32 [1], summed in f64. */
 export function sum(x: Input): Tensor {
   return run("sum", { x }, ({ y: dy }, { x }) => ({
     x: run("sequenceSumGrad", { dy, cuSeqlens: Int32Array.of(0, x.size), mean: 0 }, undefined, { N: x.size }).dx.reshape(x.shape),

@@ -1,6 +1,7 @@
 import { run, type Input } from "../op.js";
 import { Tensor } from "../tensor.js";
 
+/** What the log-prob ops give. */
 export interface Logprobs {
   /** f32 [M], log softmax(logits / temperature)[y], nats, never above 0 */
   logp: Tensor;

@@ -6,7 +6,7 @@ import type { Tensor } from "../tensor.js";
  *
  * @param x    f32 [N, C]
  * @param gain f32 [C]
- * @param bias f32 [C]
+ * @param bias f32 [C]; none is 0
  * @returns f32 [N, C]
  */
 export function layerNorm(x: Input, gain: Input, bias?: Input, { eps = 1e-5 } = {}): Tensor {

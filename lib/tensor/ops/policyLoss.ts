@@ -2,26 +2,37 @@ import { run, type Input } from "../op.js";
 import { endOfTape } from "../tape.js";
 import type { Tensor } from "../tensor.js";
 
+/**
+ * How tokens become one loss, by verl's names; `denominator` is what the sum is divided by.
+ *
+ * `token-mean`: sum over tokens, over tokens. `seq-mean-token-sum`: sum over tokens, over sequences. `seq-mean-token-mean`: mean over each
+ * sequence's unmasked tokens, over sequences. `seq-mean-token-sum-norm`: sum over tokens, over a constant (Liu et al. 2025, Dr. GRPO).
+ */
 export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-mean" | "seq-mean-token-sum-norm";
+/** Of KL(p || q) from samples of p, d = log p - log q (Schulman 2020): k1 d, abs |d|, k2 d^2 / 2, k3 exp(-d) - 1 + d, at most 10 as in verl. Nats. */
 export type KlEstimator = "k1" | "abs" | "k2" | "k3";
 
+/** Options of the policy losses. */
 export interface PolicyLossOptions {
   /** int32 [B+1]: the scored tokens of each sequence */
   cuSeqlens: Input;
   /** What the sum is divided by, over the whole update: tokens (token-mean) or sequences. Never inferred from a slice. */
   denominator: number;
+  /** By default `token-mean`. */
   aggregation?: Aggregation;
-  /** The ratio is clipped to [1 - clipRatioLow, 1 + clipRatioHigh]. */
+  /** The ratio is clipped to [1 - clipRatioLow, 1 + clipRatioHigh]; both are 0.2 by default. */
   clipRatioLow?: number;
   clipRatioHigh?: number;
   /** Dual clip (Ye et al. 2020): a lower bound of the loss where the advantage is negative. Infinity is off. */
   clipRatioC?: number;
-  /** logp - oldLogp is clamped to +- this. Infinity is off. */
+  /** logp - oldLogp is clamped to +- this, 20 by default. Infinity is off. */
   logRatioClamp?: number;
   /** f32 [M]; with klCoef, the KL to it is part of the loss */
   refLogp?: Input;
   klCoef?: number;
+  /** Of that KL; by default `k3`. */
   estimator?: KlEstimator;
+  /** The loss has -entropyCoef entropy. */
   entropyCoef?: number;
   /** f32 [M]: constant weights of the tokens (truncated importance sampling) */
   importance?: Input;
@@ -64,6 +75,7 @@ const resolved = ({ stats, ...options }: PolicyLossOptions, objective: "clipped-
  * @param logp       f32 [M], of the current policy
  * @param oldLogp    f32 [M], of the policy that sampled
  * @param advantages f32 [M]
+ * @param options    `entropy` f32 [M], where entropyCoef is not 0
  * @returns loss f32 [1], which ends the tape; stats f64 [12]
  * @throws RangeError `SHAPE` `OFFSETS`, TypeError `CHOICE` `ARGUMENT`
  */
@@ -80,11 +92,15 @@ export function policyLoss(logp: Input, oldLogp: Input, advantages: Input, optio
  * The same loss straight from the hidden state and the head: logits of a block of rows are computed once, turned into
  * their gradient in place, and never stored beyond it.
  *
- * @param h      f32 [N, C], hidden state
- * @param weight f32 [V, C], head
- * @param rows   int32 [M]: pair m is (h[rows[m]], y[m])
- * @param y      int32 [M], the sampled tokens
- * @returns loss f32 [1], which ends the tape; logp and entropy f32 [M]; stats f64 [12]
+ * @param h          f32 [N, C], hidden state
+ * @param weight     f32 [V, C], head
+ * @param rows       int32 [M]: pair m is (h[rows[m]], y[m])
+ * @param y          int32 [M], the sampled tokens
+ * @param oldLogp    f32 [M], of the policy that sampled
+ * @param advantages f32 [M]
+ * @param options    `temperature` divides the logits, above 0
+ * @returns loss f32 [1], which ends the tape; logp and entropy f32 [M], nats; stats f64 [12]
+ * @throws RangeError `SHAPE` `ID` `OFFSETS`, TypeError `CHOICE` `ARGUMENT`
  */
 export function linearPolicyLoss(
   h: Input,
@@ -101,7 +117,12 @@ export function linearPolicyLoss(
 
 /**
  * Negative log-likelihood of tokens from the hidden state and the head, as `linearPolicyLoss` with the loss -log p.
- * @returns loss f32 [1], which ends the tape; stats as for the policy loss
+ * @param h      f32 [N, C], hidden state
+ * @param weight f32 [V, C], head
+ * @param rows   int32 [M]: pair m is (h[rows[m]], y[m])
+ * @param y      int32 [M], the tokens to predict
+ * @returns loss f32 [1], which ends the tape; logp and entropy f32 [M], nats; stats as for the policy loss
+ * @throws RangeError `SHAPE` `ID` `OFFSETS`, TypeError `CHOICE`
  */
 export function linearNll(
   h: Input,

@@ -2,6 +2,7 @@ import { run, type Input } from "../op.js";
 import { endOfTape } from "../tape.js";
 import type { Tensor } from "../tensor.js";
 
+/** Options of the preference losses. */
 export interface PreferenceLossOptions {
   /** `bradley-terry` (rewards), `dpo` (Rafailov et al. 2023), `ipo` (Azar et al. 2023; give it log-probs averaged per token) */
   form: "bradley-terry" | "dpo" | "ipo";
@@ -9,6 +10,7 @@ export interface PreferenceLossOptions {
   denominator: number;
   /** f32 [M]: of the reference, for dpo and ipo */
   refScores?: Input;
+  /** dpo: factor of the difference of log-ratios; ipo: its target is 1 / (2 beta). 1 by default. */
   beta?: number;
   /** f32 [P]: how much better the chosen is (Touvron et al. 2023) */
   margin?: Input;
@@ -16,9 +18,11 @@ export interface PreferenceLossOptions {
   label?: Input;
   /** f32 [P]: weight of a pair, 1 / (K choose 2) in a ranking (Ouyang et al. 2022) */
   weight?: Input;
+  /** Share of the labels taken to be wrong (Mitchell 2023, conservative DPO), in [0, 0.5]. */
   labelSmoothing?: number;
   /** Coefficient of (chosen + rejected)^2 (Eisenstein et al. 2023). */
   centerCoef?: number;
+  /** Factor of the loss and of its gradients. */
   scale?: number;
   /** f64 [8], continued, sums over pairs: loss, chosen wins, difference, chosen, rejected, pairs, probability of the chosen, 0 */
   stats?: Tensor;
@@ -26,12 +30,14 @@ export interface PreferenceLossOptions {
 
 /**
  * The loss of comparisons with its gradient: pair p prefers scores[chosen[p]] to scores[rejected[p]].
+ * `bradley-terry`: -log sigmoid(s_c - s_r - margin); `dpo`: the same of beta ((s_c - ref_c) - (s_r - ref_r)) - margin; `ipo`:
+ * ((s_c - ref_c) - (s_r - ref_r) - 1 / (2 beta))^2.
  *
  * @param scores   f32 [M]; a score may stand in many pairs
  * @param chosen   int32 [P]
  * @param rejected int32 [P]
- * @returns loss f32 [1], which ends the tape
- * @throws RangeError `SHAPE` `ID`
+ * @returns loss f32 [1], which ends the tape; stats f64 [8]
+ * @throws RangeError `SHAPE` `ID`, TypeError `ARGUMENT` where refScores is missing
  */
 export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, options: PreferenceLossOptions): { loss: Tensor; stats: Tensor } {
   const { form, denominator, refScores, beta = 1, margin, label, weight, labelSmoothing = 0, centerCoef = 0, scale = 1, stats: given } = options;

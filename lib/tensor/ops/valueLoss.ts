@@ -3,28 +3,33 @@ import { endOfTape } from "../tape.js";
 import type { Tensor } from "../tensor.js";
 import type { Aggregation } from "./policyLoss.js";
 
+/** Options of the value loss. */
 export interface ValueLossOptions {
   /** f32 [M]: values at the rollout, with clipRange */
   oldValues?: Input;
   /** The value is clipped to oldValues +- clipRange. Infinity is off. */
   clipRange?: number;
-  /** int32 [B+1] */
+  /** int32 [B+1], from 0 to M */
   cuSeqlens: Input;
+  /** By default `token-mean`. */
   aggregation?: Aggregation;
   /** As for the policy loss: over the whole update. */
   denominator: number;
+  /** int32 [M]: tokens that count; what stands in the others changes no bit */
   mask?: Input;
+  /** Factor of the loss and of its gradients. */
   scale?: number;
   /** f64 [8], continued: loss, clipped, value, squared error, return, squared return (weighted as the loss); tokens; 0 */
   stats?: Tensor;
 }
 
 /**
- * The clipped value loss of PPO: 0.5 max((v - R)^2, (clip(v) - R)^2), with its gradient.
+ * The clipped value loss of PPO (clipped as in OpenAI's baselines; Huang et al. 2022): 0.5 max((v - R)^2, (clip(v) - R)^2), with its gradient.
  *
  * @param values  f32 [M]
  * @param returns f32 [M]
- * @returns loss f32 [1], which ends the tape
+ * @returns loss f32 [1], which ends the tape; stats f64 [8]
+ * @throws RangeError `SHAPE` `OFFSETS`, TypeError `CHOICE` `ARGUMENT`
  */
 export function valueLoss(values: Input, returns: Input, options: ValueLossOptions): { loss: Tensor; stats: Tensor } {
   const { oldValues, clipRange = Infinity, cuSeqlens, aggregation = "token-mean", denominator, mask, scale = 1, stats: given } = options;
