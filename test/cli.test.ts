@@ -183,7 +183,15 @@ describe("a stage by itself", () => {
   test("reward is judged on a file of its own, and draws its curves", async () => {
     await writeFile(at("judges.jsonl"), (await readFile(first("preferences.jsonl"), "utf8")).split("\n").slice(0, 7).join("\n"));
     const { stdout } = await rlhf([
-      ...["reward", "--model", first("base"), "--data", first("preferences.jsonl"), "--held-out", at("judges.jsonl"), "--out", at("rh")],
+      "reward",
+      "--model",
+      first("base"),
+      "--data",
+      first("preferences.jsonl"),
+      "--held-out",
+      at("judges.jsonl"),
+      "--out",
+      at("rh"),
       ...config(),
     ]);
     expect(stdout).toMatch(/of 7 held-out comparisons right/);

@@ -56,6 +56,7 @@ export interface Device {
 /** Calls that were recorded, and what `f` returned: tensors that each run writes anew. */
 export interface Recorded<T> extends Disposable {
   readonly result: T;
+  /** Queues the calls once more. */
   run(): void;
 }
 

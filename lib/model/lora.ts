@@ -3,6 +3,7 @@ import type { ModelConfig } from "./config.js";
 
 /** Linear layers of a block: query, key, value, the attention's output, and the MLP's. */
 export const LORA_TARGETS = ["q", "k", "v", "o", "gate", "up", "down"] as const;
+/** One of them. */
 export type LoraTarget = (typeof LORA_TARGETS)[number];
 
 /**

@@ -48,6 +48,7 @@ export function pack(sequences: readonly ArrayLike<number>[], prefix?: readonly 
 /** How queries meet keys and values in a layer: all at once, or against a cache. */
 export type Attend = (layer: number, q: Tensor, k: Tensor, v: Tensor) => Tensor;
 
+/** How a pass is run; `hidden` tells what the options mean. */
 export interface HiddenOptions {
   attend?: Attend;
   recompute?: boolean;

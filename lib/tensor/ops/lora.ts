@@ -4,6 +4,7 @@ import { withOwner, type Tensor } from "../tensor.js";
 import { scale } from "./elementwise.js";
 import { linear } from "./linear.js";
 
+/** What is learned beside a frozen weight. */
 export interface LoraFactors {
   /** f32 [r, I]; on a CPU the factors may be bf16, as the weight may */
   a: Input;
