@@ -89,12 +89,13 @@ test("a step on completions of one prompt counts the FLOPs of its packing", asyn
   await using on = await device("cpu", { threads: 1 });
   const [C, V] = [16, 40];
   const shape = { layers: 1, width: C, heads: 2, vocabulary: V, batch: 8, prompt: 4, response: 5 };
-  for (const [shared, tokens, pairs] of [
-    [true, 4 + 8 * 4, 10 + 8 * (4 * 4 + 10)],
-    [false, 8 * 8, 8 * 36],
+  // in the last layer, only tokens that predict go on after attention
+  for (const [shared, tokens, predict, pairs] of [
+    [true, 4 + 8 * 4, 1 + 8 * 4, 10 + 8 * (4 * 4 + 10)],
+    [false, 8 * 8, 8 * 5, 8 * 36],
   ] as const) {
     const { cost, timer, dispose } = await sharingStep(on, "SFT step", shape, 8, shared);
-    expect(cost.flops).toBe(6 * 12 * C * C * tokens + 6 * C * V * 8 * 5 + 14 * C * pairs);
+    expect(cost.flops).toBe(6 * C * C * (3 * tokens + 9 * predict) + 6 * C * V * 8 * 5 + 14 * C * pairs);
     expect(await timer(1)).toBeGreaterThan(0);
     dispose();
   }

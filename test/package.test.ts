@@ -93,7 +93,7 @@ packed("the installed package", () => {
       "sft: { steps: 4, batchTokens: 256, sequenceLength: 64, warmup: 2 }",
       "collect: { prompts: 8, samples: 2, maxTokens: 8 }",
       "reward: { epochs: 1, warmup: 0 }",
-      "ppo: { updates: 2, rolloutBatch: 4, maxTokens: 8 }",
+      "ppo: { updates: 2, rolloutBatch: 4, samples: 2, maxTokens: 8 }",
       "eval: { prompts: 4, maxTokens: 8 }",
     ];
     await writeFile(at("small.yaml"), small.join("\n"));
