@@ -9,12 +9,18 @@ interface Row {
   entropy: number;
 }
 
-/** Log-softmax of one row, the target's own term kept out of the sum so that confident tokens keep their digits. */
+/**
+ * Log-softmax of one row. Plain code keeps the target's own term out of the sum so that confident tokens keep their digits; in f64 it is the
+ * largest term, so that a row that is all but certain keeps them whichever its target is.
+ */
 function row(x: number[], y: number, f: Round): Row {
   const m = x.reduce((a, b) => Math.max(a, b), -Infinity);
   const others = x.reduce((s, v, j) => (j === y ? s : f(s + f(Math.exp(f(v - m))))), 0);
   const own = f(Math.exp(f(x[y] - m)));
-  const tail = x[y] === m ? Math.log1p(others) : Math.log(f(others + own));
+  const exact = f(Math.PI) === Math.PI;
+  const top = x.indexOf(m);
+  const below = exact ? x.reduce((s, v, j) => (j === top ? s : s + Math.exp(v - m)), 0) : NaN;
+  const tail = x[y] === m ? Math.log1p(others) : exact && m > -Infinity ? Math.log1p(below) : Math.log(f(others + own));
   const total = f(others + own);
   const mean = f(x.reduce((s, v) => (v === -Infinity ? s : f(s + f(f(Math.exp(f(v - m))) * f(v - m)))), 0) / total);
   return { logp: x[y] === m ? -f(tail) : f(f(x[y] - m) - f(tail)), lse: f(m + f(tail)), entropy: f(f(tail) - mean) };
