@@ -11,7 +11,7 @@ import { AdamW } from "../rlhf/optimizer.js";
 import { ppo, ppoState } from "../rlhf/ppo.js";
 import { ranking, rewardModel } from "../rlhf/reward.js";
 import { sft } from "../rlhf/sft.js";
-import { modelConfig, toTrain } from "./model.js";
+import { modelConfig, toTrain, withModels } from "./model.js";
 import { duration } from "./progress.js";
 import type { Config } from "./schema.js";
 import { SLOTS } from "./stages/collect.js";
@@ -113,10 +113,6 @@ function stages(config: Config, size: number): Stage[] {
     return model;
   };
   const beside = (base: Transformer, on: Device, head = base.headKind) => (adapter ? toTrain(base, config, head) : head === "score" ? scoring(on) : made(on));
-  const using_ = async (models: Transformer[], work: () => Promise<unknown>) => {
-    await work();
-    for (const model of models) model.dispose();
-  };
   /** Prompts differ, as they do in a run, or they would be computed once for all. */
   const begun = (i: number, length: number) => ids(length).fill(i % config.model.vocabulary, 0, 1);
   const drawn = (i: number) => begun(i, prompts.minTokens + (i % (prompts.maxTokens - prompts.minTokens + 1)));
@@ -145,11 +141,11 @@ function stages(config: Config, size: number): Stage[] {
         const model = made(on);
         const half = model.config.context >> 1;
         const windows = Array.from({ length: 64 }, (_, i): Episode => ({ prompt: begun(i, half), completion: ids(half) }));
-        return using_([model], async () => logps(model, windows));
+        return withModels([model], async () => logps(model, windows));
       },
       step: (on) => {
         const model = made(on);
-        return using_([model], async () => {
+        return withModels([model], async () => {
           const optimizer = new AdamW(model.trained, config.sft);
           await all(sft(model, () => text(config.sft.batchTokens), { ...config.sft, steps: 1 }, optimizer));
           optimizer.dispose();
@@ -162,7 +158,7 @@ function stages(config: Config, size: number): Stage[] {
       numbers: { trained: 0, held: size },
       step: (on) => {
         const model = made(on);
-        return using_([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
+        return withModels([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
       },
       steps: (collect.prompts * collect.samples) / wave,
     },
@@ -172,7 +168,7 @@ function stages(config: Config, size: number): Stage[] {
       step: (on) => {
         const base = made(on);
         const model = beside(base, on, "score");
-        return using_([base, model], async () => {
+        return withModels([base, model], async () => {
           const optimizer = new AdamW(model.trained, reward);
           const batch = Array.from({ length: Math.min(reward.batch, units) }, (_, i) => ranking(Array<Episode>(collect.samples).fill(episode(i))));
           await all(rewardModel(model, () => batch, { ...reward, steps: 1 }, optimizer));
@@ -182,7 +178,7 @@ function stages(config: Config, size: number): Stage[] {
       once: (on) => {
         const base = made(on);
         const model = beside(base, on, "score");
-        return using_([base, model], () =>
+        return withModels([base, model], () =>
           scores(
             model,
             Array.from({ length: 64 }, (_, i) => episode(i)),
@@ -198,7 +194,7 @@ function stages(config: Config, size: number): Stage[] {
         const reference = made(on);
         const scores = beside(reference, on, "score");
         const models = { policy: beside(reference, on), reference, reward: scores, critic: beside(scores, on) };
-        return using_(Object.values(models), async () => {
+        return withModels(Object.values(models), async () => {
           const settings = { ...options, seed, updates: 1 };
           const state = ppoState(models, settings);
           await all(
@@ -222,7 +218,7 @@ function stages(config: Config, size: number): Stage[] {
       step: (on) => {
         const base = made(on);
         const [policy, rewards] = [beside(base, on), beside(base, on, "score")];
-        return using_([base, policy, rewards], async () => {
+        return withModels([base, policy, rewards], async () => {
           const completions = [];
           for (const model of [base, policy]) completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));
           await klPerCompletion(policy, base, completions[1]);
