@@ -10,7 +10,7 @@ const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;
 const times = (ratio: number) => `${ratio >= 100 ? ratio.toFixed(0) : ratio.toPrecision(2)}x`;
 
 /** SVG, in light and in dark. Rows with the machine's first number of threads that have a peer; dots from a half to 500 times as fast. */
-export function figure({ cpu, isa, limits: [{ threads }], rows }: Result): string {
+export function figure({ commit, cpu, isa, limits: [{ threads }], rows }: Result): string {
   const shown = rows.filter((row) => row.threads === threads && row.peers.length > 0);
   const bottom = TOP + ROW * shown.length;
   const x = (ratio: number) => FASTER + ((END - 200 - FASTER) * Math.log(Math.min(Math.max(ratio, 0.5), 500) / 0.5)) / Math.log(1000);
@@ -38,7 +38,7 @@ text { fill: #57606a } .name, .title { fill: #1f2328; font-weight: 600 } line { 
 text { fill: #9198a1 } .name, .title { fill: #f0f6fc } line { stroke: #3d444d } .one { stroke: #9198a1 }
 .all { fill: #2a313c } .share { fill: #a371f7 } .faster { fill: #3fb950 } .slower { fill: #f85149 } .other { stroke: #656c76 } }
 </style>
-${text(NAME, 16, `${cpu}, ${isa}, ${threads} threads`, ' class="title"')}
+${text(NAME, 16, `${cpu}, ${isa}, ${threads} threads${commit ? `, at ${commit}` : ""}`, ' class="title"')}
 ${text(LIMIT, 16, "share of the limit", ' class="title"')}
 ${text(FASTER, 16, "times as fast as the fastest peer (rings: the others)", ' class="title"')}
 ${TICKS.map((tick) => `<line x1="${x(tick).toFixed(1)}" x2="${x(tick).toFixed(1)}" y1="${TOP - 4}" y2="${bottom}"${tick === 1 ? ' class="one"' : ""}/>${text(x(tick), TOP - 10, `${tick}x`, ' text-anchor="middle"')}`).join("\n")}

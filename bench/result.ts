@@ -67,6 +67,8 @@ export interface Sharing {
 
 /** What `--json` writes. */
 export interface Result {
+  /** What was measured. */
+  commit?: string;
   cpu: string;
   isa: string;
   /** Of each number of threads that the rows were measured with: FLOP/s; bytes/s read from memory. */
@@ -141,10 +143,10 @@ function grid(top: readonly string[], rows: readonly (readonly string[])[], text
 }
 
 /** Kernels and steps with that number of threads. */
-export function rowsTable({ cpu, isa, rows }: Result, { threads, peak, bandwidth }: Result["limits"][0]): string {
+export function rowsTable({ cpu, isa, rows, commit }: Result, { threads, peak, bandwidth }: Result["limits"][0]): string {
   const all = rows.filter((row) => row.threads === threads).flatMap(lines);
   const shown = head.map((_, i) => i).filter((i) => head[i] !== "spread" && all.some((cells) => cells[i] !== ""));
-  const title = `${cpu} (${isa}, ${threads} thread${threads === 1 ? "" : "s"}; measured in the same run: ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s)`;
+  const title = `${cpu} (${isa}, ${threads} thread${threads === 1 ? "" : "s"}; measured in the same run: ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s${commit ? `; at ${commit}` : ""})`;
   return `${title}\n\n${grid(
     shown.map((i) => head[i]),
     all.map((cells) => shown.map((i) => cells[i])),
