@@ -218,7 +218,9 @@ inline void disturb(Call& call, Random& random) {
     case 3: t.layout = int32_t(random.below(5)) - 1; break;
     case 4: t.rank = int32_t(one_of({-1, 0, 1, 2, 3, 4, 5, 1 << 30})); break;
     case 5: size = one_of({any, -1, 0, int64_t(uint64_t(size) + 1), int64_t(uint64_t(size) - 1), huge, -huge, int64_t(1) << 31}); break;
-    case 6: t.stride = one_of({any, -1, 0, int64_t(uint64_t(t.stride) + 1), int64_t(uint64_t(t.stride) - 1), int64_t(2 * uint64_t(t.stride)), huge, -huge}); break;
+    case 6:
+      t.stride = one_of({any, -1, 0, int64_t(uint64_t(t.stride) + 1), int64_t(uint64_t(t.stride) - 1), int64_t(2 * uint64_t(t.stride)), huge, -huge});
+      break;
     default:  // what it holds: for ids and offsets the worst
       for (size_t at = memory.bytes.size() / 4; at > 0 && random.below(3) > 0;) {
         const int32_t values[] = {-1, 1 << 30, int32_t(random.next()), std::numeric_limits<int32_t>::min(), 0x7fc00000};
