@@ -15,6 +15,7 @@ import { modelConfig, toTrain } from "./model.js";
 import { duration } from "./progress.js";
 import type { Config } from "./schema.js";
 import { SLOTS } from "./stages/collect.js";
+import { judge } from "./stages/reward.js";
 import { table } from "./table.js";
 
 export interface StagePlan {
@@ -113,7 +114,7 @@ function stages(config: Config, size: number): Stage[] {
     return model;
   };
   const beside = (base: Transformer, on: Device, head = base.headKind) => (adapter ? toTrain(base, config, head) : head === "score" ? scoring(on) : made(on));
-  const using_ = async (models: Transformer[], work: () => Promise<unknown>) => {
+  const released = async (models: Transformer[], work: () => Promise<unknown>) => {
     await work();
     for (const model of models) model.dispose();
   };
@@ -126,6 +127,8 @@ function stages(config: Config, size: number): Stage[] {
     return requestsFor(asked, samples).slice(0, count);
   };
   const episode = (i: number): Episode => ({ prompt: drawn(i), completion: ids(collect.maxTokens) });
+  /** All completions of a prompt, for so many prompts. */
+  const compared = (count: number) => Array.from({ length: count }, (_, i) => ranking(Array<Episode>(collect.samples).fill(episode(i))));
   const text = (tokens: number) => {
     const { sequenceLength: length } = config.sft;
     return Array.from({ length: Math.max(1, Math.round(tokens / length)) }, (_, i): Episode => ({ prompt: begun(i, 1), completion: ids(length) }));
@@ -145,11 +148,11 @@ function stages(config: Config, size: number): Stage[] {
         const model = made(on);
         const half = model.config.context >> 1;
         const windows = Array.from({ length: 64 }, (_, i): Episode => ({ prompt: begun(i, half), completion: ids(half) }));
-        return using_([model], async () => logps(model, windows));
+        return released([model], async () => logps(model, windows));
       },
       step: (on) => {
         const model = made(on);
-        return using_([model], async () => {
+        return released([model], async () => {
           const optimizer = new AdamW(model.trained, config.sft);
           await all(sft(model, () => text(config.sft.batchTokens), { ...config.sft, steps: 1 }, optimizer));
           optimizer.dispose();
@@ -162,7 +165,7 @@ function stages(config: Config, size: number): Stage[] {
       numbers: { trained: 0, held: size },
       step: (on) => {
         const model = made(on);
-        return using_([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
+        return released([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
       },
       steps: (collect.prompts * collect.samples) / wave,
     },
@@ -172,9 +175,9 @@ function stages(config: Config, size: number): Stage[] {
       step: (on) => {
         const base = made(on);
         const model = beside(base, on, "score");
-        return using_([base, model], async () => {
+        return released([base, model], async () => {
           const optimizer = new AdamW(model.trained, reward);
-          const batch = Array.from({ length: Math.min(reward.batch, units) }, (_, i) => ranking(Array<Episode>(collect.samples).fill(episode(i))));
+          const batch = compared(Math.min(reward.batch, units));
           await all(rewardModel(model, () => batch, { ...reward, steps: 1 }, optimizer));
           optimizer.dispose();
         });
@@ -182,12 +185,7 @@ function stages(config: Config, size: number): Stage[] {
       once: (on) => {
         const base = made(on);
         const model = beside(base, on, "score");
-        return using_([base, model], () =>
-          scores(
-            model,
-            Array.from({ length: 64 }, (_, i) => episode(i)),
-          ),
-        );
+        return released([base, model], () => judge(model, compared(Math.min(collect.prompts - units, 64))));
       },
       steps: Math.ceil(units / reward.batch) * reward.epochs,
     },
@@ -198,7 +196,7 @@ function stages(config: Config, size: number): Stage[] {
         const reference = made(on);
         const scores = beside(reference, on, "score");
         const models = { policy: beside(reference, on), reference, reward: scores, critic: beside(scores, on) };
-        return using_(Object.values(models), async () => {
+        return released(Object.values(models), async () => {
           const settings = { ...options, seed, updates: 1 };
           const state = ppoState(models, settings);
           await all(
@@ -222,7 +220,7 @@ function stages(config: Config, size: number): Stage[] {
       step: (on) => {
         const base = made(on);
         const [policy, rewards] = [beside(base, on), beside(base, on, "score")];
-        return using_([base, policy, rewards], async () => {
+        return released([base, policy, rewards], async () => {
           const completions = [];
           for (const model of [base, policy]) completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));
           await klPerCompletion(policy, base, completions[1]);
