@@ -143,8 +143,10 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
   const slides = Array.isArray(json.layer_types) ? json.layer_types.includes("sliding_attention") : layers > last;
   const windowed = kind === "mistral" || (kind.startsWith("qwen") && json.use_sliding_window && slides);
   const window = windowed && json.sliding_window !== null ? whole("sliding_window", 4096) : context;
-  if (window < context && kind !== "mistral")
-    throw wrong(`sliding_window is ${window} in some layers, less than max_position_embeddings, ${context}; that is not supported`);
+  if (window < context && kind !== "mistral") {
+    const where = json.layer_types ? "that layer_types names" : `from max_window_layers, ${last}, on`;
+    throw wrong(`sliding_window is ${window} in the layers ${where}, wanted max_position_embeddings, ${context}, or more, or use_sliding_window false`);
+  }
   const bias = (kind === "llama" || kind === "qwen3") && json.attention_bias === true;
   return {
     ...family,
