@@ -37,7 +37,7 @@ export { itemBatches, textBatches, windows } from "./rlhf/text.js";
 export { accumulate, microBatches } from "./rlhf/update.js";
 
 // What the above mention.
-export type { Placed } from "./device/device.js";
+export type { DeviceMemory, Placed } from "./device/device.js";
 export type { LawMath, NativeArgument } from "./device/native.js";
 export type { Argument, Dim, Dtype, OpSpec } from "./device/ops.js";
 export type { RandomState } from "./device/philox.js";
@@ -53,6 +53,7 @@ export type { Calibration, WinRate } from "./data/metrics.js";
 export type { Chat, DemonstrationRow, PromptRow } from "./data/preferences.js";
 export type { Group, Scored } from "./rlhf/episode.js";
 export type { TokenLogps } from "./rlhf/logp.js";
+export type { Moment } from "./rlhf/optimizer.js";
 export type { PpoState, RunningMoments } from "./rlhf/ppo.js";
 export type { RewardMetrics } from "./rlhf/reward.js";
 export type { SftMetrics } from "./rlhf/sft.js";

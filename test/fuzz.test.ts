@@ -1,11 +1,15 @@
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { spawn } from "node:child_process";
+import { existsSync } from "node:fs";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { pathToFileURL } from "node:url";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { parquetWriteBuffer } from "hyparquet-writer";
 import { readConfig } from "../lib/cli/config.js";
+import { root } from "../lib/device/native.js";
 import { device, loadModel, readComparisons, readCompletions, readPrompts, saveModel, Tokenizer, Transformer, type Device } from "../lib/index.js";
 import { readRows } from "../lib/data/jsonl.js";
 import { families } from "../lib/model/config.js";
@@ -306,14 +310,43 @@ describe("Parquet", () => {
     );
   });
 
-  test("with a run of two billion in a few bytes is refused, in bounded memory", async () => {
+  /** A run of 2^31 - 1 in a few bytes. */
+  function endless(): Buffer {
     const whole = Buffer.from(parquetWriteBuffer({ columnData: [{ ...columns[1], data: [...columns[1].data] }], codec: "UNCOMPRESSED" }));
     const levels = whole.indexOf(Uint8Array.of(0x0b, 0xde)); // which of the 40 values are there, as 5 times 8 bits
     expect(levels).toBeGreaterThan(0);
-    whole.set([0xfe, 0xff, 0xff, 0xff, 0x0f, 1], levels); // a run of 2^31 - 1 ones
+    whole.set([0xfe, 0xff, 0xff, 0xff, 0x0f, 1], levels); // a run of ones
+    return whole;
+  }
+
+  test("with a run of two billion in a few bytes is refused, in bounded memory", async () => {
     const before = process.memoryUsage().rss;
-    expect(await read(whole)).toBe(false);
+    expect(await read(endless())).toBe(false);
     expect(process.memoryUsage().rss - before).toBeLessThan(2 ** 30);
+  });
+
+  (existsSync("/proc/self/cmdline") ? test : test.skip)("is read by a process that ends with its parent, though it is at work and that is killed", async () => {
+    const [file, bytes] = [at("endless.parquet"), endless()];
+    const footer = bytes.length - 8 - bytes.readUInt32LE(bytes.length - 8);
+    await writeFile(file, Buffer.concat([bytes.subarray(0, footer), Buffer.alloc(2 ** 25), bytes.subarray(footer)])); // so large, it may take minutes
+    const script = `import(${JSON.stringify(pathToFileURL(join(root, "dist/lib/data/parquet.js")).href)}).then(({ readParquet }) => readParquet(${JSON.stringify(file)}).next())`;
+    const parent = spawn(process.execPath, ["-e", script], { stdio: "ignore" });
+    const command = async (pid: string) => (await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")).split("\0");
+    const readers = async () => {
+      const found: string[] = [];
+      for (const pid of (await readdir("/proc")).filter((name) => /^\d+$/.test(name))) if ((await command(pid)).slice(2).includes(file)) found.push(pid);
+      return found;
+    };
+    const until = async (wanted: number, seconds: number) => {
+      for (const last = Date.now() + 1000 * seconds; Date.now() < last && (await readers()).length !== wanted;)
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      expect((await readers()).length).toBe(wanted);
+    };
+    await until(1, 30);
+    await new Promise((resolve) => setTimeout(resolve, 1000)); // it has begun
+    expect((await readers()).length).toBe(1);
+    parent.kill("SIGKILL");
+    await until(0, 2.5);
   });
 
   test("of any bytes between its marks", () =>

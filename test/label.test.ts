@@ -231,6 +231,15 @@ withBrowser("the page in Chromium", () => {
     }
   });
 
+  test("shows the end of a prompt that is longer than its place, which the completions answer", async () => {
+    await begin(await serve([task(`${"A turn.\n\n".repeat(99)}The last turn.`, ["a", "b"])]));
+    const [top, seen, whole] = await page.value<number[]>(
+      `(({ scrollTop, clientHeight, scrollHeight }) => [scrollTop, clientHeight, scrollHeight])(document.getElementById("prompt"))`,
+    );
+    expect(seen).toBeLessThan(whole / 2);
+    expect(top + seen).toBeGreaterThan(whole - 2);
+  });
+
   test("says so when the server is gone, and keeps what was not saved on the screen", async () => {
     await begin(await serve(pairs(2)));
     await server!.close();

@@ -48,6 +48,7 @@ checkpoint: { every: 0 }
 const configured = () => ["--config", at("config.yaml")];
 const stages: Record<string, () => string[]> = {
   sft: () => ["sft", "--data", at("text.txt"), "--held-out", at("text.txt"), ...configured()],
+  tuned: () => [...stages.sft(), "--model", at("sft"), "--set", "lora.rank=2"],
   collect: () => ["collect", "--model", at("sft"), "--prompts", at("prompts.jsonl"), "--samples", "4", "--max-tokens", "30"],
   reward: () => ["reward", "--model", at("sft"), "--data", at("preferences.jsonl"), ...configured()],
   ppo: () => ["ppo", "--model", at("sft"), "--reward", at("reward"), "--prompts", at("prompts.jsonl"), "--pretraining", at("text.txt"), ...configured()],

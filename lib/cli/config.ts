@@ -38,7 +38,7 @@ export async function readConfig(file: string | undefined, sets: readonly string
 
 function parsed(text: string, file: string | undefined, lineCounter: LineCounter): Document.Parsed {
   try {
-    return parseDocument(text, { lineCounter });
+    return parseDocument(text, { lineCounter, logLevel: "error" });
   } catch (error) {
     throw typeError("CONFIG", `${file}: ${(error as Error).message}`); // nested too deeply
   }

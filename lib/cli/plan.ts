@@ -15,6 +15,7 @@ import { modelConfig, toTrain, withModels } from "./model.js";
 import { duration } from "./progress.js";
 import type { Config } from "./schema.js";
 import { SLOTS } from "./stages/collect.js";
+import { judge } from "./stages/reward.js";
 import { table } from "./table.js";
 
 export interface StagePlan {
@@ -122,6 +123,8 @@ function stages(config: Config, size: number): Stage[] {
     return requestsFor(asked, samples).slice(0, count);
   };
   const episode = (i: number): Episode => ({ prompt: drawn(i), completion: ids(collect.maxTokens) });
+  /** All completions of a prompt, for so many prompts. */
+  const compared = (count: number) => Array.from({ length: count }, (_, i) => ranking(Array<Episode>(collect.samples).fill(episode(i))));
   const text = (tokens: number) => {
     const { sequenceLength: length } = config.sft;
     return Array.from({ length: Math.max(1, Math.round(tokens / length)) }, (_, i): Episode => ({ prompt: begun(i, 1), completion: ids(length) }));
@@ -170,7 +173,7 @@ function stages(config: Config, size: number): Stage[] {
         const model = beside(base, on, "score");
         return withModels([base, model], async () => {
           const optimizer = new AdamW(model.trained, reward);
-          const batch = Array.from({ length: Math.min(reward.batch, units) }, (_, i) => ranking(Array<Episode>(collect.samples).fill(episode(i))));
+          const batch = compared(Math.min(reward.batch, units));
           await all(rewardModel(model, () => batch, { ...reward, steps: 1 }, optimizer));
           optimizer.dispose();
         });
@@ -178,12 +181,7 @@ function stages(config: Config, size: number): Stage[] {
       once: (on) => {
         const base = made(on);
         const model = beside(base, on, "score");
-        return withModels([base, model], () =>
-          scores(
-            model,
-            Array.from({ length: 64 }, (_, i) => episode(i)),
-          ),
-        );
+        return withModels([base, model], () => judge(model, compared(Math.min(collect.prompts - units, 64))));
       },
       steps: Math.ceil(units / reward.batch) * reward.epochs,
     },

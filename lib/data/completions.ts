@@ -2,10 +2,15 @@ import { isNumber, isNumbers, readRows, writeJsonl, type Row } from "./jsonl.js"
 
 /** A line of `rlhf collect`: a completion with the ids that were sampled and their log-probs. */
 export interface CompletionRow {
+  /** The text of prompt_ids. */
   prompt: string;
+  /** The text of completion_ids. */
   completion: string;
+  /** What the model was given. */
   prompt_ids: number[];
+  /** What it sampled, with the stop id that ended it. */
   completion_ids: number[];
+  /** What the logits were divided by; 0 took the likeliest token. */
   temperature: number;
   /** Of each sampled token at the temperature, over the whole vocabulary; nats. */
   logprobs: number[];

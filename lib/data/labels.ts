@@ -4,6 +4,7 @@ import type { PreferenceRow, PromptRow, RankingRow } from "./preferences.js";
 
 /** Completions of one prompt. */
 export interface Candidates extends PromptRow {
+  /** Texts, in the order that their pairs refer to. */
   completions: readonly string[];
 }
 

@@ -37,8 +37,11 @@ export interface WinRate {
   rate: number;
   /** 95 %, by Wilson's score (Wilson 1927). */
   interval: [low: number, high: number];
+  /** Comparisons that it won. */
   wins: number;
+  /** Comparisons without a winner. */
   ties: number;
+  /** Comparisons that the other side won. */
   losses: number;
 }
 
@@ -74,7 +77,18 @@ export function wilson(share: number, n: number): [low: number, high: number] {
 /** How well probabilities match outcomes. */
 export interface Calibration {
   /** Bins of equal width that anything fell into. */
-  bins: { from: number; to: number; count: number; probability: number; outcome: number }[];
+  bins: {
+    /** Its lower end. */
+    from: number;
+    /** Its upper end. */
+    to: number;
+    /** Predictions in it. */
+    count: number;
+    /** Their mean. */
+    probability: number;
+    /** Mean of what came of them. */
+    outcome: number;
+  }[];
   /** Expected calibration error: mean distance of probability and outcome over the bins, by count (Naeini et al. 2015). */
   error: number;
   /** Mean squared distance of probability and outcome (Brier 1950). */

@@ -25,7 +25,7 @@ export async function* readParquet(file: string): AsyncGenerator<Row> {
   const { size } = await stat(file).catch((error: Error) => {
     throw fail(error.message);
   });
-  const reader = fork(fileURLToPath(new URL("./parquet_reader.js", import.meta.url)), [file], {
+  const reader = fork(fileURLToPath(new URL("./parquet_reader.js", import.meta.url)), [file, `${process.pid}`], {
     execArgv: [`--max-old-space-size=${megabytes(size)}`],
     serialization: "advanced",
     stdio: ["ignore", "ignore", "ignore", "ipc"],

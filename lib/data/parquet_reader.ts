@@ -1,10 +1,15 @@
+import { Worker } from "node:worker_threads";
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
 import type { Answer } from "./parquet.js";
 
-// The process in which lib/data/parquet.ts has a file read: each message asks for a row group.
+// The process in which lib/data/parquet.ts has a file read: each message asks for a row group. It ends with its parent, however that
+// ends.
 
-const groups = rowGroups(process.argv[2]);
+const [, , name, parent] = process.argv;
+new Worker(new URL("./orphan.js", import.meta.url), { workerData: Number(parent) }).unref();
+
+const groups = rowGroups(name);
 const tell = (answer: Answer) => process.send!(answer);
 
 process.on("message", () => {
@@ -15,8 +20,8 @@ process.on("message", () => {
 });
 process.on("disconnect", () => process.exit());
 
-async function* rowGroups(name: string): AsyncGenerator<Record<string, unknown>[], undefined> {
-  const file = await asyncBufferFromFile(name);
+async function* rowGroups(path: string): AsyncGenerator<Record<string, unknown>[], undefined> {
+  const file = await asyncBufferFromFile(path);
   const metadata = await parquetMetadataAsync(file);
   let rowStart = 0;
   for (const { num_rows } of metadata.row_groups) {

@@ -13,6 +13,7 @@ export interface PromptRow {
 
 /** A prompt with the completion to imitate. */
 export interface DemonstrationRow extends PromptRow {
+  /** What is to follow the prompt. */
   completion: string;
   /** A chat template has closed the turn: no end of text follows. */
   closed?: true;
@@ -20,7 +21,9 @@ export interface DemonstrationRow extends PromptRow {
 
 /** A comparison of two completions. */
 export interface PreferenceRow extends PromptRow {
+  /** The completion that was preferred. */
   chosen: string;
+  /** The other one. */
   rejected: string;
   /** Share of annotators who prefer `chosen`, in [0, 1]: a soft label. */
   agreement?: number;

@@ -7,10 +7,15 @@ export type DeviceKind = "cpu" | "cuda" | "webgpu";
 
 /** Where an argument of a call lies: what the device needs to know of a tensor. */
 export interface Placed {
+  /** Where the device has it. */
   address: number;
+  /** Of each number. */
   dtype: Dtype;
+  /** Row-major, or the panels that a packed weight is read in. */
   layout: "rows" | "panels" | "panels-transposed";
+  /** That of the matrix, also where it is packed. */
   shape: readonly number[];
+  /** Numbers from one row of dimension 0 to the next. */
   stride: number;
 }
 
@@ -19,6 +24,7 @@ export interface Placed {
  * Memory may be released while calls on it are queued.
  */
 export interface Device {
+  /** Where it computes. */
   readonly kind: DeviceKind;
   /** Instruction set (cpu), GPU (cuda) or adapter. */
   readonly isa: string;
@@ -43,8 +49,8 @@ export interface Device {
    * them, and numbers that change between runs are written to it before. @throws TypeError `RECORD` if `f` writes or records
    */
   record<T>(f: () => T): Recorded<T>;
-  /** Bytes of tensors in use, their highest so far with the workspace, held with the cache; seconds spent in ops. */
-  memory(): { current: number; peak: number; held: number; workspace: number; busySeconds: number };
+  /** What it has taken so far. */
+  memory(): DeviceMemory;
   /** Starts the peak anew. */
   resetPeak(): void;
   /** Waits for what is queued, then frees everything. */
@@ -53,8 +59,23 @@ export interface Device {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
+/** What a device has taken, in bytes, and its time. */
+export interface DeviceMemory {
+  /** Of the tensors in use. */
+  current: number;
+  /** The highest so far, with the workspace. */
+  peak: number;
+  /** With what was freed and is kept for the next tensors. */
+  held: number;
+  /** What ops work in. */
+  workspace: number;
+  /** Seconds spent in ops. */
+  busySeconds: number;
+}
+
 /** Calls that were recorded, and what `f` returned: tensors that each run writes anew. */
 export interface Recorded<T> extends Disposable {
+  /** What `f` returned. */
   readonly result: T;
   /** Queues the calls once more. */
   run(): void;

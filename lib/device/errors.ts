@@ -1,5 +1,6 @@
 /** An error of a public call: `code` says which kind, the message names the argument, what was given and what was wanted. */
 export interface CodedError extends Error {
+  /** In capitals, as the docstrings of what throws it tell. */
   code: string;
 }
 

@@ -3,12 +3,17 @@ import { existsSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
-/** One argument of an op, as the list in native/ops.h has it. */
+/** One argument of an op, as the list in native/ops.h has it and tells what the words mean. */
 export interface NativeArgument {
+  /** What is done with it. */
   kind: "in" | "opt" | "out" | "opt_out" | "add" | "opt_add" | "ids" | "offsets" | "real" | "integer" | "choice";
+  /** `F32`, `F64`, `I32`, `ROWS`, `EITHER`, `WEIGHT` or `SAME`; of a choice the name of its list; else empty. */
   type: string;
+  /** As in C. */
   name: string;
+  /** A letter for each dimension, as `N,H,D`; empty for a number. */
   dims: string;
+  /** Of ids and offsets: the letter of what they stay below, or end with. */
   limit: string;
 }
 

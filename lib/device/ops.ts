@@ -1,27 +1,48 @@
 import { native, type NativeArgument } from "./native.js";
 
 /** A dimension: a letter (bound by the op's arguments), a letter plus one, or a number. */
-export type Dim = { letter: string; plus: number } | number;
+export type Dim =
+  | {
+      /** Equal letters of an op are equal sizes. */
+      letter: string;
+      /** What is added to it: 0 or 1. */
+      plus: number;
+    }
+  | number;
 
 /** An argument of an op, under its public name. */
 export interface Argument {
+  /** What is done with it. */
   kind: NativeArgument["kind"];
+  /** The list's, in camel case. */
   name: string;
+  /** What it has if nothing else is said. */
   dtype: Dtype;
-  rows: boolean; // dimension 0 may be strided
-  narrow: boolean; // bf16 where the call is
-  either: boolean; // f32 or bf16 by itself, on a CPU
-  weight: boolean; // may be packed
+  /** Dimension 0 may be strided. */
+  rows: boolean;
+  /** bf16 where the call is. */
+  narrow: boolean;
+  /** f32 or bf16 by itself, on a CPU. */
+  either: boolean;
+  /** It may be packed. */
+  weight: boolean;
+  /** Of its shape; `any` is the one that all such arguments of a call share. */
   dims: Dim[] | "any";
+  /** The same as the list has it, for messages. */
   dimsText: string;
+  /** Of ids and offsets: the letter of what they stay below, or end with. */
   limit: string;
+  /** Of a choice: the names to choose from. */
   choices: string[];
 }
 
 /** An op of the list. */
 export interface OpSpec {
+  /** The list's, in camel case. */
   name: string;
+  /** Its place in the list. */
   index: number;
+  /** In the order in which a device is given them. */
   arguments: Argument[];
   /** The dtypes that each device of the addon takes the op at (a CPU: its weights); none where it lacks it. */
   dtypes: Record<"cpu" | "cuda", readonly Dtype[]>;

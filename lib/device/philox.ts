@@ -36,9 +36,13 @@ function multiplyHigh(a: number, b: number): number {
 
 /** What a checkpoint keeps of a `Random`: restored, it goes on with the number that would have come next. */
 export interface RandomState {
+  /** The key's first word. */
   seed: number;
+  /** The key's second word. */
   stream: number;
+  /** Three words: what the numbers are for. */
   counter: number[];
+  /** Numbers drawn so far: the place of the next. */
   drawn: number;
 }
 
@@ -54,7 +58,9 @@ export class Random {
   private drawn = 0;
 
   constructor(
+    /** The first word of the key. */
     readonly seed: number,
+    /** The second. */
     readonly stream: number,
     ...counter: number[]
   ) {

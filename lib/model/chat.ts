@@ -4,7 +4,9 @@ import { within } from "./time_limit.js";
 
 /** A turn of a conversation. */
 export interface Message {
+  /** Who speaks, by the template's names: `system`, `user`, `assistant`. */
   role: string;
+  /** What is said. */
   content: string;
 }
 

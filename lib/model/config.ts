@@ -5,28 +5,41 @@ import { math } from "../device/native.js";
 export interface ModelConfig {
   /** `model_type` of Hugging Face. */
   kind: "gpt2" | "llama" | "qwen2" | "qwen3" | "mistral";
+  /** Blocks: each has attention and an MLP. */
   layers: number;
+  /** Numbers of the hidden state of a token. */
   width: number;
+  /** Query heads of a block. */
   heads: number;
+  /** Key and value heads, of which `heads` is a multiple. */
   kvHeads: number;
   /** Size of a head; heads of this size together may be wider or narrower than the model. */
   headSize: number;
+  /** Width of the MLP. */
   mlp: number;
+  /** Tokens, rows of the embedding. */
   vocabulary: number;
   /** The longest sequence. */
   context: number;
+  /** A table of vectors, or rotations of queries and keys (Su et al. 2021). */
   positions: "learned" | "rotary";
+  /** Base of the rotations' wavelengths. */
   ropeTheta: number;
   /** Llama 3.1's stretch of the slow frequencies to a longer context. */
   ropeScaling?: RopeScaling;
+  /** LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019), before attention, before the MLP and at the end. */
   norm: "layer" | "rms";
+  /** Added to the variance, or to the mean square. */
   normEps: number;
+  /** Of the MLP: GELU as tanh approximates it, GELU, or SwiGLU (Shazeer 2020), which has a gate. */
   activation: "gelu-tanh" | "gelu-erf" | "swiglu";
   /** Queries and keys are normed head by head before they are rotated (Qwen3). */
   qkNorm?: boolean;
-  /** Biases of the query, key and value projections; of the attention's output; of the MLP. */
+  /** Queries, keys and values have biases. */
   qkvBias: boolean;
+  /** The attention's output has a bias. */
   outBias: boolean;
+  /** The MLP has biases. */
   mlpBias: boolean;
   /** The head is the embedding. */
   tied: boolean;
@@ -34,14 +47,19 @@ export interface ModelConfig {
   window?: number;
   /** The sequence ends with this token; undefined if there is none. */
   eosId?: number;
+  /** A text begins with this token; undefined if there is none. */
   bosId?: number;
+  /** What others pad with; nothing is padded here. */
   padId?: number;
 }
 
 /** As `rope_parameters` of type `llama3` has it. */
 export interface RopeScaling {
+  /** Slow frequencies are divided by it. */
   factor: number;
+  /** A frequency is slow that turns at most so often over the original context. */
   lowFrequencyFactor: number;
+  /** One that turns at least so often stays; between the two it is interpolated. */
   highFrequencyFactor: number;
   /** The context that the model was first trained with. */
   originalContext: number;
@@ -125,8 +143,10 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
   const slides = Array.isArray(json.layer_types) ? json.layer_types.includes("sliding_attention") : layers > last;
   const windowed = kind === "mistral" || (kind.startsWith("qwen") && json.use_sliding_window && slides);
   const window = windowed && json.sliding_window !== null ? whole("sliding_window", 4096) : context;
-  if (window < context && kind !== "mistral")
-    throw wrong(`sliding_window is ${window} in some layers, less than max_position_embeddings, ${context}; that is not supported`);
+  if (window < context && kind !== "mistral") {
+    const where = json.layer_types ? "that layer_types names" : `from max_window_layers, ${last}, on`;
+    throw wrong(`sliding_window is ${window} in the layers ${where}, wanted max_position_embeddings, ${context}, or more, or use_sliding_window false`);
+  }
   const bias = (kind === "llama" || kind === "qwen3") && json.attention_bias === true;
   return {
     ...family,

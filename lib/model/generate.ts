@@ -20,6 +20,7 @@ export interface SamplingOptions {
   minP?: number;
   /** A completion ends with one of these ids. */
   stop?: readonly number[];
+  /** Of the random numbers: a whole number from 0 to 2^32 - 1. */
   seed: number;
   /** Part of the random counter: the update that samples. */
   update?: number;
@@ -31,8 +32,9 @@ export interface SamplingOptions {
 export interface Request {
   /** Token ids, at least one. */
   prompt: ArrayLike<number>;
-  /** Together with `sample`, the random numbers of this completion: whatever runs beside it. */
+  /** Of the prompt: together with `sample` it draws the random numbers of this completion, whatever runs beside it. */
   index: number;
+  /** Which of the prompt's completions. */
   sample: number;
 }
 

@@ -11,7 +11,9 @@ export type LoraTarget = (typeof LORA_TARGETS)[number];
  * In GPT-2, whose query, key and value are one layer of 3 C outputs, the three share their A.
  */
 export interface Lora {
+  /** Rows of A, columns of B; from 1. */
   rank: number;
+  /** The product is scaled by alpha / rank; above 0. */
   alpha: number;
   /** The layers that have an adapter, in every block. */
   targets: readonly LoraTarget[];
@@ -19,6 +21,7 @@ export interface Lora {
 
 /** As `Lora`; `all-linear` are all that the model has. */
 export interface LoraOptions extends Omit<Lora, "targets"> {
+  /** By default `all-linear`. */
   targets?: "all-linear" | readonly LoraTarget[];
 }
 

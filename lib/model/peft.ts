@@ -52,7 +52,7 @@ async function readConfig(folder: string): Promise<{ rank: number; alpha: number
   if (json.peft_type !== "LORA") throw wrong("peft_type", "LORA");
   const { r: rank, lora_alpha: alpha, bias = "none", init_lora_weights: init, task_type: task } = json;
   if (typeof rank !== "number" || !Number.isInteger(rank) || rank < 1) throw wrong("r", "a whole number from 1");
-  if (typeof alpha !== "number" || !(alpha > 0)) throw wrong("lora_alpha", "a number above 0");
+  if (typeof alpha !== "number" || !(alpha > 0 && alpha < Infinity)) throw wrong("lora_alpha", "a number above 0");
   if (bias !== "none") throw wrong("bias", "none");
   if (typeof init === "string" && !DRAWN.includes(init)) throw wrong("init_lora_weights", `true, false, ${DRAWN.join(", ")}: others change the base`);
   for (const key of Object.keys(json).filter((name) => VARIANTS.test(name))) {

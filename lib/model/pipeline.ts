@@ -6,6 +6,7 @@ import { wordPattern } from "./byte_level.js";
 
 /** A step of a pipeline: its type and options of that type. */
 export interface Step {
+  /** Its name in Hugging Face's tokenizers. */
   type: string;
   [option: string]: unknown;
 }

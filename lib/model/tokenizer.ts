@@ -12,23 +12,41 @@ import { within } from "./time_limit.js";
 
 /** A token beside the model's own, in tokenizer.json. */
 export interface AddedToken {
+  /** Its place in the vocabulary. */
   id: number;
+  /** Its text. */
   content: string;
+  /** Only where no letter stands beside it: not supported. */
   single_word?: boolean;
+  /** It takes the spaces before it. */
   lstrip?: boolean;
+  /** It takes the spaces after it. */
   rstrip?: boolean;
+  /** It is looked for in the normalized text. */
   normalized?: boolean;
+  /** A mark, which `encode` and `decode` may leave out. */
   special?: boolean;
 }
 
 /** tokenizer.json, as far as it is read here. */
 export interface TokenizerJson {
+  /** They are cut out of a text before all else. */
   added_tokens: AddedToken[];
+  /** Changes the text. */
   normalizer: Step | null;
+  /** Cuts it into words. */
   pre_tokenizer: Step | null;
+  /** Puts special tokens around it. */
   post_processor: Step | null;
+  /** Makes text of tokens. */
   decoder: Step | null;
-  model: Step & { vocab: Record<string, number>; merges?: (string | [string, string])[] };
+  /** Makes tokens of words. */
+  model: Step & {
+    /** The id of each token. */
+    vocab: Record<string, number>;
+    /** Of byte-pair encoding: which neighbours become one, the first ones first. */
+    merges?: (string | [string, string])[];
+  };
   [other: string]: unknown;
 }
 
@@ -37,7 +55,9 @@ export type TokenizerConfig = Record<string, unknown>;
 
 /** The contents of a tokenizer's files. */
 export interface TokenizerFiles {
+  /** tokenizer.json */
   tokenizer: TokenizerJson;
+  /** tokenizer_config.json, with what special_tokens_map.json and chat_template.jinja add. */
   tokenizerConfig: TokenizerConfig;
 }
 
@@ -67,8 +87,11 @@ const MOST_ADDED = 2 ** 16; // characters of added tokens that one regular expre
 export class Tokenizer {
   /** Greatest id + 1. */
   readonly vocabularySize: number;
+  /** A text begins with this token; undefined if tokenizer_config.json names none. */
   readonly bosId?: number;
+  /** A text ends with it. */
   readonly eosId?: number;
+  /** What others pad with. */
   readonly padId?: number;
   /** Special tokens and their ids. */
   readonly special: ReadonlyMap<string, number>;
@@ -83,6 +106,7 @@ export class Tokenizer {
 
   /** @throws TypeError `TOKENIZER` for contents that are no tokenizer */
   constructor(
+    /** What it was made from. */
     readonly files: TokenizerFiles,
     private readonly name = "tokenizer.json",
   ) {

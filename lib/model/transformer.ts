@@ -25,7 +25,13 @@ export interface Packed {
  * @param prefix for each, the earlier sequence that it continues, -1 for none
  * @throws RangeError `EMPTY` for a sequence without a token, `PREFIX` for a prefix that is not earlier
  */
-export function pack(sequences: readonly ArrayLike<number>[], prefix?: readonly number[]): Packed & { ids: Int32Array } {
+export function pack(
+  sequences: readonly ArrayLike<number>[],
+  prefix?: readonly number[],
+): Packed & {
+  /** int32 [N] */
+  ids: Int32Array;
+} {
   const cuSeqlens = new Int32Array(sequences.length + 1);
   sequences.forEach((sequence, b) => {
     if (sequence.length === 0) throw rangeError("EMPTY", `sequence ${b} has no tokens, wanted at least one`);
@@ -50,7 +56,9 @@ export type Attend = (layer: number, q: Tensor, k: Tensor, v: Tensor) => Tensor;
 
 /** How a pass is run; `hidden` tells what the options mean. */
 export interface HiddenOptions {
+  /** In place of causal attention over the batch. */
   attend?: Attend;
+  /** Backward runs each layer again instead of keeping what it computed. */
   recompute?: boolean;
 }
 
@@ -104,9 +112,13 @@ export class Transformer {
   private packers = 0; // who wants them
 
   constructor(
+    /** Its shape. */
     readonly config: ModelConfig,
+    /** What it ends in: logits over the vocabulary, or one score. */
     readonly headKind: "logits" | "score",
+    /** Where its weights lie. */
     readonly device: Device,
+    /** Its adapter: A and B of each target are weights beside the others. */
     readonly lora?: Lora,
   ) {
     if (config.positions !== "rotary") return;
@@ -343,7 +355,15 @@ export class Transformer {
    * The hidden state that losses and scores read, computed for their rows alone: no bit differs from `hidden`.
    * @returns f32 [K, C], each of the rows once, ascending, and for each pair the place of its row in it
    */
-  scored(batch: Packed & { rows: Int32Array }, options?: HiddenOptions): { hidden: Tensor; rows: Int32Array } {
+  scored(
+    batch: Packed & { rows: Int32Array },
+    options?: HiddenOptions,
+  ): {
+    /** f32 [K, C] */
+    hidden: Tensor;
+    /** int32 [M] */
+    rows: Int32Array;
+  } {
     const rows = Int32Array.from(new Set(batch.rows)).sort();
     if (rows.length === batch.positions.length) return { hidden: this.hidden(batch, options), rows: batch.rows };
     const place = new Map(Array.from(rows, (row, i) => [row, i]));

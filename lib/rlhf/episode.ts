@@ -101,7 +101,10 @@ export function packEpisodes(units: readonly (Episode | Group)[]): Scored {
  * Packs whole episodes, alone or in groups of one prompt, for a score at their last token: `rows` are those.
  * @throws RangeError `EMPTY` for a completion without tokens
  */
-export function packWhole(units: readonly (Episode | Group)[]): Packed & { rows: Int32Array } {
+export function packWhole(units: readonly (Episode | Group)[]): Packed & {
+  /** int32 [B] */
+  rows: Int32Array;
+} {
   const groups = asGroups(units);
   const episodes = groups.flat();
   episodes.forEach(({ completion }, i) => {

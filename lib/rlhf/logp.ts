@@ -19,6 +19,7 @@ const parts = (episodes: readonly Episode[], microBatch: number, sharePrompts: b
 export interface TokenLogps {
   /** Per episode, for each token of its completion. */
   logp: Float32Array[];
+  /** Of the distribution that each token was drawn from. */
   entropy: Float32Array[];
 }
 

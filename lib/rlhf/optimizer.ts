@@ -16,6 +16,14 @@ export interface AdamWOptions {
   clipNorm?: number;
 }
 
+/** A moment of a weight, as a checkpoint keeps it. */
+export interface Moment {
+  /** The weight's. */
+  shape: readonly number[];
+  /** f32, row-major. */
+  data: Data;
+}
+
 /** AdamW (Loshchilov and Hutter 2019) with global-norm clipping, in one pass over the weights. */
 export class AdamW {
   /** Steps taken. */
@@ -92,20 +100,23 @@ export class AdamW {
   }
 
   /** First and second moments by the names of the weights, for a checkpoint. */
-  async state(): Promise<Map<string, { shape: readonly number[]; data: Data }>> {
-    const state = new Map<string, { shape: readonly number[]; data: Data }>();
+  async state(): Promise<Map<string, Moment>> {
+    const state = new Map<string, Moment>();
     for (const [i, { name }] of this.parameters.entries())
       for (const [moment, tensor] of Object.entries(this.moments[i])) state.set(`${moment}.${name}`, { shape: tensor.shape, data: await tensor.read() });
     return state;
   }
 
   /** What `state` holds: names and shapes. */
-  names(): { name: string; shape: readonly number[] }[] {
+  names(): (Pick<Moment, "shape"> & {
+    /** `m.` or `v.` and the weight's. */
+    name: string;
+  })[] {
     return this.parameters.flatMap(({ name }, i) => Object.entries(this.moments[i]).map(([moment, { shape }]) => ({ name: `${moment}.${name}`, shape })));
   }
 
   /** Goes on from what `state` gave after so many steps. */
-  restore(steps: number, state: ReadonlyMap<string, { data: Data }>): void {
+  restore(steps: number, state: ReadonlyMap<string, Pick<Moment, "data">>): void {
     this.steps = steps;
     this.parameters.forEach(({ name }, i) => {
       for (const [moment, tensor] of Object.entries(this.moments[i])) tensor.write(state.get(`${moment}.${name}`)!.data);

@@ -16,7 +16,9 @@ import { accumulate, allFinite, finite, microBatches, stepOn } from "./update.js
 
 /** Proximal policy optimisation for language models: Ouyang et al. 2022, Huang et al. 2024 (the N+ details). */
 export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
+  /** Of sampling and of the order of the minibatches: a whole number from 0 to 2^32 - 1. */
   seed: number;
+  /** Rounds of sampling and learning. */
   updates: number;
   /** Passes over the completions of an update. */
   epochs: number;
@@ -34,13 +36,17 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   maxTokens: number;
   /** Sampling, as in SamplingOptions; log-probs are those at the temperature over the whole vocabulary. */
   temperature: number;
+  /** 0 is off, the default. */
   topK?: number;
+  /** 1 is off, the default. */
   topP?: number;
+  /** 0 is off, the default. */
   minP?: number;
   /** A completion ends with one of these ids. */
   stop?: readonly number[];
   /** Coefficient of the KL to the reference in the reward, per nat. */
   klCoef: number;
+  /** `adaptive` steers klCoef so that the KL comes to klTarget (Ziegler et al. 2019). */
   klController: "fixed" | "adaptive";
   /** adaptive: nats per completion that it aims at. */
   klTarget?: number;
@@ -48,14 +54,19 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   klHorizon?: number;
   /** Of the KL in the reward. */
   klEstimator: KlEstimator;
-  /** Discount, and GAE's lambda. */
+  /** Discount of a token's successor. */
   gamma: number;
+  /** GAE's, between one-step differences (0) and whole returns (1). */
   lambda: number;
-  /** These five as in PolicyLossOptions. */
+  /** The ratio is clipped from below to 1 - this. */
   clipRatioLow: number;
+  /** The ratio is clipped from above to 1 + this. */
   clipRatioHigh: number;
+  /** Dual clip, as in PolicyLossOptions; Infinity is off, the default. */
   clipRatioC?: number;
+  /** logp - oldLogp is clamped to +- this, 20 by default. */
   logRatioClamp?: number;
+  /** How tokens become one loss, the value's too. */
   aggregation: Aggregation;
   /** The value is clipped to the rollout's +- this; Infinity is off. */
   valueClip: number;
@@ -63,8 +74,9 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   entropyCoef: number;
   /** Coefficient of the pretraining mix (PPO-ptx); it needs `pretraining` batches. */
   ptxCoef: number;
-  /** Over the update, to mean 0 and deviation 1 (rewards: their mean stays), as in TRL. */
+  /** Over the update, to mean 0 and deviation 1, as in TRL. */
   whitenAdvantages: boolean;
+  /** Over the update, to deviation 1; their mean stays. */
   whitenRewards: boolean;
   /** Scores are divided by their running deviation, after their running mean is taken off. */
   rewardNormalise: boolean;
@@ -82,6 +94,7 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
 
 /** The four models of PPO; the reward may be a function. */
 export interface PpoModels {
+  /** Samples and is trained. */
   policy: Transformer;
   /** The frozen model that the policy is kept near. */
   reference: Transformer;
@@ -93,9 +106,13 @@ export interface PpoModels {
 
 /** What an update leaves for the next: with the weights, all that a checkpoint needs. */
 export interface PpoState {
+  /** The policy's optimizer. */
   policy: AdamW;
+  /** The critic's. */
   critic: AdamW;
+  /** Of klCoef. */
   controller: KlController;
+  /** Of the scores so far, for rewardNormalise. */
   moments: RunningMoments;
   /** Updates done. */
   updates: number;
@@ -109,6 +126,7 @@ export interface PpoMetrics {
   reward: number;
   /** Mean over completions of the summed KL estimate to the reference, nats. */
   kl: number;
+  /** What the KL counted in this update, per nat. */
   klCoef: number;
   /** Mean over tokens, nats. */
   entropy: number;
@@ -118,6 +136,7 @@ export interface PpoMetrics {
   clipFraction: number;
   /** Mean KL (k3) to the rollout policy over the last epoch. */
   approxKl: number;
+  /** Of the critic, before any scale. */
   valueLoss: number;
   /** Of the returns by the values: 1 - var(returns - values) / var(returns). */
   explainedVariance: number;
@@ -129,7 +148,9 @@ export interface PpoMetrics {
   masked: number;
   /** Of the last step, before it was clipped. */
   gradientNorm: number;
+  /** The same of the critic. */
   valueGradientNorm: number;
+  /** Of the policy in this update. */
   learningRate: number;
   /** Passes made, fewer where targetKl ended them. */
   epochs: number;
@@ -344,10 +365,12 @@ async function valueStep(critic: Transformer, minibatch: readonly Rollout[][], c
 
 /** Mean and deviation of all that was observed (Welford 1962). */
 export class RunningMoments {
-  /** @param squares sum of the squared differences from the mean */
   constructor(
+    /** Numbers observed. */
     public count = 0,
+    /** Theirs. */
     public mean = 0,
+    /** Sum of the squared differences from the mean. */
     public squares = 0,
   ) {}
   /** Takes x in. */

@@ -11,8 +11,17 @@ import { accumulate, finite, stepOn } from "./update.js";
 export interface Comparison {
   /** Prompt and completion each. */
   episodes: Episode[];
-  /** `label`: the probability that the chosen is preferred, 1 by default; `margin`: how much better it is, 0 by default. */
-  pairs: { chosen: number; rejected: number; label?: number; margin?: number }[];
+  /** Which were compared. */
+  pairs: {
+    /** The episode that was preferred. */
+    chosen: number;
+    /** The other one. */
+    rejected: number;
+    /** The probability that the chosen is preferred, 1 by default. */
+    label?: number;
+    /** How much better it is, in units of the score; 0 by default. */
+    margin?: number;
+  }[];
 }
 
 /** All pairs of a ranking, best first (Ouyang et al. 2022): each counts 1 / (K choose 2). */
@@ -47,6 +56,7 @@ export interface RewardMetrics {
   difference: number;
   /** Of all weights, before it was clipped. */
   gradientNorm: number;
+  /** Of this step. */
   learningRate: number;
 }
 

@@ -23,6 +23,7 @@ export interface SftMetrics {
   loss: number;
   /** Of all weights, before it was clipped. */
   gradientNorm: number;
+  /** Of this step. */
   learningRate: number;
   /** Completion tokens of the batch. */
   tokens: number;

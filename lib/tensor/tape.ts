@@ -16,7 +16,9 @@ export class Parameter {
   private rounded: Tensor | undefined;
 
   constructor(
+    /** In its model. */
     readonly name: string,
+    /** What the optimizer changes. */
     readonly value: Tensor,
   ) {}
 

@@ -51,7 +51,9 @@ export class Tensor implements Placed {
 
   private constructor(
     storage: Storage,
+    /** Of no dimension: one number. */
     readonly shape: readonly number[],
+    /** Of each number. */
     readonly dtype: Dtype,
     options: { layout?: Placed["layout"]; offset?: number } = {},
   ) {

@@ -24,12 +24,13 @@ describe("a sliding window", () => {
     expect(fromHuggingFace(toHuggingFace(config, "logits"), "again")).toEqual(config);
   });
 
-  test.each<Json>([
-    { model_type: "qwen2", use_sliding_window: true, sliding_window: 1024, max_window_layers: 1 },
-    { model_type: "qwen3", use_sliding_window: true, layer_types: ["full_attention", "sliding_attention"] },
-    { model_type: "mistral", sliding_window: -1 },
-  ])("is refused by name in %j", (json) => {
-    expect(() => read(json)).toThrow(expect.objectContaining({ code: "MODEL", message: expect.stringContaining("sliding_window") }));
+  test.each<[Json, string]>([
+    [{ model_type: "qwen2", use_sliding_window: true, sliding_window: 1024, max_window_layers: 1 }, "is 1024 in the layers from max_window_layers, 1, on"],
+    [{ model_type: "qwen3", use_sliding_window: true, layer_types: ["full_attention", "sliding_attention"] }, "is 4096 in the layers that layer_types names"],
+    [{ model_type: "mistral", sliding_window: -1 }, "is -1"],
+  ])("is refused by key, value and what is wanted in %j", (json, given) => {
+    const message = expect.stringMatching(new RegExp(`sliding_window ${given}, wanted `));
+    expect(() => read(json)).toThrow(expect.objectContaining({ code: "MODEL", message }));
   });
 
   test("limits the sequence, in training and in generation", async () => {

@@ -33,8 +33,9 @@ inline uint64_t seed() {
 
 class Random {  // splitmix64
  public:
-  explicit Random(uint64_t stream) : state_(seed() * 0x9e3779b97f4a7c15u + stream) {}
-  uint64_t next() {
+  explicit Random(uint64_t stream, uint64_t from = seed()) : state_(from * 0x9e3779b97f4a7c15u + stream) {}
+  virtual ~Random() = default;
+  virtual uint64_t next() {
     uint64_t z = (state_ += 0x9e3779b97f4a7c15u);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;

@@ -2,6 +2,22 @@ import { run, type Input } from "../op.js";
 import type { Tensor } from "../tensor.js";
 import type { KlEstimator } from "./policyLoss.js";
 
+/** What `gae` gives, in the shape of the rewards; no gradient flows through it. */
+export interface Advantages {
+  /** f32 */
+  advantages: Tensor;
+  /** f32: advantages + values */
+  returns: Tensor;
+}
+
+/** What `tokenRewards` gives; no gradient flows through it. */
+export interface TokenRewards {
+  /** f32 [M] */
+  rewards: Tensor;
+  /** f32 [M], nats: the estimate at each token */
+  kl: Tensor;
+}
+
 /**
  * Generalised advantage estimation over packed sequences (Schulman et al. 2016, eq. 16):
  * delta[t] = r[t] + gamma v[t+1] - v[t], A[t] = delta[t] + gamma lambda A[t+1], both 0 past the end.
@@ -18,7 +34,7 @@ export function gae(
   values: Input,
   cuSeqlens: Input,
   { gamma = 1, lambda = 0.95, mask }: { gamma?: number; lambda?: number; mask?: Input } = {},
-): { advantages: Tensor; returns: Tensor } {
+): Advantages {
   const { advantages, returns } = run("gae", { rewards, values, mask, cuSeqlens, gamma, lambda });
   return { advantages, returns };
 }
@@ -31,7 +47,7 @@ export function gae(
  * @param mask    int32 [B, T]: 1 for the policy's tokens
  * @returns advantages and returns, f32 [B, T], 0 where masked; no gradient flows through them
  */
-export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 1, lambda = 0.95 } = {}): { advantages: Tensor; returns: Tensor } {
+export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 1, lambda = 0.95 } = {}): Advantages {
   const { advantages, returns } = run("gaePadded", { rewards, values, mask, gamma, lambda });
   return { advantages, returns };
 }
@@ -51,7 +67,7 @@ export function tokenRewards(
   scores: Input,
   cuSeqlens: Input,
   { klCoef, estimator = "k1" }: { klCoef: number; estimator?: KlEstimator },
-): { rewards: Tensor; kl: Tensor } {
+): TokenRewards {
   const { rewards, kl } = run("tokenRewards", { logp, refLogp, scores, cuSeqlens, klCoef, estimator });
   return { rewards, kl };
 }

@@ -10,7 +10,7 @@
  * @packageDocumentation
  */
 export { gelu, swiglu } from "./activation.js";
-export { gae, gaePadded, sequenceSum, tokenRewards, whiten } from "./advantage.js";
+export { gae, gaePadded, sequenceSum, tokenRewards, whiten, type Advantages, type TokenRewards } from "./advantage.js";
 export { attention } from "./attention.js";
 export { add, cast, clamp, mul, scale, sub, sum } from "./elementwise.js";
 export { embedding } from "./embedding.js";
@@ -18,7 +18,16 @@ export { linear, pack } from "./linear.js";
 export { linearLogprob, logprob, type Logprobs } from "./logprob.js";
 export { loraLinear, type LoraFactors } from "./lora.js";
 export { layerNorm, rmsNorm } from "./norm.js";
-export { linearNll, linearPolicyLoss, policyLoss, type Aggregation, type KlEstimator, type PolicyLossOptions } from "./policyLoss.js";
+export {
+  linearNll,
+  linearPolicyLoss,
+  policyLoss,
+  type Aggregation,
+  type KlEstimator,
+  type Loss,
+  type PolicyLossOptions,
+  type TokenLoss,
+} from "./policyLoss.js";
 export { preferenceLoss, type PreferenceLossOptions } from "./preferenceLoss.js";
 export { reshape } from "./reshape.js";
 export { rope } from "./rope.js";

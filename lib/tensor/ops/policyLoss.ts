@@ -12,6 +12,22 @@ export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-
 /** Of KL(p || q) from samples of p, d = log p - log q (Schulman 2020): k1 d, abs |d|, k2 d^2 / 2, k3 exp(-d) - 1 + d, at most 10 as in verl. Nats. */
 export type KlEstimator = "k1" | "abs" | "k2" | "k3";
 
+/** What a loss gives. */
+export interface Loss {
+  /** f32 [1]; it ends the tape. */
+  loss: Tensor;
+  /** f64, what is told beside it: those given in the options, continued, or new ones. */
+  stats: Tensor;
+}
+
+/** What a loss from the hidden state gives. */
+export interface TokenLoss extends Loss {
+  /** f32 [M], nats. */
+  logp: Tensor;
+  /** f32 [M], nats: of the distribution that each token is of. */
+  entropy: Tensor;
+}
+
 /** Options of the policy losses. */
 export interface PolicyLossOptions {
   /** int32 [B+1]: the scored tokens of each sequence */
@@ -22,6 +38,7 @@ export interface PolicyLossOptions {
   aggregation?: Aggregation;
   /** The ratio is clipped to [1 - clipRatioLow, 1 + clipRatioHigh]; both are 0.2 by default. */
   clipRatioLow?: number;
+  /** As clipRatioLow, from above. */
   clipRatioHigh?: number;
   /** Dual clip (Ye et al. 2020): a lower bound of the loss where the advantage is negative. Infinity is off. */
   clipRatioC?: number;
@@ -29,6 +46,7 @@ export interface PolicyLossOptions {
   logRatioClamp?: number;
   /** f32 [M]; with klCoef, the KL to it is part of the loss */
   refLogp?: Input;
+  /** Coefficient of that KL, per nat; 0 is off, the default. */
   klCoef?: number;
   /** Of that KL; by default `k3`. */
   estimator?: KlEstimator;
@@ -79,7 +97,7 @@ const resolved = ({ stats, ...options }: PolicyLossOptions, objective: "clipped-
  * @returns loss f32 [1], which ends the tape; stats f64 [12]
  * @throws RangeError `SHAPE` `OFFSETS`, TypeError `CHOICE` `ARGUMENT`
  */
-export function policyLoss(logp: Input, oldLogp: Input, advantages: Input, options: PolicyLossOptions & { entropy?: Input }): { loss: Tensor; stats: Tensor } {
+export function policyLoss(logp: Input, oldLogp: Input, advantages: Input, options: PolicyLossOptions & { entropy?: Input }): Loss {
   const { entropy, ...rest } = options;
   const { loss, stats } = run("policyLoss", { logp, entropy, oldLogp, advantages, ...resolved(rest), dentropy: entropy !== undefined }, (d, t) => {
     endOfTape("policyLoss", d);
@@ -110,7 +128,7 @@ export function linearPolicyLoss(
   oldLogp: Input,
   advantages: Input,
   options: PolicyLossOptions & { temperature?: number },
-): { loss: Tensor; logp: Tensor; entropy: Tensor; stats: Tensor } {
+): TokenLoss {
   const { temperature = 1, ...rest } = options;
   return fused({ h, weight, rows, y, oldLogp, advantages, temperature, ...resolved(rest) });
 }
@@ -130,7 +148,7 @@ export function linearNll(
   rows: Input,
   y: Input,
   options: Pick<PolicyLossOptions, "cuSeqlens" | "denominator" | "aggregation" | "mask" | "scale" | "stats">,
-): { loss: Tensor; logp: Tensor; entropy: Tensor; stats: Tensor } {
+): TokenLoss {
   const ones = new Float32Array((y as ArrayLike<number>).length ?? (y as Tensor).size).fill(1);
   return fused({ h, weight, rows, y, oldLogp: ones, advantages: ones, temperature: 1, ...resolved(options, "log-likelihood") });
 }

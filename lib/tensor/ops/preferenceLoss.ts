@@ -1,6 +1,7 @@
 import { run, type Input } from "../op.js";
 import { endOfTape } from "../tape.js";
 import type { Tensor } from "../tensor.js";
+import type { Loss } from "./policyLoss.js";
 
 /** Options of the preference losses. */
 export interface PreferenceLossOptions {
@@ -39,7 +40,7 @@ export interface PreferenceLossOptions {
  * @returns loss f32 [1], which ends the tape; stats f64 [8]
  * @throws RangeError `SHAPE` `ID`, TypeError `ARGUMENT` where refScores is missing
  */
-export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, options: PreferenceLossOptions): { loss: Tensor; stats: Tensor } {
+export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, options: PreferenceLossOptions): Loss {
   const { form, denominator, refScores, beta = 1, margin, label, weight, labelSmoothing = 0, centerCoef = 0, scale = 1, stats: given } = options;
   const { loss, stats } = run(
     "preferenceLoss",

@@ -1,7 +1,7 @@
 import { run, type Input } from "../op.js";
 import { endOfTape } from "../tape.js";
 import type { Tensor } from "../tensor.js";
-import type { Aggregation } from "./policyLoss.js";
+import type { Aggregation, Loss } from "./policyLoss.js";
 
 /** Options of the value loss. */
 export interface ValueLossOptions {
@@ -31,7 +31,7 @@ export interface ValueLossOptions {
  * @returns loss f32 [1], which ends the tape; stats f64 [8]
  * @throws RangeError `SHAPE` `OFFSETS`, TypeError `CHOICE` `ARGUMENT`
  */
-export function valueLoss(values: Input, returns: Input, options: ValueLossOptions): { loss: Tensor; stats: Tensor } {
+export function valueLoss(values: Input, returns: Input, options: ValueLossOptions): Loss {
   const { oldValues, clipRange = Infinity, cuSeqlens, aggregation = "token-mean", denominator, mask, scale = 1, stats: given } = options;
   const { loss, stats } = run(
     "valueLoss",

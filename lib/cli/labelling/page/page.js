@@ -87,7 +87,6 @@ function show() {
   placed = Object.fromEntries(criteria.map((name) => [name, []]));
   $("prompt-title").hidden = $("prompt").hidden = shown.prompt.length === 0;
   fill($("prompt"), shown.prompt);
-  $("prompt").scrollTop = 0;
   $("cards").className = isPair() ? "pair" : "";
   $("cards").dataset.count = shown.completions.length;
   $("cards").replaceChildren(...shown.completions.map(card));
@@ -95,6 +94,7 @@ function show() {
   seen = 0;
   since = document.hidden ? undefined : performance.now();
   scrollTo(0, 0);
+  $("prompt").scrollTop = $("prompt").scrollHeight; // the last turn is what the completions answer
   (shown.prompt.length === 0 ? $("cards") : $("prompt-title")).focus?.({ preventScroll: true });
 }
 
