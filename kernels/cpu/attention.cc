@@ -40,7 +40,6 @@ struct Packed {
       chains.runs(b, filled, [&](int64_t at, int64_t row, int64_t n) {
         pack_keys(k.row(row) + g * D, k.stride, n, D, keys + filled * TILE * D, at);
         pack_rows(v.row(row) + g * D, v.stride, n, D, values + (filled * TILE + at) * width(D));
-        for (int64_t i = row; i < row + n && g + 1 < v.dim[1]; i++) fetch(k.row(i) + (g + 1) * D, D), fetch(v.row(i) + (g + 1) * D, D);
       });
   }
 };
@@ -96,15 +95,24 @@ void attention(Context& ctx, const attention_args& a) {
       for (int64_t r = 0; r < rows; r++) {
         const float* from = a.q.row(place[r] / H) + place[r] % H * D;
         memcpy(q + r * D, from, size_t(D) * sizeof(float));
-        if (g + 1 < G) fetch(from + heads * D, D);
         x.m[r] = -__builtin_inff(), x.l[r] = 0;
       }
       memset(x.o, 0, size_t(rows * W) * sizeof(float));
+      int64_t asked = 0;  // rows whose o, and q, k and v under the next head, have been asked for
+      const auto ahead = [&](int64_t, int64_t end) {
+        for (; asked < end; asked++) {
+          const int64_t token = place[asked] / H, h = place[asked] % H;
+          fetch(a.o.data + place[asked] * D, D);
+          if (g + 1 == G) continue;
+          fetch(a.q.row(token) + (h + heads) * D, D);
+          if (h == g * heads) fetch(a.k.row(token) + (g + 1) * D, D), fetch(a.v.row(token) + (g + 1) * D, D);
+        }
+      };
       for (int64_t tile = 0, from = 0; tile < reach; tile++) {
         while (position[from] < tile * TILE) from++;
         int64_t seen[BLOCK];
         for (int64_t r = from; r < rows; r++) seen[r] = least(TILE, position[r] - tile * TILE + 1);
-        attend(D, scale, x, from, rows, packed.keys + tile * TILE * D, packed.values + tile * TILE * W, seen);
+        attend(D, scale, x, from, rows, packed.keys + tile * TILE * D, packed.values + tile * TILE * W, seen, ahead);
       }
       for (int64_t r = 0; r < rows; r++) finish(x.o + r * W, x.l[r], D, a.o.data + place[r] * D);
       for (int64_t r = 0; r < rows; r += LANES) {

@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t PANEL = 32;
 #if RLHF_VECTOR_AVX512
 constexpr int MR = 14, NV = 2;
-constexpr int64_t KC = 384, MC = 16 * MR, NC = 1024;
+constexpr int64_t KC = 384, MC = 19 * MR, NC = 1024;
 #else
 constexpr int MR = 6, NV = 1;
 constexpr int64_t KC = 256, MC = 24 * MR, NC = 1024;
@@ -30,11 +30,30 @@ constexpr int64_t NR = NV * LANES;
 RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 RLHF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Bytes that are wanted soon, asked for a few at a time while there is arithmetic to hide memory behind: ASKED at each of `rows` places
+// `step` apart, then those beside them, `left` times.
+constexpr int64_t ASKED = NR * int64_t(sizeof(float));
+struct Ahead {
+  const char* data = nullptr;
+  int64_t step = 0, rows = 0, left = 0, row = 0;
+
+  RLHF_INLINE int64_t total() const { return rows * left; }
+  // the next `count` places or fewer, from `from` on
+  RLHF_INLINE int64_t take(int64_t count, const char*& from) {
+    if (left == 0) return 0;
+    from = data + row * step;
+    count = smaller(count, rows - row), row += count;
+    if (row == rows) row = 0, left--, data += ASKED;
+    return count;
+  }
+};
+
 // One register tile: R rows, N vectors of columns of which `columns` are there. T: float or bf16. It asks for the lines of c below,
-// which the next tile continues or writes. LAID: a is read where it lies, a_row from row to row, and the lines asked for are those at `ahead`.
+// which the next tile continues or writes, then for `asked` more at `ahead`. LAID: a is read where it lies, a_row from row to row, and
+// a line at `ahead` is asked for at every step.
 template <int R, class T, int N = NV, bool LAID = false>
 __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
-    int64_t a_row = 0, const char* ahead = nullptr, int64_t ahead_step = 0) {
+    const char* ahead = nullptr, int64_t ahead_step = 0, int64_t asked = 0, int64_t a_row = 0) {
   V sum[R][N];
   const bool whole = columns == N * LANES;
 #pragma GCC unroll 16
@@ -64,12 +83,20 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
     a += LAID ? 1 : MR, b += PANEL;
   };
   int64_t step = 0;
-  if (!LAID)
-    for (const float* next = c + R * c_row; step < smaller(k, R); step++, next += c_row) {
+  if (!LAID) {
+    const float* next = c + R * c_row;
+    int64_t next_step = c_row;
+#pragma GCC unroll 1
+    for (int64_t end = smaller(k, R); step < end;) {
+      for (; step < end; step++, next += next_step) {
 #pragma GCC unroll 2
-      for (int j = 0; j < N; j++) __builtin_prefetch(next + j * LANES, 1);
-      advance();
+        for (int j = 0; j < N; j++) __builtin_prefetch(next + j * LANES, 1);
+        advance();
+      }
+      next = reinterpret_cast<const float*>(ahead), next_step = ahead_step / int64_t(sizeof(float));
+      end = smaller(k, step + asked), asked = 0;
     }
+  }
   for (; step < k; step++) {
     if (LAID && ahead_step) __builtin_prefetch(ahead + step * ahead_step, 0, 2);  // into L2
     advance();
@@ -93,15 +120,16 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
 }
 
 template <class T>
-RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias) {
+RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
+    const char* ahead, int64_t ahead_step, int64_t asked) {
   switch (rows) {
     // clang-format off
-#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR, T>(k, a, b, c, c_row, columns, continued, bias);
+#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR, T>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked);
     ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8)
     ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) ROWS_CASE(13)
 #undef ROWS_CASE
         // clang-format on
-        default : return micro<MR, T>(k, a, b, c, c_row, columns, continued, bias);
+        default : return micro<MR, T>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked);
   }
 }
 
@@ -145,9 +173,11 @@ RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
 }
 #endif
 
-// a's rows [begin, begin + m) of `rows_there`, steps [from, from + k) as [m/MR][k][MR], with LANES floats to spare behind. The rows
+RLHF_INLINE int64_t packed_step(int64_t k) { return MR * k + LANES; }  // from panel to panel of a, where several threads pack them
+
+// a's rows [begin, begin + m) of `rows_there`, steps [from, from + k) as [m/MR][k][MR], panels `step` apart, with LANES floats to spare behind. The rows
 // that come next are asked for, since no prefetcher follows so many short ones.
-RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_there, int64_t from, int64_t k, float* to) {
+RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_there, int64_t from, int64_t k, float* to, int64_t step) {
   int64_t done = 0;  // rows packed already
   if (a.row == 1 && a.column != 1) {  // each step's rows lie side by side: read once through, into all panels
     done = smaller(m, rows_there - begin - LANES) / MR * MR;
@@ -156,13 +186,13 @@ RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_
       const float* in = a.data + begin + (from + s) * a.column;
       const int lanes = int(smaller(LANES, (k - s) * MR));  // within the panel
       if (lanes == LANES)
-        for (int64_t i = 0; i < done; i += MR) store(to + i * k + s * MR, load(in + i));
+        for (int64_t i = 0; i < done; i += MR) store(to + i / MR * step + s * MR, load(in + i));
       else
-        for (int64_t i = 0; i < done; i += MR) store(to + i * k + s * MR, load(in + i), lanes);
+        for (int64_t i = 0; i < done; i += MR) store(to + i / MR * step + s * MR, load(in + i), lanes);
     }
-    to += done * k;
+    to += done / MR * step;
   }
-  for (int64_t i = done; i < m; i += MR, to += MR * k) {
+  for (int64_t i = done; i < m; i += MR, to += step) {
     const int rows = int(smaller(MR, m - i));
     const float* in = a.data + (begin + i) * a.row + from * a.column;
     int64_t s = 0;
@@ -220,6 +250,7 @@ struct Product {
   int64_t c_row;
   bool continued = false;
   const float* bias = nullptr;
+  const float* a_panels = nullptr;  // a, packed already: [m/MR][packed_step(k)]
 };
 
 // floats that product() needs for itself
@@ -255,7 +286,7 @@ RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, i
           const char* ahead = reinterpret_cast<const char*>(panel + k * PANEL) + bytes * (i - top) / rows * k;
           for (int64_t l = j; l < smaller(last, j + PANEL); l += N * LANES)
             micro<R, P, N, true>(k, p.a.data + i * p.a.row + k0, panel + (l - j), p.c + i * p.c_row + l, p.c_row, int(smaller(N * LANES, last - l)), continued,
-                bias ? bias + l : nullptr, p.a.row, ahead, share);
+                bias ? bias + l : nullptr, ahead, share, 0, p.a.row);
           i += R;
         };
         for (int64_t t = 0; t < tiles; t++) switch (rows * (t + 1) / tiles - rows * t / tiles) {
@@ -278,6 +309,19 @@ RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, i
     }
 }
 
+// what pack_a and pack_b are going to read
+RLHF_INLINE Ahead ahead_a(const Matrix& a, int64_t begin, int64_t m, int64_t from, int64_t k) {
+  const bool rows = a.column == 1;
+  return {reinterpret_cast<const char*>(a.at(begin) + from * a.column), (rows ? a.row : a.column) * 4, rows ? m : k, ((rows ? k : m) * 4 + ASKED - 1) / ASKED};
+}
+template <class T>
+RLHF_INLINE Ahead ahead_b(const MatrixOf<T>& b, int64_t from, int64_t k, int64_t begin, int64_t n) {
+  constexpr int64_t size = sizeof(T);
+  const bool rows = b.column == 1;
+  return {reinterpret_cast<const char*>(b.at(from) + begin * b.column), (rows ? b.row : b.column) * size, rows ? k : n,
+      ((rows ? n : k) * size + ASKED - 1) / ASKED};
+}
+
 // The whole product on the calling thread, columns [first, last) of it; first is a multiple of 32.
 template <class T = float>
 __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* scratch) {
@@ -294,20 +338,40 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
     const int64_t n = smaller(NC, last - j0);
     for (int64_t k0 = 0; k0 < p.k; k0 += KC) {
       const int64_t k = smaller(KC, p.k - k0);
-      if (!p.panels) pack_b(p.b, k0, k, j0, n, packed_b);
       const bool continued = p.continued || k0 > 0;
       const float* bias = k0 + k == p.k ? p.bias : nullptr;
       for (int64_t i0 = top; i0 < bottom; i0 += MC) {
-        const int64_t m = smaller(MC, bottom - i0);
-        pack_a(p.a, i0, m, p.m, k0, k, packed_a);
-        for (int64_t j = 0; j < n; j += NR) {
-          const auto tiles = [&](const auto* panel) {
-            for (int64_t i = 0; i < m; i += MR)
-              micro_rows(int(smaller(MR, m - i)), k, packed_a + i * k, panel + j % PANEL, p.c + (i0 + i) * p.c_row + j0 + j, p.c_row, int(smaller(NR, n - j)),
-                  continued, bias ? bias + j0 + j : nullptr);
+        const int64_t m = smaller(MC, bottom - i0), tiles = (m + MR - 1) / MR;
+        const float* a = packed_a;
+        int64_t a_panel = MR * k;
+        if (p.a_panels) a_panel = packed_step(p.k), a = p.a_panels + i0 / MR * a_panel + k0 * MR;
+        else pack_a(p.a, i0, m, p.m, k0, k, packed_a, a_panel);
+        const bool packs = i0 == top && !p.panels;
+        Ahead next;
+        int64_t asked = 0;
+        if (!packs && !p.a_panels)
+          next = i0 + m < bottom ? ahead_a(p.a, i0 + m, smaller(MC, bottom - i0 - m), k0, k) : Ahead{},
+          asked = next.total() / (tiles * ((n + NR - 1) / NR)) + 1;
+        for (int64_t j = 0; j < n; j += PANEL) {
+          float* panel = packed_b + j * k;
+          const int64_t columns = smaller(PANEL, n - j);
+          if (packs) {
+            pack_b(p.b, k0, k, j0 + j, columns, panel);
+            if (j + PANEL < n) next = ahead_b(p.b, k0, k, j0 + j + PANEL, smaller(PANEL, n - j - PANEL));
+            else if (k0 + k < p.k) next = ahead_b(p.b, k0 + k, smaller(KC, p.k - k0 - k), j0, smaller(PANEL, n));
+            asked = next.total() / (tiles * ((columns + NR - 1) / NR)) + 1;
+          }
+          const auto multiply = [&](const auto* b) {
+            for (int64_t l = 0; l < columns; l += NR)
+              for (int64_t i = 0; i < tiles; i++) {
+                const char* from = nullptr;
+                const int64_t count = next.take(asked, from);
+                micro_rows(int(smaller(MR, m - i * MR)), k, a + i * a_panel, b + l, p.c + (i0 + i * MR) * p.c_row + j0 + j + l, p.c_row,
+                    int(smaller(NR, columns - l)), continued, bias ? bias + j0 + j + l : nullptr, from, next.step, count);
+              }
           };
-          if (p.panels) tiles(p.panels + ((j0 + j) / PANEL * p.k + k0) * PANEL);
-          else tiles(packed_b + j / PANEL * k * PANEL);
+          if (p.panels) multiply(p.panels + (j0 + j) * p.k + k0 * PANEL);
+          else multiply(panel);
         }
       }
     }

@@ -39,17 +39,28 @@ RLHF_INLINE void gather(Context& ctx, const Head& head, int64_t m0, int64_t m1, 
   });
 }
 
+// The same rows as the left operand of their logits, for all tiles and threads.
+RLHF_INLINE int64_t left_floats(int64_t rows, int64_t k) { return (rows + MR - 1) / MR * packed_step(k); }
+RLHF_INLINE void pack_left(Context& ctx, const Matrix& a, int64_t rows, int64_t k, float* to) {
+  ctx.split(rows, MR, 16384 / (k + 1) + 1,
+      [&](int64_t begin, int64_t end) { pack_a(a, begin, end - begin, rows, 0, k, to + begin / MR * packed_step(k), packed_step(k)); });
+}
+
+constexpr int64_t TILE_ROW = VOCABULARY_TILE + LANES;  // not a power of two
+
+// what tile_logits needs, and a tile of logits
 RLHF_INLINE int64_t tile_scratch(const Head& head, int64_t rows) {
   return round_up(product_scratch(rows, VOCABULARY_TILE, head.C, head.weight.layout == RLHF_PANELS), LANES);
 }
 
 // logits of gathered rows [r0, r1) in one tile, to c (row stride c_row), by the calling thread
-RLHF_INLINE void tile_logits(const Head& head, const float* gathered, int64_t tile, int64_t r0, int64_t r1, float* c, int64_t c_row, float* scratch) {
+RLHF_INLINE void tile_logits(
+    const Head& head, const float* gathered, const float* left, int64_t tile, int64_t r0, int64_t r1, float* c, int64_t c_row, float* scratch) {
   const int64_t j = tile * VOCABULARY_TILE, n = head.tile_size(tile);
   with_numbers(head.weight, [&]<class T>(const T* weight) {
     const T* w = weight + j * head.C;  // of either layout
-    product_columns(
-        Product<T>{r1, n, head.C, {gathered, head.C, 1}, {w, 1, head.C}, head.weight.layout == RLHF_PANELS ? w : nullptr, c, c_row}, 0, n, r0, r1, scratch);
+    const T* panels = head.weight.layout == RLHF_PANELS ? w : nullptr;
+    product_columns(Product<T>{r1, n, head.C, {gathered, head.C, 1}, {w, 1, head.C}, panels, c, c_row, false, nullptr, left}, 0, n, r0, r1, scratch);
   });
 }
 
@@ -65,53 +76,73 @@ RLHF_INLINE void split_block(Context& ctx, int64_t rows, int64_t tiles, F&& f) {
   }
 }
 
-// A block of logits [rows, stride] on its way to being their gradient, and what else the backward pass needs.
-constexpr int64_t BACKWARD_ROWS = 256;
+// The backward pass of a block of rows: SPAN logits of each at a time, or V, become their gradient, then dh and dweight continue.
+constexpr int64_t SPAN = 6 * VOCABULARY_TILE;
 struct BackwardMemory {
-  int64_t rows, stride, thread_floats, total;
-  float *gathered, *logits, *dh, *scratch;
-  TileStats* stats;  // [tiles][rows]
-  float* targets;  // [rows]
+  int64_t rows, span, stride, thread_floats, total;
+  float *gathered, *left, *right;  // [rows][C] as it is, packed for the logits, packed for dweight
+  float *gradient, *gradient_left;  // [rows][stride], and packed for dh
+  float *dh, *scratch;
 
-  BackwardMemory(const Head& head, int threads, float* base) {
-    rows = smaller(BACKWARD_ROWS, head.M);
-    stride = round_up(head.V_, LANES) + LANES;  // not a power of two
-    int64_t most = tile_scratch(head, rows);
-    most = most > product_scratch(rows, head.C, head.V_, false) ? most : product_scratch(rows, head.C, head.V_, false);
-    most = most > product_scratch(head.V_, head.C, rows, false) ? most : product_scratch(head.V_, head.C, rows, false);
-    thread_floats = round_up(most, LANES);
+  BackwardMemory(const Head& head, int64_t most_rows, int threads, float* base) {
+    rows = smaller(most_rows, head.M), span = smaller(SPAN, head.V_), stride = round_up(span, LANES) + LANES;
+    const auto larger = [](int64_t a, int64_t b) { return a > b ? a : b; };
+    thread_floats = larger(tile_scratch(head, rows), larger(product_scratch(rows, head.C, span, false), product_scratch(span, head.C, rows, true)));
+    thread_floats = round_up(thread_floats, LANES);
     float* p = base;
     auto take = [&](int64_t n) {
       float* at = p;
       p += round_up(n, LANES);
       return at;
     };
-    gathered = take(rows * head.C), logits = take(rows * stride), dh = take(rows * head.C), targets = take(rows);
-    stats = reinterpret_cast<TileStats*>(take(head.tiles * rows * int64_t(sizeof(TileStats) / sizeof(float))));
+    gathered = take(rows * head.C), left = take(left_floats(rows, head.C)), right = take(rows * round_up(head.C, PANEL));
+    gradient = take(rows * stride), gradient_left = take(left_floats(rows, span)), dh = take(rows * head.C);
     scratch = take(thread_floats * threads);
     total = p - base;
   }
 };
 
-// From the gradient of a block's logits to dh and dweight; both chains go on from block to block.
-RLHF_INLINE void head_backward(Context& ctx, const Head& head, const BackwardMemory& memory, int64_t m0, int64_t count, View<float> dh, View<float> dweight) {
-  if (dh) {
-    with_numbers(head.weight, [&]<class T>(const T* weight) {
-      product(ctx, Product<T>{count, head.C, head.V_, {memory.logits, memory.stride, 1}, {weight, head.C, 1}, nullptr, memory.dh, head.C}, memory.scratch);
+// gradient(thread, tile, first row, last row, to): of the logits of a tile, in rows of memory.stride. Both chains go on from block to block.
+template <class F>
+RLHF_INLINE void head_backward(
+    Context& ctx, const Head& head, const BackwardMemory& memory, int64_t m0, int64_t count, View<float> dh, View<float> dweight, F&& gradient) {
+  const int64_t C = head.C;
+  if (dweight)
+    ctx.split(C, PANEL, 16384 / (count + 1) + 1, [&](int64_t begin, int64_t end) {
+      pack_b(Matrix{memory.gathered, C, 1}, 0, count, begin, end - begin, memory.right + begin * count);
     });
-    ctx.split(head.C, LANES, 16384 / (count + 1) + 1, [&](int64_t begin, int64_t end) {
+  for (int64_t from = 0; from < head.V_; from += SPAN) {
+    const int64_t n = smaller(SPAN, head.V_ - from), first = from / VOCABULARY_TILE;
+    split_block(ctx, count, (n + VOCABULARY_TILE - 1) / VOCABULARY_TILE, [&](int thread, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
+      for (int64_t t = t0; t < t1; t++) gradient(thread, first + t, r0, r1, memory.gradient + t * VOCABULARY_TILE);
+    });
+    if (dh) pack_left(ctx, {memory.gradient, memory.stride, 1}, count, n, memory.gradient_left);
+    ctx.each([&](int thread) {
+      float* scratch = memory.scratch + thread * memory.thread_floats;
+      const auto part = [&](int64_t size, int64_t grain, int of) { return smaller(size, (size + grain - 1) / grain * of / ctx.threads * grain); };
+      const int64_t c0 = part(C, PANEL, thread), c1 = part(C, PANEL, thread + 1), v0 = part(n, MR, thread), v1 = part(n, MR, thread + 1);
+      if (dh && c0 < c1)
+        with_numbers(head.weight, [&]<class T>(const T* weight) {
+          product_columns(Product<T>{count, C, n, {memory.gradient, memory.stride, 1}, {weight + from * C, C, 1}, nullptr, memory.dh, C, from > 0, nullptr,
+                              memory.gradient_left},
+              c0, c1, 0, count, scratch);
+        });
+      if (dweight && v0 < v1)
+        product_columns(
+            Product<float>{n, C, count, {memory.gradient, 1, memory.stride}, {memory.gathered, C, 1}, memory.right, dweight.data + from * C, C, true}, 0, C, v0,
+            v1, scratch);
+    });
+  }
+  if (dh)
+    ctx.split(C, LANES, 16384 / (count + 1) + 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = 0; i < count; i++) {
         float* to = dh.row(head.rows[m0 + i]);
         for (int64_t c = begin; c < end; c += LANES) {
           const int n = int(smaller(LANES, end - c));
-          store(to + c, load(to + c, n) + load(memory.dh + i * head.C + c, n), n);
+          store(to + c, load(to + c, n) + load(memory.dh + i * C + c, n), n);
         }
       }
     });
-  }
-  if (dweight)
-    product(
-        ctx, {head.V_, head.C, count, {memory.logits, 1, memory.stride}, {memory.gathered, head.C, 1}, nullptr, dweight.data, head.C, true}, memory.scratch);
 }
 
 RLHF_INLINE void zero_rows(Context& ctx, View<float> x) {

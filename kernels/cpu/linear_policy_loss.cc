@@ -10,40 +10,50 @@ namespace rlhf::RLHF_ISA {
 void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
   const Head head(a);
   if (a.weight.layout != RLHF_ROW_MAJOR) return ctx.fail("weight is packed, wanted row-major");
-  const int64_t vector = round_up(head.M, LANES) + LANES;
-  const int64_t weights_size = round_up(a.cu_seqlens.dim[0], LANES);
+  constexpr int64_t ROWS = 256;
+  const int64_t rows = smaller(ROWS, head.M), stride = round_up(head.V_, LANES) + LANES;  // not a power of two
+  const int64_t vector = round_up(head.M, LANES) + LANES, weights_size = round_up(a.cu_seqlens.dim[0], LANES);
+  const int64_t stats_size = round_up(head.tiles * rows * int64_t(sizeof(TileStats) / sizeof(float)), LANES), tile_size = rows * TILE_ROW;
   const int64_t sums = round_up(policy_sums_scratch(head.M, a.cu_seqlens), LANES);
-  double* sums_memory = static_cast<double*>(ctx.scratch(
-      sums * int64_t(sizeof(double)) + (BackwardMemory(head, ctx.threads, nullptr).total + 3 * vector + weights_size) * int64_t(sizeof(float)) + 64));
+  const int64_t floats =
+      BackwardMemory(head, ROWS, ctx.threads, nullptr).total + 4 * vector + weights_size + stats_size + rows * stride + tile_size * ctx.threads;
+  double* sums_memory = static_cast<double*>(ctx.scratch(sums * int64_t(sizeof(double)) + floats * int64_t(sizeof(float)) + 64));
   if (!sums_memory) return;
   float* base = reinterpret_cast<float*>(sums_memory + sums);
   if (a.kl_coef != 0 && !a.ref_logp) return ctx.fail("kl_coef is not 0, and ref_logp is missing");
-  float *weights = base, *dlogp = weights + weights_size, *dentropy = dlogp + vector, *lse = dentropy + vector;
-  const BackwardMemory memory(head, ctx.threads, lse + vector);
+  float *weights = base, *dlogp = weights + weights_size, *dentropy = dlogp + vector, *lse = dentropy + vector, *targets = lse + vector;
+  TileStats* stats = reinterpret_cast<TileStats*>(targets + vector);  // [tiles][rows]
+  float *logits = targets + vector + stats_size, *tiles = logits + rows * stride;  // [rows][stride], a tile of each thread
+  const BackwardMemory memory(head, ROWS, ctx.threads, tiles + tile_size * ctx.threads);
   const int64_t sequences = sequence_weights(a, weights);
   const bool backward = a.dh || a.dweight;
   zero_rows(ctx, a.dh);
 
-  for (int64_t m0 = 0; m0 < head.M; m0 += BACKWARD_ROWS) {
-    const int64_t count = smaller(BACKWARD_ROWS, head.M - m0), rows = memory.rows;
+  for (int64_t m0 = 0; m0 < head.M; m0 += ROWS) {
+    const int64_t count = smaller(ROWS, head.M - m0);
     gather(ctx, head, m0, m0 + count, memory.gathered);
+    pack_left(ctx, {memory.gathered, head.C, 1}, count, head.C, memory.left);
     split_block(ctx, count, head.tiles, [&](int thread, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
+      float* own = tiles + thread * tile_size;
       for (int64_t tile = t0; tile < t1; tile++) {
-        float* logits = memory.logits + tile * VOCABULARY_TILE;
-        tile_logits(head, memory.gathered, tile, r0, r1, logits, memory.stride, memory.scratch + thread * memory.thread_floats);
+        tile_logits(head, memory.gathered, memory.left, tile, r0, r1, own, TILE_ROW, memory.scratch + thread * memory.thread_floats);
+        const int64_t n = head.tile_size(tile);
         for (int64_t r = r0; r < r1; r++) {
           const int64_t target = head.target(m0 + r, tile);
-          const float* x = logits + r * memory.stride;
-          memory.stats[tile * rows + r] = tile_stats(x, head.tile_size(tile), head.inverse_temperature, target);
-          if (target >= 0) memory.targets[r] = x[target] * head.inverse_temperature;
+          const float* x = own + r * TILE_ROW;
+          stats[tile * rows + r] = tile_stats(x, n, head.inverse_temperature, target);
+          if (target >= 0) targets[r] = x[target] * head.inverse_temperature;
+          float* to = logits + r * stride + tile * VOCABULARY_TILE;
+          for (int64_t i = 0; backward && i < n; i += LANES) stream(to + i, load(x + i));
         }
       }
+      end_of_stream();
     });
     ctx.split(count, 1, 32, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
         TileStats row{-__builtin_inf(), 0, 0};
-        join(row, memory.stats + r, head.tiles, rows);
-        const RowStats result = finish(row, memory.targets[r]);
+        join(row, stats + r, head.tiles, rows);
+        const RowStats result = finish(row, targets[r]);
         a.logp[m0 + r] = result.logp, lse[m0 + r] = result.lse, a.entropy[m0 + r] = result.entropy;
       }
     });
@@ -51,15 +61,13 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
     each_sequence(a.cu_seqlens, m0, m0 + count, [&](int64_t b, int64_t begin, int64_t end) {
       policy_loss_run<true, false>(a, a.logp.data, nullptr, weights[b], begin, end, dlogp, dentropy, nullptr);
     });
-    split_block(ctx, count, head.tiles, [&](int, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
-      for (int64_t tile = t0; tile < t1; tile++)
-        for (int64_t r = r0; r < r1; r++) {
-          const int64_t m = m0 + r;
-          float* x = memory.logits + tile * VOCABULARY_TILE + r * memory.stride;
-          logits_grad(x, x, head.tile_size(tile), head.target(m, tile), {a.logp[m], lse[m], a.entropy[m]}, dlogp[m], dentropy[m], head.inverse_temperature);
-        }
+    head_backward(ctx, head, memory, m0, count, a.dh, a.dweight, [&](int, int64_t tile, int64_t r0, int64_t r1, float* to) {
+      for (int64_t r = r0; r < r1; r++) {
+        const int64_t m = m0 + r;
+        logits_grad(logits + r * stride + tile * VOCABULARY_TILE, to + r * memory.stride, head.tile_size(tile), head.target(m, tile),
+            {a.logp[m], lse[m], a.entropy[m]}, dlogp[m], dentropy[m], head.inverse_temperature);
+      }
     });
-    head_backward(ctx, head, memory, m0, count, a.dh, a.dweight);
   }
   a.loss[0] = policy_loss_sums<false>(ctx, a, a.logp.data, a.entropy.data, weights, sequences, sums_memory);
 }

@@ -4,8 +4,8 @@
 //
 // Plan of linear_logprob: 512 rows at a time against every vocabulary tile, tiles split over threads, so that each tile of
 // the head is packed once per 512 rows; a tile's logits become (m, s, u) at once; joined in order at the end.
-// Plan of the backward pass: 256 rows at a time; their logits for the whole vocabulary are recomputed, turned into their
-// gradient in place, then dh and dW, whose chains go on from block to block. Scratch: 256 x V floats.
+// Plan of the backward pass: 512 rows at a time; their logits are recomputed 3,072 at a time, turned into their gradient in
+// place, then dh and dW, whose chains go on from block to block (linear_head.h).
 //
 // AMD Zen 4, AVX-512, 2 cores, two threads, from logits 1024 x 50257: logprob 14 to 16 ms, logprob_grad 9. With clamps that
 // nothing can reach 24 to 30 and 22; without them, but the next tile not fetched ahead, 16 to 25 and 14: a quarter of logprob's time
@@ -38,25 +38,26 @@ void linear_logprob(Context& ctx, const linear_logprob_args& a) {
   constexpr int64_t BLOCK = 512;
   const Head head(a);
   if (a.weight.layout == RLHF_PANELS_TRANSPOSED) return ctx.fail("weight is packed for the gradient");
-  const int64_t rows = smaller(BLOCK, head.M), each = tile_scratch(head, rows) + rows * VOCABULARY_TILE;
+  const int64_t rows = smaller(BLOCK, head.M), each = tile_scratch(head, rows) + rows * TILE_ROW;
   const int64_t stats_floats = head.tiles * rows * int64_t(sizeof(TileStats) / sizeof(float));
-  const int64_t floats = round_up(rows * head.C, LANES) + round_up(stats_floats, LANES) + round_up(rows, LANES) + each * ctx.threads;
+  const int64_t left_size = round_up(left_floats(rows, head.C), LANES);
+  const int64_t floats = round_up(rows * head.C, LANES) + left_size + round_up(stats_floats, LANES) + round_up(rows, LANES) + each * ctx.threads;
   float* memory = static_cast<float*>(ctx.scratch(floats * int64_t(sizeof(float)) + 64));
   if (!memory) return;
-  float* gathered = memory;
-  TileStats* stats = reinterpret_cast<TileStats*>(memory + round_up(rows * head.C, LANES));
-  float* targets = memory + round_up(rows * head.C, LANES) + round_up(stats_floats, LANES);
-  float* scratch = targets + round_up(rows, LANES);
+  float *gathered = memory, *left = gathered + round_up(rows * head.C, LANES), *targets = left + left_size, *after = targets + round_up(rows, LANES);
+  TileStats* stats = reinterpret_cast<TileStats*>(after);
+  float* scratch = after + round_up(stats_floats, LANES);
 
   for (int64_t m0 = 0; m0 < head.M; m0 += BLOCK) {
     const int64_t count = smaller(BLOCK, head.M - m0);
     gather(ctx, head, m0, m0 + count, gathered);
+    if (count > FEW) pack_left(ctx, {gathered, head.C, 1}, count, head.C, left);
     split_block(ctx, count, head.tiles, [&](int thread, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
       float* logits = scratch + thread * each;
       for (int64_t tile = t0; tile < t1; tile++) {
-        tile_logits(head, gathered, tile, r0, r1, logits, VOCABULARY_TILE, logits + rows * VOCABULARY_TILE);
+        tile_logits(head, gathered, left, tile, r0, r1, logits, TILE_ROW, logits + rows * TILE_ROW);
         for (int64_t r = r0; r < r1; r++) {
-          const float* x = logits + r * VOCABULARY_TILE;
+          const float* x = logits + r * TILE_ROW;
           const int64_t target = head.target(m0 + r, tile);
           stats[tile * rows + r] = tile_stats(x, head.tile_size(tile), head.inverse_temperature, target);
           if (target >= 0) targets[r] = x[target] * head.inverse_temperature;
@@ -77,26 +78,24 @@ void linear_logprob(Context& ctx, const linear_logprob_args& a) {
 void linear_logprob_grad(Context& ctx, const linear_logprob_grad_args& a) {
   const Head head(a);
   if (a.weight.layout != RLHF_ROW_MAJOR) return ctx.fail("weight is packed, wanted row-major");
-  float* base = static_cast<float*>(ctx.scratch(BackwardMemory(head, ctx.threads, nullptr).total * int64_t(sizeof(float)) + 64));
+  constexpr int64_t ROWS = 512;
+  float* base = static_cast<float*>(ctx.scratch(BackwardMemory(head, ROWS, ctx.threads, nullptr).total * int64_t(sizeof(float)) + 64));
   if (!base) return;
-  const BackwardMemory memory(head, ctx.threads, base);
+  const BackwardMemory memory(head, ROWS, ctx.threads, base);
   zero_rows(ctx, a.dh);
-  for (int64_t m0 = 0; m0 < head.M; m0 += BACKWARD_ROWS) {
-    const int64_t count = smaller(BACKWARD_ROWS, head.M - m0);
+  for (int64_t m0 = 0; m0 < head.M; m0 += ROWS) {
+    const int64_t count = smaller(ROWS, head.M - m0);
     gather(ctx, head, m0, m0 + count, memory.gathered);
-    split_block(ctx, count, head.tiles, [&](int thread, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
-      for (int64_t tile = t0; tile < t1; tile++) {
-        float* g = memory.logits + tile * VOCABULARY_TILE;
-        tile_logits(head, memory.gathered, tile, r0, r1, g, memory.stride, memory.scratch + thread * memory.thread_floats);
-        for (int64_t r = r0; r < r1; r++) {
-          const int64_t m = m0 + r;
-          float* x = g + r * memory.stride;
-          logits_grad(x, x, head.tile_size(tile), head.target(m, tile), {a.logp[m], a.lse[m], a.entropy[m]}, a.dlogp[m], a.dentropy ? a.dentropy[m] : 0.0f,
-              head.inverse_temperature);
-        }
+    pack_left(ctx, {memory.gathered, head.C, 1}, count, head.C, memory.left);
+    head_backward(ctx, head, memory, m0, count, a.dh, a.dweight, [&](int thread, int64_t tile, int64_t r0, int64_t r1, float* to) {
+      tile_logits(head, memory.gathered, memory.left, tile, r0, r1, to, memory.stride, memory.scratch + thread * memory.thread_floats);
+      for (int64_t r = r0; r < r1; r++) {
+        const int64_t m = m0 + r;
+        float* x = to + r * memory.stride;
+        logits_grad(x, x, head.tile_size(tile), head.target(m, tile), {a.logp[m], a.lse[m], a.entropy[m]}, a.dlogp[m], a.dentropy ? a.dentropy[m] : 0.0f,
+            head.inverse_temperature);
       }
     });
-    head_backward(ctx, head, memory, m0, count, a.dh, a.dweight);
   }
 }
 

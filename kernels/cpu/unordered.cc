@@ -80,7 +80,7 @@ void limit_linear(Context& ctx, const limit_linear_args& a) {
         pack_b(w, k0, k, j0, n, packed_b);
         for (int64_t i0 = 0; i0 < N; i0 += MC) {
           const int64_t m = smaller(MC, N - i0);
-          pack_a(x, i0, m, N, k0, k, packed_a);
+          pack_a(x, i0, m, N, k0, k, packed_a, MR * k);
           for (int64_t j = 0; j < n; j += NR)
             for (int64_t i = 0; i < m; i += MR)
               free_rows(int(smaller(MR, m - i)), k, packed_a + i * k, packed_b + j / PANEL * k * PANEL + j % PANEL, a.y.data + (i0 + i) * O + j0 + j, O,
