@@ -75,6 +75,29 @@ describe("a call of an op", () => {
     await expectError(() => ops.gae(tensor([4]), tensor([4]), offsets(1, 4)), RangeError, "OFFSETS", "cuSeqlens[0]");
     await expectError(() => ops.gae(tensor([4]), tensor([4]), offsets(0, 3)), RangeError, "OFFSETS", "wanted 4");
   });
+  test("takes numbers for what they are, or refuses them: none is rounded, cut or read as bytes", async () => {
+    const table = tensor([2, 2]);
+    await expectError(() => ops.embedding([1.9], table), RangeError, "ID", "embedding", "ids[0]", "1.9", "whole");
+    await expectError(() => ops.embedding([2 ** 32], table), RangeError, "ID", "ids[0]", "4294967296");
+    await expectError(() => ops.embedding([undefined as unknown as number], table), TypeError, "ARGUMENT", "ids[0]", "undefined");
+    await expectError(() => ops.gae([1, 2, 3], [0, 0, 0], [0, 1.9, 3]), RangeError, "OFFSETS", "cuSeqlens[1]", "1.9");
+    await expectError(() => ops.gae([1, 2], [0, 0], [0, 2], { mask: [0.5, 1] }), RangeError, "RANGE", "mask[0]", "0.5");
+    await expectError(() => ops.scale([1, "2" as unknown as number], 1), TypeError, "ARGUMENT", "scale", 'x[1] is "2"');
+    await expectError(() => ops.embedding(new Uint8Array(2) as unknown as Int32Array, table), TypeError, "DTYPE", "ids", "Uint8Array", "int32");
+    await expectError(() => ops.scale(new BigInt64Array(2), 1), TypeError, "DTYPE", "x", "BigInt64Array", "f32");
+    await expectError(() => ops.scale(new DataView(new ArrayBuffer(8)) as unknown as Float32Array, 1), TypeError, "DTYPE", "DataView");
+    const wide = ops.embedding(BigInt64Array.of(1n, 0n), table); // as other libraries have ids
+    expect(wide.shape).toEqual([2, 2]);
+    await expectError(() => ops.embedding(BigInt64Array.of(2n ** 32n), table), RangeError, "ID", "ids[0]");
+    await expectError(() => ops.embedding(BigInt64Array.of(2n), table), RangeError, "ID", "ids[0]", "0 to 1");
+  });
+  test("takes null for an argument that may be missing, and names one that may not", async () => {
+    const nothing = null as unknown as undefined;
+    const [x, weight] = [tensor([1, 2]), tensor([3, 2])];
+    expect(await ops.linear(x, weight, nothing).read()).toEqual(await ops.linear(x, weight).read());
+    expect(ops.gae([1, 2], [0, 0], [0, 2], { mask: nothing }).advantages.shape).toEqual([2]);
+    await expectError(() => ops.linear(x, nothing as unknown as Tensor), TypeError, "ARGUMENT", "linear", "weight", "missing");
+  });
   test("names a tensor that was disposed", async () => {
     const x = tensor([3]);
     x.dispose();
@@ -113,6 +136,31 @@ describe("a call of an op", () => {
       "TAPE",
       "valueLoss",
     );
+  });
+});
+
+describe("a tensor", () => {
+  test("is made of the arrays that it names, and of no others", async () => {
+    for (const data of [BigInt64Array.of(1n, 2n), new Uint8Array(8), new Float32Array(2).buffer, 3, null])
+      await expectError(() => Tensor.from(data as unknown as Float32Array, [2], on), TypeError, "DTYPE", "Float32Array, Float64Array, Int32Array, Uint16Array");
+    await expectError(() => Tensor.from(new Uint8Array(2) as unknown as Float32Array, [2], on, "f16"), TypeError, "DTYPE", "Uint8Array");
+    await expectError(() => tensor([2]).write(BigInt64Array.of(1n, 2n) as unknown as Float32Array), TypeError, "DTYPE", "BigInt64Array");
+    await expectError(() => Tensor.from([[1, 2]] as unknown as number[], undefined, on), TypeError, "ARGUMENT", "data[0]", "[1,2]");
+  });
+  test("has sizes that are whole and not negative, four at most", async () => {
+    for (const shape of [[-3], [2.5], [NaN], [-1, -2], [1, 1, 1, 1, 2]]) {
+      await expectError(() => Tensor.empty(shape, "f32", on), RangeError, "SHAPE", `[${shape}]`);
+      await expectError(() => Tensor.from([1, 2], shape, on), RangeError, "SHAPE", `[${shape}]`);
+      await expectError(() => tensor([2]).reshape(shape), RangeError, "SHAPE", `[${shape}]`);
+    }
+    await expectError(() => tensor([3]).rows(0.5, 2), RangeError, "RANGE", "0.5");
+  });
+  test("that is packed is no other tensor", async () => {
+    const packed = ops.pack(tensor([3, 2]));
+    await expectError(() => packed.rows(0, 1), TypeError, "LAYOUT");
+    await expectError(() => packed.reshape([6]), TypeError, "LAYOUT");
+    await expectError(() => packed.write(new Float32Array(6)), TypeError, "LAYOUT");
+    await expectError(() => tensor([3]).withLayout("panels", [3, 1]), RangeError, "SHAPE", "32", "3");
   });
 });
 

@@ -17,7 +17,7 @@ export function shown(value: unknown): string {
   try {
     text = JSON.stringify(value);
   } catch {
-    return "a value nested too deeply";
+    return typeof value === "bigint" ? `${value}n` : "a value nested too deeply";
   }
   text ??= String(value);
   return text.length > 60 ? `${text.slice(0, 60)}...` : text;
