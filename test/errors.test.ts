@@ -20,8 +20,10 @@ import {
   sft,
   Tape,
   Tensor,
+  Transformer,
   type CodedError,
   type Device,
+  type Request,
 } from "../lib/index.js";
 import { episodes, lively, llama, ppoConfig } from "./models.js";
 import { Random } from "./random.js";
@@ -185,8 +187,22 @@ describe("a model", () => {
     await expectError(() => generate(model, request([]), options), RangeError, "EMPTY", "prompt 0");
     await expectError(() => generate(model, request([1, 97]), options), RangeError, "ID", "prompt 0", "token 1", "97", "0 to 96");
     await expectError(() => generate(model, request(Array<number>(93).fill(1)), options), RangeError, "CONTEXT", "93", "96");
-    await expectError(() => generate(model, request([1]), { ...options, maxTokens: 0 }), RangeError, "RANGE", "maxTokens");
+    await expectError(() => generate(model, request([1.5]), options), RangeError, "ID", "prompt 0", "1.5");
+    for (const [name, value] of Object.entries({ maxTokens: 0, slots: 0, temperature: -1, topK: -3, topP: 0, minP: 2, seed: -1, update: 0.5 })) {
+      await expectError(() => generate(model, request([1]), { ...options, [name]: value }), RangeError, "RANGE", name, `${value}`);
+      await expectError(() => generate(model, request([1]), { ...options, [name]: NaN }), RangeError, "RANGE", name, "NaN");
+    }
+    for (const slots of [1.5, Infinity]) await expectError(() => generate(model, request([1]), { ...options, slots }), RangeError, "RANGE", "slots");
+    const unnumbered = [{ prompt: [1], index: 0, sample: 0 }, { prompt: [1] } as unknown as Request];
+    await expectError(() => generate(model, unnumbered, options), RangeError, "RANGE", "index of request 1", "undefined");
     await expectError(() => logps(model, [{ prompt: [1], completion: [200] }]), RangeError, "ID", "200");
+    model.dispose();
+  });
+  test("answers more requests than a call has arguments", async () => {
+    const model = Transformer.random({ ...llama, layers: 1 }, "logits", on, 0);
+    const requests = Array.from({ length: 130_000 }, (_, index) => ({ prompt: [1], index, sample: 0 }));
+    await expectError(() => generate(model, [...requests, { prompt: [], index: 0, sample: 0 }], { maxTokens: 1, seed: 0 }), RangeError, "EMPTY", "130000");
+    expect((await generate(model, requests, { maxTokens: 1, seed: 0, slots: 512 })).length).toBe(130_000);
     model.dispose();
   });
   test("names what is missing in its folder", async () => {
