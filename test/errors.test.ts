@@ -7,6 +7,7 @@ import {
   AdamW,
   device,
   generate,
+  itemBatches,
   loadModel,
   logps,
   ops,
@@ -19,8 +20,10 @@ import {
   readPrompts,
   sft,
   Tape,
+  textBatches,
   Tensor,
   Transformer,
+  windows,
   type CodedError,
   type Device,
   type Request,
@@ -128,6 +131,18 @@ describe("a call of an op", () => {
     await expectError(() => device("cuda", { ordinal: -1 }), RangeError, "DEVICE", "ordinal", "-1");
     await expectError(() => device("cpu", { isa: "sse" }), RangeError, "ISA", "sse", "scalar");
     await expectError(() => device("cpu", { threads: -1 }), RangeError, "THREADS", "-1");
+  });
+  test("of a preference loss refuses an option that its form has no use for", async () => {
+    const loss = (options: Partial<ops.PreferenceLossOptions>) =>
+      ops.preferenceLoss(tensor([2]), [0], [1], { form: "bradley-terry", denominator: 1, ...options }).loss.read();
+    await expectError(() => loss({ refScores: [0, 0] }), TypeError, "ARGUMENT", "refScores", "bradley-terry");
+    await expectError(() => loss({ beta: 0.1 }), TypeError, "ARGUMENT", "beta", "bradley-terry");
+    for (const [name, value] of Object.entries({ margin: [1], label: [0.5], labelSmoothing: 0.1 }))
+      await expectError(() => loss({ form: "ipo", refScores: [0, 0], [name]: value }), TypeError, "ARGUMENT", name, "ipo");
+    for (const labelSmoothing of [-0.1, 0.6, NaN]) await expectError(() => loss({ labelSmoothing }), RangeError, "RANGE", "labelSmoothing", `${labelSmoothing}`);
+    await expectError(() => loss({ label: [3] }), RangeError, "RANGE", "label[0]", "3");
+    const form = { form: "dpo" as const, refScores: [0, 1] };
+    expect(await loss({ ...form, labelSmoothing: undefined, margin: undefined })).toEqual(await loss({ ...form, beta: 0.1, labelSmoothing: 0 }));
   });
   test("whose gradient came with its loss refuses to be continued", async () => {
     const tape = new Tape();
@@ -269,6 +284,27 @@ describe("a model", () => {
       "step 1",
       "score of completion 0",
     );
+  });
+});
+
+describe("batches", () => {
+  test("of a text that is too short name its tokens and the length", async () => {
+    const options = { length: 16, batch: 1, seed: 0 };
+    for (const tokens of [10, 20, 32]) await expectError(() => textBatches(new Int32Array(tokens), options), RangeError, "EMPTY", `${tokens} tokens`, "33", "16");
+    expect(textBatches(new Int32Array(33), options)(5)[0].completion.length).toBe(16);
+    await expectError(() => textBatches(new Int32Array(99), { ...options, length: 0 }), RangeError, "RANGE", "length");
+    await expectError(() => textBatches(new Int32Array(99), { ...options, batch: 0.5 }), RangeError, "RANGE", "batch");
+  });
+  test("of no items, or of none in each, are refused", async () => {
+    await expectError(() => itemBatches([], { batch: 2, seed: 0 }), RangeError, "EMPTY", "no items");
+    await expectError(() => itemBatches([1], { batch: 0, seed: 0 }), RangeError, "RANGE", "batch", "0");
+  });
+  test("in windows leave something before what is predicted", async () => {
+    const tokens = Int32Array.from({ length: 10 }, (_, i) => i);
+    for (const stride of [0, 4, 5]) await expectError(() => windows(tokens, { length: 4, stride }), RangeError, "RANGE", "stride", `${stride}`);
+    const all = windows(tokens, { length: 4, stride: 3 });
+    expect(all.flatMap(({ completion }) => Array.from(completion))).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    for (const { prompt } of all) expect(prompt.length).toBeGreaterThan(0);
   });
 });
 
