@@ -3,11 +3,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { readConfig } from "../lib/cli/config.js";
+import { rangeError } from "../lib/device/errors.js";
 import {
   AdamW,
   device,
   generate,
   itemBatches,
+  klController,
   loadModel,
   logps,
   ops,
@@ -18,6 +20,7 @@ import {
   readComparisons,
   readCompletions,
   readPrompts,
+  scope,
   sft,
   Tape,
   textBatches,
@@ -26,7 +29,9 @@ import {
   windows,
   type CodedError,
   type Device,
+  type PpoConfig,
   type Request,
+  type RewardFunction,
 } from "../lib/index.js";
 import { episodes, lively, llama, ppoConfig } from "./models.js";
 import { Random } from "./random.js";
@@ -246,6 +251,7 @@ describe("a model", () => {
       "gradient norm",
     );
     expect(Buffer.from((await last.read()).buffer).equals(kept)).toBe(true);
+    expect(optimizer.steps).toBe(4);
     expect(name).toBe("embedding");
     model.dispose();
   });
@@ -284,6 +290,81 @@ describe("a model", () => {
       "step 1",
       "score of completion 0",
     );
+  });
+});
+
+describe("a tape", () => {
+  test("refuses a loss that it did not record, or has run back from, or is given twice", async () => {
+    const weight = new Parameter("w", tensor([1]));
+    const tape = new Tape();
+    await expectError(() => tape.backward(ops.sum(weight)), TypeError, "TAPE", "loss 0");
+    const loss = tape.record(() => ops.sum(weight));
+    await expectError(() => tape.backward(loss, loss), TypeError, "TAPE", "loss 1", "before");
+    tape.backward(loss);
+    await expectError(() => tape.backward(loss), TypeError, "TAPE", "loss 0");
+    expect(Array.from(await weight.gradient()!.read())).toEqual([1]);
+    weight.trainable = false;
+    await expectError(() => tape.backward(tape.record(() => ops.sum(weight))), TypeError, "TAPE", "no weight that learns");
+    weight.dispose();
+  });
+  test("frees the gradient of a computed weight that is used twice", () => {
+    const weight = new Parameter("w", tensor([3, 2]));
+    const tape = new Tape();
+    using x = tensor([4, 2]);
+    const { current } = on.memory();
+    const loss = tape.record(() => {
+      const square = ops.mul(weight, weight);
+      return ops.sum(ops.add(ops.linear(x, square), ops.linear(x, square)));
+    });
+    tape.backward(loss);
+    loss.dispose();
+    weight.zeroGrad();
+    expect(on.memory().current).toBe(current);
+    weight.dispose();
+  });
+  test("a scope and a recording want a function that is done when it returns", async () => {
+    const later = async () => ops.scale(tensor([2]), 2);
+    const { current } = on.memory();
+    await expectError(() => scope(later), TypeError, "ASYNC", "scope", "promise");
+    await expectError(() => new Tape().record(later), TypeError, "ASYNC", "record");
+    await expectError(() => on.record(async () => 1), TypeError, "ASYNC", "record");
+    await expectError(
+      () =>
+        scope(() => {
+          tensor([9]);
+          throw rangeError("TEST", "whatever");
+        }),
+      RangeError,
+      "TEST",
+    );
+    expect(on.memory().current).toBe(current);
+  });
+});
+
+describe("PPO", () => {
+  const request = () => [{ prompt: [1, 2], index: 0, sample: 0 }];
+  const first = async (config: Partial<PpoConfig>, prompts: () => Request[] = request, reward?: RewardFunction) => {
+    const [policy, reference, scorer, critic] = [await lively(llama, on), await lively(llama, on), await lively(llama, on, "score"), await lively(llama, on, "score")];
+    try {
+      await ppo({ policy, reference, reward: reward ?? scorer, critic }, prompts, { ...ppoConfig, minibatches: 1, ...config }).next();
+    } finally {
+      for (const model of [policy, reference, scorer, critic]) model.dispose();
+    }
+  };
+  test("names what its options want", async () => {
+    await expectError(() => first({ ptxCoef: 1 }), TypeError, "ARGUMENT", "ptxCoef", "pretraining");
+    const adaptive = { klCoef: 0.1, klController: "adaptive" as const };
+    await expectError(() => first({ ...adaptive, klTarget: undefined, klHorizon: 9 }), RangeError, "RANGE", "klTarget", "adaptive");
+    await expectError(() => klController({ ...adaptive, klTarget: 6 }), RangeError, "RANGE", "klHorizon", "adaptive");
+    await expectError(() => klController({ klCoef: NaN, klController: "fixed" }), RangeError, "RANGE", "klCoef", "NaN");
+    await expectError(() => klController({ klCoef: 1, klController: "fix" as "fixed" }), TypeError, "CHOICE", "klController", "fix");
+  });
+  test("wants prompts", () => expectError(() => first({}, () => []), RangeError, "EMPTY", "update 1", "prompts"));
+  test("tells what a reward function threw, whatever it was", async () => {
+    const failing = (reason: unknown) => () => Promise.reject(reason as Error);
+    await expectError(() => first({}, request, failing("out of quota")), TypeError, "REWARD", "completion 0", '"out of quota"');
+    await expectError(() => first({}, request, failing(undefined)), TypeError, "REWARD", "completion 0", "undefined");
+    await expectError(() => first({}, request, failing(new Error("a timeout"))), TypeError, "REWARD", "completion 0 failed: a timeout");
   });
 });
 

@@ -1,4 +1,4 @@
-import { rangeError, typeError } from "./errors.js";
+import { notPromise, rangeError, typeError } from "./errors.js";
 import { native, type NativeDevice } from "./native.js";
 import { specs, type Argument, type Dtype, type OpSpec } from "./ops.js";
 
@@ -40,7 +40,8 @@ export interface Device {
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void;
   /**
    * Runs `f` and keeps its calls, which may then run again: on the same memory, so what they read and `f` did not make must outlive
-   * them, and numbers that change between runs are written to it before. @throws TypeError `RECORD` if `f` writes or records
+   * them, and numbers that change between runs are written to it before. @throws TypeError `RECORD` if `f` writes or records, `ASYNC` if
+   * it is asynchronous
    */
   record<T>(f: () => T): Recorded<T>;
   /** Bytes of tensors in use, their highest so far with the workspace, held with the cache; seconds spent in ops. */
@@ -166,6 +167,7 @@ export class AddonDevice implements Device {
     let result: T;
     try {
       result = f();
+      notPromise("record", result);
     } catch (error) {
       dispose();
       throw error;

@@ -1,5 +1,5 @@
 import { defaultDevice, type Device, type Placed } from "../device/device.js";
-import { rangeError, shown, typeError } from "../device/errors.js";
+import { notPromise, rangeError, shown, typeError } from "../device/errors.js";
 import { BYTES, type Dtype } from "../device/ops.js";
 import { toHalf } from "./half.js";
 
@@ -232,16 +232,24 @@ export function arrayOf(what: string, members: readonly number[] | BigInt64Array
   return ARRAYS[dtype].from(numbers);
 }
 
-/** Frees every tensor that `f` creates, but for those in what it returns (a tensor, or an array or object of them). */
+/**
+ * Frees every tensor that `f` creates, but for those in what it returns (a tensor, or an array or object of them).
+ * @throws TypeError `ASYNC` if `f` is asynchronous
+ */
 export function scope<T>(f: () => T): T {
   const created: Tensor[] = [];
-  const result = withOwner({ adopt: (tensor) => created.push(tensor) }, f);
-  const kept = new Set(tensorsIn(result));
-  for (const tensor of created) {
-    if (kept.has(tensor)) owners.at(-1)?.adopt(tensor);
-    else tensor.dispose();
+  let kept = new Set<Tensor>();
+  try {
+    const result = withOwner({ adopt: (tensor) => created.push(tensor) }, f);
+    notPromise("scope", result);
+    kept = new Set(tensorsIn(result));
+    return result;
+  } finally {
+    for (const tensor of created) {
+      if (kept.has(tensor)) owners.at(-1)?.adopt(tensor);
+      else tensor.dispose();
+    }
   }
-  return result;
 }
 
 /** The tensors in a value: itself, or the members of an array or plain object. */
