@@ -3,10 +3,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { readConfig } from "../lib/cli/config.js";
+import { rangeError } from "../lib/device/errors.js";
 import {
   AdamW,
   device,
   generate,
+  itemBatches,
+  klController,
   loadModel,
   logps,
   ops,
@@ -17,11 +20,18 @@ import {
   readComparisons,
   readCompletions,
   readPrompts,
+  scope,
   sft,
   Tape,
+  textBatches,
   Tensor,
+  Transformer,
+  windows,
   type CodedError,
   type Device,
+  type PpoConfig,
+  type Request,
+  type RewardFunction,
 } from "../lib/index.js";
 import { episodes, lively, llama, ppoConfig } from "./models.js";
 import { Random } from "./random.js";
@@ -75,6 +85,29 @@ describe("a call of an op", () => {
     await expectError(() => ops.gae(tensor([4]), tensor([4]), offsets(1, 4)), RangeError, "OFFSETS", "cuSeqlens[0]");
     await expectError(() => ops.gae(tensor([4]), tensor([4]), offsets(0, 3)), RangeError, "OFFSETS", "wanted 4");
   });
+  test("takes numbers for what they are, or refuses them: none is rounded, cut or read as bytes", async () => {
+    const table = tensor([2, 2]);
+    await expectError(() => ops.embedding([1.9], table), RangeError, "ID", "embedding", "ids[0]", "1.9", "whole");
+    await expectError(() => ops.embedding([2 ** 32], table), RangeError, "ID", "ids[0]", "4294967296");
+    await expectError(() => ops.embedding([undefined as unknown as number], table), TypeError, "ARGUMENT", "ids[0]", "undefined");
+    await expectError(() => ops.gae([1, 2, 3], [0, 0, 0], [0, 1.9, 3]), RangeError, "OFFSETS", "cuSeqlens[1]", "1.9");
+    await expectError(() => ops.gae([1, 2], [0, 0], [0, 2], { mask: [0.5, 1] }), RangeError, "RANGE", "mask[0]", "0.5");
+    await expectError(() => ops.scale([1, "2" as unknown as number], 1), TypeError, "ARGUMENT", "scale", 'x[1] is "2"');
+    await expectError(() => ops.embedding(new Uint8Array(2) as unknown as Int32Array, table), TypeError, "DTYPE", "ids", "Uint8Array", "int32");
+    await expectError(() => ops.scale(new BigInt64Array(2), 1), TypeError, "DTYPE", "x", "BigInt64Array", "f32");
+    await expectError(() => ops.scale(new DataView(new ArrayBuffer(8)) as unknown as Float32Array, 1), TypeError, "DTYPE", "DataView");
+    const wide = ops.embedding(BigInt64Array.of(1n, 0n), table); // as other libraries have ids
+    expect(wide.shape).toEqual([2, 2]);
+    await expectError(() => ops.embedding(BigInt64Array.of(2n ** 32n), table), RangeError, "ID", "ids[0]");
+    await expectError(() => ops.embedding(BigInt64Array.of(2n), table), RangeError, "ID", "ids[0]", "0 to 1");
+  });
+  test("takes null for an argument that may be missing, and names one that may not", async () => {
+    const nothing = null as unknown as undefined;
+    const [x, weight] = [tensor([1, 2]), tensor([3, 2])];
+    expect(await ops.linear(x, weight, nothing).read()).toEqual(await ops.linear(x, weight).read());
+    expect(ops.gae([1, 2], [0, 0], [0, 2], { mask: nothing }).advantages.shape).toEqual([2]);
+    await expectError(() => ops.linear(x, nothing as unknown as Tensor), TypeError, "ARGUMENT", "linear", "weight", "missing");
+  });
   test("names a tensor that was disposed", async () => {
     const x = tensor([3]);
     x.dispose();
@@ -104,6 +137,18 @@ describe("a call of an op", () => {
     await expectError(() => device("cpu", { isa: "sse" }), RangeError, "ISA", "sse", "scalar");
     await expectError(() => device("cpu", { threads: -1 }), RangeError, "THREADS", "-1");
   });
+  test("of a preference loss refuses an option that its form has no use for", async () => {
+    const loss = (options: Partial<ops.PreferenceLossOptions>) =>
+      ops.preferenceLoss(tensor([2]), [0], [1], { form: "bradley-terry", denominator: 1, ...options }).loss.read();
+    await expectError(() => loss({ refScores: [0, 0] }), TypeError, "ARGUMENT", "refScores", "bradley-terry");
+    await expectError(() => loss({ beta: 0.1 }), TypeError, "ARGUMENT", "beta", "bradley-terry");
+    for (const [name, value] of Object.entries({ margin: [1], label: [0.5], labelSmoothing: 0.1 }))
+      await expectError(() => loss({ form: "ipo", refScores: [0, 0], [name]: value }), TypeError, "ARGUMENT", name, "ipo");
+    for (const labelSmoothing of [-0.1, 0.6, NaN]) await expectError(() => loss({ labelSmoothing }), RangeError, "RANGE", "labelSmoothing", `${labelSmoothing}`);
+    await expectError(() => loss({ label: [3] }), RangeError, "RANGE", "label[0]", "3");
+    const form = { form: "dpo" as const, refScores: [0, 1] };
+    expect(await loss({ ...form, labelSmoothing: undefined, margin: undefined })).toEqual(await loss({ ...form, beta: 0.1, labelSmoothing: 0 }));
+  });
   test("whose gradient came with its loss refuses to be continued", async () => {
     const tape = new Tape();
     const values = new Parameter("values", tensor([3]));
@@ -113,6 +158,31 @@ describe("a call of an op", () => {
       "TAPE",
       "valueLoss",
     );
+  });
+});
+
+describe("a tensor", () => {
+  test("is made of the arrays that it names, and of no others", async () => {
+    for (const data of [BigInt64Array.of(1n, 2n), new Uint8Array(8), new Float32Array(2).buffer, 3, null])
+      await expectError(() => Tensor.from(data as unknown as Float32Array, [2], on), TypeError, "DTYPE", "Float32Array, Float64Array, Int32Array, Uint16Array");
+    await expectError(() => Tensor.from(new Uint8Array(2) as unknown as Float32Array, [2], on, "f16"), TypeError, "DTYPE", "Uint8Array");
+    await expectError(() => tensor([2]).write(BigInt64Array.of(1n, 2n) as unknown as Float32Array), TypeError, "DTYPE", "BigInt64Array");
+    await expectError(() => Tensor.from([[1, 2]] as unknown as number[], undefined, on), TypeError, "ARGUMENT", "data[0]", "[1,2]");
+  });
+  test("has sizes that are whole and not negative, four at most", async () => {
+    for (const shape of [[-3], [2.5], [NaN], [-1, -2], [1, 1, 1, 1, 2]]) {
+      await expectError(() => Tensor.empty(shape, "f32", on), RangeError, "SHAPE", `[${shape}]`);
+      await expectError(() => Tensor.from([1, 2], shape, on), RangeError, "SHAPE", `[${shape}]`);
+      await expectError(() => tensor([2]).reshape(shape), RangeError, "SHAPE", `[${shape}]`);
+    }
+    await expectError(() => tensor([3]).rows(0.5, 2), RangeError, "RANGE", "0.5");
+  });
+  test("that is packed is no other tensor", async () => {
+    const packed = ops.pack(tensor([3, 2]));
+    await expectError(() => packed.rows(0, 1), TypeError, "LAYOUT");
+    await expectError(() => packed.reshape([6]), TypeError, "LAYOUT");
+    await expectError(() => packed.write(new Float32Array(6)), TypeError, "LAYOUT");
+    await expectError(() => tensor([3]).withLayout("panels", [3, 1]), RangeError, "SHAPE", "32", "3");
   });
 });
 
@@ -137,8 +207,22 @@ describe("a model", () => {
     await expectError(() => generate(model, request([]), options), RangeError, "EMPTY", "prompt 0");
     await expectError(() => generate(model, request([1, 97]), options), RangeError, "ID", "prompt 0", "token 1", "97", "0 to 96");
     await expectError(() => generate(model, request(Array<number>(93).fill(1)), options), RangeError, "CONTEXT", "93", "96");
-    await expectError(() => generate(model, request([1]), { ...options, maxTokens: 0 }), RangeError, "RANGE", "maxTokens");
+    await expectError(() => generate(model, request([1.5]), options), RangeError, "ID", "prompt 0", "1.5");
+    for (const [name, value] of Object.entries({ maxTokens: 0, slots: 0, temperature: -1, topK: -3, topP: 0, minP: 2, seed: -1, update: 0.5 })) {
+      await expectError(() => generate(model, request([1]), { ...options, [name]: value }), RangeError, "RANGE", name, `${value}`);
+      await expectError(() => generate(model, request([1]), { ...options, [name]: NaN }), RangeError, "RANGE", name, "NaN");
+    }
+    for (const slots of [1.5, Infinity]) await expectError(() => generate(model, request([1]), { ...options, slots }), RangeError, "RANGE", "slots");
+    const unnumbered = [{ prompt: [1], index: 0, sample: 0 }, { prompt: [1] } as unknown as Request];
+    await expectError(() => generate(model, unnumbered, options), RangeError, "RANGE", "index of request 1", "undefined");
     await expectError(() => logps(model, [{ prompt: [1], completion: [200] }]), RangeError, "ID", "200");
+    model.dispose();
+  });
+  test("answers more requests than a call has arguments", async () => {
+    const model = Transformer.random({ ...llama, layers: 1 }, "logits", on, 0);
+    const requests = Array.from({ length: 130_000 }, (_, index) => ({ prompt: [1], index, sample: 0 }));
+    await expectError(() => generate(model, [...requests, { prompt: [], index: 0, sample: 0 }], { maxTokens: 1, seed: 0 }), RangeError, "EMPTY", "130000");
+    expect((await generate(model, requests, { maxTokens: 1, seed: 0, slots: 512 })).length).toBe(130_000);
     model.dispose();
   });
   test("names what is missing in its folder", async () => {
@@ -167,6 +251,7 @@ describe("a model", () => {
       "gradient norm",
     );
     expect(Buffer.from((await last.read()).buffer).equals(kept)).toBe(true);
+    expect(optimizer.steps).toBe(4);
     expect(name).toBe("embedding");
     model.dispose();
   });
@@ -205,6 +290,102 @@ describe("a model", () => {
       "step 1",
       "score of completion 0",
     );
+  });
+});
+
+describe("a tape", () => {
+  test("refuses a loss that it did not record, or has run back from, or is given twice", async () => {
+    const weight = new Parameter("w", tensor([1]));
+    const tape = new Tape();
+    await expectError(() => tape.backward(ops.sum(weight)), TypeError, "TAPE", "loss 0");
+    const loss = tape.record(() => ops.sum(weight));
+    await expectError(() => tape.backward(loss, loss), TypeError, "TAPE", "loss 1", "before");
+    tape.backward(loss);
+    await expectError(() => tape.backward(loss), TypeError, "TAPE", "loss 0");
+    expect(Array.from(await weight.gradient()!.read())).toEqual([1]);
+    weight.trainable = false;
+    await expectError(() => tape.backward(tape.record(() => ops.sum(weight))), TypeError, "TAPE", "no weight that learns");
+    weight.dispose();
+  });
+  test("frees the gradient of a computed weight that is used twice", () => {
+    const weight = new Parameter("w", tensor([3, 2]));
+    const tape = new Tape();
+    using x = tensor([4, 2]);
+    const { current } = on.memory();
+    const loss = tape.record(() => {
+      const square = ops.mul(weight, weight);
+      return ops.sum(ops.add(ops.linear(x, square), ops.linear(x, square)));
+    });
+    tape.backward(loss);
+    loss.dispose();
+    weight.zeroGrad();
+    expect(on.memory().current).toBe(current);
+    weight.dispose();
+  });
+  test("a scope and a recording want a function that is done when it returns", async () => {
+    const later = async () => ops.scale(tensor([2]), 2);
+    const { current } = on.memory();
+    await expectError(() => scope(later), TypeError, "ASYNC", "scope", "promise");
+    await expectError(() => new Tape().record(later), TypeError, "ASYNC", "record");
+    await expectError(() => on.record(async () => 1), TypeError, "ASYNC", "record");
+    await expectError(
+      () =>
+        scope(() => {
+          tensor([9]);
+          throw rangeError("TEST", "whatever");
+        }),
+      RangeError,
+      "TEST",
+    );
+    expect(on.memory().current).toBe(current);
+  });
+});
+
+describe("PPO", () => {
+  const request = () => [{ prompt: [1, 2], index: 0, sample: 0 }];
+  const first = async (config: Partial<PpoConfig>, prompts: () => Request[] = request, reward?: RewardFunction) => {
+    const [policy, reference, scorer, critic] = [await lively(llama, on), await lively(llama, on), await lively(llama, on, "score"), await lively(llama, on, "score")];
+    try {
+      await ppo({ policy, reference, reward: reward ?? scorer, critic }, prompts, { ...ppoConfig, minibatches: 1, ...config }).next();
+    } finally {
+      for (const model of [policy, reference, scorer, critic]) model.dispose();
+    }
+  };
+  test("names what its options want", async () => {
+    await expectError(() => first({ ptxCoef: 1 }), TypeError, "ARGUMENT", "ptxCoef", "pretraining");
+    const adaptive = { klCoef: 0.1, klController: "adaptive" as const };
+    await expectError(() => first({ ...adaptive, klTarget: undefined, klHorizon: 9 }), RangeError, "RANGE", "klTarget", "adaptive");
+    await expectError(() => klController({ ...adaptive, klTarget: 6 }), RangeError, "RANGE", "klHorizon", "adaptive");
+    await expectError(() => klController({ klCoef: NaN, klController: "fixed" }), RangeError, "RANGE", "klCoef", "NaN");
+    await expectError(() => klController({ klCoef: 1, klController: "fix" as "fixed" }), TypeError, "CHOICE", "klController", "fix");
+  });
+  test("wants prompts", () => expectError(() => first({}, () => []), RangeError, "EMPTY", "update 1", "prompts"));
+  test("tells what a reward function threw, whatever it was", async () => {
+    const failing = (reason: unknown) => () => Promise.reject(reason as Error);
+    await expectError(() => first({}, request, failing("out of quota")), TypeError, "REWARD", "completion 0", '"out of quota"');
+    await expectError(() => first({}, request, failing(undefined)), TypeError, "REWARD", "completion 0", "undefined");
+    await expectError(() => first({}, request, failing(new Error("a timeout"))), TypeError, "REWARD", "completion 0 failed: a timeout");
+  });
+});
+
+describe("batches", () => {
+  test("of a text that is too short name its tokens and the length", async () => {
+    const options = { length: 16, batch: 1, seed: 0 };
+    for (const tokens of [10, 20, 32]) await expectError(() => textBatches(new Int32Array(tokens), options), RangeError, "EMPTY", `${tokens} tokens`, "33", "16");
+    expect(textBatches(new Int32Array(33), options)(5)[0].completion.length).toBe(16);
+    await expectError(() => textBatches(new Int32Array(99), { ...options, length: 0 }), RangeError, "RANGE", "length");
+    await expectError(() => textBatches(new Int32Array(99), { ...options, batch: 0.5 }), RangeError, "RANGE", "batch");
+  });
+  test("of no items, or of none in each, are refused", async () => {
+    await expectError(() => itemBatches([], { batch: 2, seed: 0 }), RangeError, "EMPTY", "no items");
+    await expectError(() => itemBatches([1], { batch: 0, seed: 0 }), RangeError, "RANGE", "batch", "0");
+  });
+  test("in windows leave something before what is predicted", async () => {
+    const tokens = Int32Array.from({ length: 10 }, (_, i) => i);
+    for (const stride of [0, 4, 5]) await expectError(() => windows(tokens, { length: 4, stride }), RangeError, "RANGE", "stride", `${stride}`);
+    const all = windows(tokens, { length: 4, stride: 3 });
+    expect(all.flatMap(({ completion }) => Array.from(completion))).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    for (const { prompt } of all) expect(prompt.length).toBeGreaterThan(0);
   });
 });
 

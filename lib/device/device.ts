@@ -1,4 +1,4 @@
-import { rangeError, typeError } from "./errors.js";
+import { notPromise, rangeError, typeError } from "./errors.js";
 import { native, type NativeDevice } from "./native.js";
 import { specs, type Argument, type Dtype, type OpSpec } from "./ops.js";
 
@@ -46,7 +46,8 @@ export interface Device {
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void;
   /**
    * Runs `f` and keeps its calls, which may then run again: on the same memory, so what they read and `f` did not make must outlive
-   * them, and numbers that change between runs are written to it before. @throws TypeError `RECORD` if `f` writes or records
+   * them, and numbers that change between runs are written to it before. @throws TypeError `RECORD` if `f` writes or records, `ASYNC` if
+   * it is asynchronous
    */
   record<T>(f: () => T): Recorded<T>;
   /** What it has taken so far. */
@@ -73,11 +74,11 @@ export interface DeviceMemory {
   busySeconds: number;
 }
 
-/** Calls that were recorded, and what `f` returned: tensors that each run writes anew. */
+/** Calls that were recorded, and what `f` returned: tensors that each run writes anew. Disposed, it gives back the memory between them. */
 export interface Recorded<T> extends Disposable {
   /** What `f` returned. */
   readonly result: T;
-  /** Queues the calls once more. */
+  /** Queues the calls once more. @throws TypeError `DISPOSED` */
   run(): void;
 }
 
@@ -92,7 +93,7 @@ const DTYPES = { f32: 0, f64: 1, i32: 2, bf16: 3, f16: 4 } as const; // no op of
 const LAYOUTS = { rows: 0, panels: 1, "panels-transposed": 2 } as const;
 const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "WORKSPACE", 5: "DEVICE" };
 
-let current: Device | undefined;
+const opened = new Set<Device>(); // and not closed, in this order
 
 /** A stream of the addon: a CPU's or a GPU's. */
 export class AddonDevice implements Device {
@@ -179,19 +180,33 @@ export class AddonDevice implements Device {
   record<T>(f: () => T): Recorded<T> {
     if (this.recording) throw typeError("RECORD", "calls are being recorded already, and recordings do not nest");
     const recording: Recording = { frames: [], sizes: new Map(), free: new Map() };
-    const dispose = () => [...recording.free.values()].flat().forEach((address) => this.native.release(address));
+    const dispose = () => {
+      for (const address of [...recording.free.values()].flat()) this.native.release(address);
+      recording.free.clear();
+    };
     this.recording = recording;
     let result: T;
     try {
       result = f();
+      notPromise("record", result);
     } catch (error) {
       dispose();
       throw error;
     } finally {
       this.recording = undefined;
     }
-    const calls = this.native.record(Float64Array.from(recording.frames));
-    return { result, run: () => this.native.run(calls), [Symbol.dispose]: dispose };
+    let calls: object | undefined = this.native.record(Float64Array.from(recording.frames));
+    return {
+      result,
+      run: () => {
+        if (!calls) throw typeError("DISPOSED", "recorded calls were run after they were disposed");
+        this.native.run(calls);
+      },
+      [Symbol.dispose]() {
+        calls = undefined;
+        dispose();
+      },
+    };
   }
   memory() {
     return this.native.memory();
@@ -202,7 +217,7 @@ export class AddonDevice implements Device {
   async close(): Promise<void> {
     await this.native.read(0, 0).catch(() => undefined);
     this.native.close();
-    forget(this);
+    opened.delete(this);
   }
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
@@ -223,14 +238,11 @@ export interface DeviceOptions {
   ordinal?: number;
 }
 
-/** The device of ops that are given no tensor: the first that was opened. */
+/** The device of ops that are given no tensor: of those that are open, the first that was opened. */
 export function defaultDevice(): Device {
-  if (!current) throw typeError("DEVICE", "no device is open: call `await device()` first, or pass tensors");
-  return current;
-}
-
-function forget(closed: Device): void {
-  if (current === closed) current = undefined;
+  const [first] = opened;
+  if (!first) throw typeError("DEVICE", "no device is open: call `await device()` first, or pass tensors");
+  return first;
 }
 
 function openCuda(ordinal: number): Device {
@@ -251,15 +263,9 @@ export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Pr
   const wanted = kind ?? (process.env.RLHF_DEVICE as DeviceKind | undefined) ?? "cpu";
   if (wanted === "webgpu") {
     const { openWebGpu } = await import("./webgpu/open.js");
-    const opened = await openWebGpu({ ...options, closed: forget });
-    current ??= opened;
-    return opened;
+    return added(await openWebGpu({ ...options, closed: (closed) => opened.delete(closed) }));
   }
-  if (wanted === "cuda") {
-    const opened = openCuda(options.ordinal ?? 0);
-    current ??= opened;
-    return opened;
-  }
+  if (wanted === "cuda") return added(openCuda(options.ordinal ?? 0));
   if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${String(wanted)}", this build has: cpu, cuda, webgpu`);
   const threads = options.threads ?? Number(process.env.RLHF_NUM_THREADS ?? 0);
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
@@ -267,7 +273,10 @@ export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Pr
   const isa = options.isa ?? process.env.RLHF_ISA;
   if (isa && !native.isaAvailable.split(" ").includes(isa))
     throw rangeError("ISA", `isa is "${isa}", this machine has: ${native.isaAvailable.replaceAll(" ", ", ")}`);
-  const opened = new AddonDevice("cpu", isa || undefined, threads);
-  current ??= opened;
-  return opened;
+  return added(new AddonDevice("cpu", isa || undefined, threads));
+}
+
+function added(device: Device): Device {
+  opened.add(device);
+  return device;
 }

@@ -118,6 +118,7 @@ export class Random {
   }
 }
 
-function word(name: string, value: number): void {
+/** @throws RangeError `RANGE` unless it is a word of a key or counter */
+export function word(name: string, value: number): void {
   if (!(Number.isInteger(value) && value >= 0 && value < 2 ** 32)) throw rangeError("RANGE", `${name} is ${value}, wanted a whole number from 0 to 2^32 - 1`);
 }

@@ -1,5 +1,6 @@
 import type { Recorded } from "../device/device.js";
 import { rangeError } from "../device/errors.js";
+import { word } from "../device/philox.js";
 import { run } from "../tensor/op.js";
 import * as ops from "../tensor/ops/index.js";
 import { scope, Tensor } from "../tensor/tensor.js";
@@ -32,7 +33,10 @@ export interface SamplingOptions {
 export interface Request {
   /** Token ids, at least one. */
   prompt: ArrayLike<number>;
-  /** Of the prompt: together with `sample` it draws the random numbers of this completion, whatever runs beside it. */
+  /**
+   * Of the prompt, a whole number from 0: together with `sample` it draws the random numbers of this completion, whatever runs beside
+   * it. Two requests of the same draw the same.
+   */
   index: number;
   /** Which of the prompt's completions. */
   sample: number;
@@ -74,7 +78,7 @@ const TILE = 64; // keys of a cache tile
  * @param onDone called as each completion ends
  * @returns in the order of the requests
  * @throws RangeError `EMPTY` for a prompt without tokens, `CONTEXT` if prompt and completion exceed the model's context,
- *   `ID` for a token outside the vocabulary
+ *   `ID` for a token outside the vocabulary, `RANGE` for an option or a request's number outside its range
  */
 export async function generate(
   model: Transformer,
@@ -86,7 +90,7 @@ export async function generate(
   const slots = Math.min(options.slots ?? 64, requests.length);
   const results: Completion[] = new Array(requests.length);
   if (requests.length === 0) return results;
-  const longest = Math.max(...requests.map(({ prompt }) => prompt.length)) + options.maxTokens;
+  const longest = requests.reduce((most, { prompt }) => Math.max(most, prompt.length), 0) + options.maxTokens;
   const cache = new Cache(model, options, slots, Math.ceil(longest / TILE) * TILE);
   const stop = new Set(options.stop);
   const prompts = new Map<string, ArrayLike<number>>();
@@ -159,16 +163,30 @@ export async function generate(
   return results;
 }
 
-function check(model: Transformer, requests: readonly Request[], { maxTokens }: SamplingOptions): void {
+function check(model: Transformer, requests: readonly Request[], options: SamplingOptions): void {
   const { vocabulary } = model.config;
   const context = Math.min(model.config.context, longestSequence(model.config));
-  if (!Number.isInteger(maxTokens) || maxTokens < 1) throw rangeError("RANGE", `maxTokens is ${maxTokens}, wanted a whole number from 1`);
-  requests.forEach(({ prompt }, i) => {
+  const { maxTokens, temperature = 1, topK = 0, topP = 1, minP = 0, seed, update = 0, slots = 64 } = options;
+  const within = (name: string, value: number, holds: boolean, wanted: string) => {
+    if (!holds) throw rangeError("RANGE", `${name} is ${value}, wanted ${wanted}`);
+  };
+  within("maxTokens", maxTokens, Number.isInteger(maxTokens) && maxTokens >= 1, "a whole number from 1");
+  within("slots", slots, Number.isInteger(slots) && slots >= 1, "a whole number from 1");
+  within("temperature", temperature, temperature >= 0 && temperature < Infinity, "a number from 0");
+  within("topK", topK, Number.isInteger(topK) && topK >= 0, "a whole number from 0");
+  within("topP", topP, topP > 0 && topP <= 1, "a number above 0, 1 at most");
+  within("minP", minP, minP >= 0 && minP <= 1, "a number from 0 to 1");
+  word("seed", seed);
+  word("update", update);
+  requests.forEach(({ prompt, index, sample }, i) => {
+    word(`index of request ${i}`, index);
+    word(`sample of request ${i}`, sample);
     if (prompt.length === 0) throw rangeError("EMPTY", `prompt ${i} has no tokens: the first token needs something before it`);
     if (prompt.length + maxTokens > context)
       throw rangeError("CONTEXT", `prompt ${i} has ${prompt.length} tokens and maxTokens is ${maxTokens}, the model's context is ${context}`);
     for (let t = 0; t < prompt.length; t++)
-      if (!(prompt[t] >= 0 && prompt[t] < vocabulary)) throw rangeError("ID", `prompt ${i}: token ${t} is ${prompt[t]}, wanted 0 to ${vocabulary - 1}`);
+      if (!(Number.isInteger(prompt[t]) && prompt[t] >= 0 && prompt[t] < vocabulary))
+        throw rangeError("ID", `prompt ${i}: token ${t} is ${prompt[t]}, wanted 0 to ${vocabulary - 1}`);
   });
 }
 

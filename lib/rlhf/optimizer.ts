@@ -26,7 +26,7 @@ export interface Moment {
 
 /** AdamW (Loshchilov and Hutter 2019) with global-norm clipping, in one pass over the weights. */
 export class AdamW {
-  /** Steps taken. */
+  /** Steps taken: one that was refused is none. */
   steps = 0;
   private readonly moments: { m: Tensor; v: Tensor }[];
 
@@ -74,7 +74,7 @@ export class AdamW {
       const [squared] = await total.read(); // a failure is told once
       if (Number.isFinite(squared)) throw error; // of an op before: the step was taken
       const found = await this.notFinite(gradients);
-      throw rangeError("NAN", `step ${this.steps}: ${(error as Error).message}${found}; the weights are as they were before it`);
+      throw rangeError("NAN", `step ${this.steps--}: ${(error as Error).message}${found}; the weights are as they were before it`);
     } finally {
       total.dispose();
       for (const parameter of this.parameters) parameter.zeroGrad();

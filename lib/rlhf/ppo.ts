@@ -1,4 +1,4 @@
-import { typeError } from "../device/errors.js";
+import { rangeError, typeError } from "../device/errors.js";
 import { Random } from "../device/philox.js";
 import { generate, type Completion, type Request } from "../model/generate.js";
 import type { Transformer } from "../model/transformer.js";
@@ -187,6 +187,7 @@ export function ppoState(models: PpoModels, config: PpoConfig): PpoState {
  * @param prompts     the requests of an update, counted from 0
  * @param state       goes on where it stands
  * @param pretraining the pretraining batch of a minibatch, by the policy's optimizer steps so far, where ptxCoef > 0
+ * @throws RangeError `EMPTY` for an update without prompts, TypeError `ARGUMENT` where ptxCoef is above 0 and there is no pretraining
  * @throws RangeError `NAN` for a loss, gradient or measurement that is not finite, TypeError `REWARD` with the reward function's error (both carry
  *   the offending `batch`); TypeError `RATIO` if a ratio is not 1 before the first step
  */
@@ -198,13 +199,16 @@ export async function* ppo(
   pretraining?: (step: number) => readonly Episode[],
 ): AsyncGenerator<PpoMetrics> {
   const { policy, reference, reward, critic } = models;
+  if (config.ptxCoef > 0 && !pretraining) throw typeError("ARGUMENT", `ppo: ptxCoef is ${config.ptxCoef}, which needs batches of pretraining; there are none`);
   if (config.weights === "bf16") for (const matrix of policy.matrices) matrix.round();
   for (; state.updates < config.updates;) {
     const update = state.updates;
     const learningRate = learningRateAt(update, { ...config, steps: config.updates });
     const valueLearningRate = learningRateAt(update, { ...config, learningRate: config.valueLearningRate ?? config.learningRate, steps: config.updates });
 
-    const sampled = await generate(policy, prompts(update), { ...config, update }); // their log-probs are the old log-probs
+    const requests = prompts(update);
+    if (requests.length === 0) throw rangeError("EMPTY", `ppo: update ${update + 1} has no prompts`);
+    const sampled = await generate(policy, requests, { ...config, update }); // their log-probs are the old log-probs
     const { completions, rawScores, masked } = await scored(reward, sampled, config, update + 1);
     const refLogp = (await logps(reference, completions, config)).logp;
     const value = await values(critic, completions, config);

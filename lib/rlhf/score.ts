@@ -1,4 +1,4 @@
-import { rangeError, typeError } from "../device/errors.js";
+import { rangeError, shown, typeError } from "../device/errors.js";
 import type { Completion } from "../model/generate.js";
 import { Transformer } from "../model/transformer.js";
 import { scores } from "./logp.js";
@@ -24,7 +24,7 @@ export async function scored(
   { microBatch, sharePrompts, rewardFailure = "stop" }: { microBatch?: number; sharePrompts?: boolean; rewardFailure?: "stop" | "mask" },
   step: number,
 ): Promise<ScoredCompletions> {
-  const failures = new Map<number, Error>();
+  const failures = new Map<number, unknown>();
   const raw =
     reward instanceof Transformer
       ? await scores(reward, completions, { microBatch, sharePrompts })
@@ -34,7 +34,7 @@ export async function scored(
               try {
                 return await reward(completion);
               } catch (error) {
-                failures.set(i, error as Error);
+                failures.set(i, error);
                 return NaN;
               }
             }),
@@ -44,8 +44,9 @@ export async function scored(
   const lost = raw.findIndex((score) => !Number.isFinite(score));
   if (lost >= 0 && (rewardFailure === "stop" || kept.length === 0)) {
     const [failure, batch] = [failures.get(lost), [{ ...completions[lost], score: raw[lost] }]];
+    const message = (failure as Error | undefined)?.message ?? `it threw ${shown(failure)}, which is no Error`;
     const where = `step ${step}: the score of completion ${lost}`;
-    const error = failure ? typeError("REWARD", `${where} failed: ${failure.message}`) : rangeError("NAN", `${where} is ${raw[lost]}`);
+    const error = failures.has(lost) ? typeError("REWARD", `${where} failed: ${message}`) : rangeError("NAN", `${where} is ${raw[lost]}`);
     throw Object.assign(error, { batch, cause: failure });
   }
   return { completions: kept.map((i) => completions[i]), rawScores: Float32Array.from(kept, (i) => raw[i]), masked: raw.length - kept.length };

@@ -2,16 +2,16 @@ import { defaultDevice, type Device } from "../device/device.js";
 import { rangeError, typeError } from "../device/errors.js";
 import { specs, type Argument, type Dtype, type OpSpec } from "../device/ops.js";
 import { activeTape, Parameter, type Gradient } from "./tape.js";
-import { ARRAYS, dtypeOf, Tensor, withOwner, type Data } from "./tensor.js";
+import { ARRAYS, arrayOf, findDtype, kindOf, Tensor, withOwner, type Data } from "./tensor.js";
 
-/** What an op takes for a tensor: a tensor, a weight, or numbers (copied before the call returns). */
-export type Input = Tensor | Parameter | Data | readonly number[];
+/** What an op takes for a tensor: a tensor, a weight, or numbers (copied before the call returns); for int32 also those of 64 bits. */
+export type Input = Tensor | Parameter | Data | BigInt64Array | readonly number[];
 /** The gradient accumulator of an input, for an op that computes the gradient in its forward pass. */
 export interface Into {
   into: string;
 }
-/** Arguments of an op by name; outputs may be given, to be written or continued in place. */
-export type Arguments = Record<string, Input | Into | number | boolean | string | undefined>;
+/** Arguments of an op by name; outputs may be given, to be written or continued in place. null is as undefined. */
+export type Arguments = Record<string, Input | Into | number | boolean | string | null | undefined>;
 
 const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16", f16: "f16" } as const;
 
@@ -24,7 +24,7 @@ const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16", f16: "f16" }
  * @param gradient from the outputs' gradients to the inputs'; without it no gradient flows through the op
  * @param sizes    sizes of the letters that no input binds
  * @returns the outputs by name; an optional output, or one that is added to (from 0), is made where `args` has `true` for it
- * @throws TypeError `DTYPE` `DEVICE` `DISPOSED` `ARGUMENT` `CHOICE`, RangeError `SHAPE` `ID` `OFFSETS`, naming the argument
+ * @throws TypeError `DTYPE` `DEVICE` `DISPOSED` `ARGUMENT` `CHOICE`, RangeError `SHAPE` `ID` `OFFSETS` `RANGE`, naming the argument
  */
 export function run(name: string, args: Arguments, gradient?: Gradient, sizes: Record<string, number> = {}): Record<string, Tensor> {
   const spec = specs.get(name);
@@ -60,9 +60,12 @@ class Call {
     for (const name of Object.keys(args))
       if (!spec.arguments.some((a) => a.name === name))
         throw typeError("ARGUMENT", `${spec.name}: it has no argument "${name}", it takes ${spec.arguments.map((a) => a.name).join(", ")}`);
-    for (const argument of spec.arguments) if (isInput(argument) && !isInto(args[argument.name])) this.bind(argument, args[argument.name]);
     for (const argument of spec.arguments) {
-      const value = this.value(argument, args[argument.name]);
+      const given = args[argument.name] ?? undefined;
+      if (isInput(argument) && !isInto(given)) this.bind(argument, given);
+    }
+    for (const argument of spec.arguments) {
+      const value = this.value(argument, args[argument.name] ?? undefined);
       this.values.push(value);
       if (value instanceof Tensor) this.tensors[argument.name] = value;
     }
@@ -131,7 +134,7 @@ class Call {
       if (argument.kind === "add" || argument.kind === "opt_add" || argument.kind === "opt_out") this.outputs[argument.name] = tensor;
       return tensor;
     }
-    return this.upload(argument, given as Data | readonly number[]);
+    return this.upload(argument, given as Data | BigInt64Array | readonly number[]);
   }
 
   private accumulator({ into }: Into): Tensor | undefined {
@@ -164,10 +167,10 @@ class Call {
     return tensor;
   }
 
-  private checkDtype(argument: Argument, dtype: Dtype, given: string): void {
+  private checkDtype(argument: Argument, dtype: Dtype | undefined, given: string): void {
     const wanted = this.dtypeOf(argument);
     const half = this.device.half(this.spec.name, argument);
-    if (dtype !== wanted && dtype !== half)
+    if (!dtype || (dtype !== wanted && dtype !== half))
       throw typeError("DTYPE", `${this.spec.name}: ${argument.name} is ${given}, wanted ${NAMED[wanted]}${half ? ` or ${half}` : ""}`);
   }
 
@@ -192,13 +195,14 @@ class Call {
     return Tensor.empty(shape, this.dtypeOf(argument), this.device);
   }
 
-  private upload(argument: Argument, given: Data | readonly number[]): Tensor {
-    const array = Array.isArray(given)
-      ? (argument.dtype === "i32" ? Int32Array : argument.dtype === "f64" ? Float64Array : Float32Array).from(given)
-      : (given as Data);
+  private upload(argument: Argument, given: Data | BigInt64Array | readonly number[]): Tensor {
+    const { kind, dtype } = argument;
     const where = `${this.spec.name}: ${argument.name}`;
+    const code = kind === "ids" ? "ID" : kind === "offsets" ? "OFFSETS" : "RANGE";
+    const members = Array.isArray(given) || (dtype === "i32" && kindOf(given) === "BigInt64Array") ? (given as BigInt64Array) : undefined;
+    const array = members ? arrayOf(where, members, dtype === "i32" || dtype === "f64" ? dtype : "f32", code) : (given as Data);
     if (!ArrayBuffer.isView(array)) throw typeError("ARGUMENT", `${where} is ${typeof given}, wanted a tensor or numbers`);
-    this.checkDtype(argument, dtypeOf(array), array.constructor.name);
+    this.checkDtype(argument, findDtype(array), kindOf(array));
     if (argument.kind === "add" || argument.kind === "opt_add") throw typeError("ARGUMENT", `${where} is continued in place, wanted a tensor`);
     if (argument.kind === "ids") this.checkIds(array, where, this.letters[argument.limit]);
     if (argument.kind === "offsets") checkOffsets(array, where, this.letters[argument.limit]);
@@ -220,13 +224,7 @@ function checkOffsets(offsets: Data, where: string, total: number | undefined): 
     throw rangeError("OFFSETS", `${where} ends with ${offsets[offsets.length - 1]}, wanted ${total}`);
 }
 
-const isInto = (given: Arguments[string]): given is Into => typeof given === "object" && "into" in given;
+const isInto = (given: Arguments[string]): given is Into => typeof given === "object" && given !== null && "into" in given;
 const isNarrow = (given: Arguments[string]) =>
   given instanceof Tensor ? given.dtype === "bf16" : given instanceof Parameter ? given.value.dtype === "bf16" : given instanceof Uint16Array;
 const isInput = (argument: Argument) => ["in", "opt", "ids", "offsets", "add", "opt_add"].includes(argument.kind);
-
-/** How many numbers a packed weight [O, I] holds: panels of 32, transposed or not. */
-export function packedSize(shape: readonly number[], transposed: boolean): number {
-  const [lanes, depth] = transposed ? [shape[1], shape[0]] : [shape[0], shape[1]];
-  return Math.ceil(lanes / 32) * 32 * depth;
-}

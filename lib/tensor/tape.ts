@@ -1,4 +1,4 @@
-import { typeError } from "../device/errors.js";
+import { notPromise, typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
 import { run } from "./op.js";
 import { scope, Tensor, tensorsIn, withOwner, type Owner } from "./tensor.js";
@@ -74,13 +74,8 @@ export class Parameter {
   }
 }
 
-export function zeros(shape: readonly number[], on: Device): Tensor {
-  return withOwner(NOBODY, () => {
-    const y = Tensor.empty(shape, "f32", on);
-    run("fill", { value: 0, y });
-    return y;
-  });
-}
+export const zeros = (shape: readonly number[], on: Device) => withOwner(NOBODY, () => filled(0, shape, on));
+const filled = (value: number, shape: readonly number[], on: Device) => run("fill", { value, y: Tensor.empty(shape, "f32", on) }).y;
 const NOBODY: Owner = { adopt: () => undefined };
 
 /** What a gradient function may ask of the tape. */
@@ -134,7 +129,7 @@ export class Tape implements Owner {
     this.owned.add(tensor);
   }
 
-  /** Runs `f` and records its ops; the tensors that it returns are the caller's, the rest are the tape's. @throws TypeError `TAPE` if one records */
+  /** Runs `f` and records its ops; the tensors that it returns are the caller's, the rest are the tape's. @throws TypeError `TAPE` if one records, `ASYNC` if `f` is asynchronous */
   record<T>(f: () => T): T {
     if (recording) throw typeError("TAPE", "a tape is recording already");
     return this.recordWithin(f);
@@ -145,6 +140,7 @@ export class Tape implements Owner {
     recording = this;
     try {
       const result = withOwner(this, f);
+      notPromise("record", result);
       for (const tensor of tensorsIn(result)) this.owned.delete(tensor);
       return result;
     } catch (error) {
@@ -200,14 +196,19 @@ export class Tape implements Owner {
   /**
    * Adds the gradients of the sum of `losses` to the parameters.
    * @param losses tensors of one element, made under `record`
-   * @throws TypeError `SHAPE` for one of more elements, `TAPE` where a loss op's output is not the end of the tape
+   * @throws TypeError `SHAPE` for one of more elements, `TAPE` for one that was given twice or that this tape did not record since the last
+   *   backward pass with a weight that learns, or where a loss op's output is not the end of the tape
    */
   backward(...losses: Tensor[]): void {
+    for (const [i, loss] of losses.entries()) {
+      if (loss.size !== 1) throw typeError("SHAPE", `loss ${i} has shape [${loss.shape}], wanted one number`);
+      if (losses.indexOf(loss) < i) throw typeError("TAPE", `loss ${i} was given before: scale it to count it twice`);
+      if (!this.entries.some(({ outputs }) => Object.values(outputs).includes(loss)))
+        throw typeError("TAPE", `loss ${i} is not one that this tape recorded since its last backward pass, or no weight that learns leads to it`);
+    }
     const gradients = new Map<Tensor, Tensor>();
     for (const loss of losses) {
-      if (loss.size !== 1) throw typeError("SHAPE", `loss has shape [${loss.shape}], wanted one number`);
-      const one = withOwner(NOBODY, () => Tensor.empty(loss.shape, "f32", loss.device));
-      run("fill", { value: 1, y: one });
+      const one = withOwner(NOBODY, () => filled(1, loss.shape, loss.device));
       ends.add(one);
       gradients.set(loss, one);
     }
@@ -245,7 +246,7 @@ export class Tape implements Owner {
             if (!needs(name)) return undefined;
             const input = entry.inputs[name];
             if (input instanceof Parameter) return input.accumulator(entry.uses[name]);
-            return (into[name] ??= zeros(input.shape, input.device));
+            return (into[name] ??= filled(0, input.shape, input.device));
           },
         });
         for (const [name, gradient] of Object.entries({ ...results, ...into })) {

@@ -1,5 +1,5 @@
 import { defaultDevice, type Device, type Placed } from "../device/device.js";
-import { rangeError, typeError } from "../device/errors.js";
+import { notPromise, rangeError, shown, typeError } from "../device/errors.js";
 import { BYTES, type Dtype } from "../device/ops.js";
 import { toHalf } from "./half.js";
 
@@ -67,25 +67,26 @@ export class Tensor implements Placed {
 
   /**
    * Uninitialised memory.
-   * @param packedSize how many numbers it holds, where it is to have a packed layout
-   * @throws RangeError `MEMORY`
+   * @throws RangeError `SHAPE` for a size that is negative or not whole, or more than four of them, `MEMORY`
    */
-  static empty(shape: readonly number[], dtype: Dtype = "f32", on: Device = defaultDevice(), packedSize?: number): Tensor {
-    const bytes = (packedSize ?? sizeOf(shape)) * BYTES[dtype];
+  static empty(shape: readonly number[], dtype: Dtype = "f32", on: Device = defaultDevice()): Tensor {
+    const bytes = sizeOf(shape) * BYTES[dtype];
     return new Tensor(new Storage(on, on.allocate(Math.max(4 * Math.ceil(bytes / 4), 64))), shape, dtype);
   }
 
   /**
    * A copy of `data` on the device, made before it returns; the dtype is that of the array, f32 for an Array. With `f16`, a Uint16Array holds its
    * bits, and other numbers are rounded to it.
-   * @throws RangeError `SHAPE` if the shape holds another number of numbers, `MEMORY`
+   * @throws RangeError `SHAPE` if the shape holds another number of numbers, or is none, `MEMORY`; TypeError `DTYPE` for another kind of array,
+   *   `ARGUMENT` for a member of an Array that is no number
    */
   static from(data: Data | readonly number[], shape?: readonly number[], on: Device = defaultDevice(), dtype?: "f16"): Tensor {
-    const given = Array.isArray(data) ? Float32Array.from(data) : (data as Data);
-    const array = dtype && dtypeOf(given) !== "bf16" ? toHalf(given) : given;
+    const given = Array.isArray(data) ? arrayOf("data", data, "f32") : (data as Data);
+    const own = dtypeOf(given);
+    const array = dtype && own !== "bf16" ? toHalf(given) : given;
     const wanted = shape ?? [array.length];
     if (sizeOf(wanted) !== array.length) throw rangeError("SHAPE", `shape is [${wanted}], which holds ${sizeOf(wanted)} numbers; data has ${array.length}`);
-    const tensor = Tensor.empty(wanted, dtype ?? dtypeOf(array), on);
+    const tensor = Tensor.empty(wanted, dtype ?? own, on);
     if (array.length) on.write(tensor.address, wholeWords(array));
     return tensor;
   }
@@ -118,20 +119,26 @@ export class Tensor implements Placed {
     return new Tensor(storage, shape, this.dtype, options);
   }
 
-  /** The same numbers under another shape, sharing memory. @throws RangeError `SHAPE` */
+  /** The same numbers under another shape, sharing memory. @throws RangeError `SHAPE`, TypeError `LAYOUT` for a packed tensor */
   reshape(shape: readonly number[]): Tensor {
     if (sizeOf(shape) !== this.size) throw rangeError("SHAPE", `shape is [${shape}], which holds ${sizeOf(shape)} numbers; the tensor has ${this.size}`);
-    return this.view(shape, { layout: this.layout, offset: this.offset });
+    if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor has one shape");
+    return this.view(shape, { offset: this.offset });
   }
 
-  /** Rows [begin, end) of dimension 0, sharing memory. @throws RangeError `RANGE` */
+  /** Rows [begin, end) of dimension 0, sharing memory. @throws RangeError `RANGE`, TypeError `LAYOUT` for a packed tensor */
   rows(begin: number, end: number): Tensor {
-    if (!(0 <= begin && begin <= end && end <= this.shape[0])) throw rangeError("RANGE", `rows ${begin} to ${end} of a tensor of shape [${this.shape}]`);
+    if (![begin, end].every(Number.isInteger) || !(0 <= begin && begin <= end && end <= this.shape[0]))
+      throw rangeError("RANGE", `rows ${begin} to ${end} of a tensor of shape [${this.shape}]`);
+    if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor has no rows of its own");
     return this.view([end - begin, ...this.shape.slice(1)], { offset: this.offset + begin * this.stride * BYTES[this.dtype] });
   }
 
-  /** The same memory under another layout tag (made by `pack`). */
-  withLayout(layout: Placed["layout"], shape: readonly number[]): Tensor {
+  /** @internal What `pack` wrote, under its layout's tag and its matrix's shape. @throws RangeError `SHAPE` if it holds another number of numbers */
+  withLayout(layout: "panels" | "panels-transposed", shape: readonly number[]): Tensor {
+    const wanted = packedSize(shape, layout === "panels-transposed");
+    if (this.layout !== "rows" || this.size !== wanted)
+      throw rangeError("SHAPE", `a matrix of shape [${shape}] has ${wanted} numbers in ${layout}, the tensor has ${this.size} in ${this.layout}`);
     return this.view(shape, { layout, offset: this.offset });
   }
 
@@ -145,10 +152,14 @@ export class Tensor implements Placed {
     return new ARRAYS[dtype](await device.read(address, this.size * BYTES[dtype], dtype));
   }
 
-  /** Overwrites the numbers, in the order of the queue; `data` is copied before it returns. @throws RangeError `SHAPE` for another number or dtype */
+  /**
+   * Overwrites the numbers, in the order of the queue; `data` is copied before it returns.
+   * @throws RangeError `SHAPE` for another number or dtype, TypeError `DTYPE` for another kind of array, `LAYOUT` for a packed tensor
+   */
   write(data: Data): void {
-    if (data.length !== this.size || ARRAYS[dtypeOf(data)] !== ARRAYS[this.dtype])
+    if (ARRAYS[dtypeOf(data)] !== ARRAYS[this.dtype] || data.length !== this.size)
       throw rangeError("SHAPE", `data has ${data.length} ${dtypeOf(data)}, the tensor ${this.size} ${this.dtype}`);
+    if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor cannot be written");
     if (data.length) this.device.write(this.address, data);
   }
 
@@ -173,28 +184,74 @@ function wholeWords(data: Data): Data {
   return padded;
 }
 
+/** How many numbers a shape holds. @throws RangeError `SHAPE` if it is none */
 export function sizeOf(shape: readonly number[]): number {
   let size = 1;
-  for (const dim of shape) size *= dim;
+  for (const dim of shape) {
+    if (!Number.isInteger(dim) || dim < 0) throw rangeError("SHAPE", `shape is [${shape}], wanted whole numbers from 0`);
+    size *= dim;
+  }
+  if (shape.length > 4) throw rangeError("SHAPE", `shape is [${shape}], wanted at most 4 dimensions`);
   return size;
 }
 
-export function dtypeOf(data: Data): Dtype {
-  if (data instanceof Float32Array || data.constructor.name === "Float32Array") return "f32";
-  if (data instanceof Uint16Array || data.constructor.name === "Uint16Array") return "bf16";
-  return data instanceof Float64Array || data.constructor.name === "Float64Array" ? "f64" : "i32";
+/** How many numbers a packed weight [O, I] holds: panels of 32, transposed or not. */
+export function packedSize(shape: readonly number[], transposed: boolean): number {
+  const [lanes, depth] = transposed ? [shape[1], shape[0]] : [shape[0], shape[1]];
+  return Math.ceil(lanes / 32) * 32 * depth;
 }
 
-/** Frees every tensor that `f` creates, but for those in what it returns (a tensor, or an array or object of them). */
+const DTYPES: Record<string, Dtype> = { Float32Array: "f32", Float64Array: "f64", Int32Array: "i32", Uint16Array: "bf16" };
+
+/** What a value is by its tag, which is a typed array's own in every realm. */
+export const kindOf = (value: unknown) => (value === null || value === undefined ? String(value) : Object.prototype.toString.call(value).slice(8, -1));
+
+/** The dtype of an array's numbers, if it is one of `Data`. */
+export const findDtype = (data: unknown): Dtype | undefined => DTYPES[kindOf(data)];
+
+/** The dtype of an array's numbers. @throws TypeError `DTYPE` for what is none of `Data` */
+export function dtypeOf(data: Data): Dtype {
+  const dtype = findDtype(data);
+  if (!dtype) throw typeError("DTYPE", `data is ${kindOf(data)}, wanted ${Object.keys(DTYPES).join(", ")} (bf16 by its bits), or an Array of numbers`);
+  return dtype;
+}
+
+const INT32 = 2 ** 31;
+
+/**
+ * The members of an Array, or ids of 64 bits, as numbers of a dtype.
+ * @param code of the error for a number that the dtype has not
+ * @throws TypeError `ARGUMENT` for a member that is no number, RangeError `code`
+ */
+export function arrayOf(what: string, members: readonly number[] | BigInt64Array, dtype: "f32" | "f64" | "i32", code = "RANGE"): Data {
+  const numbers: ArrayLike<number> = Array.isArray(members) ? members : Array.from(members as BigInt64Array, Number);
+  for (let i = 0; i < numbers.length; i++) {
+    const number = numbers[i];
+    if (typeof number !== "number") throw typeError("ARGUMENT", `${what}[${i}] is ${shown(number)}, wanted a number`);
+    if (dtype === "i32" && !(Number.isInteger(number) && -INT32 <= number && number < INT32))
+      throw rangeError(code, `${what}[${i}] is ${number}, wanted a whole number of 32 bits`);
+  }
+  return ARRAYS[dtype].from(numbers);
+}
+
+/**
+ * Frees every tensor that `f` creates, but for those in what it returns (a tensor, or an array or object of them).
+ * @throws TypeError `ASYNC` if `f` is asynchronous
+ */
 export function scope<T>(f: () => T): T {
   const created: Tensor[] = [];
-  const result = withOwner({ adopt: (tensor) => created.push(tensor) }, f);
-  const kept = new Set(tensorsIn(result));
-  for (const tensor of created) {
-    if (kept.has(tensor)) owners.at(-1)?.adopt(tensor);
-    else tensor.dispose();
+  let kept = new Set<Tensor>();
+  try {
+    const result = withOwner({ adopt: (tensor) => created.push(tensor) }, f);
+    notPromise("scope", result);
+    kept = new Set(tensorsIn(result));
+    return result;
+  } finally {
+    for (const tensor of created) {
+      if (kept.has(tensor)) owners.at(-1)?.adopt(tensor);
+      else tensor.dispose();
+    }
   }
-  return result;
 }
 
 /** The tensors in a value: itself, or the members of an array or plain object. */

@@ -33,6 +33,30 @@ test("recorded calls run again on what was written since, keep their memory to t
   expect(on.memory().current).toBe(current);
 });
 
+test("recorded calls that were disposed do not run, and give their memory back once", async () => {
+  const x = Tensor.from(new Float32Array(999).fill(3));
+  const recorded = on.record(() => scope(() => ops.mul(ops.mul(x, x), x)));
+  recorded[Symbol.dispose]();
+  const mine = Tensor.from(new Float32Array(999).fill(7)); // where the square lay
+  expect(() => recorded.run()).toThrow(expect.objectContaining({ code: "DISPOSED" }));
+  recorded[Symbol.dispose]();
+  const other = Tensor.from(new Float32Array(999).fill(8));
+  expect(new Set(await mine.read())).toEqual(new Set([7]));
+  for (const tensor of [x, mine, other, recorded.result]) tensor.dispose();
+});
+
+test("a device that is open is the default once those before it are closed", async () => {
+  const first = await device("cpu", { threads: 1 });
+  await using second = await device("cpu", { threads: 1 });
+  await first.close();
+  using among = Tensor.from([1]);
+  expect(among.device).toBe(on);
+  await on.close();
+  using now = Tensor.from([1]);
+  expect(now.device).toBe(second);
+  on = await device("cpu", { threads: 2 });
+});
+
 test("numbers that only the first run would see are refused, as is a recording within one, and a recording that failed leaves the device as it was", async () => {
   const x = Tensor.from(Float32Array.of(1, 2, 3));
   expect(() => on.record(() => scope(() => ops.add(ops.mul(x, x), Float32Array.of(1, 1, 1))))).toThrow(expect.objectContaining({ code: "RECORD" }));

@@ -1,5 +1,5 @@
 import { ops } from "../../lib/index.js";
-import { packedSize } from "../../lib/tensor/op.js";
+import { packedSize } from "../../lib/tensor/tensor.js";
 import { normal, truth, uniform, type Case, type Numbers, type Truth, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 

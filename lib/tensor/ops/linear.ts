@@ -1,5 +1,5 @@
-import { packedSize, run, type Input } from "../op.js";
-import { Tensor } from "../tensor.js";
+import { run, type Input } from "../op.js";
+import { packedSize, Tensor } from "../tensor.js";
 
 /**
  * y = x W^T + b.

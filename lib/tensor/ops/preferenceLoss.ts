@@ -1,25 +1,26 @@
+import { rangeError, typeError } from "../../device/errors.js";
 import { run, type Input } from "../op.js";
-import { endOfTape } from "../tape.js";
-import type { Tensor } from "../tensor.js";
+import { endOfTape, Parameter } from "../tape.js";
+import { Tensor } from "../tensor.js";
 import type { Loss } from "./policyLoss.js";
 
-/** Options of the preference losses. */
+/** Options of the preference losses. One that the form has no use for is refused. */
 export interface PreferenceLossOptions {
   /** `bradley-terry` (rewards), `dpo` (Rafailov et al. 2023), `ipo` (Azar et al. 2023; give it log-probs averaged per token) */
   form: "bradley-terry" | "dpo" | "ipo";
   /** What the sum over pairs is divided by: pairs or rankings of the whole update. */
   denominator: number;
-  /** f32 [M]: of the reference, for dpo and ipo */
+  /** dpo and ipo: f32 [M], of the reference */
   refScores?: Input;
-  /** dpo: factor of the difference of log-ratios; ipo: its target is 1 / (2 beta). 1 by default. */
+  /** dpo: factor of the difference of log-ratios; ipo: its target is 1 / (2 beta). 0.1 by default, as in TRL. */
   beta?: number;
-  /** f32 [P]: how much better the chosen is (Touvron et al. 2023) */
+  /** bradley-terry and dpo: f32 [P], how much better the chosen is (Touvron et al. 2023) */
   margin?: Input;
-  /** f32 [P]: the probability that the chosen is preferred, e.g. the share of annotators who agree */
+  /** bradley-terry and dpo: f32 [P] in [0, 1], the probability that the chosen is preferred, e.g. the share of annotators who agree */
   label?: Input;
   /** f32 [P]: weight of a pair, 1 / (K choose 2) in a ranking (Ouyang et al. 2022) */
   weight?: Input;
-  /** Share of the labels taken to be wrong (Mitchell 2023, conservative DPO), in [0, 0.5]. */
+  /** bradley-terry and dpo: share of the labels taken to be wrong (Mitchell 2023, conservative DPO), in [0, 0.5]. */
   labelSmoothing?: number;
   /** Coefficient of (chosen + rejected)^2 (Eisenstein et al. 2023). */
   centerCoef?: number;
@@ -38,10 +39,12 @@ export interface PreferenceLossOptions {
  * @param chosen   int32 [P]
  * @param rejected int32 [P]
  * @returns loss f32 [1], which ends the tape; stats f64 [8]
- * @throws RangeError `SHAPE` `ID`, TypeError `ARGUMENT` where refScores is missing
+ * @throws RangeError `SHAPE` `ID`, `RANGE` for a label or labelSmoothing outside its range (labels in a tensor are not looked at), TypeError
+ *   `ARGUMENT` where refScores is missing or an option is given that the form has no use for
  */
 export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, options: PreferenceLossOptions): Loss {
-  const { form, denominator, refScores, beta = 1, margin, label, weight, labelSmoothing = 0, centerCoef = 0, scale = 1, stats: given } = options;
+  check(options);
+  const { form, denominator, refScores, beta = 0.1, margin, label, weight, labelSmoothing = 0, centerCoef = 0, scale = 1, stats: given } = options;
   const { loss, stats } = run(
     "preferenceLoss",
     {
@@ -66,4 +69,14 @@ export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, op
     },
   );
   return { loss, stats };
+}
+
+function check({ form, refScores, beta, margin, label, labelSmoothing = 0 }: PreferenceLossOptions): void {
+  const unused = { "bradley-terry": { refScores, beta }, dpo: {}, ipo: { margin, label, labelSmoothing: labelSmoothing || undefined } }[form];
+  for (const [name, given] of Object.entries(unused ?? {}))
+    if ((given ?? undefined) !== undefined) throw typeError("ARGUMENT", `preferenceLoss: ${name} has no use in the form ${form}`);
+  if (!(labelSmoothing >= 0 && labelSmoothing <= 0.5)) throw rangeError("RANGE", `preferenceLoss: labelSmoothing is ${labelSmoothing}, wanted 0 to 0.5`);
+  if (!label || label instanceof Tensor || label instanceof Parameter) return;
+  for (let p = 0; p < label.length; p++)
+    if (!(label[p] >= 0 && label[p] <= 1)) throw rangeError("RANGE", `preferenceLoss: label[${p}] is ${label[p]}, wanted 0 to 1`);
 }
