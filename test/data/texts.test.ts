@@ -103,6 +103,35 @@ test("comparisons without a prompt are units of their own, unless they share a c
   expect(units(pair("a", "b", "p"), pair("c", "d", "p"))).toEqual([[4, 2]]);
 });
 
+test("comparisons of a prompt are one unit wherever they stand, with or without one; rankings are units of their own", () => {
+  const pair = (prompt: string, chosen: string, rejected: string) => ({ prompt, chosen, rejected });
+  const weights = (...rows: Parameters<typeof comparisons>[0]) => comparisons(rows, tokenizer, true).map(({ pairs }) => pairs.length);
+  const [first, second, other] = [pair("p", "a", "b"), pair("p", "c", "d"), pair("q", "e", "f")];
+  expect(weights(first, second, other)).toEqual([2, 1]);
+  expect(weights(first, other, second)).toEqual([2, 1]);
+  expect(weights(pair("", "a", "b"), other, pair("", "c", "d"), pair("", "b", "c"), pair("", "d", "x"))).toEqual([4, 1]);
+  const ranked = { prompt: "p", ranking: ["a", "b", "c"] };
+  expect(weights(first, ranked, second)).toEqual([2, 3]);
+  expect(weights(ranked, first, second)).toEqual([3, 2]);
+});
+
+test("the majority alone is learnt where labels are not soft: turned where it is the other way, nothing where there is none", () => {
+  const rows = [0.2, 0.5, 0.9, undefined].map((agreement, i) => ({ prompt: `p${i}`, chosen: "a", rejected: "b", agreement, margin: 2 }));
+  const [a, b] = ["a", "b"].map((text) => [...tokenizer.encode(text)]);
+  const learnt = (soft: boolean) =>
+    comparisons(rows, tokenizer, soft).map(({ episodes, pairs: [{ chosen, rejected, label, margin }] }) => {
+      const text = (place: number) => (episodes[place].completion[0] === a[0] ? "a" : "b");
+      return [text(chosen), text(rejected), label, margin];
+    });
+  expect(b).not.toEqual(a);
+  expect(learnt(false)).toEqual([
+    ["b", "a", undefined, -2],
+    ["a", "b", undefined, 2],
+    ["a", "b", undefined, 2],
+  ]);
+  expect(learnt(true).map(([, , label]) => label)).toEqual([0.2, 0.5, 0.9, undefined]);
+});
+
 test.each(["UNCOMPRESSED", "SNAPPY"] as const)("Parquet holds the same rows as JSONL, row group by row group: %s", async (codec) => {
   const rows = Array.from({ length: 25 }, (_, i) => ({
     prompt: `p${i}`,
