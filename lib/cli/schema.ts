@@ -122,7 +122,7 @@ export const schema = z.strictObject({
     rolloutBatch: whole(1).default(64).describe("completions of an update"),
     samples: whole(1).default(4).describe("completions of each prompt, which is computed once for them"),
     epochs: whole(1).default(1),
-    minibatches: whole(1).default(2),
+    minibatches: whole(1).default(2).describe("optimizer steps of an epoch; a prompt's completions stay in one"),
     learningRate: positive.default(5e-4),
     valueLearningRate: positive.default(5e-4),
     ...optimizer,
@@ -139,7 +139,10 @@ export const schema = z.strictObject({
     clipRatioHigh: atLeast0.default(0.2),
     clipRatioC: limit.default(Infinity).describe("dual clip"),
     logRatioClamp: limit.default(20),
-    aggregation: z.enum(["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]).default("token-mean"),
+    aggregation: z
+      .enum(["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"])
+      .default("token-mean")
+      .describe("how tokens become one loss; the last divides by the completions times maxTokens (Dr. GRPO)"),
     valueClip: limit.default(0.2),
     entropyCoef: atLeast0.default(0),
     ptxCoef: atLeast0.default(0).describe("of the pretraining mix (PPO-ptx)"),
