@@ -24,7 +24,7 @@ import { comparisons, labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage } from "./stages/reward.js";
 import { scoreRows } from "./stages/score.js";
-import { copyTokenizer, sftStage, type SftText } from "./stages/sft.js";
+import { copyTokenizer, sftStage, stream, type SftText } from "./stages/sft.js";
 import { textBatches } from "../rlhf/text.js";
 import { Random } from "../device/philox.js";
 import { table } from "./table.js";
@@ -64,7 +64,7 @@ async function sftText(file: string, folder?: string): Promise<SftText> {
 
 async function prompts(file: string, tokenizer: Tokenizer): Promise<Prompt[]> {
   const rows = await readPrompts(file, () => tokenizer.chat);
-  return rows.map(({ prompt }) => ({ text: prompt, ids: tokenizer.encodePrompt(prompt) }));
+  return rows.map(({ prompt, rendered }) => ({ text: prompt, ids: tokenizer.encodePrompt(prompt, { rendered }), ...(rendered ? { rendered } : {}) }));
 }
 
 const stopIds = (tokenizer: Tokenizer) => (tokenizer.eosId === undefined ? [] : [tokenizer.eosId]);
@@ -189,10 +189,8 @@ export async function ppo(
     });
     return requestsFor(asked, options.samples);
   };
-  const stream = files.pretraining
-    ? Int32Array.from((await documents(files.pretraining)).flatMap((text) => [...stopIds(tokenizer), ...tokenizer.encode(text)]))
-    : undefined;
-  const pretraining = stream && textBatches(stream, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
+  const tokens = files.pretraining ? stream(await documents(files.pretraining), tokenizer) : undefined;
+  const pretraining = tokens && textBatches(tokens, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
   const result = await run.stage("ppo", async () => {
     const done = await ppoStage({ config, device, run, progress }, models, batch, { ...options, seed, stop: stopIds(tokenizer) }, pretraining);
     await saveTrained(models.policy, files.out, files.model);

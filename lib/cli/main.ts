@@ -99,7 +99,7 @@ stage("label", "compare completions: people in a browser (--ui) or at the termin
 
 stage("reward", "train a reward model on comparisons")
   .requiredOption("--model <dir>", "the language model to start from")
-  .requiredOption("--data <file>", "JSONL or Parquet with prompt, chosen, rejected (agreement, margin), or prompt, ranking")
+  .requiredOption("--data <file>", "JSONL or Parquet with prompt, chosen, rejected (agreement, margin), or prompt, ranking; the end of text is put after those without sampled: true")
   .option("--held-out <file>", "comparisons that judge it, in place of reward.heldOut of the data")
   .option("--criterion <name>", "learn this column's share in place of agreement's")
   .requiredOption("--out <dir>", "Hugging Face directory to write")

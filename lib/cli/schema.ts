@@ -188,7 +188,7 @@ export const usedOnlyWhen: { options: string[]; when: (config: Config) => boolea
 ];
 
 /** Those that a line of labels has besides its criteria. */
-const COLUMNS = ["prompt", "chosen", "rejected", "agreement", "annotators", "clearly", "margin", "ranking", "overall"];
+const COLUMNS = ["prompt", "chosen", "rejected", "agreement", "annotators", "clearly", "margin", "ranking", "overall", "rendered", "sampled"];
 
 /** What must hold between options. */
 export const rules: { option: string; holds: (config: Config) => boolean; wanted: string }[] = [
