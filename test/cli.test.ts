@@ -180,6 +180,18 @@ describe("a stage by itself", () => {
     expect(steps).toEqual(Array(6).fill(learnt));
   });
 
+  test("sft tells how many demonstrations are cut, and judges by the bytes that are left", async () => {
+    const [short, long] = [" our Union", " strong".repeat(40)];
+    await writeFile(at("long.jsonl"), [short, long].map((completion) => JSON.stringify({ prompt: "We", completion })).join("\n"));
+    const sft = ["sft", "--data", at("long.jsonl"), "--held-out", at("long.jsonl"), "--model", first("base"), "--out", at("cut"), ...config()];
+    expect((await rlhf(sft)).stderr).toContain("1 of 2 are cut to the 64 tokens of sft.sequenceLength");
+    const { stages } = (await json("cut", "stages.json")) as { stages: { result: { heldOutBytes: number; cut: number } }[] };
+    const tokenizer = await Tokenizer.load(first("base"));
+    const kept = tokenizer.decode(tokenizer.encode(long).subarray(0, 65 - tokenizer.encode("We").length));
+    expect(kept.length).toBeLessThan(long.length);
+    expect(stages[0].result).toMatchObject({ cut: 1, heldOutBytes: short.length + kept.length });
+  });
+
   test("reward is judged on a file of its own, and draws its curves", async () => {
     await writeFile(at("judges.jsonl"), (await readFile(first("preferences.jsonl"), "utf8")).split("\n").slice(0, 7).join("\n"));
     const { stdout } = await rlhf([
@@ -219,12 +231,19 @@ describe("a stage by itself", () => {
       { prompt: "", completion: " We" },
       { prompt: "We the people", chosen: " of", rejected: " are" },
       { prompt: "We the people", a: " are", b: " of" },
+      { prompt: "We the people", completion: " of<|endoftext|>" },
+      { prompt: "We the people", completion: " of", sampled: true },
+      { prompt: "We the people", completion: " of", completion_ids: [1, 2] },
+      { prompt: "We the people", completion: " of", finish_reason: "length" },
     ];
     await writeFile(at("s.jsonl"), given.map((row) => JSON.stringify(row)).join("\n"));
     await rlhf(["score", "--model", first("reward"), "--data", at("s.jsonl"), "--out", at("scored.jsonl")]);
     const scored = (await rows("scored.jsonl")) as Record<string, number>[];
     expect(scored).toMatchObject(given);
-    const [one, , pair, turned] = scored;
+    const [one, , pair, turned, spelt, ...cut] = scored;
+    expect(spelt.score).toBe(one.score); // where PPO reads it: at the end
+    for (const { score } of cut) expect(score).not.toBe(one.score);
+    expect(new Set(cut.map(({ score }) => score)).size).toBe(1);
     expect(one.r).toBeCloseTo(1 / (1 + Math.exp(-one.score)), 12);
     expect(pair.r_chosen).toBe(one.r);
     const logit = (p: number) => Math.log(p / (1 - p));

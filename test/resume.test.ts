@@ -171,6 +171,30 @@ describe("a run", () => {
     await same("shared");
   });
 
+  test("goes on with the data and the model that it began with, and names what is another", async () => {
+    const child = await begun("begun");
+    child.kill("SIGKILL");
+    await ended(child);
+    await writeFile(at("other.txt"), `${await readFile(at("text.txt"), "utf8")} more`);
+    const text = at("text.txt");
+    const refused = async (args: string[], wanted: RegExp) => {
+      const { code, said } = await ended(start([...args, "--resume"]));
+      expect([code, said]).toEqual([1, expect.stringMatching(wanted)]);
+    };
+    const other = (place: number) => sft("begun").map((arg, i, all) => (arg === text && all.indexOf(text) + 2 * place === i ? at("other.txt") : arg));
+    await refused(other(0), /^rlhf: --resume: --data: .*other\.txt is not what .*begun began with/);
+    await refused(other(1), /^rlhf: --resume: --held-out: .*other\.txt/);
+    await refused([...sft("begun"), "--model", at("sft")], /^rlhf: --resume: --model: .*sft is not what/);
+    await rlhf(sft("begun", "--resume"));
+    await same("begun");
+    // weights of the same shapes
+    const scored = (model: string) => ["reward", "--model", model, "--data", at("preferences.jsonl"), ...configured(), "--out", at("weighed")];
+    await rlhf(scored(at("sft")));
+    await refused(scored(at("ppo")), /^rlhf: --resume: --model: .*ppo is not what/);
+    await refused([...scored(at("sft")), "--criterion", "agreement"], /^rlhf: --resume: --criterion: agreement is not what/);
+    await rlhf([...scored(at("sft")), "--resume"]);
+  });
+
   test("that finds no room says so, and goes on from its last checkpoint once there is", async () => {
     const child = await begun("full");
     child.kill("SIGKILL");

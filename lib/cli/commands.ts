@@ -14,6 +14,7 @@ import { Tokenizer } from "../model/tokenizer.js";
 import { logps, values } from "../rlhf/logp.js";
 import { fit } from "./fit.js";
 import { apart, ppoModels, saveTrained, toTrain } from "./model.js";
+import type { Inputs } from "./inputs.js";
 import type { Progress } from "./progress.js";
 import { stageReport } from "./report.js";
 import { Run } from "./run.js";
@@ -24,7 +25,7 @@ import { comparisons, labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage } from "./stages/reward.js";
 import { scoreRows } from "./stages/score.js";
-import { copyTokenizer, sftStage, type SftText } from "./stages/sft.js";
+import { copyTokenizer, sftStage, stream, type SftText } from "./stages/sft.js";
 import { textBatches } from "../rlhf/text.js";
 import { Random } from "../device/philox.js";
 import { table } from "./table.js";
@@ -64,7 +65,7 @@ async function sftText(file: string, folder?: string): Promise<SftText> {
 
 async function prompts(file: string, tokenizer: Tokenizer): Promise<Prompt[]> {
   const rows = await readPrompts(file, () => tokenizer.chat);
-  return rows.map(({ prompt }) => ({ text: prompt, ids: tokenizer.encodePrompt(prompt) }));
+  return rows.map(({ prompt, rendered }) => ({ text: prompt, ids: tokenizer.encodePrompt(prompt, { rendered }), ...(rendered ? { rendered } : {}) }));
 }
 
 const stopIds = (tokenizer: Tokenizer) => (tokenizer.eosId === undefined ? [] : [tokenizer.eosId]);
@@ -79,7 +80,7 @@ export async function sft(
   resume: boolean,
 ): Promise<void> {
   if (files.model) await apart(config, files.out, files.model);
-  using run = await Run.open(files.out, config, device, resume);
+  using run = await Run.open(files.out, config, device, resume, { files: { "--data": files.data, "--held-out": files.heldOut, "--model": files.model } });
   const text = await sftText(files.data, files.model);
   const heldOut = files.heldOut ? await sftText(files.heldOut, files.model) : [];
   const result = await run.stage("sft", () => sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }));
@@ -91,7 +92,7 @@ export async function sft(
 }
 
 /** The run of a command that writes one file: it lies beside that until the file is whole. */
-const runBeside = (out: string, config: Config, device: Device, resume: boolean) => Run.open(`${out}.partial`, config, device, resume);
+const runBeside = (out: string, ...how: [config: Config, device: Device, resume: boolean, inputs: Inputs]) => Run.open(`${out}.partial`, ...how);
 
 export async function collect(
   { config, device, progress }: Opened,
@@ -116,7 +117,8 @@ export async function collect(
   },
   resume: boolean,
 ): Promise<void> {
-  using run = await runBeside(out, { ...config, collect: { ...config.collect, ...sampling } }, device, resume);
+  const inputs = { files: { "--model": folder, "--prompts": file } };
+  using run = await runBeside(out, { ...config, collect: { ...config.collect, ...sampling, weights } }, device, resume, inputs);
   const [model, tokenizer] = await Promise.all([loadModel(folder, device, weights), Tokenizer.load(folder)]);
   fit("--model", folder, model, "logits", tokenizer);
   const asked = await prompts(file, tokenizer);
@@ -143,7 +145,8 @@ export async function reward(
   resume: boolean,
 ): Promise<void> {
   await apart(config, out, folder);
-  using run = await Run.open(out, config, device, resume);
+  const inputs = { files: { "--model": folder, "--data": data, "--held-out": heldOut }, words: { "--criterion": criterion } };
+  using run = await Run.open(out, config, device, resume, inputs);
   const [base, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
   const read = async (file: string) => comparisons(await readComparisons(file, () => tokenizer.chat, criterion), tokenizer, config.reward.softLabels);
   fit("--model", folder, base, "any", tokenizer);
@@ -173,7 +176,9 @@ export async function ppo(
   if (options.ptxCoef > 0 !== (files.pretraining !== undefined))
     throw typeError("CONFIG", "--pretraining goes with ppo.ptxCoef above 0, and the other way round");
   await apart(config, files.out, files.model);
-  using run = await Run.open(files.out, config, device, resume);
+  const { model, reward, prompts: asking, pretraining: mix } = files;
+  const inputs = { files: { "--model": model, "--reward": reward, "--prompts": asking, "--pretraining": mix } };
+  using run = await Run.open(files.out, config, device, resume, inputs);
   const tokenizer = await Tokenizer.load(files.model);
   const models = await ppoModels(device, config, files);
   fit("--model", files.model, models.policy, "logits", tokenizer);
@@ -189,10 +194,8 @@ export async function ppo(
     });
     return requestsFor(asked, options.samples);
   };
-  const stream = files.pretraining
-    ? Int32Array.from((await documents(files.pretraining)).flatMap((text) => [...stopIds(tokenizer), ...tokenizer.encode(text)]))
-    : undefined;
-  const pretraining = stream && textBatches(stream, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
+  const tokens = files.pretraining ? stream(await documents(files.pretraining), tokenizer) : undefined;
+  const pretraining = tokens && textBatches(tokens, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
   const result = await run.stage("ppo", async () => {
     const done = await ppoStage({ config, device, run, progress }, models, batch, { ...options, seed, stop: stopIds(tokenizer) }, pretraining);
     await saveTrained(models.policy, files.out, files.model);
@@ -210,7 +213,8 @@ export async function evaluation(
   files: { base: string; policy: string; prompts: string; reward?: string; out: string },
   resume: boolean,
 ): Promise<void> {
-  using run = await runBeside(files.out, config, device, resume);
+  const inputs = { files: { "--base": files.base, "--policy": files.policy, "--prompts": files.prompts, "--reward": files.reward } };
+  using run = await runBeside(files.out, config, device, resume, inputs);
   const tokenizer = await Tokenizer.load(files.policy);
   const folders = [files.base, files.policy, ...(files.reward ? [files.reward] : [])];
   const [base, policy, rewardModel] = await loadModels(folders, device, config.eval.weights);

@@ -23,7 +23,7 @@ import { evaluate, type EvalRow } from "./stages/eval.js";
 import { comparisons, labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage } from "./stages/reward.js";
-import { copyTokenizer, sftStage } from "./stages/sft.js";
+import { copyTokenizer, sftStage, stream } from "./stages/sft.js";
 import { table } from "./table.js";
 
 const PROMPT_STREAMS = { collect: 32, ppo: 33, eval: 34 };
@@ -104,7 +104,15 @@ export async function demo(folder: string, config: Config, device: Device, progr
       const batch = (update: number) => requestsFor(asked.slice(update * each, (update + 1) * each), samples);
       const { sequenceLength: length } = config.sft;
       const pretraining =
-        ptxCoef > 0 ? textBatches(encodeAll(corpus.train, tokenizer), { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed }) : undefined;
+        ptxCoef > 0
+          ? textBatches(
+              stream(
+                corpus.train.map(({ text }) => text),
+                tokenizer,
+              ),
+              { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed },
+            )
+          : undefined;
       const result = await ppoStage(context, models, batch, { ...config.ppo, seed, stop }, pretraining);
       await saveTrained(models.policy, policyDir, baseDir);
       await copyTokenizer(baseDir, policyDir);
@@ -178,8 +186,4 @@ function firstBytes(addresses: readonly Address[], bytes: number): string {
     .subarray(0, bytes)
     .toString("utf8")
     .replace(/\ufffd+$/, "");
-}
-
-function encodeAll(addresses: readonly Address[], tokenizer: Tokenizer): Int32Array {
-  return Int32Array.from(addresses.flatMap(({ text }) => [tokenizer.eosId!, ...tokenizer.encode(text)]));
 }

@@ -32,7 +32,7 @@ const configurable = (name: string, description: string) =>
     .option("--threads <n>", "compute threads", whole(1));
 /** and every stage. */
 const stage = (name: string, description: string) => configurable(name, description).option("--seed <n>", "seed of all random numbers", whole(0));
-const resume = new Option("--resume", "go on from the last checkpoint").default(false);
+const resume = new Option("--resume", "go on from the last checkpoint, with the same configuration and files").default(false);
 
 stage("demo", "the whole of RLHF in minutes: base model, completions, comparisons, reward model, PPO, evaluation")
   .option("--name <name>", "the run's name", "demo")
@@ -99,7 +99,10 @@ stage("label", "compare completions: people in a browser (--ui) or at the termin
 
 stage("reward", "train a reward model on comparisons")
   .requiredOption("--model <dir>", "the language model to start from")
-  .requiredOption("--data <file>", "JSONL or Parquet with prompt, chosen, rejected (agreement, margin), or prompt, ranking")
+  .requiredOption(
+    "--data <file>",
+    "JSONL or Parquet with prompt, chosen, rejected (agreement, margin), or prompt, ranking; the end of text is put after those without sampled: true",
+  )
   .option("--held-out <file>", "comparisons that judge it, in place of reward.heldOut of the data")
   .option("--criterion <name>", "learn this column's share in place of agreement's")
   .requiredOption("--out <dir>", "Hugging Face directory to write")

@@ -4,14 +4,16 @@ import { join } from "node:path";
 import { Lock } from "../data/lock.js";
 import type { Device } from "../device/device.js";
 import { typeError } from "../device/errors.js";
+import { readObject } from "../model/json.js";
 import { writeFileDurably } from "../model/safetensors.js";
 import { Checkpoint, type CheckpointParts } from "./checkpoint.js";
 import { configText } from "./config.js";
+import { fingerprints, type Inputs } from "./inputs.js";
 import { Interrupt } from "./interrupt.js";
 import { Journal } from "./journal.js";
 import type { Config } from "./schema.js";
 
-const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoints", "config.yaml"];
+const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoints", "config.yaml", "inputs.json"];
 
 export interface StageResult {
   name: string;
@@ -37,9 +39,10 @@ export class Run {
 
   /**
    * Opens the folder; without `resume`, the progress of an earlier run in it is forgotten.
-   * @throws TypeError `FOLDER` if it cannot be written, `LOCKED` if another run has it, `RESUME` if the earlier run had another configuration
+   * @throws TypeError `FOLDER` if it cannot be written, `LOCKED` if another run has it, `RESUME` if the earlier run had another configuration or other
+   *   inputs, by the option that names them
    */
-  static async open(folder: string, config: Config, device: Device, resume: boolean): Promise<Run> {
+  static async open(folder: string, config: Config, device: Device, resume: boolean, inputs: Inputs = { files: {} }): Promise<Run> {
     let lock: Lock;
     try {
       await mkdir(folder, { recursive: true });
@@ -50,7 +53,7 @@ export class Run {
     }
     const run = new Run(folder, config, device, lock);
     try {
-      await run.begin(resume);
+      await run.begin(resume, inputs);
     } catch (error) {
       run[Symbol.dispose]();
       throw error;
@@ -58,7 +61,7 @@ export class Run {
     return run;
   }
 
-  private async begin(resume: boolean): Promise<void> {
+  private async begin(resume: boolean, inputs: Inputs): Promise<void> {
     const [config, stages] = [this.path("config.yaml"), this.path("stages.json")];
     await this.sweep();
     if (!resume && existsSync(this.path("checkpoints")))
@@ -66,6 +69,7 @@ export class Run {
     if (!resume) for (const file of PROGRESS_FILES) await rm(this.path(file), { force: true, recursive: true });
     else if (existsSync(config) && (await readFile(config, "utf8")) !== configText(this.config))
       throw typeError("RESUME", `--resume: ${config} differs from this configuration, and a run goes on only as it began`);
+    await this.compare(inputs, resume);
     await writeFileDurably(config, configText(this.config));
     if (!existsSync(stages)) return;
     try {
@@ -75,6 +79,24 @@ export class Run {
     } catch (error) {
       throw typeError("RESUME", `${stages} is not what a run wrote: ${(error as Error).message}`);
     }
+  }
+
+  /** Keeps what the inputs were, so that a run goes on with the same. */
+  private async compare(inputs: Inputs, resume: boolean): Promise<void> {
+    const file = this.path("inputs.json");
+    const found = await fingerprints(inputs, this.folder);
+    if (resume && existsSync(file)) {
+      const before = await readObject(file);
+      for (const option of Object.keys({ ...before, ...found }))
+        if (before[option] !== found[option]) {
+          const given = { ...inputs.files, ...inputs.words }[option];
+          throw typeError(
+            "RESUME",
+            `--resume: ${option}${given === undefined ? " is missing" : `: ${given} is not what ${this.folder} began with`}, and a run goes on only as it began`,
+          );
+        }
+    }
+    await writeFileDurably(file, JSON.stringify(found, null, 2) + "\n");
   }
 
   /** Removes what a run that was killed was writing beside its files. */

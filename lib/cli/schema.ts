@@ -112,7 +112,7 @@ export const schema = z.strictObject({
     weightDecay: atLeast0.default(0.1).describe("decoupled, on matrices only"),
     warmup: whole(0).default(20).describe("steps of linear rise"),
     heldOut: share.default(0.1).describe("share of the comparisons that judges the model"),
-    softLabels: z.boolean().default(true).describe("learn from the share of annotators who agree, not from their majority"),
+    softLabels: z.boolean().default(true).describe("learn from the share of annotators who agree; else from their majority, and nothing of a tie"),
     labelSmoothing: z.number().min(0).max(0.5).default(0),
     centerCoef: atLeast0.default(0.01).describe("pulls scores toward 0"),
     ...memory("comparisons"),
@@ -122,7 +122,7 @@ export const schema = z.strictObject({
     rolloutBatch: whole(1).default(64).describe("completions of an update"),
     samples: whole(1).default(4).describe("completions of each prompt, which is computed once for them"),
     epochs: whole(1).default(1),
-    minibatches: whole(1).default(2),
+    minibatches: whole(1).default(2).describe("optimizer steps of an epoch; a prompt's completions stay in one"),
     learningRate: positive.default(5e-4),
     valueLearningRate: positive.default(5e-4),
     ...optimizer,
@@ -139,7 +139,10 @@ export const schema = z.strictObject({
     clipRatioHigh: atLeast0.default(0.2),
     clipRatioC: limit.default(Infinity).describe("dual clip"),
     logRatioClamp: limit.default(20),
-    aggregation: z.enum(["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]).default("token-mean"),
+    aggregation: z
+      .enum(["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"])
+      .default("token-mean")
+      .describe("how tokens become one loss; the last divides by the completions times maxTokens (Dr. GRPO)"),
     valueClip: limit.default(0.2),
     entropyCoef: atLeast0.default(0),
     ptxCoef: atLeast0.default(0).describe("of the pretraining mix (PPO-ptx)"),
@@ -185,7 +188,7 @@ export const usedOnlyWhen: { options: string[]; when: (config: Config) => boolea
 ];
 
 /** Those that a line of labels has besides its criteria. */
-const COLUMNS = ["prompt", "chosen", "rejected", "agreement", "annotators", "clearly", "margin", "ranking", "overall"];
+const COLUMNS = ["prompt", "chosen", "rejected", "agreement", "annotators", "clearly", "margin", "ranking", "overall", "rendered", "sampled"];
 
 /** What must hold between options. */
 export const rules: { option: string; holds: (config: Config) => boolean; wanted: string }[] = [

@@ -16,6 +16,8 @@ export interface CompletionRow {
   logprobs: number[];
   /** The same over the tokens that top-k, top-p and min-p left. */
   truncated_logprobs?: number[];
+  /** A chat template made the prompt. */
+  rendered?: true;
 }
 
 /** @throws TypeError `COLUMN` naming the column and the line */
@@ -31,6 +33,7 @@ export function completionRow(row: Row): CompletionRow {
     temperature: row.column("temperature", "a number from 0", isTemperature),
     logprobs: row.column("logprobs", "numbers", isNumbers),
     ...(truncated_logprobs ? { truncated_logprobs } : {}),
+    ...(row.value.rendered === true ? { rendered: true } : {}),
   };
   for (const [name, values] of Object.entries({ logprobs: result.logprobs, truncated_logprobs }))
     if (values && values.length !== completion_ids.length)

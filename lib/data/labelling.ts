@@ -4,6 +4,7 @@ import { Random } from "../device/philox.js";
 import { krippendorff } from "./agreement.js";
 import type { LabelEntry, LabelLog, Strength } from "./label_log.js";
 import { pairsOf } from "./labels.js";
+import type { CompletedRow } from "./preferences.js";
 import type { Text } from "./texts.js";
 
 /** Completions of one prompt that people compare: a pair, or more for a ranking (Ouyang et al. 2022). */
@@ -12,14 +13,16 @@ export interface Task {
   id: string;
   prompt: Text;
   completions: Text[];
+  /** How the texts begin and end, as a preference has it. */
+  ends?: Pick<CompletedRow, "rendered" | "sampled">;
 }
 
-export function task(prompt: Text, completions: readonly Text[]): Task {
+export function task(prompt: Text, completions: readonly Text[], ends?: Task["ends"]): Task {
   const id = createHash("sha256")
     .update(JSON.stringify([prompt, completions]))
     .digest("hex")
     .slice(0, 16);
-  return { id, prompt, completions: [...completions] };
+  return { id, prompt, completions: [...completions], ends };
 }
 
 /** A task as one annotator sees it. */
@@ -230,7 +233,7 @@ export class Labelling {
 
   /** What the reward stage learns from: all pairs of every task that someone labelled and nobody flagged. */
   preferences(): LabelledRow[] {
-    return [...this.tasks.values()].flatMap(({ id, prompt, completions }) => {
+    return [...this.tasks.values()].flatMap(({ id, prompt, completions, ends }) => {
       const entries = [...this.given.get(id)!.values()];
       if (entries.some(({ kind }) => kind === "flag")) return [];
       return pairsOf(completions.length).flatMap(([i, j]): LabelledRow[] => {
@@ -249,6 +252,7 @@ export class Labelling {
             annotators: votes[0].length,
             ...(strengths.length > 0 ? { clearly: strengths.filter((how) => how === "clearly").length / strengths.length } : {}),
             ...Object.fromEntries(this.criteria.flatMap((name, k) => (name === OVERALL || votes[k].length === 0 ? [] : [[name, share(votes[k])]]))),
+            ...ends,
           },
         ];
       });

@@ -1,9 +1,9 @@
 import type { Random } from "../device/philox.js";
 import type { Annotator } from "./annotator.js";
-import type { PreferenceRow, PromptRow, RankingRow } from "./preferences.js";
+import type { CompletedRow, PreferenceRow, RankingRow } from "./preferences.js";
 
 /** Completions of one prompt. */
-export interface Candidates extends PromptRow {
+export interface Candidates extends CompletedRow {
   /** Texts, in the order that their pairs refer to. */
   completions: readonly string[];
 }
@@ -21,7 +21,7 @@ export function label(
   random: Random,
   { pairs = "all", margins = false }: { pairs?: "all" | "disjoint"; margins?: boolean } = {},
 ): PreferenceRow[] {
-  return groups.flatMap(({ prompt, completions }, index) => {
+  return groups.flatMap(({ prompt, completions, ...marks }, index) => {
     const own = random.at(index);
     const rows: PreferenceRow[] = [];
     for (const [i, j] of pairsOf(completions.length, pairs)) {
@@ -34,6 +34,7 @@ export function label(
         rejected: preferred === 0 ? b : a,
         agreement: preferred === 0 ? agreement : 1 - agreement,
         ...(margins ? { margin } : {}),
+        ...ends(marks),
       });
     }
     return rows;
@@ -42,7 +43,7 @@ export function label(
 
 /** Ranks all completions of each prompt, best first, by the pairs that each wins under the annotator (Ouyang et al. 2022). */
 export function rank(groups: readonly Candidates[], annotator: Annotator, random: Random): RankingRow[] {
-  return groups.flatMap(({ prompt, completions }, index) => {
+  return groups.flatMap(({ prompt, completions, ...marks }, index) => {
     const texts = [...new Set(completions)].filter((text) => text !== "");
     if (texts.length < 2) return [];
     const own = random.at(index);
@@ -53,7 +54,7 @@ export function rank(groups: readonly Candidates[], annotator: Annotator, random
         wins.set(winner, wins.get(winner)! + 1);
       }
     // sort keeps the order of texts that won as often
-    return [{ prompt, ranking: texts.sort((a, b) => wins.get(b)! - wins.get(a)!) }];
+    return [{ prompt, ranking: texts.sort((a, b) => wins.get(b)! - wins.get(a)!), ...ends(marks) }];
   });
 }
 
@@ -62,3 +63,5 @@ export function pairsOf(count: number, pairs: "all" | "disjoint" = "all"): [numb
   const all = Array.from({ length: count }, (_, i) => Array.from({ length: count - i - 1 }, (_, k): [number, number] => [i, i + 1 + k])).flat();
   return pairs === "all" ? all : all.filter(([i, j]) => i % 2 === 0 && j === i + 1);
 }
+
+const ends = ({ rendered, sampled }: Pick<CompletedRow, "rendered" | "sampled">) => ({ ...(rendered ? { rendered } : {}), ...(sampled ? { sampled } : {}) });

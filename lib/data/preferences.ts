@@ -1,6 +1,6 @@
 import type { ChatTemplate } from "../model/chat.js";
 import { isNumber, readRows, type Row } from "./jsonl.js";
-import { rendered, textsOf } from "./texts.js";
+import { rendered, textsOf, type Text, type Texts } from "./texts.js";
 
 // The rows of TRL's data sets: prompts, demonstrations, preferences; and rankings, InstructGPT's K completions in order. Texts are
 // plain here; the readers render conversations by the model's chat template.
@@ -9,18 +9,24 @@ import { rendered, textsOf } from "./texts.js";
 export interface PromptRow {
   /** May be empty: a completion then begins its text. */
   prompt: string;
+  /** A chat template made the texts of the row: it began the prompt and closed the turns itself. */
+  rendered?: true;
+}
+
+/** A row with completions. */
+export interface CompletedRow extends PromptRow {
+  /** The completions are as they were sampled, and spell their end where they have one: none is put after those that were cut. */
+  sampled?: true;
 }
 
 /** A prompt with the completion to imitate. */
-export interface DemonstrationRow extends PromptRow {
+export interface DemonstrationRow extends CompletedRow {
   /** What is to follow the prompt. */
   completion: string;
-  /** A chat template has closed the turn: no end of text follows. */
-  closed?: true;
 }
 
 /** A comparison of two completions. */
-export interface PreferenceRow extends PromptRow {
+export interface PreferenceRow extends CompletedRow {
   /** The completion that was preferred. */
   chosen: string;
   /** The other one. */
@@ -32,7 +38,7 @@ export interface PreferenceRow extends PromptRow {
 }
 
 /** A prompt's completions in order (Ouyang et al. 2022). */
-export interface RankingRow extends PromptRow {
+export interface RankingRow extends CompletedRow {
   /** Two or more completions, best first. */
   ranking: string[];
 }
@@ -43,9 +49,24 @@ export type ComparisonRow = PreferenceRow | RankingRow;
 /** Gives the chat template that renders conversations. */
 export type Chat = () => ChatTemplate;
 
+const renderedOf = (row: Row, { prompt }: Texts<Text>): { rendered?: true } =>
+  typeof prompt !== "string" || isSaid(row, "rendered") ? { rendered: true } : {};
+
+/**
+ * How the texts of a row begin and end: what `rlhf collect` and `rlhf label` wrote says so. Of other rows those are as sampled that have
+ * the ids that were, or that were cut by their length (`finish_reason`).
+ */
+export const endsOf = (row: Row, texts: Texts<Text>): { rendered?: true; sampled?: true } => ({
+  ...renderedOf(row, texts),
+  ...(isSaid(row, "sampled") || row.has("completion_ids") || row.value.finish_reason === "length" ? { sampled: true } : {}),
+});
+
+const isSaid = (row: Row, name: string): boolean => row.optional(name, "true or false", (value) => typeof value === "boolean") ?? false;
+
 /** @throws TypeError `COLUMN` naming the column and the line, as all of these */
 export function promptRow(row: Row, chat?: Chat): PromptRow {
-  return { prompt: rendered(row, textsOf(row, []), chat).prompt };
+  const texts = textsOf(row, []);
+  return { prompt: rendered(row, texts, chat).prompt, ...renderedOf(row, texts) };
 }
 
 export function demonstrationRow(row: Row, chat?: Chat): DemonstrationRow {
@@ -54,7 +75,7 @@ export function demonstrationRow(row: Row, chat?: Chat): DemonstrationRow {
     prompt,
     completions: [completion],
   } = rendered(row, texts, chat);
-  return { prompt, completion, ...(typeof texts.prompt === "string" ? {} : { closed: true }) };
+  return { prompt, completion, ...endsOf(row, texts) };
 }
 
 /** @param criterion the column of the soft label */
@@ -62,16 +83,18 @@ export function preferenceRow(row: Row, chat?: Chat, criterion = "agreement"): P
   const wanted = "a number from 0 to 1";
   const agreement = criterion === "agreement" ? row.optional(criterion, wanted, isShare) : row.column(criterion, wanted, isShare);
   const margin = row.optional("margin", "a finite number", isFiniteNumber);
+  const texts = textsOf(row, ["chosen", "rejected"], { implicit: true });
   const {
     prompt,
     completions: [chosen, rejected],
-  } = rendered(row, textsOf(row, ["chosen", "rejected"], { implicit: true }), chat);
-  return { prompt, chosen, rejected, ...(agreement === undefined ? {} : { agreement }), ...(margin === undefined ? {} : { margin }) };
+  } = rendered(row, texts, chat);
+  return { prompt, chosen, rejected, ...(agreement === undefined ? {} : { agreement }), ...(margin === undefined ? {} : { margin }), ...endsOf(row, texts) };
 }
 
 export function rankingRow(row: Row, chat?: Chat): RankingRow {
-  const { prompt, completions } = rendered(row, textsOf(row, ["ranking"], { list: true }), chat);
-  return { prompt, ranking: completions };
+  const texts = textsOf(row, ["ranking"], { list: true });
+  const { prompt, completions } = rendered(row, texts, chat);
+  return { prompt, ranking: completions, ...endsOf(row, texts) };
 }
 
 /**

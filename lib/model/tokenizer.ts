@@ -103,6 +103,7 @@ export class Tokenizer {
   private readonly added?: RegExp;
   private library?: Library;
   private template?: ChatTemplate;
+  private before?: readonly number[];
 
   /** @throws TypeError `TOKENIZER` for contents that are no tokenizer */
   constructor(
@@ -302,15 +303,34 @@ export class Tokenizer {
   }
 
   /**
-   * Ids of a prompt. Before a completion without one stands the token that begins a text or, as in GPT-2, the one that ended
-   * the text before it.
+   * Ids of a prompt, after what the post-processor puts before a text (Llama's and Mistral's BOS), as transformers encodes one. Before a
+   * completion without a prompt stands that or, where there is none, the token that begins a text or, as in GPT-2, the one that ended the
+   * text before it.
+   * @param options `rendered`: a chat template made the prompt, and began it itself
    * @throws TypeError `TOKENIZER` for an empty prompt where there is no such token
    */
-  encodePrompt(prompt: string): Int32Array {
-    if (prompt !== "") return this.encode(prompt);
+  encodePrompt(prompt: string, { rendered = false } = {}): Int32Array {
+    const prefix = rendered ? [] : this.prefix;
+    if (prompt !== "" || prefix.length > 0) return Int32Array.of(...prefix, ...this.encode(prompt));
     const begin = this.bosId ?? this.eosId;
     if (begin === undefined) throw typeError("TOKENIZER", `the prompt is empty, and ${this.name} names no bos_token or eos_token to begin a text with`);
     return Int32Array.of(begin);
+  }
+
+  /**
+   * Ids of a completion, with the token that ends a text after it, unless it ends with that already, or there is none.
+   * @param options `open`: nothing is to follow; a chat template has closed the turn, or what was sampled was cut short
+   * @throws TypeError `TOKENIZER` for a character that the vocabulary cannot express
+   */
+  encodeCompletion(completion: string, { open = false } = {}): Int32Array {
+    const ids = this.encode(completion);
+    return open || this.eosId === undefined || ids.at(-1) === this.eosId ? ids : Int32Array.of(...ids, this.eosId);
+  }
+
+  /** What the post-processor puts before a text, unless tokenizer_config.json says that it does not. */
+  get prefix(): readonly number[] {
+    return (this.before ??=
+      this.files.tokenizerConfig.add_bos_token === false ? [] : prefixOf(this.files.tokenizer.post_processor).filter((id) => this.tokens[id] !== undefined));
   }
 
   /** Writes tokenizer.json and tokenizer_config.json. */
@@ -346,6 +366,22 @@ async function readJson(file: string): Promise<Record<string, unknown> | undefin
     throw typeError("TOKENIZER", `${file} is not JSON: ${(error as Error).message}`);
   }
   throw typeError("TOKENIZER", `${file} is no JSON object`);
+}
+
+/** Ids that a post-processor puts before a text that stands alone. */
+function prefixOf(step: Step | null | undefined): number[] {
+  if (step?.type === "Sequence" && Array.isArray(step.processors)) return (step.processors as Step[]).flatMap(prefixOf);
+  if (step?.type !== "TemplateProcessing" || !Array.isArray(step.single)) return [];
+  const parts = step.single as { SpecialToken?: { id?: string } }[];
+  const before = parts.slice(
+    0,
+    parts.findIndex((part) => part?.SpecialToken === undefined),
+  );
+  const specials = (step.special_tokens ?? {}) as Record<string, { ids?: unknown } | undefined>;
+  return before.flatMap(({ SpecialToken }) => {
+    const ids = specials[String(SpecialToken!.id)]?.ids;
+    return Array.isArray(ids) ? ids.filter((id): id is number => Number.isInteger(id)) : [];
+  });
 }
 
 const escaped = (text: string) => text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");

@@ -12,7 +12,7 @@ import { logps, scoreOf, values } from "./logp.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
 import { scored, type RewardFunction } from "./score.js";
 import { nll, tokensIn } from "./sft.js";
-import { accumulate, allFinite, finite, microBatches, stepOn } from "./update.js";
+import { accumulate, allFinite, finite, stepOn } from "./update.js";
 
 /** Proximal policy optimisation for language models: Ouyang et al. 2022, Huang et al. 2024 (the N+ details). */
 export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
@@ -22,7 +22,7 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   updates: number;
   /** Passes over the completions of an update. */
   epochs: number;
-  /** Optimizer steps of a pass. */
+  /** Optimizer steps of a pass; as many as there are prompts, where there are fewer. A prompt's completions stay in one. */
   minibatches: number;
   /** Episodes of a micro-batch; those of one prompt stay together. Bounds memory, changes no bit. */
   microBatch?: number;
@@ -86,7 +86,7 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   missingEosPenalty: number;
   /** A score that cannot be had, or is not finite, stops the run, or its completion is left out of the update and counted (`masked`). */
   rewardFailure?: "stop" | "mask";
-  /** An update stops early when its mean KL to the rollout policy (k3) exceeds this; Infinity is off. */
+  /** An update stops early when its mean KL to the rollout policy (approxKl) exceeds this; Infinity is off. */
   targetKl: number;
   /** bf16: the policy samples and learns with weights that are rounded to it, at twice the speed of decoding; the optimizer keeps f32. */
   weights?: "f32" | "bf16";
@@ -128,14 +128,14 @@ export interface PpoMetrics {
   kl: number;
   /** What the KL counted in this update, per nat. */
   klCoef: number;
-  /** Mean over tokens, nats. */
+  /** Mean over the tokens of the last epoch, whatever the aggregation, nats; the next two are too. */
   entropy: number;
-  /** Mean over the last epoch, as are the next three. */
-  policyLoss: number;
   /** Share of the tokens whose ratio was clipped. */
   clipFraction: number;
-  /** Mean KL (k3) to the rollout policy over the last epoch. */
+  /** KL (k3) to the rollout policy, nats. */
   approxKl: number;
+  /** As aggregated, mean over the completions of the last epoch; so is the value's. */
+  policyLoss: number;
   /** Of the critic, before any scale. */
   valueLoss: number;
   /** Of the returns by the values: 1 - var(returns - values) / var(returns). */
@@ -160,6 +160,8 @@ export interface PpoMetrics {
 
 /** What an update learns from: a completion with everything that was measured before the first step. */
 interface Rollout extends Episode {
+  /** Of the request. */
+  index: number;
   completion: Int32Array;
   logp: Float32Array;
   values: Float32Array;
@@ -219,29 +221,31 @@ export async function* ppo(
     const score = shapeScores(rawScores, completions, config, state.moments);
     const { rollouts, kl } = await advantages(policy, completions, refLogp, value, score, state.controller.coef, config);
 
-    const groups = promptGroups(rollouts); // a prompt's completions stay in one minibatch
+    const groups = requestGroups(rollouts); // a prompt's completions stay in one minibatch
+    const [allTokens, { minibatches: m }] = [tokensIn(rollouts), config];
 
     const metrics = { policyLoss: 0, entropy: 0, clipFraction: 0, approxKl: 0, valueLoss: 0, gradientNorm: 0, valueGradientNorm: 0, epochs: 0 };
     for (let epoch = 0; epoch < config.epochs && !(metrics.approxKl > config.targetKl); epoch++) {
       Object.assign(metrics, { policyLoss: 0, entropy: 0, clipFraction: 0, approxKl: 0, valueLoss: 0, epochs: epoch + 1 });
       const order = new Random(config.seed, SHUFFLE_STREAM, update, epoch).shuffle(groups.map((_, i) => i));
-      const size = Math.ceil(groups.length / config.minibatches);
-      for (const [m, indices] of microBatches(order, size).entries()) {
+      const bounds = Array.from({ length: m + 1 }, (_, i) => Math.floor((i * order.length) / m));
+      const parts = bounds.slice(1).flatMap((end, i) => (end > bounds[i] ? [order.slice(bounds[i], end)] : []));
+      for (const [step, indices] of parts.entries()) {
         const minibatch = indices.map((i) => groups[i]);
         const batch = minibatch.flat();
         const mix = config.ptxCoef > 0 ? pretraining!(state.policy.steps) : [];
         const stats = await stepOn(batch, policyStep(policy, minibatch, mix, config, state.policy, learningRate));
         const valueStats = await stepOn(batch, valueStep(critic, minibatch, config, state.critic, valueLearningRate));
-        if (epoch === 0 && m === 0 && stats.moved > 0)
+        if (epoch === 0 && step === 0 && stats.moved > 0)
           throw typeError(
             "RATIO",
             `ppo: update ${update}: ${stats.moved} of ${stats.tokens} ratios are not 1 before the first step; the sampler and the trainer disagree`,
           );
-        const share = batch.length / rollouts.length;
+        const [share, tokenShare] = [batch.length / rollouts.length, stats.tokens / allTokens];
         metrics.policyLoss += finite("the policy loss", stats.loss, update + 1, batch) * share;
-        metrics.entropy += stats.entropy * share;
-        metrics.clipFraction += stats.clipped * share;
-        metrics.approxKl += stats.k3 * share;
+        metrics.entropy += stats.entropy * tokenShare;
+        metrics.clipFraction += stats.clipped * tokenShare;
+        metrics.approxKl += stats.k3 * tokenShare;
         metrics.valueLoss += finite("the value loss", valueStats.loss, update + 1, batch) * share;
         metrics.gradientNorm = stats.norm;
         metrics.valueGradientNorm = valueStats.norm;
@@ -300,7 +304,8 @@ async function advantages(
   const [kl, advantage, returns] = (await Promise.all([made.kl.read(), made.advantages.read(), made.returns.read()])) as Float32Array[];
   for (const tensor of Object.values(made)) tensor.dispose();
   const [advantageOf, returnsOf] = [split(advantage, cuRows), split(returns, cuRows)];
-  const rollouts = completions.map(({ prompt, completion, logp }, b) => ({
+  const rollouts = completions.map(({ index, prompt, completion, logp }, b) => ({
+    index,
     prompt,
     completion,
     logp,
@@ -311,7 +316,17 @@ async function advantages(
   return { rollouts, kl };
 }
 
-const denominatorOf = (rollouts: readonly Rollout[], aggregation: Aggregation) => (aggregation === "token-mean" ? tokensIn(rollouts) : rollouts.length);
+/** Completions that follow one another with one prompt and one request index: an equal prompt that was asked again is another group. */
+const requestGroups = (rollouts: readonly Rollout[]) =>
+  promptGroups(rollouts).flatMap((same) => {
+    const starts = same.flatMap(({ index }, i) => (i === 0 || index !== same[i - 1].index ? [i] : []));
+    return starts.map((start, i) => same.slice(start, starts[i + 1]));
+  });
+
+function denominatorOf(rollouts: readonly Rollout[], { aggregation, maxTokens }: PpoConfig): number {
+  if (aggregation === "token-mean") return tokensIn(rollouts);
+  return aggregation === "seq-mean-token-sum-norm" ? rollouts.length * maxTokens : rollouts.length;
+}
 
 /** The units of a minibatch's micro-batches: groups of one prompt, or single rollouts. */
 const unitsOf = (minibatch: readonly Rollout[][], { sharePrompts = true }: PpoConfig) => (sharePrompts ? minibatch : promptGroups(minibatch.flat(), false));
@@ -324,31 +339,39 @@ async function policyStep(
   optimizer: AdamW,
   learningRate: number,
 ) {
-  const denominator = denominatorOf(minibatch.flat(), config.aggregation);
+  const denominator = denominatorOf(minibatch.flat(), config);
   using stats = Tensor.from(new Float64Array(12), [12], policy.device);
+  using tokenStats = Tensor.from(new Float64Array(12), [12], policy.device);
+  const isTokenMean = config.aggregation === "token-mean";
   accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {
     const batch = packEpisodes(part);
     const rollouts = part.flat();
     const { hidden, rows } = policy.scored(batch, config);
-    return ops.linearPolicyLoss(hidden, policy.head, rows, batch.y, concat(rollouts.map((r) => r.logp)), concat(rollouts.map((r) => r.advantages)), {
-      ...config,
-      cuSeqlens: batch.cuRows,
-      denominator,
-      stats,
-      klCoef: 0,
-    }).loss;
+    const [oldLogp, advantages] = (["logp", "advantages"] as const).map((name) => concat(rollouts.map((r) => r[name])));
+    const options = { ...config, cuSeqlens: batch.cuRows, klCoef: 0 };
+    const { loss, logp, entropy } = ops.linearPolicyLoss(hidden, policy.head, rows, batch.y, oldLogp, advantages, { ...options, denominator, stats });
+    if (!isTokenMean)
+      ops.policyLoss(logp, oldLogp, advantages, {
+        ...options,
+        entropy,
+        aggregation: "token-mean",
+        denominator: tokensIn(minibatch.flat()),
+        stats: tokenStats,
+      });
+    return loss;
   });
   using ptxStats = Tensor.from(new Float64Array(12), [12], policy.device);
   const { ptxCoef: scale, recompute } = config;
   if (mix.length > 0)
     accumulate(promptGroups(mix, config.sharePrompts), config.microBatch, (part) => nll(policy, part, tokensIn(mix), ptxStats, { scale, recompute }), 1);
   const norm = await optimizer.step(learningRate);
-  const [, loss, , entropy, clipped, , , k3, , tokens, moved] = await stats.read();
+  const [, loss] = await stats.read();
+  const [, , , entropy, clipped, , , k3, , tokens, moved] = await (isTokenMean ? stats : tokenStats).read();
   return { loss, entropy, clipped, k3, tokens, moved, norm };
 }
 
 async function valueStep(critic: Transformer, minibatch: readonly Rollout[][], config: PpoConfig, optimizer: AdamW, learningRate: number) {
-  const denominator = denominatorOf(minibatch.flat(), config.aggregation);
+  const denominator = denominatorOf(minibatch.flat(), config);
   using stats = Tensor.from(new Float64Array(8), [8], critic.device);
   accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {
     const batch = packEpisodes(part);

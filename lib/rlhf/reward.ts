@@ -7,7 +7,7 @@ import { scoreOf, scores } from "./logp.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
 import { accumulate, finite, stepOn } from "./update.js";
 
-/** Completions of one prompt that were compared: pair i prefers `episodes[chosen[i]]` to `episodes[rejected[i]]`. */
+/** Completions of one prompt that were compared: pair i prefers `episodes[chosen[i]]` to `episodes[rejected[i]]`, unless its label says otherwise. */
 export interface Comparison {
   /** Prompt and completion each. */
   episodes: Episode[];
@@ -50,7 +50,7 @@ export interface RewardMetrics {
   step: number;
   /** Mean over comparisons, nats. */
   loss: number;
-  /** Share of the pairs whose chosen scores higher. */
+  /** Share of the pairs whose preferred completion, the chosen unless the label is below 0.5, scores higher; where neither is preferred, or they score the same, half a pair. */
   accuracy: number;
   /** Mean score of the chosen minus that of the rejected. */
   difference: number;
@@ -60,7 +60,8 @@ export interface RewardMetrics {
   learningRate: number;
 }
 
-function loss(model: Transformer, part: readonly Comparison[], denominator: number, config: RewardConfig, stats: Tensor): Tensor {
+/** @param wins as `stats`, of the pairs alone in which one is preferred, that one as the chosen and without a margin */
+function loss(model: Transformer, part: readonly Comparison[], denominator: number, config: RewardConfig, stats: Tensor, wins: Tensor): Tensor {
   const batch = packWhole(part.flatMap(({ episodes }) => promptGroups(episodes, config.sharePrompts)));
   let first = 0;
   const pairs = part.flatMap(({ episodes, pairs }) => {
@@ -68,8 +69,12 @@ function loss(model: Transformer, part: readonly Comparison[], denominator: numb
     first += episodes.length;
     return pairs.map((pair) => ({ ...pair, chosen: start + pair.chosen, rejected: start + pair.rejected, weight: 1 / pairs.length }));
   });
+  const scores = scoreOf(model, batch, config);
+  const decided = pairs.flatMap(({ chosen, rejected, label = 1 }) => (label === 0.5 ? [] : [label > 0.5 ? [chosen, rejected] : [rejected, chosen]]));
+  const [preferred, other] = [0, 1].map((place) => Int32Array.from(decided, (pair) => pair[place]));
+  if (decided.length > 0) ops.preferenceLoss(scores, preferred, other, { form: "bradley-terry", denominator, stats: wins });
   return ops.preferenceLoss(
-    scoreOf(model, batch, config),
+    scores,
     Int32Array.from(pairs, ({ chosen }) => chosen),
     Int32Array.from(pairs, ({ rejected }) => rejected),
     {
@@ -102,15 +107,17 @@ export async function* rewardModel(
     const step = optimizer.steps;
     const comparisons = batches(step);
     using stats = Tensor.from(new Float64Array(8), [8], model.device);
-    accumulate(comparisons, config.microBatch, (part) => loss(model, part, comparisons.length, config, stats));
+    using decided = Tensor.from(new Float64Array(8), [8], model.device);
+    accumulate(comparisons, config.microBatch, (part) => loss(model, part, comparisons.length, config, stats, decided));
     const learningRate = learningRateAt(step, config);
     const gradientNorm = await stepOn(comparisons, optimizer.step(learningRate));
-    const [total, wins, difference, , , pairs] = await stats.read();
+    const [total, , , chosen, rejected, pairs] = await stats.read();
+    const [, wins, , , , decidedPairs] = await decided.read();
     yield {
       step: step + 1,
       loss: finite("the loss", total, step + 1, comparisons),
-      accuracy: wins / pairs,
-      difference: difference / pairs,
+      accuracy: (wins + (pairs - decidedPairs) / 2) / pairs,
+      difference: (chosen - rejected) / pairs,
       gradientNorm,
       learningRate,
     };

@@ -4,7 +4,8 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { parquetWriteFile } from "hyparquet-writer";
-import { comparisons } from "../../lib/cli/stages/label.js";
+import { schema } from "../../lib/cli/schema.js";
+import { comparisons, labelAll } from "../../lib/cli/stages/label.js";
 import { readRows } from "../../lib/data/jsonl.js";
 import { readComparisons, readDemonstrations, readPrompts } from "../../lib/data/preferences.js";
 import { trainBpe } from "../../lib/model/bpe.js";
@@ -25,6 +26,7 @@ const chatMl =
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 const tokenizer = new Tokenizer({ ...files, tokenizerConfig: { ...files.tokenizerConfig, chat_template: chatMl } });
 const chat = () => tokenizer.chat;
+const defaults = () => schema.parse({});
 const user = (content: string) => ({ role: "user", content });
 const assistant = (content: string) => ({ role: "assistant", content });
 
@@ -53,6 +55,7 @@ describe("a comparison without a prompt column", () => {
         prompt: "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
         chosen: "b<|im_end|>\n",
         rejected: "c<|im_end|>\n<|im_start|>user\nd<|im_end|>\n",
+        rendered: true,
       },
     ]);
   });
@@ -63,13 +66,13 @@ describe("conversations", () => {
     const prompt = [{ role: "system", content: "s" }, user("q")];
     const text = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n";
     await write({ prompt, completion: [assistant("yes")] });
-    expect(await readPrompts(file, chat)).toEqual([{ prompt: text }]);
-    expect(await readDemonstrations(file, chat)).toEqual([{ prompt: text, completion: "yes<|im_end|>\n", closed: true }]);
+    expect(await readPrompts(file, chat)).toEqual([{ prompt: text, rendered: true }]);
+    expect(await readDemonstrations(file, chat)).toEqual([{ prompt: text, completion: "yes<|im_end|>\n", rendered: true }]);
   });
 
   test("that end with words of the assistant go on from those", async () => {
     await write({ prompt: [user("q"), assistant("Well, ")] });
-    expect(await readPrompts(file, chat)).toEqual([{ prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nWell, " }]);
+    expect(await readPrompts(file, chat)).toEqual([{ prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nWell, ", rendered: true }]);
     const trimming = new ChatTemplate("{% for message in messages %}[{{ message['content'] | trim }}]{% endfor %}", {}, "trimming");
     expect(trimming.render([user("q"), assistant(" Well, ")], { open: true })).toBe("[q][Well,"); // as transformers 5 does
   });
@@ -103,6 +106,62 @@ test("comparisons without a prompt are units of their own, unless they share a c
   expect(units(pair("a", "b", "p"), pair("c", "d", "p"))).toEqual([[4, 2]]);
 });
 
+test("a completion ends with the token that ends a text, but for one that a template closed, or that was sampled without", async () => {
+  const end = tokenizer.eosId!;
+  const learnt = async (row: object) => {
+    await write(row);
+    return comparisons(await readComparisons(file, chat), tokenizer, true)[0].episodes.map(({ completion }) => completion);
+  };
+  const plain = [" a", " b"].map((text) => tokenizer.encode(text));
+  const ended = plain.map((ids) => Int32Array.of(...ids, end));
+  const row = { prompt: "q", chosen: " a", rejected: " b" };
+  expect(await learnt(row)).toEqual(ended);
+  expect(await learnt({ prompt: "q", ranking: [" a", " b"] })).toEqual(ended);
+  expect(await learnt({ ...row, chosen: " a<|endoftext|>" })).toEqual(ended);
+  expect(await learnt({ ...row, chosen: " a<|endoftext|>", sampled: true })).toEqual([ended[0], plain[1]]);
+  const [one] = await learnt({ prompt: [user("q")], chosen: [assistant("a")], rejected: [assistant("b")] });
+  expect(tokenizer.decode(one)).toBe("a<|im_end|>\n");
+  await expect(learnt({ ...row, sampled: "no" })).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining('"sampled"') });
+});
+
+test("comparisons of sampled completions keep their ends: those that were cut have none", () => {
+  const sampled = (completion: string) => ({ prompt: "q", completion, prompt_ids: [1], completion_ids: [2], temperature: 1, logprobs: [-1] });
+  const { label, seed } = defaults();
+  const rows = labelAll([sampled(" a good day<|endoftext|>"), sampled(" a bad day")], { label, seed });
+  expect(rows).toMatchObject([{ prompt: "q", sampled: true }]);
+  const ends = comparisons(rows, tokenizer, true)[0].episodes.map(({ completion }) => Array.from(completion).at(-1) === tokenizer.eosId);
+  expect(ends.sort()).toEqual([false, true]);
+});
+
+test("comparisons of a prompt are one unit wherever they stand, with or without one; rankings are units of their own", () => {
+  const pair = (prompt: string, chosen: string, rejected: string) => ({ prompt, chosen, rejected });
+  const weights = (...rows: Parameters<typeof comparisons>[0]) => comparisons(rows, tokenizer, true).map(({ pairs }) => pairs.length);
+  const [first, second, other] = [pair("p", "a", "b"), pair("p", "c", "d"), pair("q", "e", "f")];
+  expect(weights(first, second, other)).toEqual([2, 1]);
+  expect(weights(first, other, second)).toEqual([2, 1]);
+  expect(weights(pair("", "a", "b"), other, pair("", "c", "d"), pair("", "b", "c"), pair("", "d", "x"))).toEqual([4, 1]);
+  const ranked = { prompt: "p", ranking: ["a", "b", "c"] };
+  expect(weights(first, ranked, second)).toEqual([2, 3]);
+  expect(weights(ranked, first, second)).toEqual([3, 2]);
+});
+
+test("the majority alone is learnt where labels are not soft: turned where it is the other way, nothing where there is none", () => {
+  const rows = [0.2, 0.5, 0.9, undefined].map((agreement, i) => ({ prompt: `p${i}`, chosen: "a", rejected: "b", agreement, margin: 2 }));
+  const [a, b] = ["a", "b"].map((text) => [...tokenizer.encode(text)]);
+  const learnt = (soft: boolean) =>
+    comparisons(rows, tokenizer, soft).map(({ episodes, pairs: [{ chosen, rejected, label, margin }] }) => {
+      const text = (place: number) => (episodes[place].completion[0] === a[0] ? "a" : "b");
+      return [text(chosen), text(rejected), label, margin];
+    });
+  expect(b).not.toEqual(a);
+  expect(learnt(false)).toEqual([
+    ["b", "a", undefined, -2],
+    ["a", "b", undefined, 2],
+    ["a", "b", undefined, 2],
+  ]);
+  expect(learnt(true).map(([, , label]) => label)).toEqual([0.2, 0.5, 0.9, undefined]);
+});
+
 test.each(["UNCOMPRESSED", "SNAPPY"] as const)("Parquet holds the same rows as JSONL, row group by row group: %s", async (codec) => {
   const rows = Array.from({ length: 25 }, (_, i) => ({
     prompt: `p${i}`,
@@ -133,7 +192,7 @@ test("Parquet holds conversations too, and its 64-bit integers are numbers", asy
       { name: "n", data: [7n], type: "INT64" },
     ],
   });
-  expect(await readPrompts(filename, chat)).toEqual([{ prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n" }]);
+  expect(await readPrompts(filename, chat)).toEqual([{ prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", rendered: true }]);
   expect(await readRows(filename, ({ value }) => value.n)).toEqual([7]);
 });
 

@@ -3,6 +3,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
+import { stream } from "../../lib/cli/stages/sft.js";
 import { root } from "../../lib/device/native.js";
 import { familiarPatterns, isFamiliar } from "../../lib/model/pipeline.js";
 import { Tokenizer, type TokenizerJson } from "../../lib/model/tokenizer.js";
@@ -53,6 +54,23 @@ describe.each(Object.keys(expected))("%s", (name) => {
       expect({ text, ids: [...tokenizer.encode(text)] }).toEqual({ text, ids: wanted.ids[i] });
       expect({ text, special: [...tokenizer.encode(text, { special: true })] }).toEqual({ text, special: wanted.special[i] });
     }
+  });
+
+  test("begins a plain prompt as transformers does, one that a template rendered as it stands", () => {
+    const before = (config: object) => new Tokenizer({ tokenizer: json, tokenizerConfig: { ...config } }, name);
+    for (const [i, text] of texts.entries()) {
+      if (text === "" && wanted.special[i].length === 0) continue;
+      expect({ text, prompt: [...tokenizer.encodePrompt(text)] }).toEqual({ text, prompt: wanted.special[i] });
+      if (text === "") continue;
+      expect([...tokenizer.encodePrompt(text, { rendered: true })]).toEqual(wanted.ids[i]);
+      expect([...before({ add_bos_token: false }).encodePrompt(text)]).toEqual(wanted.ids[i]);
+    }
+    expect(tokenizer.prefix.length).toBe(/llama|mistral/.test(name) ? 1 : 0);
+    const [one, other] = ["a", "b"].map((text) => [...tokenizer.encode(text)]);
+    const ended = before({ eos_token: Object.keys(json.model.vocab)[2] });
+    expect([...stream(["a", "b"], ended)]).toEqual(
+      tokenizer.prefix.length > 0 ? [...tokenizer.prefix, ...one, ended.eosId, ...tokenizer.prefix, ...other] : [ended.eosId, ...one, ended.eosId, ...other],
+    );
   });
 
   test("cuts by a familiar pattern, so that texts need no limit of time", () => expect(isFamiliar(json.pre_tokenizer)).toBe(true));

@@ -12,6 +12,8 @@ export type Sampler = Pick<Context, "progress" | "run">;
 export interface Prompt {
   text: string;
   ids: Int32Array;
+  /** A chat template made it. */
+  rendered?: true;
 }
 
 export interface Sampling {
@@ -69,5 +71,6 @@ export function completionRow(prompt: Prompt, { completion, logp, truncatedLogp 
     temperature: sampling.temperature,
     logprobs: [...logp],
     ...(truncated ? { truncated_logprobs: [...truncatedLogp] } : {}),
+    ...(prompt.rendered ? { rendered: true } : {}),
   };
 }

@@ -42,7 +42,7 @@ export async function rewardStage(
   return { comparisons: pairsIn(training), heldOut: pairsIn(heldOut), ...judged };
 }
 
-/** Accuracy (against the majority) and calibration (against the share of annotators) of P(A preferred to B); A is the chosen of every other pair. */
+/** Accuracy (against the majority; a pair without one counts half) and calibration (against the share of annotators) of P(A preferred to B); A is the chosen of every other pair. */
 export async function judge(model: Transformer, comparisons: readonly Comparison[]): Promise<{ accuracy: number; calibration: Calibration }> {
   const pairs = comparisons.flatMap(({ episodes, pairs }) =>
     pairs.map(({ chosen, rejected, label = 1 }) => ({ chosen: episodes[chosen], rejected: episodes[rejected], label })),
@@ -53,9 +53,9 @@ export async function judge(model: Transformer, comparisons: readonly Comparison
   );
   let right = 0;
   const outcomes = Array.from(p, (probability, i) => {
-    const first = i % 2 === 0;
-    right += probability === 0.5 ? 0.5 : Number(probability > 0.5 === first);
-    return { probability, outcome: first ? pairs[i].label : 1 - pairs[i].label };
+    const outcome = i % 2 === 0 ? pairs[i].label : 1 - pairs[i].label;
+    right += probability === 0.5 || outcome === 0.5 ? 0.5 : Number(probability > 0.5 === outcome > 0.5);
+    return { probability, outcome };
   });
   return { accuracy: right / pairs.length, calibration: calibration(outcomes) };
 }

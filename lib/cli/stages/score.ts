@@ -1,4 +1,5 @@
 import { rowsOf, type Row } from "../../data/jsonl.js";
+import { endsOf } from "../../data/preferences.js";
 import { rendered, textsOf } from "../../data/texts.js";
 import { longestSequence } from "../../model/config.js";
 import type { Tokenizer } from "../../model/tokenizer.js";
@@ -10,7 +11,7 @@ import { probability } from "../../rlhf/reward.js";
 const AT_ONCE = 256; // rows
 
 /**
- * Rows with what a reward model says of them. A completion gets its `score` and `r`, the probability that it is preferred to a
+ * Rows with what a reward model says of them, at the token that ends a text, which a completion gets unless it was sampled without. A completion gets its `score` and `r`, the probability that it is preferred to a
  * score of 0; a pair (a and b, or chosen and rejected) gets the `r` of both and `p`, the probability that the first is preferred.
  */
 export async function* scoreRows(model: Transformer, tokenizer: Tokenizer, file: string): AsyncGenerator<object> {
@@ -27,9 +28,12 @@ export async function* scoreRows(model: Transformer, tokenizer: Tokenizer, file:
 async function scored(model: Transformer, tokenizer: Tokenizer, rows: readonly Row[]): Promise<object[]> {
   const episodes: Episode[] = [];
   for (const row of rows) {
-    const { prompt, completions } = rendered(row, textsOf(row, columnsOf(row), { implicit: row.has("chosen") }), () => tokenizer.chat);
+    const texts = textsOf(row, columnsOf(row), { implicit: row.has("chosen") });
+    const { prompt, completions } = rendered(row, texts, () => tokenizer.chat);
+    const ends = endsOf(row, texts);
+    const begin = tokenizer.encodePrompt(prompt, ends);
     for (const completion of completions) {
-      const episode = { prompt: tokenizer.encodePrompt(prompt), completion: tokenizer.encode(completion) };
+      const episode = { prompt: begin, completion: tokenizer.encodeCompletion(completion, { open: ends.rendered || ends.sampled }) };
       const length = episode.prompt.length + episode.completion.length;
       const longest = longestSequence(model.config);
       if (length > longest) throw row.error(`prompt and completion have ${length} tokens, wanted at most ${longest}, the longest that the model takes`);

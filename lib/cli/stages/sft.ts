@@ -38,6 +38,8 @@ export interface SftResult extends Record<string, unknown> {
   loss: number;
   bitsPerByte: number;
   heldOutBytes: number;
+  /** Demonstrations that were learnt from in part, for their length. */
+  cut: number;
 }
 
 /** Trains a language model on text, from nothing or from a model. */
@@ -52,8 +54,12 @@ export async function sftStage({ config, device, run, progress }: Context, files
   const { sequenceLength: length } = options;
   const perBatch = (each: number) => Math.max(1, Math.round(options.batchTokens / each));
   let batches: (step: number) => Episode[];
+  let cut = 0;
   if (areDemonstrations(files.text)) {
-    const episodes = demonstrations(files.text, tokenizer, length);
+    const taught = demonstrations(files.text, tokenizer, length);
+    const episodes = taught.map(({ episode }) => episode);
+    cut = taught.filter((one) => one.cut).length;
+    if (cut > 0) progress.stage("demonstrations", taught.length, "").done(`${cut} of ${taught.length} are cut to the ${length} tokens of sft.sequenceLength`);
     batches = itemBatches(episodes, { batch: perBatch(tokensIn(episodes) / episodes.length), seed });
   } else batches = textBatches(stream(files.text, tokenizer), { length, batch: perBatch(length), seed });
   const optimizer = new AdamW(model.trained, options);
@@ -80,39 +86,56 @@ export async function sftStage({ config, device, run, progress }: Context, files
 
   const { context } = model.config;
   const { heldOut } = files;
-  const [judged, judgedText] = areDemonstrations(heldOut)
-    ? [demonstrations(heldOut, tokenizer, context), heldOut.map(({ completion }) => completion)]
-    : [windows(stream(heldOut, tokenizer), { length: context - 1, stride: context >> 1 }), heldOut];
+  let judged: Episode[];
+  let judgedText: readonly string[];
+  if (areDemonstrations(heldOut)) {
+    const shown = demonstrations(heldOut, tokenizer, context);
+    [judged, judgedText] = [shown.map(({ episode }) => episode), shown.map(({ text }) => text)];
+  } else [judged, judgedText] = [windows(stream(heldOut, tokenizer), { length: context - 1, stride: context >> 1 }), heldOut];
   const heldOutBytes = judgedText.reduce((n, text) => n + Buffer.byteLength(text), 0);
   const bpb = await bitsPerByte(model, judged, heldOutBytes);
   await saveTrained(model, files.out, files.model);
   const parameters = model.size;
   model.dispose();
   bar.done(heldOutBytes > 0 ? `${bpb.toFixed(2)} bits per byte` : `loss ${loss.toFixed(2)}`);
-  return { parameters, tokens, tokensPerSecond: (tokens - before) / seconds, loss, bitsPerByte: bpb, heldOutBytes };
+  return { parameters, tokens, tokensPerSecond: (tokens - before) / seconds, loss, bitsPerByte: bpb, heldOutBytes, cut };
 }
 
 const areDemonstrations = (text: SftText): text is readonly DemonstrationRow[] => typeof text[0] === "object";
 
 const end = ({ eosId }: Tokenizer) => (eosId === undefined ? [] : [eosId]);
 
-/** Documents end to end, each after the token that ends one. */
-function stream(documents: readonly string[], tokenizer: Tokenizer): Int32Array {
+/** Documents end to end, each after the token that ends one, and what the tokenizer puts before a text; the first after the latter alone, if there is any. */
+export function stream(documents: readonly string[], tokenizer: Tokenizer): Int32Array {
   const ids: number[] = [];
-  for (const text of documents) {
-    ids.push(...end(tokenizer));
+  const { prefix } = tokenizer;
+  for (const [i, text] of documents.entries()) {
+    if (i > 0 || prefix.length === 0) ids.push(...end(tokenizer));
+    ids.push(...prefix);
     for (const id of tokenizer.encode(text)) ids.push(id);
   }
   return Int32Array.from(ids);
 }
 
-/** Demonstrations as the loss wants them: tokenised apart, the completion with its end, cut to `length` tokens in all. */
-function demonstrations(rows: readonly DemonstrationRow[], tokenizer: Tokenizer, length: number): Episode[] {
+/** A demonstration as the loss wants it: tokenised apart, the completion with its end. */
+interface Demonstration {
+  episode: Episode;
+  /** It was longer. */
+  cut: boolean;
+  /** Of the completion, as far as it was kept. */
+  text: string;
+}
+
+/** Demonstrations, cut to `length` tokens in all, of which the last is predicted alone. */
+function demonstrations(rows: readonly DemonstrationRow[], tokenizer: Tokenizer, length: number): Demonstration[] {
   return rows.map((row, i) => {
-    const prompt = tokenizer.encodePrompt(row.prompt);
+    const prompt = tokenizer.encodePrompt(row.prompt, row);
     if (prompt.length > length)
       throw rangeError("CONTEXT", `demonstration ${i}: the prompt has ${prompt.length} tokens, which leaves no room for its completion in ${length}`);
-    return { prompt, completion: [...tokenizer.encode(row.completion), ...(row.closed ? [] : end(tokenizer))].slice(0, length + 1 - prompt.length) };
+    const whole = tokenizer.encodeCompletion(row.completion, { open: row.rendered || row.sampled });
+    const completion = whole.subarray(0, length + 1 - prompt.length);
+    const cut = completion.length < whole.length;
+    return { episode: { prompt, completion }, cut, text: cut ? tokenizer.decode(completion) : row.completion };
   });
 }
 

@@ -32,7 +32,7 @@ export interface TokenLoss extends Loss {
 export interface PolicyLossOptions {
   /** int32 [B+1]: the scored tokens of each sequence */
   cuSeqlens: Input;
-  /** What the sum is divided by, over the whole update: tokens (token-mean) or sequences. Never inferred from a slice. */
+  /** What the sum is divided by, over the whole update: tokens (token-mean), sequences, or sequences times a constant (seq-mean-token-sum-norm). Never inferred from a slice. */
   denominator: number;
   /** By default `token-mean`. */
   aggregation?: Aggregation;

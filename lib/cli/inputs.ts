@@ -1,0 +1,63 @@
+import { createHash, type Hash } from "node:crypto";
+import { open, readdir, stat } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { baseFolder } from "../model/peft.js";
+
+/** What a run is given beside its configuration: files and folders of models by the option that names them, and words. */
+export interface Inputs {
+  files: Record<string, string | undefined>;
+  words?: Record<string, string | undefined>;
+}
+
+const MODEL_FILE = /^((generation_|adapter_)?config|tokenizer(_config)?|special_tokens_map)\.json$|\.(jinja|safetensors|safetensors\.index\.json)$/;
+const CHUNK = 2 ** 20;
+const WHOLE = 2 ** 26; // bytes of weights up to which all are read
+const SAMPLES = 256;
+const SAMPLE = 4096;
+
+/**
+ * SHA-256 of the content of each input; of large files of weights the header and 256 places of 4 KiB, which training changes all.
+ * What can be read but once (standard input, a pipe), is not there, or is the run's own folder has none.
+ */
+export async function fingerprints({ files, words = {} }: Inputs, folder: string): Promise<Record<string, string>> {
+  const found: Record<string, string> = {};
+  for (const [option, word] of Object.entries(words)) if (word !== undefined) found[option] = word;
+  for (const [option, path] of Object.entries(files)) {
+    if (path === undefined || resolve(path) === resolve(folder)) continue;
+    const there = await stat(path).catch(() => undefined);
+    const hash = createHash("sha256");
+    if (there?.isDirectory()) await addModel(hash, path);
+    else if (there?.isFile()) await addFile(hash, path);
+    else continue;
+    found[option] = hash.digest("hex");
+  }
+  return found;
+}
+
+async function addModel(hash: Hash, folder: string): Promise<void> {
+  const base = await baseFolder(folder).catch(() => folder);
+  for (const one of new Set([folder, base].map((path) => resolve(path))))
+    for (const name of (await readdir(one).catch(() => [])).sort())
+      if (MODEL_FILE.test(name)) await addFile(hash.update(`${name}\n`), join(one, name), name.endsWith(".safetensors"));
+}
+
+async function addFile(hash: Hash, path: string, weights = false): Promise<void> {
+  const file = await open(path, "r");
+  try {
+    const { size } = await file.stat();
+    const buffer = Buffer.alloc(CHUNK);
+    const add = async (at: number, bytes: number) => {
+      const { bytesRead } = await file.read(buffer, 0, bytes, at);
+      hash.update(buffer.subarray(0, bytesRead));
+      return bytesRead;
+    };
+    hash.update(`${size}\n`);
+    if (!weights || size <= WHOLE) for (let at = 0, read = 1; read > 0; at += read) read = await add(at, CHUNK);
+    else {
+      await add(0, CHUNK);
+      for (let i = 1; i <= SAMPLES; i++) await add(Math.floor(((size - SAMPLE) * i) / SAMPLES), SAMPLE);
+    }
+  } finally {
+    await file.close();
+  }
+}
