@@ -6,7 +6,7 @@ import { specs, type OpSpec } from "../lib/device/ops.js";
 import { ops, Tensor, type Device } from "../lib/index.js";
 import { run } from "../lib/tensor/op.js";
 import { Random } from "../test/random.js";
-import { isNumbers, type Case, type Numbers, type Truth } from "../test/truth.js";
+import { isNumbers, type Bench, type Case, type Numbers, type Truth } from "../test/truth.js";
 import type { Cost } from "./limit.js";
 import type { Timer } from "./measure.js";
 
@@ -36,14 +36,17 @@ export async function kernelRows(): Promise<KernelRow[]> {
     .sort()) {
     const exports = (await import(pathToFileURL(join(folder, file)).href)) as Record<string, Truth>;
     for (const entry of Object.values(exports))
-      for (const { shape, draw, packed } of entry.bench ?? [])
-        rows.push({ name: entry.op, shape, ops: packed ? ["pack", entry.op] : [entry.op], prepare: (on) => prepared(entry, draw, on, packed) });
+      for (const bench of entry.bench ?? []) {
+        const { shape, packed, before } = bench;
+        const used = [...(packed ? ["pack"] : []), ...(before ? [before.op] : []), entry.op];
+        rows.push({ name: entry.op, shape, ops: used, prepare: (on) => prepared(entry, bench, on) });
+      }
   }
   return rows;
 }
 
 /** An op on the inputs that its truth draws. */
-export function prepared(entry: Truth, draw: (random: Random) => Case, on: Device, packed?: "f32" | "bf16"): Prepared {
+export function prepared(entry: Truth, { draw, packed, before }: Omit<Bench, "shape">, on: Device): Prepared {
   const random = new Random(entry.op, 1);
   const inputs = draw(random);
   const spec = specs.get(entry.op)!;
@@ -69,6 +72,7 @@ export function prepared(entry: Truth, draw: (random: Random) => Case, on: Devic
       const start = performance.now();
       for (let i = 0; i < runs; i++) {
         const args = copies[turn++ % COPIES];
+        if (before) run(before.op, Object.fromEntries(Object.entries(before.inputs).map(([name, from]) => [name, args[from]])));
         const outputs = run(entry.op, args);
         for (const [name, tensor] of Object.entries(outputs)) if (!(args[name] instanceof Tensor)) tensor.dispose();
       }

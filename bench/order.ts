@@ -23,7 +23,7 @@ export const orderRows: OrderRow[] = [linear, attention].flatMap((entry: Truth) 
       name: entry.op,
       shape,
       async measure(on) {
-        const both = [entry, { ...entry, op: unordered[entry.op] }].map((one) => prepared(one, draw, on));
+        const both = [entry, { ...entry, op: unordered[entry.op] }].map((one) => prepared(one, { draw }, on));
         const [ours, free] = await interleaved(both.map(({ timer }) => timer));
         for (const one of both) one.dispose();
         return { name: entry.op, shape, threads: on.threads, ms: ours.ms, unordered: free.ms };

@@ -39,9 +39,18 @@ export interface Truth {
   gradient?: { wrt: readonly string[]; outputs: readonly string[]; call(inputs: Record<string, never>): Record<string, Tensor> };
   /** For losses: output name -> the input that it is the gradient of `loss` for. */
   gradients?: Record<string, string>;
-  /** Benchmarks: a case at a size, with the weight packed before it is timed if so, and what it must cost at least. */
-  bench?: readonly { shape: string; draw(random: Random): Case; packed?: "f32" | "bf16" }[];
+  /** Benchmarks: a case at a size, and what it must cost at least. */
+  bench?: readonly Bench[];
   cost?(inputs: Case): { flops: number; read: number; write: number };
+}
+
+export interface Bench {
+  shape: string;
+  draw(random: Random): Case;
+  /** The weight is packed before it is timed. */
+  packed?: "f32" | "bf16";
+  /** An op that is timed with it, before it: its inputs by the names of the case's. */
+  before?: { op: string; inputs: Record<string, string> };
 }
 
 export function truth(entry: Truth): Truth {

@@ -1,5 +1,8 @@
 """torch, plain and compiled, and transformers, at the shapes of the benchmark's rows."""
+import ctypes
 import re
+import subprocess
+import tempfile
 
 from serve import THREADS, numbers, serve
 
@@ -108,6 +111,32 @@ def linear_policy_loss(shape):
     return [*eager_and_compiled(f, h, w, wrt=(h, w), name="torch linear + PPO loss"), ("F.linear_cross_entropy", chunked)]
 
 
+GAE_IN_C = """
+void gae(const float* r, const float* v, float* a, float* q, long B, long T) {
+  for (long b = 0; b < B; b++) {
+    float last = 0, next = 0;
+    for (long i = (b + 1) * T - 1; i >= b * T; i--) {
+      last = r[i] + next - v[i] + 0.95f * last;
+      next = v[i];
+      a[i] = last;
+      q[i] = last + v[i];
+    }
+  }
+}
+"""
+
+
+def compiled_c(source, name):
+    """A function of C, from the compiler that is here, for this machine; nothing where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = f"{folder}/{name}.so"
+        try:
+            subprocess.run(["cc", "-O3", "-march=native", "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=source.encode(), check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return getattr(ctypes.CDLL(library), name)
+
+
 def gae(shape):
     B, T = numbers(shape)
     r, v = torch.randn(B, T), torch.randn(B, T)
@@ -121,7 +150,10 @@ def gae(shape):
         a = torch.stack(out[::-1], 1)
         return a, a + v
 
-    return [("torch loop of verl and TRL", loop)]
+    plain = compiled_c(GAE_IN_C, "gae")
+    a, q = torch.empty(B, T), torch.empty(B, T)
+    arguments = [ctypes.c_void_p(x.data_ptr()) for x in (r, v, a, q)] + [ctypes.c_long(B), ctypes.c_long(T)]
+    return [("torch loop of verl and TRL", loop), *([("plain C, one thread", lambda: plain(*arguments))] if plain else [])]
 
 
 def policy_loss(shape):
@@ -149,6 +181,8 @@ def preference_loss(shape):
 
 
 def adamw(shape):
+    if "clipped" not in shape:
+        return []
     w = torch.randn(2**23, requires_grad=True)
     w.grad = torch.randn(2**23)
     optimizer = torch.optim.AdamW([w], lr=1e-3, fused=True)

@@ -36,14 +36,15 @@ struct Lanes {
   D loss = setd(0), z = loss, chosen = loss, rejected = loss, probability = loss;
 };
 
-struct Ids {
+// Where the scores of some pairs lie.
+struct Range {
   int32_t least, most;
-  RLHF_INLINE Ids(const int32_t* x, const int32_t* y, int64_t n) : least(INT32_MAX), most(-1) {
+  RLHF_INLINE Range(const int32_t* x, int64_t n) : least(INT32_MAX), most(-1) {
     I low = seti(least), high = seti(most);
     const auto with = [&](I i) __attribute__((always_inline)) { low = select(i < low, i, low), high = select(high < i, i, high); };
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) with(load(x + i)), with(load(y + i));
-    for (; i < n; i++) with(seti(x[i])), with(seti(y[i]));
+    for (; i + LANES <= n; i += LANES) with(load(x + i));
+    for (; i < n; i++) with(seti(x[i]));
     int32_t lanes[2][LANES];
     store(lanes[0], low), store(lanes[1], high);
     for (int k = 0; k < LANES; k++) {
@@ -52,6 +53,68 @@ struct Ids {
     }
   }
 };
+
+// Part of the scores that one thread has to itself; from `cleared` on their gradients hold nothing yet.
+struct Zone {
+  int64_t begin, end, cleared;
+  RLHF_INLINE bool holds(const Range& r) const { return r.least >= begin && r.most < end; }
+  RLHF_INLINE void clear(float* dscores, int64_t to) {
+    if (to > cleared) std::memset(dscores + cleared, 0, size_t(to - cleared) * sizeof(float)), cleared = to;
+  }
+};
+
+// x[i] = x[0] + step i
+RLHF_INLINE bool is_run(const int32_t* x, int64_t n, int32_t step) {
+  const I wanted = step == 1 ? iota() : iota() + iota();
+  I off = seti(0);
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) off = off | ((load(x + i) - seti(x[0] + step * int32_t(i))) ^ wanted);
+  bool run = all(off == seti(0));
+  for (; i < n; i++) run = run && x[i] == x[0] + step * int32_t(i);
+  return run;
+}
+
+// How the scores of a chunk lie: chosen and rejected in runs of their own, in turns, or in any order
+enum class Layout { runs, turns, any };
+RLHF_INLINE Layout layout(const int32_t* chosen, const int32_t* rejected, int64_t n) {
+  const int32_t apart = chosen[0] < rejected[0] ? rejected[0] - chosen[0] : chosen[0] - rejected[0];
+  if (apart == 1 && is_run(chosen, n, 2) && is_run(rejected, n, 2)) return Layout::turns;
+  if (apart >= n && is_run(chosen, n, 1) && is_run(rejected, n, 1)) return Layout::runs;
+  return Layout::any;
+}
+
+// x[0][i], x[1][i]: of the chosen and the rejected of pair i
+RLHF_INLINE void gather(const float* from, Layout layout, const int32_t* chosen, const int32_t* rejected, int64_t n, float (*x)[CHUNK]) {
+  if (layout == Layout::runs) {
+    std::memcpy(x[0], from + chosen[0], size_t(n) * sizeof(float)), std::memcpy(x[1], from + rejected[0], size_t(n) * sizeof(float));
+  } else if (layout == Layout::turns) {
+    const bool swapped = rejected[0] < chosen[0];
+    const float* both = from + (swapped ? rejected : chosen)[0];
+    float *even = x[swapped], *odd = x[!swapped];
+    for (int64_t i = 0; i < n; i++) even[i] = both[2 * i], odd[i] = both[2 * i + 1];
+  } else {
+    for (int64_t i = 0; i < n; i++) x[0][i] = from[chosen[i]], x[1][i] = from[rejected[i]];
+  }
+  for (int64_t i = n; i % LANES; i++) x[0][i] = x[1][i] = 0;
+}
+// adds what gather would find there
+RLHF_INLINE void scatter(const float (*x)[CHUNK], Layout layout, const int32_t* chosen, const int32_t* rejected, int64_t n, float* to) {
+  if (layout == Layout::runs) {
+    float *c = to + chosen[0], *r = to + rejected[0];
+    for (int64_t i = 0; i < n; i++) c[i] = c[i] + x[0][i];
+    for (int64_t i = 0; i < n; i++) r[i] = r[i] + x[1][i];
+  } else if (layout == Layout::turns) {
+    const bool swapped = rejected[0] < chosen[0];
+    float* both = to + (swapped ? rejected : chosen)[0];
+    const float *even = x[swapped], *odd = x[!swapped];
+    for (int64_t i = 0; i < n; i++) both[2 * i] = both[2 * i] + even[i], both[2 * i + 1] = both[2 * i + 1] + odd[i];
+  } else {
+    for (int64_t i = 0; i < n; i++) {
+      const int32_t c = chosen[i], r = rejected[i];
+      to[c] = to[c] + x[0][i], to[r] = to[r] + x[1][i];
+    }
+  }
+}
 
 // Sixteen pairs of a chunk, of which n are there: p, p + 1 ..., at index `at` of the chunk
 struct SixteenPairs {
@@ -65,45 +128,65 @@ struct SixteenPairs {
   }
 };
 
+// The arguments in registers, whatever the stores may touch.
+struct Terms {
+  const float *margins, *labels, *weights;
+  D beta, target, center, smooth, sharp, scale, denominator, weight, label;
+  bool centered;
+
+  RLHF_INLINE explicit Terms(const preference_loss_args& a)
+      : margins(a.margin.data),
+        labels(a.label.data),
+        weights(a.weight.data),
+        beta(setd(a.beta)),
+        target(setd(1 / (2 * a.beta))),
+        center(setd(a.center_coef)),
+        smooth(setd(a.label_smoothing)),
+        sharp(setd(1 - a.label_smoothing)),
+        scale(setd(a.scale)),
+        denominator(setd(a.denominator)),
+        weight(setd(a.scale / a.denominator)),
+        label(smoothed(setd(1))),
+        centered(a.center_coef != 0) {}
+
+  RLHF_INLINE D smoothed(D q) const { return q * sharp + (setd(1) - q) * smooth; }
+  RLHF_INLINE D label_of(const SixteenPairs& pairs) const { return labels ? smoothed(widen(load(labels + pairs.p, pairs.n))) : label; }
+  RLHF_INLINE D weight_of(const SixteenPairs& pairs) const {
+    return weights ? widen(load(weights + pairs.p, pairs.n)) * scale / denominator : weight;
+  }
+};
+
 // Three passes over a chunk, each short enough that several sixteens are under way at once.
 // z and exp(-|z|)
 template <Preference FORM, bool CHAIN>
-RLHF_INLINE void differences(const preference_loss_args& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+RLHF_INLINE void differences(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
   const int64_t at = pairs.at;
   D chosen = widen(load(x.scores[0] + at)), rejected = widen(load(x.scores[1] + at));
   if (FORM != Preference::bradley_terry) chosen = chosen - widen(load(x.references[0] + at)), rejected = rejected - widen(load(x.references[1] + at));
   D z = chosen - rejected;
-  if (FORM == Preference::dpo) z = setd(a.beta) * z;
-  if (FORM != Preference::ipo && a.margin) z = z - widen(load(&a.margin[pairs.p], pairs.n));
+  if (FORM == Preference::dpo) z = a.beta * z;
+  if (FORM != Preference::ipo && a.margins) z = z - widen(load(a.margins + pairs.p, pairs.n));
   store(x.z + at, z), store(x.small + at, exp_below(select(z < setd(0), z, setd(0) - z)));
   pairs.add<CHAIN>(sums.chosen, x.chosen, chosen), pairs.add<CHAIN>(sums.rejected, x.rejected, rejected);
   if (!CHAIN) pairs.add<CHAIN>(sums.z, x.z, z);
 }
 
-RLHF_INLINE D weights(const preference_loss_args& a, const SixteenPairs& pairs) {
-  if (!a.weight) return setd(a.scale / a.denominator);
-  return widen(load(&a.weight[pairs.p], pairs.n)) * setd(a.scale) / setd(a.denominator);
-}
-RLHF_INLINE D labels(const preference_loss_args& a, const SixteenPairs& pairs) {
-  const D q = a.label ? widen(load(&a.label[pairs.p], pairs.n)) : setd(1);
-  return q * setd(1 - a.label_smoothing) + (setd(1) - q) * setd(a.label_smoothing);
-}
 RLHF_INLINE D both(const SixteenPairs& pairs, const Chunk& x) { return widen(load(x.scores[0] + pairs.at)) + widen(load(x.scores[1] + pairs.at)); }
 
 // Gradients; returns twice the wins, a tie is half of one.
 template <Preference FORM, bool CHAIN>
-RLHF_INLINE int64_t slopes(const preference_loss_args& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+RLHF_INLINE int64_t slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
   const int64_t at = pairs.at;
   const D one = setd(1), none = setd(0), z = load(x.z + at), small = load(x.small + at);
   const B positive = none < z, negative = z < none;
   const D probability = select(negative, small, one) / (one + small);  // sigmoid(z)
-  D dz = probability - labels(a, pairs), beta = one;
-  if (FORM == Preference::dpo) beta = setd(a.beta);
-  if (FORM == Preference::ipo) dz = z - setd(1 / (2 * a.beta)), dz = dz + dz;
-  const D weight = weights(a, pairs), slope = weight * beta * dz;
+  D dz = probability - a.label_of(pairs), beta = one;
+  if (FORM == Preference::dpo) beta = a.beta;
+  if (FORM == Preference::ipo) dz = z - a.target, dz = dz + dz;
+  const D weight = a.weight_of(pairs), slope = weight * beta * dz;
   D up = slope, down = none - slope;
-  if (a.center_coef != 0) {
-    const D center = weight * setd(2) * setd(a.center_coef) * both(pairs, x);
+  if (a.centered) {
+    const D center = weight * setd(2) * a.center * both(pairs, x);
     up = slope + center, down = center - slope;
   }
   store(x.slopes[0] + at, narrow(up)), store(x.slopes[1] + at, narrow(down));
@@ -113,53 +196,56 @@ RLHF_INLINE int64_t slopes(const preference_loss_args& a, const SixteenPairs& pa
 }
 
 template <Preference FORM, bool CHAIN>
-RLHF_INLINE void losses(const preference_loss_args& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+RLHF_INLINE void losses(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
   const D none = setd(0), z = load(x.z + pairs.at);
   D l;
   if (FORM == Preference::ipo) {
-    const D off = z - setd(1 / (2 * a.beta));
+    const D off = z - a.target;
     l = off * off;
   } else {
-    const D q = labels(a, pairs), size = select(z < none, none - z, z);
+    const D q = a.label_of(pairs), size = select(z < none, none - z, z);
     l = log1p(load(x.small + pairs.at)) + select(none < z, setd(1) - q, q) * size;  // softplus(-|z|), and |z| of the side that lost
   }
-  if (a.center_coef != 0) {
+  if (a.centered) {
     const D sum = both(pairs, x);
-    l = l + setd(a.center_coef) * sum * sum;
+    l = l + a.center * sum * sum;
   }
-  pairs.add<CHAIN>(sums.loss, x.loss, weights(a, pairs) * l);
+  pairs.add<CHAIN>(sums.loss, x.loss, a.weight_of(pairs) * l);
 }
 
-// Pairs [begin, end): their gradients, and their sums to *total. Scores from *cleared on hold nothing yet.
+// Pairs [begin, end): their gradients, and their sums to *total. False, with nothing that counts done, where a score lies
+// outside the zones; where there is one zone it is all of them.
 template <Preference FORM, bool CHAIN>
-RLHF_INLINE void pairs_in_order(const preference_loss_args& a, int64_t begin, int64_t end, int64_t* cleared, Sums* total) {
-  const float *scores = a.scores.data, *references = a.ref_scores.data;
-  float* dscores = a.dscores.data;
+__attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int64_t begin, int64_t end, Zone* zones, int zone_count, Sums* total) {
   Chunk x;
   Lanes lanes;
+  const Terms terms(a);
   Sums all = *total;
   for (int64_t first_pair = begin; first_pair < end; first_pair += CHUNK) {
     const int64_t n = end - first_pair < CHUNK ? end - first_pair : CHUNK;
     const int32_t *chosen = &a.chosen[first_pair], *rejected = &a.rejected[first_pair];
-    for (int64_t i = 0; i < n; i++) x.scores[0][i] = scores[chosen[i]], x.scores[1][i] = scores[rejected[i]];
-    for (int64_t i = 0; FORM != Preference::bradley_terry && i < n; i++)
-      x.references[0][i] = references[chosen[i]], x.references[1][i] = references[rejected[i]];
-    for (int64_t i = n; i % LANES; i++)
-      for (int side = 0; side < 2; side++) x.scores[side][i] = x.references[side][i] = 0;
+    const Layout how = layout(chosen, rejected, n);
+    const Range ranges[2] = {Range(chosen, n), Range(rejected, n)};
+    for (const Range& range : ranges) {
+      Zone* zone = zones;
+      if (zone_count > 1 && !zone->holds(range)) zone++;
+      if (!zone->holds(range)) return false;
+      zone->clear(a.dscores.data, int64_t(range.most) + 1);
+    }
+    gather(a.scores.data, how, chosen, rejected, n, x.scores);
+    if (FORM != Preference::bradley_terry) gather(a.ref_scores.data, how, chosen, rejected, n, x.references);
     int64_t wins = 0;
     const auto each = [&](auto&& f) __attribute__((always_inline)) {
-      for (int64_t i = 0; i < n; i += LANES) f(SixteenPairs{first_pair + i, i, n - i < LANES ? int(n - i) : LANES});
+      int64_t i = 0;
+      for (; i + LANES <= n; i += LANES) f(SixteenPairs{first_pair + i, i, LANES});
+      if (i < n) f(SixteenPairs{first_pair + i, i, int(n - i)});
     };
-    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { differences<FORM, CHAIN>(a, pairs, x, lanes); });
-    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { wins += slopes<FORM, CHAIN>(a, pairs, x, lanes); });
-    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { losses<FORM, CHAIN>(a, pairs, x, lanes); });
+    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { differences<FORM, CHAIN>(terms, pairs, x, lanes); });
+    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { wins += slopes<FORM, CHAIN>(terms, pairs, x, lanes); });
+    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { losses<FORM, CHAIN>(terms, pairs, x, lanes); });
     all.wins = all.wins + 0.5 * double(wins), all.pairs = all.pairs + double(n);
-    const int64_t beyond = int64_t(Ids(chosen, rejected, n).most) + 1;
-    if (beyond > *cleared) std::memset(dscores + *cleared, 0, size_t(beyond - *cleared) * sizeof(float)), *cleared = beyond;
-    for (int64_t i = 0; i < n; i++) {
-      const int32_t c = chosen[i], r = rejected[i];
-      dscores[c] = dscores[c] + x.slopes[0][i], dscores[r] = dscores[r] + x.slopes[1][i];
-      if (!CHAIN) continue;
+    scatter(x.slopes, how, chosen, rejected, n, a.dscores.data);
+    for (int64_t i = 0; CHAIN && i < n; i++) {
       all.loss = all.loss + x.loss[i], all.own = all.own + x.loss[i], all.z = all.z + x.z[i];
       all.chosen = all.chosen + x.chosen[i], all.rejected = all.rejected + x.rejected[i], all.probability = all.probability + x.probability[i];
     }
@@ -171,57 +257,75 @@ RLHF_INLINE void pairs_in_order(const preference_loss_args& a, int64_t begin, in
     all.probability = all.probability + sum(lanes.probability);
   }
   *total = all;
+  return true;
 }
 
 template <bool CHAIN>
-RLHF_INLINE void pairs_in_order(const preference_loss_args& a, int64_t begin, int64_t end, int64_t* cleared, Sums* total) {
+RLHF_INLINE bool pairs_in_order(const preference_loss_args& a, int64_t begin, int64_t end, Zone* zones, int zone_count, Sums* total) {
   switch (a.form) {
-    case Preference::bradley_terry: return pairs_in_order<Preference::bradley_terry, CHAIN>(a, begin, end, cleared, total);
-    case Preference::dpo: return pairs_in_order<Preference::dpo, CHAIN>(a, begin, end, cleared, total);
-    case Preference::ipo: return pairs_in_order<Preference::ipo, CHAIN>(a, begin, end, cleared, total);
+    case Preference::bradley_terry: return pairs_in_order<Preference::bradley_terry, CHAIN>(a, begin, end, zones, zone_count, total);
+    case Preference::dpo: return pairs_in_order<Preference::dpo, CHAIN>(a, begin, end, zones, zone_count, total);
+    case Preference::ipo: return pairs_in_order<Preference::ipo, CHAIN>(a, begin, end, zones, zone_count, total);
   }
+  return true;
+}
+
+// A thread's scores, on the guess that those of its pairs follow those of the pairs before it: of the 2 parts starts (the
+// chosen and the rejected of each part's first pair) each begins a stretch that ends where the next one begins. Returns
+// how many zones the part's two stretches are; they are disjoint from all others', and together they are all M scores.
+RLHF_INLINE int zones_of(const int32_t* starts, int64_t parts, int64_t part, int64_t M, Zone* zones) {
+  int64_t least = INT32_MAX;
+  for (int64_t k = 0; k < 2 * parts; k++) least = starts[k] < least ? starts[k] : least;
+  int count = 0;
+  for (int side = 0; side < 2; side++) {
+    const int64_t start = starts[2 * part + side];
+    int64_t end = M;
+    for (int64_t k = 0; k < 2 * parts; k++)
+      if (starts[k] > start && starts[k] < end) end = starts[k];
+    zones[count++] = {start == least ? 0 : start, end, start == least ? 0 : start};
+  }
+  if (zones[1].begin == zones[0].end) zones[0].end = zones[1].end, count = 1;
+  else if (zones[0].begin == zones[1].end) zones[0].begin = zones[0].cleared = zones[1].begin, count = 1;
+  return count;
 }
 
 }  // namespace
 
 void preference_loss(Context& ctx, const preference_loss_args& a) {
   const int64_t P = a.chosen.dim[0], M = a.scores.dim[0], blocks = (P + SUM_BLOCK - 1) / SUM_BLOCK;
-  Sums* sums = static_cast<Sums*>(ctx.scratch(blocks * int64_t(sizeof(Sums)) + 2 * ctx.threads * int64_t(sizeof(int64_t))));
+  Sums* sums = static_cast<Sums*>(ctx.scratch(blocks * int64_t(sizeof(Sums)) + 2 * ctx.threads * int64_t(sizeof(int32_t))));
   if (!sums) return;
   if (a.form != Preference::bradley_terry && !a.ref_scores) return ctx.fail("ref_scores is missing");
-  int64_t *least = reinterpret_cast<int64_t*>(sums + blocks), *most = least + ctx.threads;
-  const auto from = [&](int64_t part, int64_t parts) { return blocks * part / parts; };
-  const auto pair = [&](int64_t block) { return block * SUM_BLOCK < P ? block * SUM_BLOCK : P; };
+  int32_t* starts = reinterpret_cast<int32_t*>(sums + blocks);
 
   int64_t parts = blocks / 2 < ctx.threads ? blocks / 2 : ctx.threads;
-  if (parts > 1)
-    ctx.each([&](int part) {
-      if (part >= parts) return;
-      const int64_t begin = pair(from(part, parts)), end = pair(from(part + 1, parts));
-      const Ids ids(&a.chosen[begin], &a.rejected[begin], end - begin);
-      least[part] = ids.least, most[part] = ids.most;
-    });
-  for (int64_t part = 1; part < parts; part++)
-    if (least[part] <= most[part - 1]) parts = 1;
-  if (parts < 1) parts = 1;
-
+  const auto from = [&](int64_t part) { return blocks * part / parts; };
   Sums total{a.stats[0], a.stats[1], a.stats[2], a.stats[3], a.stats[4], a.stats[5], a.stats[6], 0};
+  int shared = 0;  // threads' pairs share scores
   const auto share = [&](int64_t part) {
-    int64_t cleared = part > 0 ? most[part - 1] + 1 : 0;
-    const int64_t zone = part + 1 < parts ? most[part] + 1 : M;
-    if (blocks == 1) pairs_in_order<true>(a, 0, P, &cleared, &total);
+    Zone zones[2] = {{0, M, 0}};
+    const int count = parts > 1 ? zones_of(starts, parts, part, M, zones) : 1;
+    if (blocks == 1) pairs_in_order<true>(a, 0, P, zones, count, &total);
     else
-      for (int64_t block = from(part, parts); block < from(part + 1, parts); block++) {
+      for (int64_t block = from(part); block < from(part + 1) && !__atomic_load_n(&shared, __ATOMIC_RELAXED); block++) {
         sums[block] = Sums{};
-        pairs_in_order<false>(a, pair(block), pair(block + 1), &cleared, &sums[block]);
+        const int64_t begin = block * SUM_BLOCK, end = begin + SUM_BLOCK < P ? begin + SUM_BLOCK : P;
+        if (!pairs_in_order<false>(a, begin, end, zones, count, &sums[block])) __atomic_store_n(&shared, 1, __ATOMIC_RELAXED);
       }
-    std::memset(a.dscores.data + cleared, 0, size_t(zone - cleared) * sizeof(float));
+    for (int k = 0; k < count; k++) zones[k].clear(a.dscores.data, zones[k].end);
   };
-  if (parts > 1)
+  bool apart = parts > 1;
+  for (int64_t part = 0; apart && part < parts; part++) {
+    const int64_t pair = from(part) * SUM_BLOCK;
+    starts[2 * part] = a.chosen[pair], starts[2 * part + 1] = a.rejected[pair];
+    for (int64_t k = 0; k < 2 * part; k++) apart = apart && starts[k] != starts[2 * part] && starts[k] != starts[2 * part + 1];
+    apart = apart && starts[2 * part] != starts[2 * part + 1];
+  }
+  if (apart)
     ctx.each([&](int part) {
       if (part < parts) share(part);
     });
-  else share(0);
+  if (!apart || shared) parts = 1, shared = 0, share(0);
 
   double* totals = &total.loss;
   for (int64_t block = 0; block < blocks && blocks > 1; block++)

@@ -27,6 +27,12 @@ function draw(random: Random, shape: number[], more: Case = {}): Case {
   };
 }
 
+function large(random: Random): Case {
+  const shape = [2 ** 23];
+  const one: Numbers = uniform(random, shape, -1, 1);
+  return draw(random, [1], { weight: one, grad: uniform(random, shape, -1, 1), m: uniform(random, shape, -0.1, 0.1), v: uniform(random, shape, 0, 0.1) });
+}
+
 export const adamw = truth({
   op: "adamw",
   reference({ weight, grad, m, v, normSquared: squared, lr, beta1, beta2, eps, weightDecay, maxNorm, step }: Widened, f) {
@@ -44,15 +50,10 @@ export const adamw = truth({
   draw: (random) => [draw(random, [0]), draw(random, [1]), draw(random, [7, 33]), draw(random, [50], { maxNorm: Infinity, weightDecay: 0, step: 100000 })],
   extremes: (random) => [draw(random, [9], { grad: constant([9], 0), m: constant([9], 0), v: constant([9], 0) })],
   bench: [
-    {
-      shape: "8 M weights",
-      draw: (random) => {
-        const shape = [2 ** 23];
-        const one: Numbers = uniform(random, shape, -1, 1);
-        return draw(random, [1], { weight: one, grad: uniform(random, shape, -1, 1), m: uniform(random, shape, -0.1, 0.1), v: uniform(random, shape, 0, 0.1) });
-      },
-    },
+    { shape: "8 M weights, norm known", draw: large },
+    { shape: "8 M weights, clipped", draw: large, before: { op: "normSquared", inputs: { x: "grad", total: "normSquared" } } },
   ],
+  // also of the row with the norm, whose second reading of the gradient a large enough cache would spare
   cost: ({ weight }) => {
     const N = (weight as Numbers).data.length;
     return { flops: 14 * N, read: 16 * N, write: 12 * N };
