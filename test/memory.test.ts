@@ -21,29 +21,49 @@ afterAll(async () => {
 });
 
 test.each([
-  ["", ""],
-  [", with adapters", "lora: { rank: 4 }"],
-])("the peak that is planned is the run's within 15 %, that of each stage within 25 %: an allocation is up to a fifth larger than asked%s", async (_, lora) => {
-  const text = `
+  ["", "", "f32"],
+  [", with adapters", "lora: { rank: 4 }", "f32"],
+  [", in bf16", "", "bf16"],
+  [", with adapters in bf16", "lora: { rank: 4 }", "bf16"],
+])(
+  "the peak that is planned is the run's within 15 %, that of each stage within 25 %: an allocation is up to a fifth larger than asked%s",
+  async (_, lora, weights) => {
+    const text = `
 model: { layers: 2, width: 48, heads: 2, kvHeads: 1, mlp: 96, vocabulary: 400, context: 64 }
 sft: { steps: 2, batchTokens: 1024, sequenceLength: 64 }
 prompts: { minTokens: 6, maxTokens: 8 }
-collect: { prompts: 40, samples: 4, maxTokens: 20 }
+collect: { prompts: 40, samples: 4, maxTokens: 20, weights: ${weights} }
 reward: { epochs: 1 }
-ppo: { updates: 2, rolloutBatch: 32, maxTokens: 20 }
-eval: { prompts: 64, maxTokens: 20 }
+ppo: { updates: 2, rolloutBatch: 32, maxTokens: 20, weights: ${weights} }
+eval: { prompts: 64, maxTokens: 20, weights: ${weights} }
 ${lora}
 `;
-  await writeFile(join(folder, "config.yaml"), text);
-  const config = await readConfig(join(folder, "config.yaml"));
-  const planned = await plan(config, 2);
-  const run = await mkdtemp(join(folder, "run-"));
-  await demo(run, config, on, silent, false);
-  const { stages } = JSON.parse(await readFile(join(run, "stages.json"), "utf8")) as { stages: { name: string; peakBytes: number }[] };
-  const measured = (stage: string) => stages.find(({ name }) => name === stage)!.peakBytes;
-  const off = (peak: number, wanted: number) => Math.abs(peak / wanted - 1);
-  expect(off(Math.max(...planned.map(({ peakBytes }) => peakBytes)), Math.max(...stages.map(({ peakBytes }) => peakBytes)))).toBeLessThan(0.15);
-  for (const { stage, peakBytes } of planned) expect([stage, off(peakBytes, measured(stage)) < 0.25]).toEqual([stage, true]);
+    await writeFile(join(folder, "config.yaml"), text);
+    const config = await readConfig(join(folder, "config.yaml"));
+    const planned = await plan(config, 2);
+    const run = await mkdtemp(join(folder, "run-"));
+    await demo(run, config, on, silent, false);
+    const { stages } = JSON.parse(await readFile(join(run, "stages.json"), "utf8")) as { stages: { name: string; peakBytes: number }[] };
+    const measured = (stage: string) => stages.find(({ name }) => name === stage)!.peakBytes;
+    const off = (peak: number, wanted: number) => Math.abs(peak / wanted - 1);
+    expect(off(Math.max(...planned.map(({ peakBytes }) => peakBytes)), Math.max(...stages.map(({ peakBytes }) => peakBytes)))).toBeLessThan(0.15);
+    for (const { stage, peakBytes } of planned) expect([stage, off(peakBytes, measured(stage)) < 0.25]).toEqual([stage, true]);
+  },
+);
+
+test("what is kept in bf16 is planned at half the bytes", async () => {
+  const text = "model: { layers: 2, width: 512, heads: 2, kvHeads: 2, mlp: 512 }";
+  const planned = async (weights: string) => {
+    await writeFile(join(folder, "plan.yaml"), [text, ...["collect", "ppo", "eval"].map((stage) => `${stage}: { weights: ${weights} }`)].join("\n"));
+    return Object.fromEntries((await plan(await readConfig(join(folder, "plan.yaml")), 2)).map((stage) => [stage.stage, stage]));
+  };
+  const [full, half] = [await planned("f32"), await planned("bf16")];
+  for (const stage of ["collect", "eval"]) {
+    expect(half[stage].weightBytes / full[stage].weightBytes).toBeCloseTo(0.5, 1);
+    expect(half[stage].peakBytes).toBeLessThan(full[stage].peakBytes - 0.4 * full[stage].weightBytes);
+  }
+  expect(half.ppo.weightBytes / full.ppo.weightBytes).toBeCloseTo(0.75, 1); // policy and critic learn in f32
+  expect([half.sft.weightBytes, half.reward.weightBytes]).toEqual([full.sft.weightBytes, full.reward.weightBytes]);
 });
 
 test("memory is at most a sixteenth larger than asked, and what is free serves what is a little smaller", async () => {
