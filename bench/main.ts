@@ -108,7 +108,8 @@ async function measure(on: Device, { name, shape, sizes, prepare }: Planned, lim
     limitRatio: bound ? bound.ms / ours.ms : null,
     bandwidth: bound?.bandwidth ?? null,
     bytes,
-    ...(tokens ? { tokensPerSecond: (1000 * tokens) / ours.ms, outside: outside.toSorted((a, b) => a - b)[outside.length >> 1] } : {}),
+    outside: on.kind === "cpu" ? outside.toSorted((a, b) => a - b)[outside.length >> 1] : undefined, // others do not tell
+    ...(tokens ? { tokensPerSecond: (1000 * tokens) / ours.ms } : {}),
   };
 }
 

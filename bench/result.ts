@@ -27,7 +27,7 @@ export interface Row {
   bandwidth: number | null;
   bytes: number;
   tokensPerSecond?: number;
-  /** Of a training step: the share of its time in which no kernel ran. */
+  /** The share of its time in which no kernel ran: JavaScript, and the way to the threads and back. */
   outside?: number;
 }
 
