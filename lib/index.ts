@@ -50,7 +50,7 @@ export type { Attend, HiddenOptions } from "./model/transformer.js";
 export type { Judgement } from "./data/annotator.js";
 export type { Candidates } from "./data/labels.js";
 export type { Calibration, WinRate } from "./data/metrics.js";
-export type { Chat, DemonstrationRow, PromptRow } from "./data/preferences.js";
+export type { Chat, CompletedRow, DemonstrationRow, PromptRow } from "./data/preferences.js";
 export type { Group, Scored } from "./rlhf/episode.js";
 export type { TokenLogps } from "./rlhf/logp.js";
 export type { Moment } from "./rlhf/optimizer.js";

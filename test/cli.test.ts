@@ -157,6 +157,28 @@ describe("a stage by itself", () => {
     expect(trained).toMatch(/bits per held-out byte/);
   });
 
+  test("sft takes rows from .json, and refuses a file whose name does not say what it is", async () => {
+    const taught = [{ prompt: "We the people of", completion: " our Union is strong" }];
+    await writeFile(at("d.json"), JSON.stringify(taught, null, 1));
+    const sft = (data: string) => ["sft", "--data", at(data), "--model", first("base"), "--out", at("dj"), ...config(), "--set", "sft.batchTokens=1"];
+    await rlhf(sft("d.json"));
+    const tokenizer = await Tokenizer.load(first("base"));
+    expect((await rows("dj", "metrics.jsonl"))[0].tokens).toBe(tokenizer.encode(taught[0].completion).length + 1);
+    await writeFile(at("d.csv"), "prompt,completion");
+    await expect(rlhf(sft("d.csv"))).rejects.toMatchObject({ stderr: expect.stringMatching(/^rlhf: .*d\.csv: wanted a text, \.txt or \.md, or rows/) });
+  });
+
+  test("eval's wins are the reward model's where there is one, and it says whose they are", async () => {
+    const judged = ["eval", "--base", first("base"), "--policy", first("policy"), "--prompts", at("prompts.jsonl"), ...config()];
+    const { stdout: byWords } = await rlhf([...judged, "--out", at("ew.jsonl")]);
+    expect(byWords).toMatch(/judge +sentiment lexicon/);
+    const { stdout: byReward } = await rlhf([...judged, "--out", at("er.jsonl"), "--reward", first("reward")]);
+    expect(byReward).toMatch(/judge +reward model/);
+    const wins = (await rows("er.jsonl")).filter(({ policyReward, baseReward }) => (policyReward as number) > (baseReward as number)).length;
+    expect(byReward).toMatch(new RegExp(`wins +${wins}\\b`));
+    expect(await json("first", "summary.json")).toMatchObject({ judge: "sentiment lexicon" });
+  });
+
   test("sft on demonstrations learns the completions, and their end, not the prompts", async () => {
     const demonstrations = ["We the people of", "The state of the"].map((prompt) => ({ prompt, completion: " our Union is strong" }));
     await writeFile(at("d.jsonl"), demonstrations.map((row) => JSON.stringify(row)).join("\n") + "\n");
@@ -178,6 +200,24 @@ describe("a stage by itself", () => {
     const learnt = tokenizer.encode(demonstrations[0].completion).length + 1;
     const steps = (await rows("d", "metrics.jsonl")).map(({ tokens }) => tokens);
     expect(steps).toEqual(Array(6).fill(learnt));
+  });
+
+  test("all tokens that end a text stop a completion, and go where the model goes", async () => {
+    await cp(first("base"), at("several"), { recursive: true });
+    const tokenizer = await Tokenizer.load(first("base"));
+    const [e, t, o] = ["e", "t", "o"].map((letter) => tokenizer.id(letter)!);
+    const ends = [tokenizer.eosId!, e, t];
+    await writeFile(at("several", "config.json"), JSON.stringify({ ...(await json("several", "config.json")), eos_token_id: ends }));
+    await writeFile(at("several", "generation_config.json"), JSON.stringify({ eos_token_id: [o] }));
+    const asked = ["--prompts", at("prompts.jsonl"), "--samples", "8", "--max-tokens", "30"];
+    await rlhf(["collect", "--model", at("several"), ...asked, "--out", at("several.jsonl")]);
+    const found = (await rows("several.jsonl")).map(({ completion_ids }) => completion_ids as number[]);
+    const stops = new Set([...ends, o]);
+    for (const ids of found) expect(ids.slice(0, -1).some((id) => stops.has(id))).toBe(false);
+    expect(new Set(found.map((ids) => ids.at(-1)!).filter((id) => stops.has(id))).size).toBeGreaterThan(1);
+    await rlhf(["sft", "--data", first("held-out.txt"), "--model", at("several"), "--out", at("several-taught"), ...config()]);
+    expect((await json("several-taught", "config.json")).eos_token_id).toEqual(ends);
+    expect(await json("several-taught", "generation_config.json")).toEqual({ eos_token_id: [o] });
   });
 
   test("sft tells how many demonstrations are cut, and judges by the bytes that are left", async () => {

@@ -25,7 +25,10 @@ const recompute = { microBatch: 4, recompute: true };
 test.each<[string, object]>([
   ["", {}],
   [", with adapters", { lora: { rank: 4 }, sft: recompute }],
-  [", in bf16, small micro-batches, layers run again", { ppo: { ...recompute, weights: "bf16" }, reward: recompute, collect: { weights: "bf16" } }],
+  [
+    ", in bf16, small micro-batches, layers run again",
+    { ppo: { ...recompute, weights: "bf16" }, reward: recompute, collect: { weights: "bf16" }, eval: { weights: "bf16" } },
+  ],
 ])("the peak of a run and of each of its stages is what was planned within 15 %%%s", async (_, options) => {
   const text: Record<string, object> = {
     model: { layers: 2, width: 48, heads: 2, kvHeads: 1, mlp: 96, vocabulary: 400, context: 64 },
@@ -49,6 +52,21 @@ test.each<[string, object]>([
     ...planned.map(({ stage, peakBytes }) => [stage, peakBytes / measured.get(stage)!] as const),
   ];
   expect(shares.filter(([, share]) => !(Math.abs(share - 1) < 0.15))).toEqual([]);
+});
+
+test("what is kept in bf16 is planned at half the bytes", async () => {
+  const text = "model: { layers: 2, width: 512, heads: 2, kvHeads: 2, mlp: 512 }";
+  const planned = async (weights: string) => {
+    await writeFile(join(folder, "plan.yaml"), [text, ...["collect", "ppo", "eval"].map((stage) => `${stage}: { weights: ${weights} }`)].join("\n"));
+    return Object.fromEntries((await plan(await readConfig(join(folder, "plan.yaml")), 2)).map((stage) => [stage.stage, stage]));
+  };
+  const [full, half] = [await planned("f32"), await planned("bf16")];
+  for (const stage of ["collect", "eval"]) {
+    expect(half[stage].weightBytes / full[stage].weightBytes).toBeCloseTo(0.5, 1);
+    expect(half[stage].peakBytes).toBeLessThan(full[stage].peakBytes - 0.4 * full[stage].weightBytes);
+  }
+  expect(half.ppo.weightBytes / full.ppo.weightBytes).toBeCloseTo(0.75, 1); // policy and critic learn in f32
+  expect([half.sft.weightBytes, half.reward.weightBytes]).toEqual([full.sft.weightBytes, full.reward.weightBytes]);
 });
 
 test("memory is at most a sixteenth larger than asked, and what is free serves what is a little smaller", async () => {

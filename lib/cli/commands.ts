@@ -13,7 +13,7 @@ import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { logps, values } from "../rlhf/logp.js";
 import { fit } from "./fit.js";
-import { apart, ppoModels, saveTrained, toTrain } from "./model.js";
+import { apart, ppoModels, saveTrained, stopIds, toTrain } from "./model.js";
 import type { Inputs } from "./inputs.js";
 import type { Progress } from "./progress.js";
 import { stageReport } from "./report.js";
@@ -40,7 +40,15 @@ interface Opened {
 
 const PROMPT_ORDER_STREAM = 48;
 
-const hasRows = (file: string) => /\.(jsonl|parquet)(\.gz)?$/.test(file);
+/**
+ * Whether a file has rows, or is one text: its name says so.
+ * @throws TypeError `FILE` for another name
+ */
+function hasRows(file: string): boolean {
+  if (/\.(jsonl?(\.gz)?|parquet)$/i.test(file)) return true;
+  if (/\.(txt|md)$/i.test(file)) return false;
+  throw typeError("FILE", `${file}: wanted a text, .txt or .md, or rows, .jsonl, .json (these also .gz) or .parquet`);
+}
 
 /** Documents of a text file (one), or of rows with `text`. */
 async function documents(file: string): Promise<string[]> {
@@ -67,8 +75,6 @@ async function prompts(file: string, tokenizer: Tokenizer): Promise<Prompt[]> {
   const rows = await readPrompts(file, () => tokenizer.chat);
   return rows.map(({ prompt, rendered }) => ({ text: prompt, ids: tokenizer.encodePrompt(prompt, { rendered }), ...(rendered ? { rendered } : {}) }));
 }
-
-const stopIds = (tokenizer: Tokenizer) => (tokenizer.eosId === undefined ? [] : [tokenizer.eosId]);
 
 /** The curves of a stage, beside what it wrote. */
 const writeReport = async (run: Run, title: string, calibration?: Calibration) =>
@@ -122,7 +128,7 @@ export async function collect(
   const [model, tokenizer] = await Promise.all([loadModel(folder, device, weights), Tokenizer.load(folder)]);
   fit("--model", folder, model, "logits", tokenizer);
   const asked = await prompts(file, tokenizer);
-  const options = { ...sampling, stop: stopIds(tokenizer) };
+  const options = { ...sampling, stop: await stopIds(folder, model, tokenizer) };
   const completions = await sampleAll(model, asked, options, { progress, run }, "collect");
   await writeCompletions(
     out,
@@ -184,6 +190,7 @@ export async function ppo(
   fit("--model", files.model, models.policy, "logits", tokenizer);
   fit("--reward", files.reward, models.reward, "score", tokenizer);
   const all = await prompts(files.prompts, tokenizer);
+  const stop = await stopIds(files.model, models.policy, tokenizer);
   const batch = (update: number) => {
     const each = options.rolloutBatch / options.samples; // prompts of an update
     const order = Array.from({ length: each }, (_, i) => update * each + i);
@@ -197,7 +204,7 @@ export async function ppo(
   const tokens = files.pretraining ? stream(await documents(files.pretraining), tokenizer) : undefined;
   const pretraining = tokens && textBatches(tokens, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
   const result = await run.stage("ppo", async () => {
-    const done = await ppoStage({ config, device, run, progress }, models, batch, { ...options, seed, stop: stopIds(tokenizer) }, pretraining);
+    const done = await ppoStage({ config, device, run, progress }, models, batch, { ...options, seed, stop }, pretraining);
     await saveTrained(models.policy, files.out, files.model);
     await copyTokenizer(files.model, files.out);
     return done;
@@ -221,7 +228,7 @@ export async function evaluation(
   fit("--base", files.base, base, "logits", tokenizer);
   fit("--policy", files.policy, policy, "logits", tokenizer);
   if (files.reward) fit("--reward", files.reward, rewardModel, "score", tokenizer);
-  const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: stopIds(tokenizer) };
+  const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: await stopIds(files.policy, policy, tokenizer) };
   const asked = await prompts(files.prompts, tokenizer);
   const { result, rows } = await evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
   await writeJsonl(files.out, rows);

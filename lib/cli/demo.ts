@@ -124,7 +124,14 @@ export async function demo(folder: string, config: Config, device: Device, progr
     const [base, policy, rewardModel] = await loadModels([baseDir, policyDir, rewardDir], device, config.eval.weights);
     return withModels([base, policy, rewardModel], async () => {
       const sampling = { ...config.eval, samples: 1, seed, stop, update: SAMPLING_ROUND.eval };
-      const { result, rows } = await evaluate(context, { base, policy, reward: rewardModel }, tokenizer, prompts("eval", config.eval.prompts), sampling);
+      const { result, rows } = await evaluate(
+        context,
+        { base, policy, reward: rewardModel },
+        tokenizer,
+        prompts("eval", config.eval.prompts),
+        sampling,
+        "sentiment lexicon",
+      );
       await writeJsonl(run.path("eval.jsonl"), rows);
       return { ...result, samples: rows.slice(0, 6) };
     });

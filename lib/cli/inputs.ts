@@ -36,9 +36,10 @@ export async function fingerprints({ files, words = {} }: Inputs, folder: string
 
 async function addModel(hash: Hash, folder: string): Promise<void> {
   const base = await baseFolder(folder).catch(() => folder);
-  for (const one of new Set([folder, base].map((path) => resolve(path))))
-    for (const name of (await readdir(one).catch(() => [])).sort())
-      if (MODEL_FILE.test(name)) await addFile(hash.update(`${name}\n`), join(one, name), name.endsWith(".safetensors"));
+  for (const one of new Set([folder, base].map((path) => resolve(path)))) {
+    const names: string[] = await readdir(one).catch(() => []);
+    for (const name of names.sort()) if (MODEL_FILE.test(name)) await addFile(hash.update(`${name}\n`), join(one, name), name.endsWith(".safetensors"));
+  }
 }
 
 async function addFile(hash: Hash, path: string, weights = false): Promise<void> {

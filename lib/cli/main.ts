@@ -53,8 +53,11 @@ stage("demo", "the whole of RLHF in minutes: base model, completions, comparison
   });
 
 stage("sft", "train a language model on text, from nothing or from a model")
-  .requiredOption("--data <file>", "text (.txt), or JSONL with text, or with prompt and completion (then the completion is learnt)")
-  .option("--held-out <file>", "text or JSONL that judges the model")
+  .requiredOption(
+    "--data <file>",
+    "text (.txt, .md), or rows (.jsonl, .json, .parquet) with text, or with prompt and completion (then the completion is learnt)",
+  )
+  .option("--held-out <file>", "text or rows that judge the model")
   .option("--model <dir>", "start from this model")
   .requiredOption("--out <dir>", "Hugging Face directory to write")
   .addOption(resume)
@@ -75,7 +78,7 @@ program
   .option("--top-p <p>", "1 is off", number(0, 1), 1)
   .option("--min-p <p>", "0 is off", number(0, 1), 0)
   .addOption(
-    new Option("--weights <dtype>", "bf16: matrices at half the memory, decoding at twice the speed").choices(["f32", "bf16"] as const).default("f32" as const),
+    new Option("--weights <dtype>", "bf16: matrices at half the memory, decoding in less time").choices(["f32", "bf16"] as const).default("f32" as const),
   )
   .option("--seed <s>", "seed of all random numbers", whole(0), 0)
   .option("--threads <n>", "compute threads", whole(1))
@@ -115,18 +118,18 @@ stage("ppo", "fine-tune a policy against a reward model, near its base")
   .requiredOption("--model <dir>", "the policy's start and its reference")
   .requiredOption("--reward <dir>", "the reward model, which the value function starts from")
   .requiredOption("--prompts <file>", "JSONL with prompt")
-  .option("--pretraining <file>", "text of the pretraining mix, with ppo.ptxCoef")
+  .option("--pretraining <file>", "text, or rows with text, of the pretraining mix, with ppo.ptxCoef")
   .requiredOption("--out <dir>", "Hugging Face directory to write")
   .addOption(resume)
   .action(async ({ model, reward, prompts, pretraining, out, resume: resumed, ...options }) =>
     (await import("./commands.js")).ppo(await opened(options), { model, reward, prompts, pretraining, out }, resumed),
   );
 
-stage("eval", "compare a policy with its base model on prompts")
+stage("eval", "compare a policy with its base model on prompts: win rate by the reward model, or else by the sentiment lexicon, KL, rewards, lengths")
   .requiredOption("--base <dir>")
   .requiredOption("--policy <dir>")
   .requiredOption("--prompts <file>", "JSONL with prompt")
-  .option("--reward <dir>", "a reward model to ask too")
+  .option("--reward <dir>", "a reward model that judges, in place of the sentiment lexicon")
   .requiredOption("--out <file>", "JSONL with both completions of each prompt")
   .addOption(resume)
   .action(async ({ base, policy, prompts, reward, out, resume: resumed, ...options }) =>

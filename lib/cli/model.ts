@@ -1,9 +1,12 @@
-import { resolve } from "node:path";
+import { existsSync } from "node:fs";
+import { join, resolve } from "node:path";
 import { typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
 import { loadModel, loadModels, saveModel } from "../model/checkpoint.js";
-import { families, type ModelConfig } from "../model/config.js";
+import { families, tokenIds, type ModelConfig } from "../model/config.js";
+import { readObject } from "../model/json.js";
 import { baseFolder, saveAdapter } from "../model/peft.js";
+import type { Tokenizer } from "../model/tokenizer.js";
 import type { Transformer } from "../model/transformer.js";
 import type { Config } from "./schema.js";
 
@@ -13,6 +16,14 @@ export function modelConfig({ model }: Config, eosId: number | undefined): Model
   const kvHeads = kind === "gpt2" ? heads : model.kvHeads;
   const ids = { eosId, bosId: eosId, padId: eosId };
   return { ...families[kind], layers, width, heads, kvHeads, headSize: width / heads, mlp, vocabulary, context, ropeTheta: 10000, normEps: 1e-5, tied, ...ids };
+}
+
+/** What ends a completion of the model in the folder: all that its tokenizer, its config.json and its generation_config.json say. */
+export async function stopIds(folder: string, { config }: Transformer, tokenizer: Tokenizer): Promise<number[]> {
+  const file = [folder, await baseFolder(folder)].map((one) => join(one, "generation_config.json")).find(existsSync);
+  const generation = file === undefined ? [] : tokenIds((await readObject(file)).eos_token_id);
+  const ids = [...tokenIds(tokenizer.eosId), ...tokenIds(config.eosIds ?? config.eosId), ...generation];
+  return [...new Set(ids)].filter((id) => id >= 0 && id < config.vocabulary);
 }
 
 /** Does the work with the models, then gives back their memory. */

@@ -40,6 +40,8 @@ const CALL_SECONDS = 1.5e-5;
 interface Stage {
   name: string;
   numbers: { trained: number; held: number };
+  /** Of the models that it holds; f32 where nothing else is said. */
+  weights?: "f32" | "bf16";
   /** What it does once, beside its steps. */
   once?: (on: Device) => Promise<unknown>;
   /** One of its steps, */
@@ -59,16 +61,18 @@ export async function plan(config: Config, threads?: number): Promise<StagePlan[
   await machine.close();
   const any = Transformer.random(modelConfig(config, undefined), "logits", on, 0);
   const { size } = any;
+  const matrices = any.matrices.reduce((sum, { value }) => sum + value.size, 0);
+  const heldBytes = { f32: 4, bf16: 4 - (2 * matrices) / size }; // of a number, in the mean
   any.dispose();
   const plans: StagePlan[] = [];
-  for (const { name, numbers, once, step, steps } of stages(config, size)) {
+  for (const { name, numbers, weights = "f32", once, step, steps } of stages(config, size)) {
     on.resetPeak();
     await once?.(on);
     on.take();
     await step(on);
     const { flops, seconds } = on.take();
     const { trained, held } = numbers;
-    const [weightBytes, momentBytes, { peak }] = [4 * (trained + held), 8 * trained, on.memory()];
+    const [weightBytes, momentBytes, { peak }] = [4 * trained + Math.round(heldBytes[weights] * held), 8 * trained, on.memory()];
     plans.push({
       stage: name,
       parameters: trained + held,
@@ -107,6 +111,13 @@ function stages(config: Config, size: number): Stage[] {
     adapter ? { trained: trained * adapter, held: size + adapters * adapter } : { trained: trained * size, held: held * size };
   const ids = (length: number) => new Int32Array(length);
   const made = (on: Device) => Transformer.random(modelConfig(config, undefined), "logits", on, seed);
+  /** As a run loads it: it never holds the f32 of a bf16 model. */
+  const stored = (model: Transformer, weights: "f32" | "bf16") => {
+    if (weights === "f32") return model;
+    model.narrow();
+    model.device.resetPeak();
+    return model;
+  };
   const scoring = (on: Device) => {
     const base = made(on);
     const model = base.copy("score", seed);
@@ -159,8 +170,9 @@ function stages(config: Config, size: number): Stage[] {
     {
       name: "collect",
       numbers: { trained: 0, held: size },
+      weights: collect.weights,
       step: (on) => {
-        const model = made(on);
+        const model = stored(made(on), collect.weights);
         return withModels([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
       },
       steps: (collect.prompts * collect.samples) / wave,
@@ -188,9 +200,10 @@ function stages(config: Config, size: number): Stage[] {
     {
       name: "ppo",
       numbers: numbers(2, 2, 1),
+      weights: options.weights,
       step: (on) => {
-        const reference = made(on);
-        const scores = beside(reference, on, "score");
+        const reference = stored(made(on), options.weights);
+        const scores = stored(beside(reference, on, "score"), options.weights);
         const models = { policy: beside(reference, on), reference, reward: scores, critic: beside(scores, on) };
         return withModels(Object.values(models), async () => {
           const settings = { ...options, seed, updates: 1 };
@@ -213,9 +226,10 @@ function stages(config: Config, size: number): Stage[] {
     {
       name: "eval",
       numbers: numbers(0, 3, 2),
+      weights: judged.weights,
       step: (on) => {
-        const base = made(on);
-        const [policy, rewards] = [beside(base, on), beside(base, on, "score")];
+        const base = stored(made(on), judged.weights);
+        const [policy, rewards] = [stored(beside(base, on), judged.weights), stored(beside(base, on, "score"), judged.weights)];
         return withModels([base, policy, rewards], async () => {
           const completions = [];
           for (const model of [base, policy]) completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));

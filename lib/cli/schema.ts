@@ -90,7 +90,7 @@ export const schema = z.strictObject({
   collect: section({
     prompts: whole(1).default(1536),
     samples: whole(2).default(8).describe("completions of each prompt"),
-    weights: weights.describe("bf16: the model's matrices take half the memory, and decoding half the time"),
+    weights: weights.describe("bf16: the model's matrices take half the memory, and decoding less time"),
     ...sampling,
   }),
   label: section({

@@ -58,16 +58,38 @@ export async function* readJsonl(file: string, content: Chunks = chunks(file)): 
     } catch (error) {
       throw typeError("JSON", `${place}: not a line of JSON: ${(error as Error).message}`);
     }
-    if (typeof value !== "object" || value === null || Array.isArray(value)) throw typeError("JSON", `${place}: ${shown(value)}, wanted a JSON object`);
-    yield new Row(value as Record<string, unknown>, place);
+    yield rowFrom(value, place);
   }
 }
 
-/** The rows of a file, JSONL or Parquet by what it begins with; of standard input for "-". @throws also TypeError `PARQUET` */
+/**
+ * The rows of a file: Parquet by what it begins with, else JSONL, or the one array of objects that a file named .json may hold; of standard
+ * input for "-". @throws also TypeError `PARQUET`
+ */
 export async function* rowsOf(file: string): AsyncGenerator<Row> {
-  if ((await beginning(file)).toString("latin1") !== "PAR1") return yield* readJsonl(file);
+  if ((await beginning(file)).toString("latin1") !== "PAR1") return yield* /\.json(\.gz)?$/i.test(file) ? readJson(file) : readJsonl(file);
   const { readParquet } = await import("./parquet.js");
   yield* readParquet(file);
+}
+
+/** An array of objects, or the lines that such a file may hold too. */
+async function* readJson(file: string): AsyncGenerator<Row> {
+  const parts: Uint8Array[] = [];
+  for await (const chunk of chunks(file)) parts.push(chunk);
+  const content = Buffer.concat(parts);
+  if (!content.subarray(0, 256).toString("latin1").trimStart().startsWith("[")) return yield* readJsonl(file, [content]);
+  let values: unknown[];
+  try {
+    values = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(content)) as unknown[];
+  } catch (error) {
+    throw typeError("JSON", `${file}: not an array in JSON: ${(error as Error).message}`);
+  }
+  for (const [i, value] of values.entries()) yield rowFrom(value, `${file}, row ${i + 1}`);
+}
+
+function rowFrom(value: unknown, place: string): Row {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) throw typeError("JSON", `${place}: ${shown(value)}, wanted a JSON object`);
+  return new Row(value as Record<string, unknown>, place);
 }
 
 /** Rows of a file, each as `parse` makes it. */

@@ -47,6 +47,8 @@ export interface ModelConfig {
   window?: number;
   /** The sequence ends with this token; undefined if there is none. */
   eosId?: number;
+  /** All tokens that do, where there are several (chat models): `eosId` is the first. */
+  eosIds?: readonly number[];
   /** A text begins with this token; undefined if there is none. */
   bosId?: number;
   /** What others pad with; nothing is padded here. */
@@ -83,6 +85,9 @@ export const longestSequence = ({ positions, context, window = Infinity }: Model
 
 type Json = Record<string, unknown>;
 
+/** The ids of an entry that holds one, several or none. */
+export const tokenIds = (value: unknown): number[] => [value].flat().filter((id): id is number => typeof id === "number");
+
 /** Reads `config.json` of a Hugging Face directory. @throws TypeError `MODEL` for what is not supported, by name */
 export function fromHuggingFace(json: Json, where: string): ModelConfig {
   const wrong = (what: string) => typeError("MODEL", `${where}: ${what}`);
@@ -100,11 +105,9 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
     if (width % heads !== 0) throw wrong(`there are ${heads} heads, wanted a divisor of the width ${width}`);
     return width / heads;
   };
-  const id = (name: string) => {
-    const value: unknown = Array.isArray(json[name]) ? json[name][0] : json[name];
-    return typeof value === "number" ? value : undefined;
-  };
-  const ids = { eosId: id("eos_token_id"), bosId: id("bos_token_id"), padId: id("pad_token_id") };
+  const eosIds = tokenIds(json.eos_token_id);
+  const [[eosId], [bosId], [padId]] = [eosIds, tokenIds(json.bos_token_id), tokenIds(json.pad_token_id)];
+  const ids = { eosId, ...(eosIds.length > 1 ? { eosIds } : {}), bosId, padId };
   const kind = json.model_type;
   if (typeof kind !== "string" || !Object.hasOwn(families, kind))
     throw wrong(`model_type is ${shown(kind)}, wanted one of ${Object.keys(families).join(", ")}`);
@@ -113,6 +116,8 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
     const activation = { gelu_new: "gelu-tanh", gelu_pytorch_tanh: "gelu-tanh", gelu: "gelu-erf" }[String(json.activation_function ?? "gelu_new")];
     if (!activation) throw wrong(`activation_function is ${shown(json.activation_function)}, wanted gelu_new or gelu`);
     if (json.scale_attn_by_inverse_layer_idx) throw wrong("scale_attn_by_inverse_layer_idx is not supported");
+    if (json.add_cross_attention) throw wrong("add_cross_attention is not supported");
+    if (json.scale_attn_weights === false) throw wrong("scale_attn_weights is false, wanted true");
     const width = whole("n_embd");
     const heads = whole("n_head");
     return {
@@ -215,10 +220,10 @@ export function toHuggingFace(config: ModelConfig, head: "logits" | "score"): Js
     vocab_size: config.vocabulary,
     torch_dtype: "float32",
     tie_word_embeddings: config.tied,
-    eos_token_id: eosId,
+    eos_token_id: config.eosIds ?? eosId,
     bos_token_id: bosId,
     // transformers scores a sequence at its last token that is no padding: an end that is padding too would not be seen
-    pad_token_id: head === "score" && padId === eosId ? null : padId,
+    pad_token_id: head === "score" && [...(config.eosIds ?? []), eosId].includes(padId) ? null : padId,
     ...(head === "score" ? { num_labels: 1, id2label: { 0: "LABEL_0" }, label2id: { LABEL_0: 0 } } : {}),
   };
   if (config.kind === "gpt2")

@@ -5,6 +5,7 @@ import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { rangeError, shown, typeError } from "../device/errors.js";
 import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes } from "./byte_level.js";
 import { chatTemplate, type ChatTemplate } from "./chat.js";
+import { tokenIds } from "./config.js";
 import { baseFolder } from "./peft.js";
 import { byteToken, exact, isFamiliar, joinOf, type Join, type Step } from "./pipeline.js";
 import { writeFileDurably } from "./safetensors.js";
@@ -164,7 +165,7 @@ export class Tokenizer {
     const tokenizerConfig: TokenizerConfig = { ...map, ...config };
     if (tokenizerConfig.eos_token === undefined) {
       // GPT-2's own files name the end of a text in config.json alone.
-      const id = (await readJson(join(await baseFolder(dirname(file)), "config.json")))?.eos_token_id;
+      const [id] = tokenIds((await readJson(join(await baseFolder(dirname(file)), "config.json")))?.eos_token_id);
       const eos = Array.isArray(tokenizer.added_tokens) ? (tokenizer.added_tokens as AddedToken[]).find((token) => token.id === id) : undefined;
       if (eos) tokenizerConfig.eos_token = eos.content;
     }
@@ -256,11 +257,12 @@ export class Tokenizer {
   }
 
   /**
-   * The text of ids, nothing cleaned up; bytes that are no UTF-8 become U+FFFD.
-   * @throws RangeError `ID` for an id that is not in the vocabulary
+   * The text of ids, nothing cleaned up; bytes that are no UTF-8 become U+FFFD. An id that the vocabulary does not have, as models that
+   * are padded may sample it, has no text.
+   * @throws RangeError `ID` for what is no id: not a whole number from 0
    */
   decode(ids: ArrayLike<number>, { skipSpecial = false } = {}): string {
-    const kept = Array.from(ids, (id) => this.checked(id)).filter((id) => !(skipSpecial && this.isSpecial(id)));
+    const kept = Array.from(ids).filter((id) => this.has(id) && !(skipSpecial && this.isSpecial(id)));
     if (this.bytes) return utf8().decode(Buffer.concat(kept.map((id) => this.bytes![id])));
     if (this.join) return this.join(kept.map((id) => this.tokens[id])).join("");
     const options = { skip_special_tokens: false, clean_up_tokenization_spaces: false } as const;
@@ -273,7 +275,7 @@ export class Tokenizer {
       const { bytes } = this;
       const text = utf8();
       return {
-        push: (id) => text.decode(bytes[this.checked(id)], { stream: true }),
+        push: (id) => (this.has(id) ? text.decode(bytes[id], { stream: true }) : ""),
         end: () => text.decode(),
       };
     }
@@ -286,7 +288,8 @@ export class Tokenizer {
     };
     return {
       push: (id) => {
-        ids.push(this.checked(id));
+        if (!this.has(id)) return "";
+        ids.push(id);
         const text = this.decode(ids);
         const waits = byteToken.test(this.tokens[id]) || text.endsWith("\ufffd") || !text.startsWith(given); // the next byte may change these
         return waits ? "" : rest(text);
@@ -344,9 +347,9 @@ export class Tokenizer {
     return this.special.get(this.tokens[id]) === id;
   }
 
-  private checked(id: number): number {
-    if (this.tokens[id] === undefined) throw rangeError("ID", `token ${id} is not in the vocabulary of ${this.vocabularySize}`);
-    return id;
+  private has(id: number): boolean {
+    if (!(Number.isInteger(id) && id >= 0)) throw rangeError("ID", `token ${id} is no id, wanted a whole number from 0`);
+    return this.tokens[id] !== undefined;
   }
 }
 

@@ -88,7 +88,7 @@ export interface PpoConfig extends Omit<Schedule, "steps">, AdamWOptions {
   rewardFailure?: "stop" | "mask";
   /** An update stops early when its mean KL to the rollout policy (approxKl) exceeds this; Infinity is off. */
   targetKl: number;
-  /** bf16: the policy samples and learns with weights that are rounded to it, at twice the speed of decoding; the optimizer keeps f32. */
+  /** bf16: the policy samples and learns with weights that are rounded to it, and decodes in less time; the optimizer keeps f32. */
   weights?: "f32" | "bf16";
 }
 

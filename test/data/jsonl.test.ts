@@ -3,6 +3,7 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { byPrompt, readCompletions, writeCompletions, type CompletionRow } from "../../lib/data/completions.js";
@@ -19,6 +20,31 @@ beforeAll(async () => {
 afterAll(() => rm(folder, { recursive: true }));
 
 const values = () => readRows(file, ({ value }) => value);
+
+describe("a file named .json", () => {
+  test("holds one array of objects, however it is laid out, or lines", async () => {
+    const rows = [
+      { prompt: "a", n: 1 },
+      { prompt: "b\n", n: [2] },
+    ];
+    const [json, zipped] = [join(folder, "rows.json"), join(folder, "rows.json.gz")];
+    const read = (path: string) => readRows(path, ({ value }) => value);
+    for (const text of [JSON.stringify(rows), `\n ${JSON.stringify(rows, null, 2)}\n`, rows.map((row) => JSON.stringify(row)).join("\n")]) {
+      await writeFile(json, text);
+      await writeFile(zipped, gzipSync(text));
+      expect([await read(json), await read(zipped)]).toEqual([rows, rows]);
+    }
+    const wrong: [string, string][] = [
+      ["[1]", "rows.json, row 1: 1, wanted a JSON object"],
+      ['[{"a":1}', "rows.json: not an array in JSON"],
+      ["{\n}", "rows.json:1: not a line of JSON"],
+    ];
+    for (const [text, message] of wrong) {
+      await writeFile(json, text);
+      await expect(read(json)).rejects.toMatchObject({ code: "JSON", message: expect.stringContaining(message) });
+    }
+  });
+});
 
 describe("JSONL", () => {
   test("holds any rows, line separators of Unicode and long lines included", async () => {

@@ -74,9 +74,11 @@ describe("rotary positions", () => {
 test("ids of tokens are kept; a reward model's padding is not its end of text, which transformers would pass over", () => {
   const ids = { bos_token_id: 1, eos_token_id: [2, 5], pad_token_id: 2 };
   const config = read({ model_type: "llama", ...ids });
-  expect(config).toMatchObject({ bosId: 1, eosId: 2, padId: 2 });
-  expect(toHuggingFace(config, "logits")).toMatchObject({ bos_token_id: 1, eos_token_id: 2, pad_token_id: 2 });
-  expect(toHuggingFace(config, "score")).toMatchObject({ eos_token_id: 2, pad_token_id: null });
+  expect(config).toMatchObject({ bosId: 1, eosId: 2, eosIds: [2, 5], padId: 2 });
+  expect(fromHuggingFace(toHuggingFace(config, "logits"), "again")).toEqual(config);
+  expect(toHuggingFace(config, "logits")).toMatchObject(ids);
+  expect(toHuggingFace(config, "score")).toMatchObject({ eos_token_id: [2, 5], pad_token_id: null });
+  expect(toHuggingFace({ ...config, padId: 5 }, "score")).toMatchObject({ pad_token_id: null });
   expect(toHuggingFace({ ...config, padId: 3 }, "score")).toMatchObject({ pad_token_id: 3 });
   expect(toHuggingFace(read({ model_type: "llama" }), "logits")).toMatchObject({ bos_token_id: null, eos_token_id: null, pad_token_id: null });
 });
@@ -85,3 +87,13 @@ test("another family is refused by name", () => {
   for (const model_type of ["gemma", undefined, "toString"])
     expect(() => read({ model_type })).toThrow(expect.objectContaining({ message: expect.stringContaining("gpt2, llama, qwen2, qwen3, mistral") }));
 });
+
+test.each([{ scale_attn_weights: false }, { scale_attn_by_inverse_layer_idx: true }, { add_cross_attention: true }])(
+  "GPT-2's %j is refused by name",
+  (json) => {
+    const gpt2 = { model_type: "gpt2", n_embd: 16, n_head: 4, n_layer: 2, vocab_size: 11, scale_attn_weights: true, reorder_and_upcast_attn: true };
+    expect(fromHuggingFace(gpt2, "config.json").heads).toBe(4);
+    const name = expect.stringContaining(Object.keys(json)[0]);
+    expect(() => fromHuggingFace({ ...gpt2, ...json }, "config.json")).toThrow(expect.objectContaining({ code: "MODEL", message: name }));
+  },
+);

@@ -172,7 +172,18 @@ describe("decoding", () => {
     expect(tokenizer.decode([0, ...tokenizer.encode("a"), 1], { skipSpecial: true })).toBe("a");
   });
 
-  test.each([-1, 700, 1.5, Number.NaN])("refuses the id %p", (id) => {
+  test("gives no text to an id of a padded vocabulary", () => {
+    const [a, b] = ["a", " b"].map((text) => [...tokenizer.encode(text)]);
+    const ids = [...a, 700, 2 ** 20, ...b];
+    for (const one of [tokenizer, library]) {
+      expect(one.decode(ids)).toBe("a b");
+      const stream = one.stream();
+      expect(ids.map((id) => stream.push(id)).join("") + stream.end()).toBe("a b");
+    }
+    expect(tokenizer.decode([700])).toBe("");
+  });
+
+  test.each([-1, 1.5, Number.NaN])("refuses the id %p", (id) => {
     expect(() => tokenizer.decode([5, id])).toThrow(expect.objectContaining({ code: "ID", message: expect.stringContaining(`${id}`) }));
   });
 });

@@ -22,8 +22,13 @@ export interface EvalRow {
   kl: number;
 }
 
+/** Who says which of two completions wins. */
+export type Judge = "reward model" | "sentiment lexicon";
+
 export interface EvalResult extends Record<string, unknown> {
   prompts: number;
+  /** Of the win rate. */
+  judge: Judge;
   winRate: number;
   winRateInterval: [number, number];
   wins: number;
@@ -40,13 +45,17 @@ export interface EvalResult extends Record<string, unknown> {
   distinct2After: number;
 }
 
-/** Policy against base model on the same prompts: what the annotator without noise, the reward model and the KL say. */
+/**
+ * Policy against base model on the same prompts: what the annotator without noise, the reward model and the KL say.
+ * @param judge who decides the wins: by default the reward model, where there is one
+ */
 export async function evaluate(
   sampler: Sampler,
   models: { base: Transformer; policy: Transformer; reward?: Transformer },
   tokenizer: Tokenizer,
   prompts: readonly Prompt[],
   sampling: Sampling,
+  judge: Judge = models.reward ? "reward model" : "sentiment lexicon",
 ): Promise<{ result: EvalResult; rows: EvalRow[] }> {
   const sample = (model: Transformer, title: string) => sampleAll(model, prompts, { ...sampling, samples: 1 }, sampler, title);
   const before = await sample(models.base, "eval: base");
@@ -72,13 +81,13 @@ export async function evaluate(
       kl: kl[i],
     };
   });
-  const { rate, interval, wins, ties, losses } = winRate(
-    rows.map(({ policyScore }) => policyScore),
-    rows.map(({ baseScore }) => baseScore),
-  );
+  const [winning, other] =
+    judge === "reward model" ? [Array.from(rewardAfter!), Array.from(rewardBefore!)] : [rows.map((row) => row.policyScore), rows.map((row) => row.baseScore)];
+  const { rate, interval, wins, ties, losses } = winRate(winning, other);
   const length = (completions: readonly Completion[]) => mean(completions.map(({ completion }) => completion.length));
   const result: EvalResult = {
     prompts: prompts.length,
+    judge,
     winRate: rate,
     winRateInterval: interval,
     wins,

@@ -152,9 +152,11 @@ async function newTokenizer({ text, out }: SftFiles, vocabulary: number, progres
   return Tokenizer.load(out);
 }
 
-/** A model's tokenizer goes where the model goes; an adapter that has none has its base's. */
+/** A model's tokenizer, and how it is to be sampled, go where the model goes; an adapter that has none has its base's. */
 export async function copyTokenizer(model: string, to: string): Promise<void> {
   const from = existsSync(join(model, "tokenizer.json")) ? model : await baseFolder(model);
   for (const file of ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])
     if (existsSync(join(from, file))) await copyFile(join(from, file), join(to, file));
+  const generation = [model, await baseFolder(model)].map((folder) => join(folder, "generation_config.json")).find(existsSync);
+  if (generation) await copyFile(generation, join(to, "generation_config.json"));
 }
