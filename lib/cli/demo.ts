@@ -11,10 +11,9 @@ import { loadModel, loadModels } from "../model/checkpoint.js";
 import { requestsFor } from "../model/generate.js";
 import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
-import type { Transformer } from "../model/transformer.js";
 import { textBatches } from "../rlhf/text.js";
 import { cpuName } from "./info.js";
-import { ppoModels, saveTrained, toTrain } from "./model.js";
+import { disposing, ppoModels, saveTrained, toTrain } from "./model.js";
 import { duration, type Progress } from "./progress.js";
 import { report } from "./report.js";
 import { Run } from "./run.js";
@@ -47,13 +46,6 @@ export async function demo(folder: string, config: Config, device: Device, progr
   const corpus = stateOfTheUnion();
   const [baseDir, rewardDir, policyDir] = ["base", "reward", "policy"].map((name) => run.path(name));
   const load = (directory: string, weights?: "f32" | "bf16") => loadModel(directory, device, weights);
-  const using_ = async <T>(models: Transformer[], work: () => Promise<T>): Promise<T> => {
-    try {
-      return await work();
-    } finally {
-      for (const model of models) model.dispose();
-    }
-  };
 
   const sft = await run.stage("sft", async () => {
     const heldOut = firstBytes(corpus.heldOut, HELD_OUT_BYTES);
@@ -67,7 +59,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
 
   const collect = await run.stage("collect", async () => {
     const base = await load(baseDir, config.collect.weights);
-    return using_([base], async () => {
+    return disposing([base], async () => {
       const sampling = { ...config.collect, seed, stop, update: SAMPLING_ROUND.collect };
       const asked = prompts("collect", config.collect.prompts);
       const completions = await sampleAll(base, asked, sampling, context, "collect");
@@ -94,7 +86,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
   const reward = await run.stage("reward", async () => {
     const base = await load(baseDir);
     const model = toTrain(base, config, "score");
-    return using_([base, model], async () => {
+    return disposing([base, model], async () => {
       const rows = await readComparisons(run.path("preferences.jsonl"));
       const result = await rewardStage(context, model, comparisons(rows, tokenizer, config.reward.softLabels));
       await saveTrained(model, rewardDir, baseDir);
@@ -105,7 +97,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
 
   const ppo = await run.stage("ppo", async () => {
     const models = await ppoModels(device, config, { model: baseDir, reward: rewardDir });
-    return using_(Object.values(models), async () => {
+    return disposing(Object.values(models), async () => {
       const { rolloutBatch, samples, updates, ptxCoef, ptxBatchTokens } = config.ppo;
       const each = rolloutBatch / samples; // prompts of an update
       const asked = prompts("ppo", each * updates).map(({ ids }) => ids);
@@ -122,7 +114,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
 
   const evaluation = await run.stage("eval", async () => {
     const [base, policy, rewardModel] = await loadModels([baseDir, policyDir, rewardDir], device, config.eval.weights);
-    return using_([base, policy, rewardModel], async () => {
+    return disposing([base, policy, rewardModel], async () => {
       const sampling = { ...config.eval, samples: 1, seed, stop, update: SAMPLING_ROUND.eval };
       const { result, rows } = await evaluate(context, { base, policy, reward: rewardModel }, tokenizer, prompts("eval", config.eval.prompts), sampling);
       await writeJsonl(run.path("eval.jsonl"), rows);

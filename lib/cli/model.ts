@@ -25,6 +25,15 @@ export function toTrain(model: Transformer, { lora, seed }: Pick<Config, "lora" 
   return head === model.headKind ? model : model.copy(head, seed);
 }
 
+/** What the work gives; the models are freed when it ends. */
+export async function disposing<T>(models: readonly Transformer[], work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } finally {
+    for (const model of models) model.dispose();
+  }
+}
+
 /** Writes what was trained of the model in `from`: the adapter alone, where there is one. */
 export const saveTrained = async (model: Transformer, out: string, from?: string) =>
   model.lora && from !== undefined ? saveAdapter(model, out, await baseFolder(from)) : saveModel(model, out);

@@ -11,7 +11,7 @@ import { AdamW } from "../rlhf/optimizer.js";
 import { ppo, ppoState } from "../rlhf/ppo.js";
 import { ranking, rewardModel } from "../rlhf/reward.js";
 import { sft } from "../rlhf/sft.js";
-import { modelConfig, toTrain } from "./model.js";
+import { disposing, modelConfig, toTrain } from "./model.js";
 import { duration } from "./progress.js";
 import type { Config } from "./schema.js";
 import { SLOTS } from "./stages/collect.js";
@@ -114,10 +114,6 @@ function stages(config: Config, size: number): Stage[] {
     return model;
   };
   const beside = (base: Transformer, on: Device, head = base.headKind) => (adapter ? toTrain(base, config, head) : head === "score" ? scoring(on) : made(on));
-  const released = async (models: Transformer[], work: () => Promise<unknown>) => {
-    await work();
-    for (const model of models) model.dispose();
-  };
   /** Prompts differ, as they do in a run, or they would be computed once for all. */
   const begun = (i: number, length: number) => ids(length).fill(i % config.model.vocabulary, 0, 1);
   const drawn = (i: number) => begun(i, prompts.minTokens + (i % (prompts.maxTokens - prompts.minTokens + 1)));
@@ -148,11 +144,11 @@ function stages(config: Config, size: number): Stage[] {
         const model = made(on);
         const half = model.config.context >> 1;
         const windows = Array.from({ length: 64 }, (_, i): Episode => ({ prompt: begun(i, half), completion: ids(half) }));
-        return released([model], async () => logps(model, windows));
+        return disposing([model], async () => logps(model, windows));
       },
       step: (on) => {
         const model = made(on);
-        return released([model], async () => {
+        return disposing([model], async () => {
           const optimizer = new AdamW(model.trained, config.sft);
           await all(sft(model, () => text(config.sft.batchTokens), { ...config.sft, steps: 1 }, optimizer));
           optimizer.dispose();
@@ -165,7 +161,7 @@ function stages(config: Config, size: number): Stage[] {
       numbers: { trained: 0, held: size },
       step: (on) => {
         const model = made(on);
-        return released([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
+        return disposing([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
       },
       steps: (collect.prompts * collect.samples) / wave,
     },
@@ -175,7 +171,7 @@ function stages(config: Config, size: number): Stage[] {
       step: (on) => {
         const base = made(on);
         const model = beside(base, on, "score");
-        return released([base, model], async () => {
+        return disposing([base, model], async () => {
           const optimizer = new AdamW(model.trained, reward);
           const batch = compared(Math.min(reward.batch, units));
           await all(rewardModel(model, () => batch, { ...reward, steps: 1 }, optimizer));
@@ -185,7 +181,7 @@ function stages(config: Config, size: number): Stage[] {
       once: (on) => {
         const base = made(on);
         const model = beside(base, on, "score");
-        return released([base, model], () => judge(model, compared(Math.min(collect.prompts - units, 64))));
+        return disposing([base, model], () => judge(model, compared(Math.min(collect.prompts - units, 64))));
       },
       steps: Math.ceil(units / reward.batch) * reward.epochs,
     },
@@ -196,7 +192,7 @@ function stages(config: Config, size: number): Stage[] {
         const reference = made(on);
         const scores = beside(reference, on, "score");
         const models = { policy: beside(reference, on), reference, reward: scores, critic: beside(scores, on) };
-        return released(Object.values(models), async () => {
+        return disposing(Object.values(models), async () => {
           const settings = { ...options, seed, updates: 1 };
           const state = ppoState(models, settings);
           await all(
@@ -220,7 +216,7 @@ function stages(config: Config, size: number): Stage[] {
       step: (on) => {
         const base = made(on);
         const [policy, rewards] = [beside(base, on), beside(base, on, "score")];
-        return released([base, policy, rewards], async () => {
+        return disposing([base, policy, rewards], async () => {
           const completions = [];
           for (const model of [base, policy]) completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));
           await klPerCompletion(policy, base, completions[1]);
