@@ -89,7 +89,14 @@ describe("checkpoints", () => {
       expect([length, optimizer.steps]).toEqual([length, 7]);
       await rename(`${path}.damaged`, path);
     }
-    expect(said.mock.calls.filter(([text]) => String(text).includes(`${last}: `) && String(text).includes("set aside")).length).toBe(whole.length);
+    const garbled = Buffer.from(whole);
+    garbled.write("?", whole.indexOf('"counters":"{') + '"counters":"'.length); // a header as before, and no JSON in it
+    await writeFile(path, garbled);
+    await run.checkpoint("sft", { models: { model }, optimizers: { model: optimizer } }).restore();
+    expect([optimizer.steps, String(said.mock.calls.at(-1))]).toEqual([7, expect.stringContaining("its counters are not JSON")]);
+    await rm(`${path}.damaged`);
+    await writeFile(path, whole.subarray(0, -1));
+    expect(said.mock.calls.filter(([text]) => String(text).includes(`${last}: `) && String(text).includes("set aside")).length).toBe(whole.length + 1);
     const { began, weights } = await trained(run, 8, model);
     expect(began).toBe(7);
     expect(weights.equals(wanted)).toBe(true);

@@ -27,6 +27,14 @@ interface Metrics {
   restore(bytes?: number): Promise<void>;
 }
 
+function countersOf(file: string, text: string): Counters {
+  try {
+    return JSON.parse(text) as Counters;
+  } catch (error) {
+    throw typeError("SAFETENSORS", `${file}: its counters are not JSON: ${(error as Error).message}`);
+  }
+}
+
 /** A stage's share of its expected time between checkpoints, where `checkpoint.every` is auto. */
 const SHARE = 0.05;
 
@@ -83,7 +91,7 @@ export class Checkpoint {
 
   /** Everything is looked at before anything is written. */
   private async take(file: string, tensors: ReadonlyMap<string, StoredTensor>, text: string): Promise<void> {
-    const { steps, state, metricsBytes } = JSON.parse(text) as Counters;
+    const { steps, state, metricsBytes } = countersOf(file, text);
     const found = (name: string, shape: readonly number[]): StoredTensor => {
       const tensor = tensors.get(name);
       if (tensor?.shape.join() !== shape.join())
