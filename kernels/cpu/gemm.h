@@ -5,10 +5,16 @@
 // Blocks: KC steps of a panel in L1, MC x KC of a in L2, NC columns of b in L3. Panels are 32 wide on every ISA, so a
 // packed weight means the same everywhere. b, or its panels, may be bf16 and is widened as it is loaded (law of arithmetic, 9).
 //
-// Measured on one core of an AMD EPYC (Zen 4, AVX-512, 117 GFLOP/s), a and c in no cache, as in a training step: 640 x 256 x 256 99
-// GFLOP/s (84 before a tile asked for the lines of c that come next), 640 x 1024 x 256 104 (94), gradient of a weight 256 x 512 over
-// 1280 tokens 98 (88); in a cache 104 to 111. Tried and lost: KC 256 (0 to 3 %) and 192 (1 to 12 %), though 384 steps of a panel do
-// not fit that core's L1; asking ahead for the panels of a and b (0 to 5 %).
+// A panel of b is packed just before its tiles, which ask for the numbers of the next one meanwhile.
+//
+// Measured on two cores of an AMD EPYC (Zen 4, AVX-512, 234 GFLOP/s), share of the peak: 2048^3 88 to 91 %, 1024 x 768 x 768 92 to 94,
+// 2048 x 3072 x 768 90, 256 rows of hidden states to 50257 logits 84, their gradient back to 768 columns 89 (85 before tiles asked for
+// panels), weight gradients 86 to 89. torch's own products reach 68 to 84 % there, so 1.2 times as fast is more than the peak where it is
+// above 83. Cycles to pack a number: a 0.42 transposed, 0.33 copied; b 0.28 transposed, 0.16 to 0.26 copied; twice that at strides that
+// are powers of two: 2 to 4 % of a product of 256 rows, 1 % of 1,024.
+// One core, a and c in no cache: 640 x 256 x 256 99 GFLOP/s of 117 (84 before a tile asked for the lines of c that come next).
+// Tried and lost: KC 256 (0 to 3 %) and 192 (1 to 12 %), though 384 steps of a panel do not fit that core's L1; asking ahead for packed
+// panels (0 to 5 %), and for the next rows of a before they are packed (4 % where a and c are large: they drive out what is at work).
 #pragma once
 #include "kernels/cpu/transpose.h"
 #include "kernels/cpu/vector.h"
@@ -309,11 +315,7 @@ RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, i
     }
 }
 
-// what pack_a and pack_b are going to read
-RLHF_INLINE Ahead ahead_a(const Matrix& a, int64_t begin, int64_t m, int64_t from, int64_t k) {
-  const bool rows = a.column == 1;
-  return {reinterpret_cast<const char*>(a.at(begin) + from * a.column), (rows ? a.row : a.column) * 4, rows ? m : k, ((rows ? k : m) * 4 + ASKED - 1) / ASKED};
-}
+// what pack_b is going to read
 template <class T>
 RLHF_INLINE Ahead ahead_b(const MatrixOf<T>& b, int64_t from, int64_t k, int64_t begin, int64_t n) {
   constexpr int64_t size = sizeof(T);
@@ -349,9 +351,6 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
         const bool packs = i0 == top && !p.panels;
         Ahead next;
         int64_t asked = 0;
-        if (!packs && !p.a_panels)
-          next = i0 + m < bottom ? ahead_a(p.a, i0 + m, smaller(MC, bottom - i0 - m), k0, k) : Ahead{},
-          asked = next.total() / (tiles * ((n + NR - 1) / NR)) + 1;
         for (int64_t j = 0; j < n; j += PANEL) {
           float* panel = packed_b + j * k;
           const int64_t columns = smaller(PANEL, n - j);
