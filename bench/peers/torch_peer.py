@@ -151,9 +151,9 @@ def gae(shape):
         return a, a + v
 
     plain = compiled_c(GAE_IN_C, "gae")
-    a, q = torch.empty(B, T), torch.empty(B, T)
-    arguments = [ctypes.c_void_p(x.data_ptr()) for x in (r, v, a, q)] + [ctypes.c_long(B), ctypes.c_long(T)]
-    return [("torch loop of verl and TRL", loop), *([("plain C, one thread", lambda: plain(*arguments))] if plain else [])]
+    tensors = [r, v, torch.empty(B, T), torch.empty(B, T)]
+    in_c = lambda: plain(*(ctypes.c_void_p(x.data_ptr()) for x in tensors), ctypes.c_long(B), ctypes.c_long(T))
+    return [("torch loop of verl and TRL", loop), *([("plain C, one thread", in_c)] if plain else [])]
 
 
 def policy_loss(shape):

@@ -169,11 +169,18 @@ RLHF_INLINE double erf(double x) {
 }
 
 // ------------------------------------------------------------------------------------------------ sixteen f64
-RLHF_INLINE D exp_below(D x) {  // for x up to 709
-  const D n = (x * setd(LOG2E) + setd(MAGIC)) - setd(MAGIC);
-  const D r = fma(n, setd(-LN2_LOW), fma(n, setd(-LN2_HIGH), x));
-  return select(x < setd(-708), setd(0), scale(setd(1) + expm1_reduced(r), n));
+// n = nearest(x log2 e), r = x - n ln 2
+struct WideReduction {
+  D n, r;
+  RLHF_INLINE explicit WideReduction(D x) {
+    n = (x * setd(LOG2E) + setd(MAGIC)) - setd(MAGIC);
+    r = fma(n, setd(-LN2_LOW), fma(n, setd(-LN2_HIGH), x));
+  }
+};
+RLHF_INLINE D exp_below(D x, const WideReduction& a) {  // for x up to 709
+  return select(x < setd(-708), setd(0), scale(setd(1) + expm1_reduced(a.r), a.n));
 }
+RLHF_INLINE D exp_below(D x) { return exp_below(x, WideReduction(x)); }
 // for 0 <= x <= 1: 2 (s + s^3/3 + ...), s = x/(2 + x), the rest of the series fitted up to s = 1/3
 RLHF_INLINE D log1p(D x) {
   constexpr double c[] = {0.084353503305486047, 0.0516133463524954095, 0.067511712358785502, 0.0768663743817900115, 0.0909113055420987315, 0.111111062789648563,
@@ -199,15 +206,21 @@ RLHF_INLINE V exp_tail(V r) {
 
 constexpr float EXP_LEAST = -87.3365402f;  // log 2^-126
 
-// q = exp(x) 2^-n = 1 + r + r^2 P(r), n = nearest(x log2 e); *e, if given, is a rounding error of x
-struct Reduced {
-  V n, r, tail, q;
-  RLHF_INLINE explicit Reduced(V x, const V* e = nullptr) {
+// n = nearest(x log2 e), r = x - n ln 2; *e, if given, is a rounding error of x
+struct Reduction {
+  V n, r;
+  RLHF_INLINE explicit Reduction(V x, const V* e = nullptr) {
     n = nearest(x * set(LOG2EF));
     r = fma(n, set(-LN2F_LOW), fma(n, set(-LN2F_HIGH), x));
     if (e) r = r + *e;
-    tail = exp_tail(r), q = fma(tail, r, r) + set(1.0f);
   }
+};
+
+// q = exp(x) 2^-n = 1 + r + r^2 P(r)
+struct Reduced : Reduction {
+  V tail, q;
+  RLHF_INLINE explicit Reduced(const Reduction& a) : Reduction(a) { tail = exp_tail(r), q = fma(tail, r, r) + set(1.0f); }
+  RLHF_INLINE explicit Reduced(V x, const V* e = nullptr) : Reduced(Reduction(x, e)) {}
   RLHF_INLINE V excess(V x, V y) const { return select(n == zero(), tail * r, (y - set(1.0f)) - x); }  // y - 1 - x without loss of digits near 0
 };
 
@@ -220,12 +233,13 @@ RLHF_INLINE V exp(V x, V* excess = nullptr) {
   return y;
 }
 // The same for |x| <= 87 or NaN, where nothing can leave the range.
-RLHF_INLINE V exp_within(V x, V* excess = nullptr) {
-  const Reduced a(x);
+RLHF_INLINE V exp_within(V x, const Reduction& reduction, V* excess) {
+  const Reduced a(reduction);
   const V y = scale(a.q, a.n);
   if (excess) *excess = a.excess(x, y);
   return y;
 }
+RLHF_INLINE V exp_within(V x, V* excess = nullptr) { return exp_within(x, Reduction(x), excess); }
 RLHF_INLINE V exp_below(V x) {
   const Reduced a(x);
   return select(x < set(EXP_LEAST), zero(), scale(a.q, a.n));

@@ -42,10 +42,19 @@ RLHF_INLINE void each_sequence(View<const int32_t> cu_seqlens, int64_t begin, in
   }
 }
 
+// What becomes a ratio: the three steps of a token's loss are taken one sixteen apart (each_sixteen_ahead).
+struct LogRatio {
+  V d;
+  B beyond;  // the clamp of d
+  Reduction of_exp;
+};
+struct Ratio {
+  V d, ratio, k3;  // k3: ratio - 1 - d, with its digits
+  B beyond;
+};
 struct TokenLoss {
   V loss, dlogp;  // of the policy term
   V kl, dkl;
-  V d, ratio, k3;  // k3: ratio - 1 - d, with its digits
   B clipped, clipped_c;
 };
 
@@ -75,33 +84,40 @@ struct PolicyTerms {
   RLHF_INLINE bool plain() const { return ratios && within && !dual_clip && !importance && !ref_logp; }
   RLHF_INLINE void be_plain() { ratios = within = true, dual_clip = false, importance = ref_logp = nullptr; }
 
-  // sixteen tokens; lanes that do not count are 0 throughout
-  RLHF_INLINE TokenLoss at(const float* all_logp, const Sixteen& x) const {
-    const V logp = x.of(all_logp), adv = x.of(advantages), one = set(1.0f);
+  // of sixteen tokens; lanes that do not count are 0 throughout
+  RLHF_INLINE LogRatio log_ratio_at(const float* logp, const Sixteen& x) const {
+    if (!ratios) return {zero(), zero() < zero(), Reduction(zero())};
+    const V raw = x.of(logp) - x.of(old_logp), d = max(-limit, min(limit, raw));  // in this order NaN stays NaN
+    return {d, limit < abs(raw), Reduction(d)};
+  }
+  RLHF_INLINE Ratio ratio_of(const LogRatio& a) const {
+    Ratio r{a.d, zero(), zero(), a.beyond};
+    if (ratios) r.ratio = within ? exp_within(a.d, a.of_exp, &r.k3) : exp(a.d, &r.k3);
+    return r;
+  }
+  RLHF_INLINE TokenLoss at(const float* all_logp, const Sixteen& x, const Ratio& r) const {
+    const V adv = x.of(advantages), one = set(1.0f);
     const B never = zero() < zero();
-    TokenLoss t{zero(), zero(), zero(), zero(), zero(), zero(), zero(), never, never};
+    TokenLoss t{zero(), zero(), zero(), zero(), never, never};
     if (!ratios) {
-      t.loss = -(adv * logp), t.dlogp = -adv;
+      t.loss = -(adv * x.of(all_logp)), t.dlogp = -adv;
     } else {
-      const V raw = logp - x.of(old_logp);
-      t.d = max(-limit, min(limit, raw));  // in this order NaN stays NaN
-      t.ratio = within ? exp_within(t.d, &t.k3) : exp(t.d, &t.k3);
-      const V l1 = -(adv * t.ratio), l2 = -(adv * max(min(t.ratio, high), low));
+      const V minus = -adv, l1 = minus * r.ratio, l2 = minus * max(min(r.ratio, high), low);
       t.clipped = l1 < l2;
       t.loss = select(t.clipped, l2, l1);
       if (dual_clip) {
-        const V lower = -(adv * c);
+        const V lower = minus * c;
         t.clipped_c = (adv < zero()) & (lower < t.loss);
         t.loss = select(t.clipped_c, lower, t.loss);
       }
-      t.dlogp = select(t.clipped | t.clipped_c | (limit < abs(raw)), zero(), l1);
+      t.dlogp = select(t.clipped | t.clipped_c | r.beyond, zero(), l1);
       if (importance) {
         const V factor = x.of(importance);
         t.loss = t.loss * factor, t.dlogp = t.dlogp * factor;
       }
     }
     if (ref_logp) {
-      const V d = logp - x.of(ref_logp);
+      const V d = x.of(all_logp) - x.of(ref_logp);
       switch (estimator) {
         case KlEstimator::k1: t.kl = d, t.dkl = one; break;
         case KlEstimator::abs: t.kl = abs(d), t.dkl = select(d < zero(), -one, select(zero() < d, one, zero())); break;
@@ -123,7 +139,7 @@ RLHF_INLINE int64_t policy_sums_scratch(int64_t tokens, View<const int32_t> cu_s
 
 // Tokens [begin, end) of one sequence: gradients to dlogp and dentropy (may be null), sums to out[POLICY_SUMS].
 template <bool GRADIENTS, bool SUMS, class A>
-RLHF_INLINE void policy_loss_run(
+__attribute__((noinline)) void policy_loss_run(
     const A& a, const float* logp, const float* entropy, float weight, int64_t begin, int64_t end, float* dlogp, float* dentropy, double* out) {
   const V factor = set(float(a.scale)) * set(weight), kl_coef = set(float(a.kl_coef)), entropy_coef = set(float(a.entropy_coef)), one = set(1.0f);
   D policy = setd(0), kl = policy, ent = policy, d = policy, k3 = policy;
@@ -131,23 +147,28 @@ RLHF_INLINE void policy_loss_run(
   const auto loop = [&]<bool PLAIN>() __attribute__((always_inline)) {
     PolicyTerms terms(a);
     if (PLAIN) terms.be_plain();
-    each_sixteen(
-        a.mask, begin, end, [&](const Sixteen& x) __attribute__((always_inline)) {
-          const TokenLoss t = terms.at(logp, x);
-          if (GRADIENTS) {
-            x.put(dlogp, factor * (terms.ref_logp ? fma(kl_coef, t.dkl, t.dlogp) : t.dlogp));
-            if (!PLAIN && dentropy) x.put(dentropy, -(factor * entropy_coef));
-          }
-          if (!SUMS) return;
-          tokens += x.count();
-          policy = policy + widen(t.loss);
-          if (terms.ref_logp) kl = kl + widen(t.kl);
-          if (!PLAIN && entropy) ent = ent + widen(x.of(entropy));
-          if (!terms.ratios) return;
-          clipped += x.count(t.clipped), moved += x.count(!(t.ratio == one));
-          if (terms.dual_clip) clipped_c += x.count(t.clipped_c);
-          d = d + widen(t.d), k3 = k3 + widen(t.k3);
-        });
+    const auto log_ratio = [&](const Sixteen& x) __attribute__((always_inline)) { return terms.log_ratio_at(logp, x); };
+    const auto ratio = [&](const LogRatio& a) __attribute__((always_inline)) { return terms.ratio_of(a); };
+    const auto each = [&](const Sixteen& x, const Ratio& r) __attribute__((always_inline)) {
+      const TokenLoss t = terms.at(logp, x, r);
+      if (GRADIENTS) {
+        x.put(dlogp, factor * (terms.ref_logp ? fma(kl_coef, t.dkl, t.dlogp) : t.dlogp));
+        if (!PLAIN && dentropy) x.put(dentropy, -(factor * entropy_coef));
+      }
+      if (!SUMS) return;
+      tokens += x.count();
+      policy = plus(policy, t.loss);
+      if (terms.ref_logp) kl = plus(kl, t.kl);
+      if (!PLAIN && entropy) ent = plus(ent, x.of(entropy));
+      if (!terms.ratios) return;
+      clipped += x.count(t.clipped), moved += x.count(!(r.ratio == one));
+      if (terms.dual_clip) clipped_c += x.count(t.clipped_c);
+      d = plus(d, r.d), k3 = plus(k3, r.k3);
+    };
+    if (PLAIN) each_sixteen_ahead(a.mask, begin, end, log_ratio, ratio, each);
+    else
+      each_sixteen(
+          a.mask, begin, end, [&](const Sixteen& x) __attribute__((always_inline)) { each(x, ratio(log_ratio(x))); });
   };
   if (GRADIENTS && SUMS && PolicyTerms(a).plain() && !entropy && !dentropy) loop.template operator()<true>();
   else loop.template operator()<false>();

@@ -36,10 +36,31 @@ struct Lanes {
   D loss = setd(0), z = loss, chosen = loss, rejected = loss, probability = loss;
 };
 
+// x[i] = x[0] + step i
+RLHF_INLINE bool is_run(const int32_t* x, int64_t n, int32_t step) {
+  const I wanted = step == 1 ? iota() : iota() + iota();
+  I off = seti(0);
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) off = off | ((load(x + i) - seti(x[0] + step * int32_t(i))) ^ wanted);
+  bool run = all(off == seti(0));
+  for (; i < n; i++) run = run && x[i] == x[0] + step * int32_t(i);
+  return run;
+}
+
+// How the scores of a chunk lie: chosen and rejected in runs of their own, in turns, or in any order
+enum class Layout { runs, turns, any };
+RLHF_INLINE Layout layout(const int32_t* chosen, const int32_t* rejected, int64_t n) {
+  const int32_t apart = chosen[0] < rejected[0] ? rejected[0] - chosen[0] : chosen[0] - rejected[0];
+  if (apart == 1 && is_run(chosen, n, 2) && is_run(rejected, n, 2)) return Layout::turns;
+  if (apart >= n && is_run(chosen, n, 1) && is_run(rejected, n, 1)) return Layout::runs;
+  return Layout::any;
+}
+
 // Where the scores of some pairs lie.
 struct Range {
   int32_t least, most;
-  RLHF_INLINE Range(const int32_t* x, int64_t n) : least(INT32_MAX), most(-1) {
+  RLHF_INLINE Range(const int32_t* x, int64_t n, Layout layout) : least(x[0]), most(x[n - 1]) {
+    if (layout != Layout::any) return;
     I low = seti(least), high = seti(most);
     const auto with = [&](I i) __attribute__((always_inline)) { low = select(i < low, i, low), high = select(high < i, i, high); };
     int64_t i = 0;
@@ -62,26 +83,6 @@ struct Zone {
     if (to > cleared) std::memset(dscores + cleared, 0, size_t(to - cleared) * sizeof(float)), cleared = to;
   }
 };
-
-// x[i] = x[0] + step i
-RLHF_INLINE bool is_run(const int32_t* x, int64_t n, int32_t step) {
-  const I wanted = step == 1 ? iota() : iota() + iota();
-  I off = seti(0);
-  int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) off = off | ((load(x + i) - seti(x[0] + step * int32_t(i))) ^ wanted);
-  bool run = all(off == seti(0));
-  for (; i < n; i++) run = run && x[i] == x[0] + step * int32_t(i);
-  return run;
-}
-
-// How the scores of a chunk lie: chosen and rejected in runs of their own, in turns, or in any order
-enum class Layout { runs, turns, any };
-RLHF_INLINE Layout layout(const int32_t* chosen, const int32_t* rejected, int64_t n) {
-  const int32_t apart = chosen[0] < rejected[0] ? rejected[0] - chosen[0] : chosen[0] - rejected[0];
-  if (apart == 1 && is_run(chosen, n, 2) && is_run(rejected, n, 2)) return Layout::turns;
-  if (apart >= n && is_run(chosen, n, 1) && is_run(rejected, n, 1)) return Layout::runs;
-  return Layout::any;
-}
 
 // x[0][i], x[1][i]: of the chosen and the rejected of pair i
 RLHF_INLINE void gather(const float* from, Layout layout, const int32_t* chosen, const int32_t* rejected, int64_t n, float (*x)[CHUNK]) {
@@ -151,24 +152,28 @@ struct Terms {
 
   RLHF_INLINE D smoothed(D q) const { return q * sharp + (setd(1) - q) * smooth; }
   RLHF_INLINE D label_of(const SixteenPairs& pairs) const { return labels ? smoothed(widen(load(labels + pairs.p, pairs.n))) : label; }
-  RLHF_INLINE D weight_of(const SixteenPairs& pairs) const {
-    return weights ? widen(load(weights + pairs.p, pairs.n)) * scale / denominator : weight;
-  }
+  RLHF_INLINE D weight_of(const SixteenPairs& pairs) const { return weights ? widen(load(weights + pairs.p, pairs.n)) * scale / denominator : weight; }
 };
 
 // Three passes over a chunk, each short enough that several sixteens are under way at once.
-// z and exp(-|z|)
+// The first: z and exp(-|z|), the exponential of a sixteen beside the differences of the next one.
+struct Difference {
+  D x;  // -|z|
+  WideReduction of_exp;
+};
 template <Preference FORM, bool CHAIN>
-RLHF_INLINE void differences(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+RLHF_INLINE Difference difference(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
   const int64_t at = pairs.at;
   D chosen = widen(load(x.scores[0] + at)), rejected = widen(load(x.scores[1] + at));
   if (FORM != Preference::bradley_terry) chosen = chosen - widen(load(x.references[0] + at)), rejected = rejected - widen(load(x.references[1] + at));
   D z = chosen - rejected;
   if (FORM == Preference::dpo) z = a.beta * z;
   if (FORM != Preference::ipo && a.margins) z = z - widen(load(a.margins + pairs.p, pairs.n));
-  store(x.z + at, z), store(x.small + at, exp_below(select(z < setd(0), z, setd(0) - z)));
+  store(x.z + at, z);
   pairs.add<CHAIN>(sums.chosen, x.chosen, chosen), pairs.add<CHAIN>(sums.rejected, x.rejected, rejected);
   if (!CHAIN) pairs.add<CHAIN>(sums.z, x.z, z);
+  const D minus = select(z < setd(0), z, setd(0) - z);
+  return {minus, WideReduction(minus)};
 }
 
 RLHF_INLINE D both(const SixteenPairs& pairs, const Chunk& x) { return widen(load(x.scores[0] + pairs.at)) + widen(load(x.scores[1] + pairs.at)); }
@@ -191,8 +196,9 @@ RLHF_INLINE int64_t slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x, 
   }
   store(x.slopes[0] + at, narrow(up)), store(x.slopes[1] + at, narrow(down));
   pairs.add<CHAIN>(sums.probability, x.probability, probability);
-  const B there = first(pairs.n), tied = !positive & !negative & (z < setd(__builtin_inf()));
-  return 2 * __builtin_popcount(bits(positive & there)) + __builtin_popcount(bits(tied & there));
+  const B there = first(pairs.n), neither = !positive & !negative & there;
+  const int wins = 2 * __builtin_popcount(bits(positive & there));
+  return any(neither) ? wins + __builtin_popcount(bits(neither & (z < setd(__builtin_inf())))) : wins;  // NaN is no tie
 }
 
 template <Preference FORM, bool CHAIN>
@@ -225,7 +231,7 @@ __attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int
     const int64_t n = end - first_pair < CHUNK ? end - first_pair : CHUNK;
     const int32_t *chosen = &a.chosen[first_pair], *rejected = &a.rejected[first_pair];
     const Layout how = layout(chosen, rejected, n);
-    const Range ranges[2] = {Range(chosen, n), Range(rejected, n)};
+    const Range ranges[2] = {Range(chosen, n, how), Range(rejected, n, how)};
     for (const Range& range : ranges) {
       Zone* zone = zones;
       if (zone_count > 1 && !zone->holds(range)) zone++;
@@ -240,7 +246,14 @@ __attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int
       for (; i + LANES <= n; i += LANES) f(SixteenPairs{first_pair + i, i, LANES});
       if (i < n) f(SixteenPairs{first_pair + i, i, int(n - i)});
     };
-    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { differences<FORM, CHAIN>(terms, pairs, x, lanes); });
+    const auto sixteen = [&](int64_t i) __attribute__((always_inline)) { return SixteenPairs{first_pair + i, i, n - i < LANES ? int(n - i) : LANES}; };
+    Difference next = difference<FORM, CHAIN>(terms, sixteen(0), x, lanes);
+    for (int64_t i = 0; i < n; i += LANES) {
+      const Difference now = next;
+      if (i + 2 * LANES <= n) next = difference<FORM, CHAIN>(terms, SixteenPairs{first_pair + i + LANES, i + LANES, LANES}, x, lanes);
+      else if (i + LANES < n) next = difference<FORM, CHAIN>(terms, sixteen(i + LANES), x, lanes);
+      store(x.small + i, exp_below(now.x, now.of_exp));
+    }
     each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { wins += slopes<FORM, CHAIN>(terms, pairs, x, lanes); });
     each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { losses<FORM, CHAIN>(terms, pairs, x, lanes); });
     all.wins = all.wins + 0.5 * double(wins), all.pairs = all.pairs + double(n);

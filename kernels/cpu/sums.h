@@ -7,6 +7,14 @@ namespace rlhf::RLHF_ISA {
 
 constexpr int64_t SUM_BLOCK = 4096;
 
+// sum + x; on x86 as a multiply-add, since Zen 4 converts f32 to f64 on the ports that add
+#if RLHF_VECTOR_AVX512 || RLHF_VECTOR_AVX2
+RLHF_INLINE D plus(D sum, D x) { return fma(x, setd(1), sum); }
+#else
+RLHF_INLINE D plus(D sum, D x) { return sum + x; }
+#endif
+RLHF_INLINE D plus(D sum, V x) { return plus(sum, widen(x)); }
+
 // The sum of one block of n elements; value(i, count) gives elements i .. i + 15 as D, 0 beyond count.
 template <class F>
 RLHF_INLINE double block_sum(int64_t begin, int64_t end, F&& value) {
@@ -38,13 +46,14 @@ template <class F>
 RLHF_INLINE void packed_sums(Context& ctx, View<const int32_t> cu_seqlens, int64_t tokens, int n, double* memory, double* totals, F&& f) {
   const int64_t B = cu_seqlens.dim[0] - 1;
   const int64_t parts = tokens < 32768 ? 1 : ctx.threads;
-  const auto share = [&](int thread) {
-    int64_t at = 0;  // blocks before this sequence
+  const auto share = [&](int64_t thread) __attribute__((noinline)) {  // once, whoever calls it: f may be long
+    // a block is the thread's in whose share of the tokens it begins
+    const int64_t from = (tokens * thread + parts - 1) / parts, to = (tokens * (thread + 1) + parts - 1) / parts;
+    int64_t at = 0;  // blocks before this one
     for (int64_t b = 0; b < B; b++) {
       const int64_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
-      // a block is the thread's in whose share of the tokens it begins
       for (int64_t block = begin; block < end; block += SUM_BLOCK, at++)
-        if (block * parts / tokens == thread) f(b, block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, memory + at * n);
+        if (from <= block && block < to) f(b, block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, memory + at * n);
     }
   };
   if (parts == 1) {
@@ -83,16 +92,44 @@ struct Sixteen {
   RLHF_INLINE int count(B b) const { return __builtin_popcount(bits(all ? b : b & counts)); }
 };
 
-// f(sixteen) for the tokens [begin, end)
+RLHF_INLINE Sixteen whole_sixteen(int64_t i) { return {i, LANES, true, first(LANES)}; }
+
+// f(sixteen) for the tokens [begin, end), of which some may be masked
 template <class F>
-RLHF_INLINE void each_sixteen(View<const int32_t> mask, int64_t begin, int64_t end, F&& f) {
-  int64_t i = begin;
-  if (!mask)
-    for (; i + LANES <= end; i += LANES) f(Sixteen{i, LANES, true, first(LANES)});
-  for (; i < end; i += LANES) {
+RLHF_INLINE void each_some(View<const int32_t> mask, int64_t begin, int64_t end, F&& f) {
+  for (int64_t i = begin; i < end; i += LANES) {
     const int n = end - i < LANES ? int(end - i) : LANES;
     f(Sixteen{i, n, false, unmasked(mask, i, n)});
   }
+}
+
+// f(sixteen) for the tokens [begin, end)
+template <class F>
+RLHF_INLINE void each_sixteen(View<const int32_t> mask, int64_t begin, int64_t end, F&& f) {
+  if (!mask)
+    for (; begin + LANES <= end; begin += LANES) f(whole_sixteen(begin));
+  each_some(mask, begin, end, f);
+}
+
+// f(sixteen, second(first(sixteen))), the first step of a sixteen beside the second of the one before and f of the one
+// before that: three short chains of operations at a time, where one long one fills the schedulers with what must wait.
+template <class First, class Second, class F>
+RLHF_INLINE void each_sixteen_ahead(View<const int32_t> mask, int64_t begin, int64_t end, First&& first, Second&& second, F&& f) {
+  if (!mask && end - begin >= LANES) {
+    const int64_t last = end - LANES;
+    const auto start = [&](int64_t i) __attribute__((always_inline)) { return first(whole_sixteen(i <= last ? i : begin)); };
+    auto next = start(begin);
+    auto now = second(next);
+    next = start(begin + LANES);
+    for (; begin <= last; begin += LANES) {
+      const auto ready = now;
+      now = second(next);
+      next = start(begin + 2 * LANES);
+      f(whole_sixteen(begin), ready);
+    }
+  }
+  each_some(
+      mask, begin, end, [&](const Sixteen& x) __attribute__((always_inline)) { f(x, second(first(x))); });
 }
 
 }  // namespace rlhf::RLHF_ISA
