@@ -146,7 +146,8 @@ describe("a call of an op", () => {
     await expectError(() => loss({ beta: 0.1 }), TypeError, "ARGUMENT", "beta", "bradley-terry");
     for (const [name, value] of Object.entries({ margin: [1], label: [0.5], labelSmoothing: 0.1 }))
       await expectError(() => loss({ form: "ipo", refScores: [0, 0], [name]: value }), TypeError, "ARGUMENT", name, "ipo");
-    for (const labelSmoothing of [-0.1, 0.6, NaN]) await expectError(() => loss({ labelSmoothing }), RangeError, "RANGE", "labelSmoothing", `${labelSmoothing}`);
+    for (const labelSmoothing of [-0.1, 0.6, NaN])
+      await expectError(() => loss({ labelSmoothing }), RangeError, "RANGE", "labelSmoothing", `${labelSmoothing}`);
     await expectError(() => loss({ label: [3] }), RangeError, "RANGE", "label[0]", "3");
     const form = { form: "dpo" as const, refScores: [0, 1] };
     expect(await loss({ ...form, labelSmoothing: undefined, margin: undefined })).toEqual(await loss({ ...form, beta: 0.1, labelSmoothing: 0 }));
@@ -224,7 +225,9 @@ describe("a model", () => {
     const model = Transformer.random({ ...llama, layers: 1 }, "logits", on, 0);
     const requests = Array.from({ length: 130_000 }, (_, index) => ({ prompt: [1], index, sample: 0 }));
     await expectError(() => generate(model, [...requests, { prompt: [], index: 0, sample: 0 }], { maxTokens: 1, seed: 0 }), RangeError, "EMPTY", "130000");
-    expect((await generate(model, requests, { maxTokens: 1, seed: 0, slots: 512 })).length).toBe(130_000);
+    const completions = await generate(model, requests, { maxTokens: 1, seed: 0, slots: 512 });
+    const { logp } = await logps(model, completions, { microBatch: Infinity });
+    expect([completions.length, logp.length]).toEqual([130_000, 130_000]);
     model.dispose();
   });
   test("names what is missing in its folder", async () => {
@@ -346,7 +349,12 @@ describe("a tape", () => {
 describe("PPO", () => {
   const request = () => [{ prompt: [1, 2], index: 0, sample: 0 }];
   const first = async (config: Partial<PpoConfig>, prompts: () => Request[] = request, reward?: RewardFunction) => {
-    const [policy, reference, scorer, critic] = [await lively(llama, on), await lively(llama, on), await lively(llama, on, "score"), await lively(llama, on, "score")];
+    const [policy, reference, scorer, critic] = [
+      await lively(llama, on),
+      await lively(llama, on),
+      await lively(llama, on, "score"),
+      await lively(llama, on, "score"),
+    ];
     try {
       await ppo({ policy, reference, reward: reward ?? scorer, critic }, prompts, { ...ppoConfig, minibatches: 1, ...config }).next();
     } finally {
@@ -363,7 +371,7 @@ describe("PPO", () => {
   });
   test("wants prompts", () => expectError(() => first({}, () => []), RangeError, "EMPTY", "update 1", "prompts"));
   test("tells what a reward function threw, whatever it was", async () => {
-    const failing = (reason: unknown) => () => Promise.reject(reason as Error);
+    const failing = (reason: unknown) => () => Promise.reject(reason);
     await expectError(() => first({}, request, failing("out of quota")), TypeError, "REWARD", "completion 0", '"out of quota"');
     await expectError(() => first({}, request, failing(undefined)), TypeError, "REWARD", "completion 0", "undefined");
     await expectError(() => first({}, request, failing(new Error("a timeout"))), TypeError, "REWARD", "completion 0 failed: a timeout");
@@ -373,7 +381,8 @@ describe("PPO", () => {
 describe("batches", () => {
   test("of a text that is too short name its tokens and the length", async () => {
     const options = { length: 16, batch: 1, seed: 0 };
-    for (const tokens of [10, 20, 32]) await expectError(() => textBatches(new Int32Array(tokens), options), RangeError, "EMPTY", `${tokens} tokens`, "33", "16");
+    for (const tokens of [10, 20, 32])
+      await expectError(() => textBatches(new Int32Array(tokens), options), RangeError, "EMPTY", `${tokens} tokens`, "33", "16");
     expect(textBatches(new Int32Array(33), options)(5)[0].completion.length).toBe(16);
     await expectError(() => textBatches(new Int32Array(99), { ...options, length: 0 }), RangeError, "RANGE", "length");
     await expectError(() => textBatches(new Int32Array(99), { ...options, batch: 0.5 }), RangeError, "RANGE", "batch");
