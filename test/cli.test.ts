@@ -255,6 +255,12 @@ describe("a stage by itself", () => {
     for (const part of ["Clip fraction", "Base model"]) expect(page).not.toContain(part);
   });
 
+  test("reward says so where there are too few comparisons to hold any out", async () => {
+    await writeFile(at("few.jsonl"), (await readFile(first("preferences.jsonl"), "utf8")).split("\n").slice(0, 3).join("\n"));
+    const { stdout } = await rlhf(["reward", "--model", first("base"), "--data", at("few.jsonl"), "--out", at("rf"), ...config()]);
+    expect(stdout).toMatch(/: no comparisons held out to judge it$/m);
+    expect(await readFile(at("rf", "report.html"), "utf8")).not.toContain("NaN");
+  });
   test("reward learns a named criterion, and the labels of it alone", async () => {
     const turned = (await rows("first", "preferences.jsonl")).map(({ agreement, ...row }) => ({ ...row, agreement: 1, brief: agreement }));
     await writeFile(at("criteria.jsonl"), turned.map((row) => JSON.stringify(row)).join("\n"));

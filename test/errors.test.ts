@@ -1,8 +1,10 @@
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
-import { readConfig } from "../lib/cli/config.js";
+import { configText, readConfig } from "../lib/cli/config.js";
+import { Run } from "../lib/cli/run.js";
+import type { Config } from "../lib/cli/schema.js";
 import { rangeError } from "../lib/device/errors.js";
 import {
   AdamW,
@@ -223,7 +225,9 @@ describe("a model", () => {
     const model = Transformer.random({ ...llama, layers: 1 }, "logits", on, 0);
     const requests = Array.from({ length: 130_000 }, (_, index) => ({ prompt: [1], index, sample: 0 }));
     await expectError(() => generate(model, [...requests, { prompt: [], index: 0, sample: 0 }], { maxTokens: 1, seed: 0 }), RangeError, "EMPTY", "130000");
-    expect((await generate(model, requests, { maxTokens: 1, seed: 0, slots: 512 })).length).toBe(130_000);
+    const completions = await generate(model, requests, { maxTokens: 1, seed: 0, slots: 512 });
+    const { logp } = await logps(model, completions, { microBatch: Infinity });
+    expect([completions.length, logp.length]).toEqual([130_000, 130_000]);
     model.dispose();
   });
   test("names what is missing in its folder", async () => {
@@ -367,7 +371,7 @@ describe("PPO", () => {
   });
   test("wants prompts", () => expectError(() => first({}, () => []), RangeError, "EMPTY", "update 1", "prompts"));
   test("tells what a reward function threw, whatever it was", async () => {
-    const failing = (reason: unknown) => () => Promise.reject(reason as Error);
+    const failing = (reason: unknown) => () => Promise.reject(reason);
     await expectError(() => first({}, request, failing("out of quota")), TypeError, "REWARD", "completion 0", '"out of quota"');
     await expectError(() => first({}, request, failing(undefined)), TypeError, "REWARD", "completion 0", "undefined");
     await expectError(() => first({}, request, failing(new Error("a timeout"))), TypeError, "REWARD", "completion 0 failed: a timeout");
@@ -448,6 +452,23 @@ describe("a configuration", () => {
     await expectError(() => config("ppo:\n  klTarget: 5\n"), TypeError, "CONFIG", "config.yaml:2", "ppo.klTarget", "klController is fixed");
     expect((await config("ppo:\n  klTarget: 5\n  klController: adaptive\n")).ppo.klTarget).toBe(5);
     await expectError(() => config("collect:\n  temperature: 0\n  topK: 3\n"), TypeError, "CONFIG", "config.yaml:3", "collect.topK");
+  });
+  test("holds out less than all", () => expectError(() => config("reward:\n  heldOut: 1\n"), TypeError, "CONFIG", "config.yaml:2", "reward.heldOut"));
+  test("that lies where a run keeps its own stays as it was written, or is not taken away", async () => {
+    const own = "# mine\nseed: 4\n";
+    const mine = await config(own);
+    const file = join(folder, "config.yaml");
+    const open = async (other: Config, resume = false) => (await Run.open(folder, other, on, resume))[Symbol.dispose]();
+    for (const resume of [false, true]) {
+      await open(mine, resume);
+      expect(await readFile(file, "utf8")).toBe(own);
+    }
+    await expectError(() => open({ ...mine, seed: 5 }), TypeError, "CONFIG", file);
+    await expectError(() => open({ ...mine, seed: 5 }, true), TypeError, "RESUME", file);
+    expect(await readFile(file, "utf8")).toBe(own);
+    await writeFile(file, configText(mine)); // what a run wrote, another replaces
+    await open({ ...mine, seed: 5 });
+    expect(await readFile(file, "utf8")).toBe(configText({ ...mine, seed: 5 }));
   });
   test("names options that do not fit each other", () =>
     expectError(() => config("model:\n  heads: 5\n"), TypeError, "CONFIG", "config.yaml:2", "model.heads", "5", "divisor"));

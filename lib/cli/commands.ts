@@ -23,7 +23,7 @@ import { completionRow, sampleAll, type Prompt } from "./stages/collect.js";
 import { evaluate } from "./stages/eval.js";
 import { comparisons, labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
-import { rewardStage } from "./stages/reward.js";
+import { rewardStage, verdict } from "./stages/reward.js";
 import { scoreRows } from "./stages/score.js";
 import { copyTokenizer, sftStage, stream, type SftText } from "./stages/sft.js";
 import { textBatches } from "../rlhf/text.js";
@@ -163,9 +163,9 @@ export async function reward(
     await copyTokenizer(folder, out);
     return done;
   });
-  const told = `${(100 * result.accuracy).toFixed(1)} % of ${result.heldOut} held-out comparisons right`;
-  await writeReport(run, told, result.calibration);
-  console.log(`${out}: ${told}, calibration error ${result.calibration.error.toFixed(3)}`);
+  const told = verdict(result);
+  await writeReport(run, told, result.heldOut > 0 ? result.calibration : undefined);
+  console.log(`${out}: ${told}`);
   await device.close();
 }
 

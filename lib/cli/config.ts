@@ -1,5 +1,5 @@
 import { readFile } from "node:fs/promises";
-import { Document, isMap, isNode, isScalar, isSeq, LineCounter, parseDocument, stringify } from "yaml";
+import { Document, isMap, isNode, isScalar, isSeq, LineCounter, parse, parseDocument, stringify } from "yaml";
 import type { z } from "zod";
 import { shown, typeError } from "../device/errors.js";
 import { rules, schema, usedOnlyWhen, type Config } from "./schema.js";
@@ -46,6 +46,22 @@ function parsed(text: string, file: string | undefined, lineCounter: LineCounter
 
 /** A configuration as YAML: the same text for the same options. */
 export const configText = (config: Config): string => stringify(config);
+
+/** Whether a text is what `configText` gave, of whatever configuration: every section, and nothing beside it. */
+export function isConfigText(text: string): boolean {
+  try {
+    const options = parse(text) as Config;
+    return Object.keys(schema.shape).every((section) => section in options) && configText(options) === text;
+  } catch {
+    return false; // no YAML
+  }
+}
+
+/** Whether a file, read as `readConfig` does, gives this configuration. */
+export async function means(file: string, config: Config): Promise<boolean> {
+  const read = await readConfig(file).catch(() => undefined);
+  return read !== undefined && configText(read) === configText(config);
+}
 
 /** Every option with its default and what it means, as YAML that can be edited. */
 export async function documentedDefaults(): Promise<string> {

@@ -176,7 +176,7 @@ export function summaryTable(summary: Summary, folder: string): string {
     ["distinct-2", s.distinct2Before.toFixed(3), s.distinct2After.toFixed(3)],
   ];
   const lines = [
-    `base model ${s.bitsPerByte.toFixed(3)} bits per held-out byte; reward model ${percent(s.rewardModelAccuracy)} of held-out comparisons right`,
+    `base model ${s.bitsPerByte.toFixed(3)} bits per held-out byte; reward model: ${Number.isFinite(s.rewardModelAccuracy) ? `${percent(s.rewardModelAccuracy)} of held-out comparisons right` : "none held out"}`,
     `${duration(s.seconds)} on ${s.cpu} (${s.isa}, ${s.threads} threads), ${(s.peakBytes / 2 ** 20).toFixed(0)} MiB; policy ${s.policySha256.slice(0, 16)}`,
     `${folder}/report.html`,
   ];

@@ -6,6 +6,7 @@ import { readJsonl } from "../data/jsonl.js";
 import { duration } from "./progress.js";
 import type { Run } from "./run.js";
 import type { EvalRow } from "./stages/eval.js";
+import { verdict } from "./stages/reward.js";
 
 /** What the stages of a run tell. */
 export interface Parts {
@@ -36,7 +37,8 @@ interface Chart {
 /** The demo's page: the chain of stages, the curves, the samples. */
 export async function report(run: Run, parts: Parts): Promise<string> {
   const seconds = Object.fromEntries(run.done.map((stage) => [stage.name, stage.seconds]));
-  const charts = await curves(run, parts.reward.calibration);
+  const { heldOut, calibration } = parts.reward;
+  const charts = await curves(run, heldOut > 0 ? calibration : undefined);
   return page(run, {
     title: `${percent(parts.eval.winRate)} of completions preferred to the base model's`,
     about: `${parts.eval.prompts} prompts that no stage saw; 95 %: ${parts.eval.winRateInterval.map(percent).join(" to ")}; ${parts.eval.klPerCompletion.toFixed(1)} nats of KL per completion.
@@ -129,7 +131,7 @@ function boxes(parts: Parts, seconds: Record<string, number>): string[] {
       "reward model",
       "The base model with a scalar head learns to score as the annotators choose (Bradley and Terry).",
       `${count(reward.comparisons)} pairs, ${count(reward.heldOut)} held out`,
-      `${percent(reward.accuracy)} of held-out pairs right, calibration error ${reward.calibration.error.toFixed(3)}`,
+      verdict(reward),
     ),
     box(
       "ppo",

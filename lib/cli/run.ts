@@ -7,13 +7,13 @@ import { typeError } from "../device/errors.js";
 import { readObject } from "../model/json.js";
 import { writeFileDurably } from "../model/safetensors.js";
 import { Checkpoint, type CheckpointParts } from "./checkpoint.js";
-import { configText } from "./config.js";
+import { configText, isConfigText, means } from "./config.js";
 import { fingerprints, type Inputs } from "./inputs.js";
 import { Interrupt } from "./interrupt.js";
 import { Journal } from "./journal.js";
 import type { Config } from "./schema.js";
 
-const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoints", "config.yaml", "inputs.json"];
+const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoints", "inputs.json"];
 
 export interface StageResult {
   name: string;
@@ -40,7 +40,7 @@ export class Run {
   /**
    * Opens the folder; without `resume`, the progress of an earlier run in it is forgotten.
    * @throws TypeError `FOLDER` if it cannot be written, `LOCKED` if another run has it, `RESUME` if the earlier run had another configuration or other
-   *   inputs, by the option that names them
+   *   inputs, by the option that names them, `CONFIG` if it has a config.yaml that somebody wrote and that says otherwise
    */
   static async open(folder: string, config: Config, device: Device, resume: boolean, inputs: Inputs = { files: {} }): Promise<Run> {
     let lock: Lock;
@@ -66,11 +66,10 @@ export class Run {
     await this.sweep();
     if (!resume && existsSync(this.path("checkpoints")))
       throw typeError("RESUME", `${this.folder} holds a run that has not ended: go on with --resume, or remove ${this.path("checkpoints")} to begin anew`);
+    const isKept = await this.keepsConfig(config, resume);
     if (!resume) for (const file of PROGRESS_FILES) await rm(this.path(file), { force: true, recursive: true });
-    else if (existsSync(config) && (await readFile(config, "utf8")) !== configText(this.config))
-      throw typeError("RESUME", `--resume: ${config} differs from this configuration, and a run goes on only as it began`);
     await this.compare(inputs, resume);
-    await writeFileDurably(config, configText(this.config));
+    if (!isKept) await writeFileDurably(config, configText(this.config));
     if (!existsSync(stages)) return;
     try {
       const saved = JSON.parse(await readFile(stages, "utf8")) as { stages: StageResult[]; metricsBytes: number };
@@ -97,6 +96,17 @@ export class Run {
         }
     }
     await writeFileDurably(file, JSON.stringify(found, null, 2) + "\n");
+  }
+
+  /** Whether the file has this configuration, in whatever words: then it stays as it is, for it may be the one that was given. */
+  private async keepsConfig(file: string, resume: boolean): Promise<boolean> {
+    if (!existsSync(file)) return false;
+    const text = await readFile(file, "utf8");
+    if (text === configText(this.config) || (await means(file, this.config))) return true;
+    if (resume) throw typeError("RESUME", `--resume: ${file} differs from this configuration, and a run goes on only as it began`);
+    if (!isConfigText(text))
+      throw typeError("CONFIG", `${file} differs from this configuration, which belongs there, and no run wrote it: move it, or choose another folder`);
+    return false;
   }
 
   /** Removes what a run that was killed was writing beside its files. */

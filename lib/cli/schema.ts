@@ -111,7 +111,7 @@ export const schema = z.strictObject({
     ...optimizer,
     weightDecay: atLeast0.default(0.1).describe("decoupled, on matrices only"),
     warmup: whole(0).default(20).describe("steps of linear rise"),
-    heldOut: share.default(0.1).describe("share of the comparisons that judges the model"),
+    heldOut: z.number().min(0).lt(1).default(0.1).describe("share of the comparisons that judges the model"),
     softLabels: z.boolean().default(true).describe("learn from the share of annotators who agree; else from their majority, and nothing of a tie"),
     labelSmoothing: z.number().min(0).max(0.5).default(0),
     centerCoef: atLeast0.default(0.01).describe("pulls scores toward 0"),

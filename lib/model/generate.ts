@@ -153,8 +153,8 @@ export async function generate(
       const joining = entering.filter(({ prompt }) => held.has(prompt));
       const fresh = entering.filter(({ prompt }) => !held.has(prompt));
       cache.copy(joining.map(({ prompt, slot }) => ({ from: held.get(prompt)!, to: slot }))); // their first step is that of the prompt's last token
-      running.push(...joining);
-      if (fresh.length > 0) running.push(...(await take(fresh, cache.prefill(fresh))));
+      running = [...running, ...joining];
+      if (fresh.length > 0) running = [...running, ...(await take(fresh, cache.prefill(fresh)))];
     }
   } finally {
     panels[Symbol.dispose]();

@@ -42,8 +42,8 @@ export async function logps(
       const { logp, entropy } = ops.linearLogprob(hidden, model.head, rows, batch.y, { temperature });
       return { logp, entropy };
     });
-    result.logp.push(...split((await logp.read()) as Float32Array, batch.cuRows));
-    result.entropy.push(...split((await entropy.read()) as Float32Array, batch.cuRows));
+    for (const one of split((await logp.read()) as Float32Array, batch.cuRows)) result.logp.push(one);
+    for (const one of split((await entropy.read()) as Float32Array, batch.cuRows)) result.entropy.push(one);
     logp.dispose();
     entropy.dispose();
   }
@@ -85,7 +85,7 @@ export async function values(model: Transformer, episodes: readonly Episode[], {
   for (const part of parts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);
     using value = scope(() => scoreOf(model, batch));
-    all.push(...split((await value.read()) as Float32Array, batch.cuRows));
+    for (const one of split((await value.read()) as Float32Array, batch.cuRows)) all.push(one);
   }
   return all;
 }
@@ -112,7 +112,7 @@ export async function fullKl(
       });
       return run("fullKl", { logits, refLogits, temperature }).kl;
     });
-    all.push(...split((await kl.read()) as Float32Array, batch.cuRows));
+    for (const one of split((await kl.read()) as Float32Array, batch.cuRows)) all.push(one);
   }
   return all;
 }

@@ -8,11 +8,19 @@ import type { Context } from "./context.js";
 export interface RewardResult extends Record<string, unknown> {
   comparisons: number;
   heldOut: number;
+  /** NaN where none is held out. */
   accuracy: number;
   calibration: Calibration;
 }
 
-/** Trains a reward model on comparisons; those held out judge it: by default the last share of the comparisons, in whole prompts. */
+/** What the held-out comparisons say of the model. */
+export const verdict = ({ accuracy, calibration, heldOut }: Pick<RewardResult, "accuracy" | "calibration" | "heldOut">): string =>
+  heldOut > 0
+    ? `${(100 * accuracy).toFixed(1)} % of ${heldOut} held-out comparisons right, calibration error ${calibration.error.toFixed(3)}`
+    : "no comparisons held out to judge it";
+
+/** Trains a reward model on comparisons; those held out judge it: by default the last share of the comparisons, in whole prompts,
+ * which leaves one at least to learn from. */
 export async function rewardStage(
   { config, run, progress }: Context,
   model: Transformer,
@@ -20,7 +28,7 @@ export async function rewardStage(
   heldOut?: readonly Comparison[],
 ): Promise<RewardResult> {
   const { reward: options, seed } = config;
-  const held = heldOut ? 0 : Math.round(comparisons.length * options.heldOut);
+  const held = heldOut ? 0 : Math.min(comparisons.length - 1, Math.round(comparisons.length * options.heldOut));
   const training = comparisons.slice(0, comparisons.length - held);
   heldOut ??= comparisons.slice(comparisons.length - held);
   const pairsIn = (units: readonly Comparison[]) => units.reduce((n, { pairs }) => n + pairs.length, 0);
@@ -38,8 +46,9 @@ export async function rewardStage(
   }
   optimizer.dispose();
   const judged = await judge(model, heldOut);
-  bar.done(`held-out accuracy ${judged.accuracy.toFixed(3)}`);
-  return { comparisons: pairsIn(training), heldOut: pairsIn(heldOut), ...judged };
+  const result = { comparisons: pairsIn(training), heldOut: pairsIn(heldOut), ...judged };
+  bar.done(verdict(result));
+  return result;
 }
 
 /** Accuracy (against the majority; a pair without one counts half) and calibration (against the share of annotators) of P(A preferred to B); A is the chosen of every other pair. */

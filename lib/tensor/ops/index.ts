@@ -4,7 +4,7 @@
  * C the width, V the vocabulary; shapes are row-major.
  *
  * @throws of every op: TypeError `DTYPE`, `LAYOUT`, `DEVICE`, `DISPOSED`, `ARGUMENT`, `CHOICE`, or `OP` for one that the device lacks; RangeError
- *   `SHAPE`, `ID`, `OFFSETS`, `MEMORY`; each names the argument, what was given and what was wanted. What only a device sees (a bad id in a
+ *   `SHAPE`, `ID`, `OFFSETS`, `RANGE`, `MEMORY`; each names the argument, what was given and what was wanted. What only a device sees (a bad id in a
  *   tensor) rejects the next `read`.
  *
  * @packageDocumentation
