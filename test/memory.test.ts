@@ -110,6 +110,7 @@ test.each<[string, boolean, (models: Transformer[]) => AsyncGenerator<unknown>]>
     ([policy, reward, reference, critic]) => ppo({ policy, reward, reference, critic }, requests, { ...tiny, weights: "bf16", recompute: true, microBatch: 4 }),
   ],
 ])("200 updates of %s take no more memory than 20", async (_, adapted, loop) => {
+  const before = on.memory().current;
   const whole = [await lively(llama, on), await lively(llama, on, "score"), await lively(llama, on), await lively(llama, on, "score")];
   const models = adapted ? whole.map((model, i) => (i === 2 ? model : model.adapted(lora, i))) : whole;
   const after = await held(loop(models));
@@ -117,4 +118,5 @@ test.each<[string, boolean, (models: Transformer[]) => AsyncGenerator<unknown>]>
   expect(after.at(-1)!.current).toBe(after[19].current);
   expect(after.at(-1)!.held).toBeLessThan(1.1 * after[19].held);
   for (const model of new Set([...models, ...whole])) model.dispose();
+  expect(on.memory().current).toBe(before); // the loop's own optimizers are gone
 });

@@ -130,6 +130,10 @@ export class AdamW {
       v.dispose();
     }
   }
+  /** `dispose`, for `using`. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
 }
 
 /** The learning rate over a run. */

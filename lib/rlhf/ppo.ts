@@ -187,7 +187,7 @@ export function ppoState(models: PpoModels, config: PpoConfig): PpoState {
  * Fine-tunes the policy by PPO, one update per iteration: sample, score, advantages, a few epochs of loss and step; then its metrics.
  *
  * @param prompts     the requests of an update, counted from 0
- * @param state       goes on where it stands
+ * @param given       a state, which goes on where it stands; without one, the loop has its own
  * @param pretraining the pretraining batch of a minibatch, by the policy's optimizer steps so far, where ptxCoef > 0
  * @throws RangeError `EMPTY` for an update without prompts, TypeError `ARGUMENT` where ptxCoef is above 0 and there is no pretraining
  * @throws RangeError `NAN` for a loss, gradient or measurement that is not finite, TypeError `REWARD` with the reward function's error (both carry
@@ -197,10 +197,13 @@ export async function* ppo(
   models: PpoModels,
   prompts: (update: number) => readonly Request[],
   config: PpoConfig,
-  state = ppoState(models, config),
+  given?: PpoState,
   pretraining?: (step: number) => readonly Episode[],
 ): AsyncGenerator<PpoMetrics> {
   const { policy, reference, reward, critic } = models;
+  const state = given ?? ppoState(models, config);
+  using _policy = given ? undefined : state.policy; // freed with the loop, as what is given is not
+  using _critic = given ? undefined : state.critic;
   if (config.ptxCoef > 0 && !pretraining) throw typeError("ARGUMENT", `ppo: ptxCoef is ${config.ptxCoef}, which needs batches of pretraining; there are none`);
   if (config.weights === "bf16") for (const matrix of policy.matrices) matrix.round();
   for (; state.updates < config.updates;) {

@@ -95,14 +95,17 @@ function loss(model: Transformer, part: readonly Comparison[], denominator: numb
  *
  * @param model   one with a score for a head
  * @param batches the comparisons of a step, counted from 0
+ * @param given   an optimizer, which goes on where it stands; without one, the loop has its own
  * @throws RangeError `NAN` for a loss or gradient that is not finite; its `batch` is the offending one, the weights are the last good ones
  */
 export async function* rewardModel(
   model: Transformer,
   batches: (step: number) => readonly Comparison[],
   config: RewardConfig,
-  optimizer = new AdamW(model.trained, config),
+  given?: AdamW,
 ): AsyncGenerator<RewardMetrics> {
+  using own = given ? undefined : new AdamW(model.trained, config);
+  const optimizer = given ?? own!;
   while (optimizer.steps < config.steps) {
     const step = optimizer.steps;
     const comparisons = batches(step);

@@ -48,15 +48,12 @@ export const tokensIn = (episodes: readonly Episode[]) => episodes.reduce((n, { 
  * Supervised fine-tuning (and, with empty-handed prompts, pre-training): one optimizer step per batch, and its metrics.
  *
  * @param batches   the episodes of a step, counted from 0; the loss is the mean over their completions' tokens
- * @param optimizer goes on where it stands
+ * @param given     an optimizer, which goes on where it stands; without one, the loop has its own
  * @throws RangeError `NAN` for a loss or gradient that is not finite; its `batch` is the offending one, the weights are the last good ones
  */
-export async function* sft(
-  model: Transformer,
-  batches: (step: number) => readonly Episode[],
-  config: SftConfig,
-  optimizer = new AdamW(model.trained, config),
-): AsyncGenerator<SftMetrics> {
+export async function* sft(model: Transformer, batches: (step: number) => readonly Episode[], config: SftConfig, given?: AdamW): AsyncGenerator<SftMetrics> {
+  using own = given ? undefined : new AdamW(model.trained, config);
+  const optimizer = given ?? own!;
   while (optimizer.steps < config.steps) {
     const step = optimizer.steps;
     const episodes = batches(step);
