@@ -10,8 +10,10 @@
 // by vectors along the sequence, then the eight chains token by token (two multiply-adds a cycle, each of four), then the
 // returns; large results past the caches; sequences over threads.
 //
-// AMD Zen 4, AVX-512, 2 cores, two threads: 1024 x 4096 in 3.2 ms, 64 x 1024 in 0.094, where sixteen sequences per vector
-// through 16 x 16 transposes took 3.8 and 0.13; 43 % of the limit for the large one, which waits for memory in `deltas`.
+// AMD Zen 4, AVX-512, 2 cores, two threads: 1024 x 4096 in 2.4 to 3.2 ms, 64 x 1024 in 0.023 to 0.038 (on one thread 4.4 and
+// 0.042: 2.3 cycles a token in the caches), where sixteen sequences per vector through 16 x 16 transposes took 3.8 and 0.13;
+// 44 % of the limit for the large one, which waits for memory in `deltas`. Sixteen tokens at a time, with the deltas and results
+// of neighbouring sixteens between the steps of the chain, took 1.9 to 2.6 and 0.037 to 0.042.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 
@@ -26,83 +28,87 @@ struct Row {
 };
 
 constexpr int ROWS = 8;
-constexpr int64_t AHEAD = 16 * LANES;  // tokens between those that are prefetched and those that are computed
+constexpr int64_t CHUNK = 256, CHUNK_ROW = CHUNK + LANES;  // tokens of a row at once; a row of the chunk, not a power of two
 
-// delta of the sixteen tokens from i on; where there is no token, 0
-RLHF_INLINE void deltas(const Row& row, int64_t i, float gamma, float* delta) {
-  const float *r = row.rewards + i, *v = row.values + i;
-  if (i >= 0 && i + LANES < row.length) return store(delta, fma(set(gamma), load(v + 1), load(r)) - load(v));
-  for (int64_t k = 0; k < LANES; k++) {
-    const bool there = i + k >= 0 && i + k < row.length, last = i + k + 1 >= row.length;
-    delta[k] = there ? __builtin_fmaf(gamma, last ? 0.0f : v[k + 1], r[k]) - v[k] : 0.0f;
-  }
+// f(t, i) for each sixteen tokens of a chunk that begins at `begin` of its row
+template <class F>
+RLHF_INLINE void each_line(int64_t begin, int64_t size, F&& f) {
+  for (int64_t t = 0, i = begin; t < size; t += LANES, i += LANES) f(t, i);
+}
+
+// delta of a chunk; where there is no token, 0
+RLHF_INLINE void deltas(const Row& row, int64_t begin, int64_t size, float gamma, float* delta) {
+  const V g = set(gamma);
+  each_line(
+      begin, size, [&](int64_t t, int64_t i) __attribute__((always_inline)) {
+        const float *r = row.rewards + i, *v = row.values + i;
+        if (i >= 0 && i + LANES < row.length) return store(delta + t, fma(g, load(v + 1), load(r)) - load(v));
+        for (int64_t k = 0; k < LANES; k++) {
+          const bool there = i + k >= 0 && i + k < row.length, last = i + k + 1 >= row.length;
+          delta[t + k] = there ? __builtin_fmaf(gamma, last ? 0.0f : v[k + 1], r[k]) - v[k] : 0.0f;
+        }
+      });
 }
 
 // The same under a mask, with the factor of the chain: gamma lambda, or 1 where a token is passed over
-RLHF_INLINE void masked_deltas(const Row& row, int64_t i, float gamma, float gamma_lambda, float& next_value, float* delta, float* factor) {
-  for (int64_t k = LANES - 1; k >= 0; k--) {
-    const bool kept = i + k >= 0 && i + k < row.length && row.mask[i + k];
-    factor[k] = kept ? gamma_lambda : 1.0f, delta[k] = 0;
-    if (kept) delta[k] = __builtin_fmaf(gamma, next_value, row.rewards[i + k]) - row.values[i + k], next_value = row.values[i + k];
+RLHF_INLINE void masked_deltas(const Row& row, int64_t begin, int64_t size, float gamma, float gamma_lambda, float& next_value, float* delta, float* factor) {
+  for (int64_t t = size - 1; t >= 0; t--) {
+    const int64_t i = begin + t;
+    const bool kept = i >= 0 && i < row.length && row.mask[i];
+    factor[t] = kept ? gamma_lambda : 1.0f, delta[t] = 0;
+    if (kept) delta[t] = __builtin_fmaf(gamma, next_value, row.rewards[i]) - row.values[i], next_value = row.values[i];
   }
 }
 
+// Up to eight rows at once, chunk by chunk from their ends. A row's chunks end at cache lines of its advantages, so its
+// last one may reach past its end; what it has there is 0, which leaves the chain at 0.
 template <bool STREAM, bool MASKED>
-RLHF_INLINE void results(const Row& row, int64_t i, const float* advantages) {
-  if (!MASKED && i >= 0 && i + LANES <= row.length) {
-    const V advantage = load(advantages), sum = advantage + load(row.values + i);
-    STREAM ? stream(row.advantages + i, advantage) : store(row.advantages + i, advantage);
-    STREAM ? stream(row.returns + i, sum) : store(row.returns + i, sum);
-    return;
-  }
-  for (int64_t k = 0; k < LANES; k++) {
-    if (i + k < 0 || i + k >= row.length) continue;
-    const bool kept = !MASKED || row.mask[i + k];
-    row.advantages[i + k] = kept ? advantages[k] : 0.0f;
-    row.returns[i + k] = kept ? advantages[k] + row.values[i + k] : 0.0f;
-  }
-}
-
-// Up to eight rows at once, sixteen tokens of each at a time from their ends. A row's sixteens end at cache lines of its
-// advantages, so its last one may reach past its end; what it has there is 0, which leaves the chain at 0.
-using Two = float __attribute__((vector_size(8)));  // one store
-
-template <bool STREAM, bool MASKED>
-__attribute__((noinline)) void gae_rows(const Row* rows, int count, float gamma, float lambda) {
-  alignas(64) float tiles[4][ROWS][LANES] = {}, factors[MASKED ? 2 : 1][ROWS][LANES] = {};  // delta, then the advantages
-  int64_t at[ROWS] = {}, most = 0;  // at: where the row's sixteen of the chain begins
+RLHF_INLINE void gae_rows(const Row* rows, int count, float gamma, float lambda) {
+  alignas(64) float a[ROWS * CHUNK_ROW] = {}, factors[MASKED ? ROWS * CHUNK_ROW : 1] = {};  // a: delta, then the advantages
+  int64_t at[ROWS] = {}, most = 0;  // at: where the row's chunk begins
   for (int k = 0; k < count; k++) {
     at[k] = rows[k].length + int64_t(-(reinterpret_cast<uintptr_t>(rows[k].advantages + rows[k].length) / sizeof(float)) % LANES);
     most = at[k] > most ? at[k] : most;
   }
   const float gl = gamma * lambda;
   float next_value[ROWS] = {}, next[ROWS] = {};
-  // A sixteen's deltas are computed beside the chain of the one after it, its results beside that of the second before it:
-  // the chain's stores have left for the cache by then, and can be loaded as a vector.
-  const int64_t sixteens = (most + LANES - 1) / LANES;
-  float(*before)[LANES] = tiles[0], (*chain)[LANES] = tiles[1], (*done)[LANES] = tiles[2], (*after)[LANES] = tiles[3];
-  float(*factor_before)[LANES] = factors[0], (*factor)[LANES] = factors[MASKED ? 1 : 0];
-  for (int64_t step = -1; step <= sixteens + 1; step++) {
-    for (int pair = 0; pair < ROWS; pair++) {
-      const int64_t t = LANES - 1 - 2 * pair;
-#pragma GCC unroll 8
-      for (int k = 0; k < ROWS; k++) {
-        const float later = __builtin_fmaf(MASKED ? factor[k][t] : gl, next[k], chain[k][t]);
-        next[k] = __builtin_fmaf(MASKED ? factor[k][t - 1] : gl, later, chain[k][t - 1]);
-        const Two both = {next[k], later};
-        std::memcpy(&chain[k][t - 1], &both, sizeof both);
-      }
-      if (pair >= count) continue;
-      const Row& row = rows[pair];
-      const int64_t i = at[pair];
-      at[pair] = i - LANES;
-      __builtin_prefetch(row.rewards + i - AHEAD, 0, 2), __builtin_prefetch(row.values + i - AHEAD, 0, 2);
-      if (MASKED) masked_deltas(row, i - LANES, gamma, gl, next_value[pair], before[pair], factor_before[pair]);
-      else if (step + 1 < sixteens) deltas(row, i - LANES, gamma, before[pair]);
-      if (step > 1) results<STREAM, MASKED>(row, i + 2 * LANES, after[pair]);
+  for (int64_t size; most > 0; most -= size) {
+    size = most < CHUNK ? (most + LANES - 1) / LANES * LANES : CHUNK;
+    for (int k = 0; k < count; k++) {
+      at[k] -= size;
+      if (MASKED) masked_deltas(rows[k], at[k], size, gamma, gl, next_value[k], a + k * CHUNK_ROW, factors + k * CHUNK_ROW);
+      else deltas(rows[k], at[k], size, gamma, a + k * CHUNK_ROW);
     }
-    float(*const free)[LANES] = after, (*const used)[LANES] = factor;
-    after = done, done = chain, chain = before, before = free, factor = factor_before, factor_before = used;
+    for (int64_t tile = size - LANES; tile >= 0; tile -= LANES) {
+      for (int k = 0; k < count; k++) {  // of the next chunk
+        __builtin_prefetch(rows[k].rewards + at[k] + tile - CHUNK, 0, 2), __builtin_prefetch(rows[k].values + at[k] + tile - CHUNK, 0, 2);
+      }
+      for (int64_t t = tile + LANES - 1; t >= tile; t--)
+#pragma GCC unroll 8
+        for (int k = 0; k < ROWS; k++) {
+          next[k] = __builtin_fmaf(MASKED ? factors[k * CHUNK_ROW + t] : gl, next[k], a[k * CHUNK_ROW + t]);
+          a[k * CHUNK_ROW + t] = next[k];
+        }
+    }
+    for (int k = 0; k < count; k++) {
+      const Row& row = rows[k];
+      each_line(
+          at[k], size, [&](int64_t t, int64_t i) __attribute__((always_inline)) {
+            const float* advantages = a + k * CHUNK_ROW + t;
+            if (!MASKED && i >= 0 && i + LANES <= row.length) {
+              const V advantage = load(advantages), sum = advantage + load(row.values + i);
+              STREAM ? stream(row.advantages + i, advantage) : store(row.advantages + i, advantage);
+              STREAM ? stream(row.returns + i, sum) : store(row.returns + i, sum);
+              return;
+            }
+            for (int64_t lane = 0; lane < LANES; lane++) {
+              if (i + lane < 0 || i + lane >= row.length) continue;
+              const bool kept = !MASKED || row.mask[i + lane];
+              row.advantages[i + lane] = kept ? advantages[lane] : 0.0f;
+              row.returns[i + lane] = kept ? advantages[lane] + row.values[i + lane] : 0.0f;
+            }
+          });
+    }
   }
 }
 

@@ -5,6 +5,8 @@
 //
 // A norm that is not finite is an error, and nothing is touched.
 // Law: the norm by law 4. Plan: one pass, threads take contiguous ranges; memory is the limit: 16 bytes read, 12 written.
+// AMD Zen 4, AVX-512, 2 cores, two threads, 8 M weights: 3.2 to 4.8 ms, at the limit (109 % in one run, 55 in another: others use
+// the memory too); 0.9 more with the norm. Two divisions and a root take 22 cycles a sixteen, 1.6 ms if nothing else bound.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 

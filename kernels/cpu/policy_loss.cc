@@ -1,9 +1,9 @@
 // The policy's loss from log-probs, with its gradient: formulas in policy_loss.h.
 // Plan: one pass; blocks of 4,096 tokens over threads, each its gradients and its sums, which are added in order.
-// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M tokens: 0.38 ms, half of the limit; 0.50 with a sixteen's steps in one chain.
-// What binds are the four vector ports: a sixteen is 106 operations of 256 bits, 27 cycles, 42 of them to widen and to add
-// the three sums that the law takes in f64. In one chain it took 56 cycles: two sixteens fill the schedulers (2 x 64), and
-// one is a hundred cycles long. With the exponential of the next beside the loss of this one, 41 (0.75 ms on one thread).
+// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M tokens: 0.38 ms, half of the limit, with the exponential of one sixteen beside
+// the loss of another (41 cycles a sixteen on one thread, 0.75 ms); in three steps, as here, it is not measured yet. In one
+// chain it took 0.49 (56 cycles): a sixteen is about a hundred cycles long, and two are all that schedulers hold. What binds in the
+// end are the four vector ports: 106 operations of 256 bits a sixteen, 27 cycles, 42 of them to widen and add three f64 sums.
 #include "kernels/cpu/policy_loss.h"
 
 namespace rlhf::RLHF_ISA {
