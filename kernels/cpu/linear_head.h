@@ -58,7 +58,7 @@ RLHF_INLINE void pack_left(Context& ctx, const Matrix& a, int64_t rows, int64_t 
 
 constexpr int64_t TILE_ROW = VOCABULARY_TILE + LANES;  // not a power of two
 
-// what tile_logits needs, and a tile of logits
+// floats that tile_logits needs for itself
 RLHF_INLINE int64_t tile_scratch(const Head& head, int64_t rows) {
   return round_up(product_scratch(rows, VOCABULARY_TILE, head.C, head.weight.layout == RLHF_PANELS), LANES);
 }

@@ -1,7 +1,7 @@
 // The policy's loss straight from the hidden state and the head, forward and backward in three products:
 // 256 rows at a time, their logits for the whole vocabulary are computed once, tile by tile, and reduced to logp and entropy (logprob.h);
 // the loss's gradient (policy_loss.h) is then taken from them a span at a time, with dh and dW (linear_head.h).
-// Equal, bit for bit, to linear_logprob, policy_loss and linear_logprob_grad one after another. Scratch: 256 x V floats and some 14 MB.
+// Equal, bit for bit, to linear_logprob, policy_loss and linear_logprob_grad one after another. Scratch: 256 x V floats and some 15 MB.
 //
 // Measured on two cores of an AMD EPYC (Zen 4, AVX-512, 234 GFLOP/s), M 1024, C 768, V 50257: 84 % of the peak over three products (81 with
 // the gradient taken in place for the whole vocabulary at once). Of 1203 ms: logits 373, dh 374, dW 372 (336 each at the peak), statistics
