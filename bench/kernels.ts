@@ -66,16 +66,14 @@ export function prepared(entry: Truth, draw: (random: Random) => Case, on: Devic
     cost: costOf(entry, spec, inputs, packed),
     async timer(runs) {
       await on.read(0, 0);
-      const [before, start] = [on.memory().busySeconds, performance.now()];
+      const start = performance.now();
       for (let i = 0; i < runs; i++) {
         const args = copies[turn++ % COPIES];
         const outputs = run(entry.op, args);
         for (const [name, tensor] of Object.entries(outputs)) if (!(args[name] instanceof Tensor)) tensor.dispose();
       }
       await on.read(0, 0);
-      // the kernel's own time, without the way to it and back, where the device tells it
-      const busy = 1000 * (on.memory().busySeconds - before);
-      return busy > 0 ? busy : performance.now() - start;
+      return performance.now() - start;
     },
     dispose() {
       for (const copy of copies) for (const value of Object.values(copy)) if (value instanceof Tensor) value.dispose();

@@ -13,7 +13,7 @@ export interface Cost {
 }
 
 export interface Bound {
-  /** No implementation takes less. */
+  /** No implementation takes less, as far as the probes of the machine go. */
   ms: number;
   /** Bytes per second at the row's own mix of streams and footprint; null where arithmetic alone is the bound. */
   bandwidth: number | null;

@@ -1,6 +1,8 @@
+import { spawnSync } from "node:child_process";
 import { Command } from "@commander-js/extra-typings";
 import { cpuName } from "../lib/cli/info.js";
 import { table } from "../lib/cli/table.js";
+import { root } from "../lib/device/native.js";
 import { device, type Device, type DeviceKind } from "../lib/index.js";
 import { writeFileDurably } from "../lib/model/safetensors.js";
 import { growthRows, measureGrowth } from "./growth.js";
@@ -106,7 +108,8 @@ async function measure(on: Device, { name, shape, sizes, prepare }: Planned, lim
     limitRatio: bound ? bound.ms / ours.ms : null,
     bandwidth: bound?.bandwidth ?? null,
     bytes,
-    ...(tokens ? { tokensPerSecond: (1000 * tokens) / ours.ms, outside: outside.toSorted((a, b) => a - b)[outside.length >> 1] } : {}),
+    outside: on.kind === "cpu" ? outside.toSorted((a, b) => a - b)[outside.length >> 1] : undefined, // others do not tell
+    ...(tokens ? { tokensPerSecond: (1000 * tokens) / ours.ms } : {}),
   };
 }
 
@@ -163,6 +166,7 @@ if (sharing.length > 0) console.log(`\n${table(sharingHead, sharing.map(sharingC
 if (growth.length > 0) console.log(`\n${table(growthHead, growth.map(growthCells))}`);
 
 if (json) {
-  const result: Result = { cpu: cpuName(), isa, limits: limitsOf, rows, growth, order, sharing };
+  const { stdout: commit } = spawnSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root, encoding: "utf8" });
+  const result: Result = { commit: commit?.trim() || undefined, cpu: cpuName(), isa, limits: limitsOf, rows, growth, order, sharing };
   await writeFileDurably(json, `${JSON.stringify(result, null, 2)}\n`);
 }

@@ -122,13 +122,9 @@ async function start({ file }: Script, threads: number): Promise<Process | undef
 const implementation = (process: Process, name: string, i: number): Implementation => ({
   name,
   async timer(runs) {
-    let ms = 0;
-    for (let k = 0; k < runs; k++) {
-      const answer = await process.ask(`run ${i}`);
-      if (!answer) throw new Error(`${name} has ended`);
-      ms += Number(answer);
-    }
-    return ms;
+    const answer = await process.ask(`run ${i} ${runs}`);
+    if (!answer) throw new Error(`${name} has ended`);
+    return Number(answer);
   },
   bytes: async () => Number(await process.ask(`bytes ${i}`)),
 });

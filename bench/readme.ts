@@ -3,9 +3,10 @@ import { join } from "node:path";
 import { opList } from "../lib/cli/info.js";
 import { root } from "../lib/device/native.js";
 import { writeFileDurably } from "../lib/model/safetensors.js";
-import { markdown, type Result } from "./result.js";
+import { figure } from "./figure.js";
+import { markdown, rowsTable, type Result } from "./result.js";
 
-// The README's tables: the results that lie in bench/results, and the ops that each device has. `node dist/bench/readme.js` writes them.
+// What the README shows of the results in bench/results and of the ops that each device has, and a page of all results. `node dist/bench/readme.js` writes them.
 
 /** The text with what stands between the marks of this name replaced. */
 function between(text: string, name: string, content: string): string {
@@ -27,13 +28,23 @@ function coverage(): string {
   return ["| ops | cpu | webgpu | cuda | CUDA receipt |", "| --- | --- | --- | --- | --- |", ...rows].join("\n");
 }
 
-/** The README as its results want it. */
-export async function readmeWithResults(): Promise<{ now: string; wanted: string }> {
-  const folder = join(root, "bench/results");
-  const files = (await readdir(folder)).filter((name) => name.endsWith(".json") && !name.startsWith("cuda-")).toSorted();
-  const tables = await Promise.all(files.map(async (file) => markdown(JSON.parse(await readFile(join(folder, file), "utf8")) as Result)));
-  const now = await readFile(join(root, "README.md"), "utf8");
-  return { now, wanted: between(between(now, "bench", tables.join("\n\n")), "ops", coverage()) };
+/** The pages that show the results in bench/results, by their paths, as those want them. */
+export async function pages(): Promise<Map<string, string>> {
+  const folder = "bench/results";
+  const names = (await readdir(join(root, folder))).filter((name) => name.endsWith(".json") && !name.startsWith("cuda-")).toSorted();
+  const results = await Promise.all(names.map(async (name) => JSON.parse(await readFile(join(root, folder, name), "utf8")) as Result));
+  const compared = names
+    .map((name, i) => ({ name: name.replace(/json$/, "svg"), result: results[i] }))
+    .filter(({ result }) => result.rows.some(({ peers }) => peers.length > 0));
+  const shown = compared.map(
+    ({ name, result }) => `![${result.cpu}: times as fast as its peers, and share of the limit](${folder}/${name})\n\n${rowsTable(result, result.limits[0])}`,
+  );
+  const readme = await readFile(join(root, "README.md"), "utf8");
+  return new Map([
+    ...compared.map(({ name, result }) => [`${folder}/${name}`, figure(result)] as const),
+    [`${folder}/README.md`, `# All that was measured\n\n${results.map(markdown).join("\n\n")}\n`],
+    ["README.md", between(between(readme, "bench", shown.join("\n\n")), "ops", coverage())],
+  ]);
 }
 
-if (process.argv[1]?.endsWith("readme.js")) await writeFileDurably(join(root, "README.md"), (await readmeWithResults()).wanted);
+if (process.argv[1]?.endsWith("readme.js")) for (const [path, text] of await pages()) await writeFileDurably(join(root, path), text);

@@ -27,7 +27,7 @@ export interface Row {
   bandwidth: number | null;
   bytes: number;
   tokensPerSecond?: number;
-  /** Of a training step: the share of its time in which no kernel ran. */
+  /** The share of its time in which no kernel ran: JavaScript, and the way to the threads and back. */
   outside?: number;
 }
 
@@ -67,6 +67,8 @@ export interface Sharing {
 
 /** What `--json` writes. */
 export interface Result {
+  /** What was measured. */
+  commit?: string;
   cpu: string;
   isa: string;
   /** Of each number of threads that the rows were measured with: FLOP/s; bytes/s read from memory. */
@@ -140,20 +142,22 @@ function grid(top: readonly string[], rows: readonly (readonly string[])[], text
   return [line(top), `|${top.map((_, i) => (text(i) ? " --- |" : " ---: |")).join("")}`, ...rows.map(line)].join("\n");
 }
 
-/** The results of a machine as the README shows them. */
-export function markdown({ cpu, isa, limits, rows, growth, order, sharing = [] }: Result): string {
-  const tables = limits.map(({ threads, peak, bandwidth }) => {
-    const own = rows.filter((row) => row.threads === threads);
-    const all = own.flatMap(lines);
-    const shown = head.map((_, i) => i).filter((i) => head[i] !== "spread" && all.some((cells) => cells[i] !== ""));
-    const title = `${cpu} (${isa}, ${threads} thread${threads === 1 ? "" : "s"}; measured in the same run: ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s)`;
-    const cells = all.map((one) => shown.map((i) => one[i]));
-    return `${title}\n\n${grid(
-      shown.map((i) => head[i]),
-      cells,
-      (i) => shown[i] < 2 || shown[i] === PEER,
-    )}`;
-  });
+/** Kernels and steps with that number of threads. */
+export function rowsTable({ cpu, isa, rows, commit }: Result, { threads, peak, bandwidth }: Result["limits"][0]): string {
+  const all = rows.filter((row) => row.threads === threads).flatMap(lines);
+  const shown = head.map((_, i) => i).filter((i) => head[i] !== "spread" && all.some((cells) => cells[i] !== ""));
+  const title = `${cpu} (${isa}, ${threads} thread${threads === 1 ? "" : "s"}; measured in the same run: ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s${commit ? `; at ${commit}` : ""})`;
+  return `${title}\n\n${grid(
+    shown.map((i) => head[i]),
+    all.map((cells) => shown.map((i) => cells[i])),
+    (i) => shown[i] < 2 || shown[i] === PEER,
+  )}`;
+}
+
+/** All that was measured on a machine. */
+export function markdown(result: Result): string {
+  const { limits, growth, order, sharing = [] } = result;
+  const tables = limits.map((limit) => rowsTable(result, limit));
   if (order.length > 0) tables.push(grid(orderHead, order.map(orderCells), (i) => i < 2));
   if (sharing.length > 0) tables.push(grid(sharingHead, sharing.map(sharingCells), (i) => i < 2));
   if (growth.length > 0) tables.push(grid(growthHead, growth.map(growthCells), () => true));

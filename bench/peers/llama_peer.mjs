@@ -28,10 +28,10 @@ async function prepare({ name, sizes }) {
   return [`llama.cpp ${half ? "f16" : "f32"}`];
 }
 
-async function run() {
+async function run(runs) {
   writeFileSync("/proc/self/clear_refs", "5");
   const start = performance.now();
-  await work();
+  for (let i = 0; i < runs; i++) await work();
   const ms = performance.now() - start;
   most = Math.max(most, status("VmHWM") - before);
   return ms.toFixed(6);
@@ -45,9 +45,9 @@ async function release() {
 
 console.log("ready");
 for await (const line of createInterface({ input: process.stdin })) {
-  const [command] = line.split(" ", 1);
+  const [command, , runs] = line.split(" ");
   if (command === "prepare") console.log(JSON.stringify(await prepare(JSON.parse(line.slice(8)))));
-  else if (command === "run") console.log(await run());
+  else if (command === "run") console.log(await run(Number(runs)));
   else if (command === "bytes") console.log(Math.max(0, most));
   else console.log(await release());
 }

@@ -2,7 +2,7 @@
 
 prepare {"name", "shape"}   ->  the names of the implementations that it has of this row, as a JSON list, or why it has none, as a string; a row with a
                                 whole model has "sizes" too
-run I                       ->  milliseconds of one run of implementation I
+run I N                     ->  milliseconds of N runs of implementation I, one after another
 bytes I                     ->  bytes that the process held at most while I ran, beyond what it held before the row was prepared
 release                     ->  "released": what the row held is given back
 """
@@ -61,10 +61,12 @@ def serve(rows):
             most = [0] * len(works)
             answer = json.dumps(failure or [name for name, _ in works])
         elif command == "run":
-            i = int(rest)
+            i, runs = (int(n) for n in rest.split())
+            work = works[i][1]
             reset_peak()
             start = time.perf_counter()
-            works[i][1]()
+            for _ in range(runs):
+                work()
             answer = f"{1000 * (time.perf_counter() - start):.6f}"
             most[i] = max(most[i], peak() - before)
         elif command == "bytes":

@@ -13,7 +13,7 @@ import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { textBatches } from "../rlhf/text.js";
 import { cpuName } from "./info.js";
-import { disposing, ppoModels, saveTrained, toTrain } from "./model.js";
+import { ppoModels, saveTrained, toTrain, withModels } from "./model.js";
 import { duration, type Progress } from "./progress.js";
 import { report } from "./report.js";
 import { Run } from "./run.js";
@@ -59,7 +59,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
 
   const collect = await run.stage("collect", async () => {
     const base = await load(baseDir, config.collect.weights);
-    return disposing([base], async () => {
+    return withModels([base], async () => {
       const sampling = { ...config.collect, seed, stop, update: SAMPLING_ROUND.collect };
       const asked = prompts("collect", config.collect.prompts);
       const completions = await sampleAll(base, asked, sampling, context, "collect");
@@ -86,7 +86,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
   const reward = await run.stage("reward", async () => {
     const base = await load(baseDir);
     const model = toTrain(base, config, "score");
-    return disposing([base, model], async () => {
+    return withModels([base, model], async () => {
       const rows = await readComparisons(run.path("preferences.jsonl"));
       const result = await rewardStage(context, model, comparisons(rows, tokenizer, config.reward.softLabels));
       await saveTrained(model, rewardDir, baseDir);
@@ -97,7 +97,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
 
   const ppo = await run.stage("ppo", async () => {
     const models = await ppoModels(device, config, { model: baseDir, reward: rewardDir });
-    return disposing(Object.values(models), async () => {
+    return withModels(Object.values(models), async () => {
       const { rolloutBatch, samples, updates, ptxCoef, ptxBatchTokens } = config.ppo;
       const each = rolloutBatch / samples; // prompts of an update
       const asked = prompts("ppo", each * updates).map(({ ids }) => ids);
@@ -114,7 +114,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
 
   const evaluation = await run.stage("eval", async () => {
     const [base, policy, rewardModel] = await loadModels([baseDir, policyDir, rewardDir], device, config.eval.weights);
-    return disposing([base, policy, rewardModel], async () => {
+    return withModels([base, policy, rewardModel], async () => {
       const sampling = { ...config.eval, samples: 1, seed, stop, update: SAMPLING_ROUND.eval };
       const { result, rows } = await evaluate(context, { base, policy, reward: rewardModel }, tokenizer, prompts("eval", config.eval.prompts), sampling);
       await writeJsonl(run.path("eval.jsonl"), rows);

@@ -15,6 +15,15 @@ export function modelConfig({ model }: Config, eosId: number | undefined): Model
   return { ...families[kind], layers, width, heads, kvHeads, headSize: width / heads, mlp, vocabulary, context, ropeTheta: 10000, normEps: 1e-5, tied, ...ids };
 }
 
+/** Does the work with the models, then gives back their memory. */
+export async function withModels<T>(models: readonly Transformer[], work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } finally {
+    for (const model of models) model.dispose();
+  }
+}
+
 /**
  * What a stage trains of a model: an adapter where the configuration asks for one, else all of it; to another head, it is drawn.
  * @throws TypeError `LORA` for an adapter that the configuration does not ask for
@@ -23,15 +32,6 @@ export function toTrain(model: Transformer, { lora, seed }: Pick<Config, "lora" 
   if (lora.rank > 0) return model.adapted(lora, seed, head);
   if (model.lora) throw typeError("LORA", `the model is an adapter: lora.rank=${model.lora.rank} goes on with it, rlhf merge makes a whole model of it`);
   return head === model.headKind ? model : model.copy(head, seed);
-}
-
-/** What the work gives; the models are freed when it ends. */
-export async function disposing<T>(models: readonly Transformer[], work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } finally {
-    for (const model of models) model.dispose();
-  }
 }
 
 /** Writes what was trained of the model in `from`: the adapter alone, where there is one. */

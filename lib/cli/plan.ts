@@ -11,7 +11,7 @@ import { AdamW } from "../rlhf/optimizer.js";
 import { ppo, ppoState } from "../rlhf/ppo.js";
 import { ranking, rewardModel } from "../rlhf/reward.js";
 import { sft } from "../rlhf/sft.js";
-import { disposing, modelConfig, toTrain } from "./model.js";
+import { modelConfig, toTrain, withModels } from "./model.js";
 import { duration } from "./progress.js";
 import type { Config } from "./schema.js";
 import { SLOTS } from "./stages/collect.js";
@@ -144,11 +144,11 @@ function stages(config: Config, size: number): Stage[] {
         const model = made(on);
         const half = model.config.context >> 1;
         const windows = Array.from({ length: 64 }, (_, i): Episode => ({ prompt: begun(i, half), completion: ids(half) }));
-        return disposing([model], async () => logps(model, windows));
+        return withModels([model], async () => logps(model, windows));
       },
       step: (on) => {
         const model = made(on);
-        return disposing([model], async () => {
+        return withModels([model], async () => {
           const optimizer = new AdamW(model.trained, config.sft);
           await all(sft(model, () => text(config.sft.batchTokens), { ...config.sft, steps: 1 }, optimizer));
           optimizer.dispose();
@@ -161,7 +161,7 @@ function stages(config: Config, size: number): Stage[] {
       numbers: { trained: 0, held: size },
       step: (on) => {
         const model = made(on);
-        return disposing([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
+        return withModels([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
       },
       steps: (collect.prompts * collect.samples) / wave,
     },
@@ -171,7 +171,7 @@ function stages(config: Config, size: number): Stage[] {
       step: (on) => {
         const base = made(on);
         const model = beside(base, on, "score");
-        return disposing([base, model], async () => {
+        return withModels([base, model], async () => {
           const optimizer = new AdamW(model.trained, reward);
           const batch = compared(Math.min(reward.batch, units));
           await all(rewardModel(model, () => batch, { ...reward, steps: 1 }, optimizer));
@@ -181,7 +181,7 @@ function stages(config: Config, size: number): Stage[] {
       once: (on) => {
         const base = made(on);
         const model = beside(base, on, "score");
-        return disposing([base, model], () => judge(model, compared(Math.min(collect.prompts - units, 64))));
+        return withModels([base, model], () => judge(model, compared(Math.min(collect.prompts - units, 64))));
       },
       steps: Math.ceil(units / reward.batch) * reward.epochs,
     },
@@ -192,7 +192,7 @@ function stages(config: Config, size: number): Stage[] {
         const reference = made(on);
         const scores = beside(reference, on, "score");
         const models = { policy: beside(reference, on), reference, reward: scores, critic: beside(scores, on) };
-        return disposing(Object.values(models), async () => {
+        return withModels(Object.values(models), async () => {
           const settings = { ...options, seed, updates: 1 };
           const state = ppoState(models, settings);
           await all(
@@ -216,7 +216,7 @@ function stages(config: Config, size: number): Stage[] {
       step: (on) => {
         const base = made(on);
         const [policy, rewards] = [beside(base, on), beside(base, on, "score")];
-        return disposing([base, policy, rewards], async () => {
+        return withModels([base, policy, rewards], async () => {
           const completions = [];
           for (const model of [base, policy]) completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));
           await klPerCompletion(policy, base, completions[1]);

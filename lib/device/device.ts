@@ -46,7 +46,7 @@ export interface Device {
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void;
   /**
    * Runs `f` and keeps its calls, which may then run again: on the same memory, so what they read and `f` did not make must outlive
-   * them, and numbers that change between runs are written to it before. @throws TypeError `RECORD` if `f` writes
+   * them, and numbers that change between runs are written to it before. @throws TypeError `RECORD` if `f` writes or records
    */
   record<T>(f: () => T): Recorded<T>;
   /** What it has taken so far. */
@@ -177,6 +177,7 @@ export class AddonDevice implements Device {
     this.native.call(frame);
   }
   record<T>(f: () => T): Recorded<T> {
+    if (this.recording) throw typeError("RECORD", "calls are being recorded already, and recordings do not nest");
     const recording: Recording = { frames: [], sizes: new Map(), free: new Map() };
     const dispose = () => [...recording.free.values()].flat().forEach((address) => this.native.release(address));
     this.recording = recording;

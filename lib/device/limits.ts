@@ -14,14 +14,18 @@ async function timed(device: Device, repeats: number, work: () => void): Promise
   return times;
 }
 
-/** Fused multiply-adds that the device's threads reach together, FLOP/s: the best of short runs for a second, which others of a shared machine leave alone. */
+/** The least time of short runs, s, for so many seconds: others of a shared machine leave some of them alone. */
+async function best(device: Device, seconds: number, work: () => void): Promise<number> {
+  const [first] = await timed(device, 1, work);
+  return Math.min(...(await timed(device, Math.max(7, Math.ceil(seconds / first)), work)));
+}
+
+/** Fused multiply-adds that the device's threads reach together, FLOP/s. */
 export async function fmaPeak(device: Device, rounds = 2_000_000): Promise<number> {
   const { threads } = device;
   const address = device.allocate(8 * threads);
   const sink = { address, dtype: "f64", layout: "rows", shape: [threads], stride: 1 } as const;
-  const run = () => device.call(specs.get("limitFma")!, [rounds, sink]);
-  const [first] = await timed(device, 1, run);
-  const least = Math.min(...(await timed(device, Math.max(7, Math.ceil(1 / first)), run)));
+  const least = await best(device, 1, () => device.call(specs.get("limitFma")!, [rounds, sink]));
   const flops = new Float64Array(await device.read(address, 8 * threads)).reduce((a, b) => a + b, 0);
   device.release(address);
   return flops / least;
@@ -63,7 +67,7 @@ export async function bandwidth(device: Device, { reads, updates, writes }: Stre
   const rounds = Math.ceil(2 ** 26 / moved); // some ms, so that the way to the threads is not what is measured
   let least = Infinity;
   for (const pastCaches of writes > 0 ? [0, 1] : [0])
-    least = Math.min(least, ...(await timed(device, 5, () => device.call(specs.get("limitStream")!, [rounds, pastCaches, x, y, z, sink]))));
+    least = Math.min(least, await best(device, 0.3, () => device.call(specs.get("limitStream")!, [rounds, pastCaches, x, y, z, sink])));
   for (const { address } of [x, y, z, sink]) device.release(address);
   return (rounds * moved) / least;
 }

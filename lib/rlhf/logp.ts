@@ -1,7 +1,7 @@
 import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
-import { scope } from "../tensor/tensor.js";
-import type { Packed, Transformer } from "../model/transformer.js";
+import { scope, type Tensor } from "../tensor/tensor.js";
+import type { HiddenOptions, Packed, Transformer } from "../model/transformer.js";
 import { packEpisodes, packWhole, promptGroups, split, type Episode } from "./episode.js";
 import { microBatches } from "./update.js";
 
@@ -50,12 +50,12 @@ export async function logps(
   return result;
 }
 
-function scoreOf(model: Transformer, batch: Packed & { rows: Int32Array }) {
-  const { hidden, rows } = model.scored(batch);
+/** The model's score at the rows of a batch: f32 [rows]. */
+export function scoreOf(model: Transformer, batch: Packed & { rows: Int32Array }, options?: HiddenOptions): Tensor {
+  const { hidden, rows } = model.scored(batch, options);
   return model.score(hidden, rows);
 }
 
-/** The score of whole episodes: one number each. */
 /**
  * The score of whole episodes, at their last token.
  * @param model one with a score for a head

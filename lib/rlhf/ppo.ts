@@ -8,7 +8,7 @@ import type { Aggregation, KlEstimator } from "../tensor/ops/policyLoss.js";
 import { scope, Tensor } from "../tensor/tensor.js";
 import { klController, type KlController } from "./controller.js";
 import { concat, packEpisodes, promptGroups, split, type Episode } from "./episode.js";
-import { logps, values } from "./logp.js";
+import { logps, scoreOf, values } from "./logp.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
 import { scored, type RewardFunction } from "./score.js";
 import { nll, tokensIn } from "./sft.js";
@@ -349,9 +349,7 @@ async function valueStep(critic: Transformer, minibatch: readonly Rollout[][], c
   accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {
     const batch = packEpisodes(part);
     const rollouts = part.flat();
-    const { hidden, rows } = critic.scored(batch, config);
-    const value = critic.score(hidden, rows);
-    return ops.valueLoss(value, concat(rollouts.map((r) => r.returns)), {
+    return ops.valueLoss(scoreOf(critic, batch, config), concat(rollouts.map((r) => r.returns)), {
       oldValues: concat(rollouts.map((r) => r.values)),
       clipRange: config.valueClip,
       cuSeqlens: batch.cuRows,

@@ -3,7 +3,7 @@ import type { Transformer } from "../model/transformer.js";
 import * as ops from "../tensor/ops/index.js";
 import { Tensor } from "../tensor/tensor.js";
 import { packWhole, promptGroups, type Episode } from "./episode.js";
-import { scores } from "./logp.js";
+import { scoreOf, scores } from "./logp.js";
 import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./optimizer.js";
 import { accumulate, finite, stepOn } from "./update.js";
 
@@ -62,7 +62,6 @@ export interface RewardMetrics {
 
 function loss(model: Transformer, part: readonly Comparison[], denominator: number, config: RewardConfig, stats: Tensor): Tensor {
   const batch = packWhole(part.flatMap(({ episodes }) => promptGroups(episodes, config.sharePrompts)));
-  const { hidden, rows } = model.scored(batch, config);
   let first = 0;
   const pairs = part.flatMap(({ episodes, pairs }) => {
     const start = first;
@@ -70,7 +69,7 @@ function loss(model: Transformer, part: readonly Comparison[], denominator: numb
     return pairs.map((pair) => ({ ...pair, chosen: start + pair.chosen, rejected: start + pair.rejected, weight: 1 / pairs.length }));
   });
   return ops.preferenceLoss(
-    model.score(hidden, rows),
+    scoreOf(model, batch, config),
     Int32Array.from(pairs, ({ chosen }) => chosen),
     Int32Array.from(pairs, ({ rejected }) => rejected),
     {

@@ -33,10 +33,13 @@ test("recorded calls run again on what was written since, keep their memory to t
   expect(on.memory().current).toBe(current);
 });
 
-test("numbers that only the first run would see are refused, and a recording that failed leaves the device as it was", async () => {
+test("numbers that only the first run would see are refused, as is a recording within one, and a recording that failed leaves the device as it was", async () => {
   const x = Tensor.from(Float32Array.of(1, 2, 3));
   expect(() => on.record(() => scope(() => ops.add(ops.mul(x, x), Float32Array.of(1, 1, 1))))).toThrow(expect.objectContaining({ code: "RECORD" }));
   expect(Array.from(await ops.add(x, Float32Array.of(1, 1, 1)).read())).toEqual([2, 3, 4]);
+  const nested = () => on.record(() => on.record(() => scope(() => ops.mul(x, x))));
+  expect(nested).toThrow(expect.objectContaining({ code: "RECORD" }));
+  expect(Array.from(await ops.mul(x, x).read())).toEqual([1, 4, 9]);
   x.dispose();
 });
 

@@ -88,7 +88,7 @@ export async function sftStage({ config, device, run, progress }: Context, files
   await saveTrained(model, files.out, files.model);
   const parameters = model.size;
   model.dispose();
-  bar.done(`${bpb.toFixed(2)} bits per byte`);
+  bar.done(heldOutBytes > 0 ? `${bpb.toFixed(2)} bits per byte` : `loss ${loss.toFixed(2)}`);
   return { parameters, tokens, tokensPerSecond: (tokens - before) / seconds, loss, bitsPerByte: bpb, heldOutBytes };
 }
 

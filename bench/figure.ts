@@ -1,0 +1,48 @@
+import type { Result, Row } from "./result.js";
+
+// A picture of a machine's results: how many times as fast as its fastest peer each row is, and its share of the machine's limit.
+
+const [NAME, SHAPE, LIMIT, FASTER, END] = [8, 132, 420, 580, 1080]; // left edges of the columns
+const [ROW, TOP] = [17, 46];
+const TICKS = [0.5, 1, 2, 4, 10, 30, 100, 300];
+
+const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+const times = (ratio: number) => `${ratio >= 100 ? ratio.toFixed(0) : ratio.toPrecision(2)}x`;
+
+/** SVG, in light and in dark. Rows with the machine's first number of threads that have a peer; dots from a half to 500 times as fast. */
+export function figure({ commit, cpu, isa, limits: [{ threads }], rows }: Result): string {
+  const shown = rows.filter((row) => row.threads === threads && row.peers.length > 0);
+  const bottom = TOP + ROW * shown.length;
+  const x = (ratio: number) => FASTER + ((END - 200 - FASTER) * Math.log(Math.min(Math.max(ratio, 0.5), 500) / 0.5)) / Math.log(1000);
+  const width = (share: number) => Math.min(share, 1) * (FASTER - 60 - LIMIT);
+  const text = (left: number, top: number, content: string, kind = "") => `<text x="${left.toFixed(1)}" y="${top}"${kind}>${escape(content)}</text>`;
+  const line = (row: Row, i: number): string => {
+    const middle = TOP + ROW * i + ROW / 2;
+    const [fastest, ...others] = row.peers;
+    const share = row.limitRatio ?? 0;
+    return [
+      row.name === shown[i - 1]?.name ? "" : text(NAME, middle + 4, row.name, ' class="name"'),
+      text(SHAPE, middle + 4, row.shape.replace(/ \(([^,]*).*\)/, ": $1")),
+      `<rect x="${LIMIT}" y="${middle - 4}" width="${width(1)}" height="8" class="all"/><rect x="${LIMIT}" y="${middle - 4}" width="${width(share).toFixed(1)}" height="8" class="share"/>`,
+      text(LIMIT + width(1) + 6, middle + 4, `${(100 * share).toFixed(0)} %`),
+      ...others.map(({ ratio }) => `<circle cx="${x(ratio).toFixed(1)}" cy="${middle}" r="3" class="other"/>`),
+      `<circle cx="${x(fastest.ratio).toFixed(1)}" cy="${middle}" r="4" class="${fastest.ratio < 1 ? "slower" : "faster"}"/>`,
+      text(x(Math.max(...row.peers.map(({ ratio }) => ratio))) + 9, middle + 4, `${times(fastest.ratio)} ${fastest.name}`),
+    ].join("");
+  };
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${END} ${bottom + 8}" font-family="system-ui, sans-serif" font-size="12">
+<style>
+text { fill: #57606a } .name, .title { fill: #1f2328; font-weight: 600 } line { stroke: #d0d7de } .one { stroke: #57606a }
+.all { fill: #eaeef2 } .share { fill: #8250df } .faster { fill: #1a7f37 } .slower { fill: #cf222e } .other { fill: none; stroke: #8c959f }
+@media (prefers-color-scheme: dark) {
+text { fill: #9198a1 } .name, .title { fill: #f0f6fc } line { stroke: #3d444d } .one { stroke: #9198a1 }
+.all { fill: #2a313c } .share { fill: #a371f7 } .faster { fill: #3fb950 } .slower { fill: #f85149 } .other { stroke: #656c76 } }
+</style>
+${text(NAME, 16, `${cpu}, ${isa}, ${threads} threads${commit ? `, at ${commit}` : ""}`, ' class="title"')}
+${text(LIMIT, 16, "share of the limit", ' class="title"')}
+${text(FASTER, 16, "times as fast as the fastest peer (rings: the others)", ' class="title"')}
+${TICKS.map((tick) => `<line x1="${x(tick).toFixed(1)}" x2="${x(tick).toFixed(1)}" y1="${TOP - 4}" y2="${bottom}"${tick === 1 ? ' class="one"' : ""}/>${text(x(tick), TOP - 10, `${tick}x`, ' text-anchor="middle"')}`).join("\n")}
+${shown.map(line).join("\n")}
+</svg>
+`;
+}
