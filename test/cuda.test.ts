@@ -7,7 +7,7 @@ import { opList } from "../lib/cli/info.js";
 import { root } from "../lib/device/native.js";
 import { camel, specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type CodedError, type Device } from "../lib/index.js";
-import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
+import { allTruths, casesOf, expectBits, holdToAbsentTerms, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
 import { wideHeads, wideHeadsGrad } from "./ops/attention.js";
 import { run } from "../lib/tensor/op.js";
 import { Random, seed } from "./random.js";
@@ -105,6 +105,8 @@ test.each([64, 128])("a Hopper's attention at heads of %d knows nothing of the s
   const beside = await attend(0, 213, Int32Array.of(0, 70, 210, 213));
   expect(beside.map((output) => output.slice(70 * D, 210 * D))).toEqual(alone);
 });
+
+test("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient", () => holdToAbsentTerms(on));
 
 describe("an error on the device", () => {
   test("of offsets is told by the next read, with the op's name, and once", async () => {
