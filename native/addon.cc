@@ -239,6 +239,7 @@ Napi::Array list_ops(Napi::Env env) {
     };
     o.Set("name", op.name), o.Set("arguments", arguments), o.Set("cpu", list(cpu_dtypes(op))), o.Set("cuda", list(cuda_dtypes(op)));
     ops.Set(ops.Length(), o);
+      o.Set("low", a.range.low), o.Set("high", a.range.high), o.Set("openLow", a.range.open_low), o.Set("openHigh", a.range.open_high);
   }
   return ops;
 }

@@ -74,8 +74,8 @@ double rlhf_pow(double x, double y);
 #define OPT_ADD(type, name, dims) const rlhf_tensor *name,
 #define IDS(name, dims, limit) const rlhf_tensor *name,
 #define OFFSETS(name, dims, total) const rlhf_tensor *name,
-#define REAL(name) double name,
-#define INT(name) int64_t name,
+#define REAL(name, range) double name,
+#define INT(name, range) int64_t name,
 #define CHOICE(list, name) int64_t name,
 #define OP(name, arguments)                                                                     \
   rlhf_status rlhf_##name(rlhf_stream* on, arguments void* workspace, int64_t workspace_bytes); \

@@ -269,7 +269,7 @@ async function advantages(
     const logp = on(completions.map((c) => c.logp));
     let { rewards, kl } = run("tokenRewards", { logp, refLogp: on(refLogp), scores: score, cuSeqlens: cuRows, klCoef, estimator: config.klEstimator });
     if (config.whitenRewards) rewards = ops.whiten(rewards, cuRows, { shiftMean: false, form: "trl" });
-    const { advantages, returns } = ops.gae(rewards, on(value), cuRows, config);
+    const { advantages, returns } = ops.gae(rewards, on(value), cuRows, { gamma: config.gamma, lambda: config.lambda });
     return { kl, returns, advantages: config.whitenAdvantages ? ops.whiten(advantages, cuRows, { form: "trl" }) : advantages };
   });
   const [kl, advantage, returns] = (await Promise.all([made.kl.read(), made.advantages.read(), made.returns.read()])) as Float32Array[];
@@ -299,18 +299,24 @@ async function policyStep(
   optimizer: AdamW,
   learningRate: number,
 ) {
-  const denominator = denominatorOf(minibatch.flat(), config.aggregation);
+  const { temperature, clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, aggregation, entropyCoef } = config;
+  const denominator = denominatorOf(minibatch.flat(), aggregation);
   using stats = Tensor.from(new Float64Array(12), [12], policy.device);
   accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {
     const batch = packEpisodes(part);
     const rollouts = part.flat();
     const { hidden, rows } = policy.scored(batch, config);
     return ops.linearPolicyLoss(hidden, policy.head, rows, batch.y, concat(rollouts.map((r) => r.logp)), concat(rollouts.map((r) => r.advantages)), {
-      ...config,
+      temperature,
+      clipRatioLow,
+      clipRatioHigh,
+      clipRatioC,
+      logRatioClamp,
+      aggregation,
+      entropyCoef,
       cuSeqlens: batch.cuRows,
       denominator,
       stats,
-      klCoef: 0,
     }).loss;
   });
   using ptxStats = Tensor.from(new Float64Array(12), [12], policy.device);

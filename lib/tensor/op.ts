@@ -24,7 +24,7 @@ const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16", f16: "f16" }
  * @param gradient from the outputs' gradients to the inputs'; without it no gradient flows through the op
  * @param sizes    sizes of the letters that no input binds
  * @returns the outputs by name; an optional output, or one that is added to (from 0), is made where `args` has `true` for it
- * @throws TypeError `DTYPE` `DEVICE` `DISPOSED` `ARGUMENT` `CHOICE`, RangeError `SHAPE` `ID` `OFFSETS`, naming the argument
+ * @throws TypeError `DTYPE` `DEVICE` `DISPOSED` `ARGUMENT` `CHOICE`, RangeError `SHAPE` `ID` `OFFSETS` `RANGE`, naming the argument
  */
 export function run(name: string, args: Arguments, gradient?: Gradient, sizes: Record<string, number> = {}): Record<string, Tensor> {
   const spec = specs.get(name);
@@ -146,6 +146,12 @@ class Call {
       throw typeError(
         "ARGUMENT",
         `${this.spec.name}: ${argument.name} is ${String(given)}, wanted ${argument.kind === "integer" ? "a whole number" : "a number"}`,
+      );
+    const { low, high, openLow, openHigh } = argument.range;
+    if (value < low || value > high || (openLow && value === low) || (openHigh && value === high))
+      throw rangeError(
+        "RANGE",
+        `${this.spec.name}: ${argument.name} is ${value}, wanted a number in ${openLow ? "(" : "["}${low}, ${high}${openHigh ? ")" : "]"}`,
       );
     return value;
   }

@@ -37,13 +37,27 @@ export interface PreferenceLossOptions {
  * @param chosen   int32 [P]
  * @param rejected int32 [P]
  * @returns loss f32 [1], which ends the tape; stats f64 [8]
- * @throws RangeError `SHAPE` `ID`, TypeError `ARGUMENT` where refScores is missing
+ * @throws RangeError `SHAPE` `ID` `RANGE`, TypeError `ARGUMENT` where refScores is missing
  */
 export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, options: PreferenceLossOptions): { loss: Tensor; stats: Tensor } {
-  const { form, denominator, refScores, beta = 1, margin, label, weight, labelSmoothing = 0, centerCoef = 0, scale = 1, stats: given } = options;
+  const {
+    form,
+    denominator,
+    refScores,
+    beta = 1,
+    margin,
+    label,
+    weight,
+    labelSmoothing = 0,
+    centerCoef = 0,
+    scale = 1,
+    stats: given = true,
+    ...unknown
+  } = options;
   const { loss, stats } = run(
     "preferenceLoss",
     {
+      ...unknown, // is refused
       scores,
       refScores,
       chosen,
@@ -57,7 +71,7 @@ export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, op
       centerCoef,
       denominator,
       scale,
-      stats: given ?? true,
+      stats: given,
     },
     (d, t) => {
       endOfTape("preferenceLoss", d);
