@@ -436,7 +436,7 @@ std::string ops_json() {
     for (const std::string& item : choice.items) items += (items.empty() ? "" : ", ") + quoted(item);
     choices += (choices.empty() ? "" : ", ") + quoted(choice.name) + ": [" + items + "]";
   }
-  return "{\"ops\": [\n  " + ops + "\n], \"choices\": {" + choices + "}}\n";
+  return "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) + ", \"law\": " + std::to_string(RLHF_LAW_VERSION) + ", \"ops\": [\n  " + ops + "\n], \"choices\": {" + choices + "}}\n";
 }
 
 }  // namespace rlhf
@@ -445,9 +445,12 @@ extern "C" {
 
 rlhf_stream* rlhf_stream_create(const char* isa, int32_t threads) {
   if (threads < 0 || threads > 1024) return nullptr;
-  for (const rlhf::Isa& candidate : rlhf::isas)
-    if ((!isa || std::strcmp(isa, candidate.name) == 0) && candidate.there())
-      return new rlhf_stream{&candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), nullptr, candidate.name, {}};
+  try {
+    for (const rlhf::Isa& candidate : rlhf::isas)
+      if ((!isa || std::strcmp(isa, candidate.name) == 0) && candidate.there())
+        return new rlhf_stream{&candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), nullptr, candidate.name, {}};
+  } catch (const std::exception&) {  // no memory, or no more threads
+  }
   return nullptr;
 }
 rlhf_stream* rlhf_cuda_stream_create(int32_t ordinal, void* cuda_stream, char* why, int64_t size) {
