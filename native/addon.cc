@@ -48,11 +48,16 @@ class Device : public Napi::ObjectWrap<Device> {
     planned_ = info[2].ToBoolean();
     char why[512] = "";
     stream_ = gpu_ ? rlhf_cuda_stream_create(number, nullptr, why, sizeof why) : rlhf_stream_create(isa.empty() ? nullptr : isa.c_str(), number);
-    if (!stream_ && gpu_) throw Napi::RangeError::New(info.Env(), why);
-    if (!stream_) throw Napi::RangeError::New(info.Env(), "this machine cannot run isa \"" + isa + "\", it has: " + rlhf_isa_available());
+    const std::string none = "the system gave no threads for a device of " + std::to_string(number ? number : cores());
+    if (!stream_) throw Napi::RangeError::New(info.Env(), gpu_ ? why : none);  // the ISA is known to be there
     const Pages pages{gpu_ ? stream_ : nullptr};
     memory_ = std::make_unique<Memory>(pages);
-    queue_ = std::make_unique<Queue>(stream_, pages);
+    try {
+      queue_ = std::make_unique<Queue>(stream_, pages);
+    } catch (const std::system_error&) {
+      rlhf_stream_destroy(stream_);
+      throw Napi::RangeError::New(info.Env(), none);
+    }
     settle_ = Napi::ThreadSafeFunction::New(info.Env(), Napi::Function::New(info.Env(), [](const Napi::CallbackInfo&) {}), "rlhf-kernels", 0, 1);
     settle_.Unref(info.Env());
   }
@@ -71,7 +76,7 @@ class Device : public Napi::ObjectWrap<Device> {
   static void* address(const Napi::Value& value) { return reinterpret_cast<void*>(uintptr_t(value.As<Napi::Number>().DoubleValue())); }
 
   void open(Napi::Env env) {
-    if (!stream_) throw Napi::Error::New(env, "the device is closed");
+    if (!stream_) throw Napi::TypeError::New(env, "the device is closed");
   }
 
   Napi::Value allocate(const Napi::CallbackInfo& info) {
@@ -90,7 +95,12 @@ class Device : public Napi::ObjectWrap<Device> {
   void write(const Napi::CallbackInfo& info) {
     open(info.Env());
     auto view = info[1].As<Napi::Uint8Array>();
-    std::vector<uint8_t> copy(view.Data(), view.Data() + view.ByteLength());
+    std::vector<uint8_t> copy;
+    try {
+      copy.assign(view.Data(), view.Data() + view.ByteLength());
+    } catch (const std::bad_alloc&) {
+      throw Napi::RangeError::New(info.Env(), "out of memory: " + std::to_string(view.ByteLength()) + " bytes are to be copied");
+    }
     queue_->push([this, to = address(info[0]), copy = std::move(copy)] {
       if (!gpu_) std::memcpy(to, copy.data(), copy.size());
       else keep(rlhf_stream_write(stream_, to, copy.data(), int64_t(copy.size())));
@@ -104,11 +114,11 @@ class Device : public Napi::ObjectWrap<Device> {
     queue_->keep({status == RLHF_FAILED ? "" : message.substr(0, message.find(':')), message, status});
   }
 
-  // read(address, bytes): a promise of an ArrayBuffer, after all that was queued before it
+  // read(address, to: ArrayBuffer): a promise, of it when it is filled, after all that was queued before
   Napi::Value read(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     open(env);
-    auto buffer = Napi::ArrayBuffer::New(env, size_t(info[1].As<Napi::Number>().DoubleValue()));
+    auto buffer = info[1].As<Napi::ArrayBuffer>();
     auto* read = new Read{Napi::Promise::Deferred::New(env), Napi::Persistent(buffer), {}};
     if (pending_++ == 0) settle_.Ref(env);
     queue_->push([this, read, from = address(info[0]), to = buffer.Data(), bytes = buffer.ByteLength()] {
@@ -229,6 +239,7 @@ Napi::Array list_ops(Napi::Env env) {
     for (const Argument& a : op.arguments) {
       Napi::Object o = Napi::Object::New(env);
       o.Set("kind", KINDS[int(a.kind)]), o.Set("type", a.type), o.Set("name", a.name), o.Set("dims", a.dims), o.Set("limit", a.limit);
+      o.Set("low", a.range.low), o.Set("high", a.range.high), o.Set("openLow", a.range.open_low), o.Set("openHigh", a.range.open_high);
       arguments.Set(arguments.Length(), o);
     }
     Napi::Object o = Napi::Object::New(env);

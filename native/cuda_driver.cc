@@ -29,6 +29,7 @@ enum : int {  // of the driver's enumerations
   MULTIPROCESSORS = 16,
   CAPABILITY_MAJOR = 75,
   CAPABILITY_MINOR = 76,
+  SHARED_MOST = 97,  // bytes that a block may ask for
   MEMORY_POOLS = 115,
   RELEASE_THRESHOLD = 4,
   MOST_DYNAMIC_SHARED = 8,
@@ -38,6 +39,12 @@ enum : int {  // of the driver's enumerations
   SWIZZLE_128 = 3,
   PROMOTION_256 = 3,
   ZEROS = 0
+};
+
+struct PoolProperties {  // CUmemPoolProps
+  int type = 1, handles = 0;  // pinned, not shared with other processes
+  int where = 1, device;  // on this device
+  void* reserved[9] = {};
 };
 
 // X(member, symbol, parameters)
@@ -56,9 +63,10 @@ enum : int {  // of the driver's enumerations
   X(stream_create, cuStreamCreate, Stream*, unsigned)                                                                               \
   X(stream_destroy, cuStreamDestroy_v2, Stream)                                                                                     \
   X(stream_wait, cuStreamSynchronize, Stream)                                                                                       \
-  X(pool, cuDeviceGetDefaultMemPool, void**, int)                                                                                   \
+  X(pool_create, cuMemPoolCreate, void**, const PoolProperties*)                                                                    \
+  X(pool_destroy, cuMemPoolDestroy, void*)                                                                                          \
   X(pool_set, cuMemPoolSetAttribute, void*, int, void*)                                                                             \
-  X(allocate, cuMemAllocAsync, Address*, size_t, Stream)                                                                            \
+  X(allocate, cuMemAllocFromPoolAsync, Address*, size_t, void*, Stream)                                                             \
   X(free, cuMemFreeAsync, Address, Stream)                                                                                          \
   X(to_device, cuMemcpyHtoDAsync_v2, Address, const void*, size_t, Stream)                                                          \
   X(to_host, cuMemcpyDtoHAsync_v2, void*, Address, size_t, Stream)                                                                  \
@@ -109,7 +117,7 @@ class CudaDevice final : public GpuDevice {
       if (r) why_not = d.text(call, r);
       return r == 0;
     };
-    int count = 0, major = 0, minor = 0, pools = 0;
+    int count = 0, major = 0, minor = 0, pools = 0, shared = 0;
     char name[256] = "";
     if (!ok("cuDeviceGetCount", d.device_count(&count))) return;
     if (ordinal < 0 || ordinal >= count) {
@@ -121,9 +129,10 @@ class CudaDevice final : public GpuDevice {
     if (!ok("cuDeviceGetAttribute", d.device_attribute(&multiprocessors, MULTIPROCESSORS, device)) ||
         !ok("cuDeviceGetAttribute", d.device_attribute(&major, CAPABILITY_MAJOR, device)) ||
         !ok("cuDeviceGetAttribute", d.device_attribute(&minor, CAPABILITY_MINOR, device)) ||
+        !ok("cuDeviceGetAttribute", d.device_attribute(&shared, SHARED_MOST, device)) ||
         !ok("cuDeviceGetAttribute", d.device_attribute(&pools, MEMORY_POOLS, device)))
       return;
-    name_ = name, architecture = 10 * major + minor;
+    name_ = name, shared_most_ = shared, architecture = 10 * major + minor;
     if (architecture < 80 || !pools) {
       why_not = name_ + " has compute capability " + std::to_string(major) + "." + std::to_string(minor) + ", wanted 8.0 or newer with memory pools";
       return;
@@ -131,9 +140,10 @@ class CudaDevice final : public GpuDevice {
     if (!ok("cuDevicePrimaryCtxRetain", d.retain(&context_, device))) return;
     device_ = device;
     const Current current(*this);
-    void* pool = nullptr;
-    uint64_t all = UINT64_MAX;  // freed memory stays with the process
-    if (!ok("cuDeviceGetDefaultMemPool", d.pool(&pool, device)) || !ok("cuMemPoolSetAttribute", d.pool_set(pool, RELEASE_THRESHOLD, &all))) return;
+    uint64_t all = UINT64_MAX;  // freed memory stays with the pool, our own: the process may have other plans for the device's
+    PoolProperties properties;
+    properties.device = device;
+    if (!ok("cuMemPoolCreate", d.pool_create(&pool_, &properties)) || !ok("cuMemPoolSetAttribute", d.pool_set(pool_, RELEASE_THRESHOLD, &all))) return;
     if (!stream_) {
       if (!ok("cuStreamCreate", d.stream_create(&stream_, NON_BLOCKING))) return;
       own_stream_ = true;
@@ -144,7 +154,7 @@ class CudaDevice final : public GpuDevice {
       modules_.push_back(module);
     }
     Address words = 0;
-    if (!ok("cuMemAllocAsync", d.allocate(&words, ERRORS, stream_)) || !ok("cuMemsetD8Async", d.fill(words, 0, ERRORS, stream_))) return;
+    if (!ok("cuMemAllocAsync", d.allocate(&words, ERRORS, pool_, stream_)) || !ok("cuMemsetD8Async", d.fill(words, 0, ERRORS, stream_))) return;
     errors = reinterpret_cast<int32_t*>(words);
     ready = ok("cuStreamSynchronize", d.stream_wait(stream_));
   }
@@ -154,6 +164,7 @@ class CudaDevice final : public GpuDevice {
       const Current current(*this);
       if (errors) d.free(address(errors), stream_);
       if (stream_) d.stream_wait(stream_);
+      if (pool_) d.pool_destroy(pool_);
       for (Module module : modules_) d.module_unload(module);
       if (own_stream_) d.stream_destroy(stream_);
     }
@@ -166,6 +177,8 @@ class CudaDevice final : public GpuDevice {
     Known* kernel = find(name);
     if (!kernel) return false;
     if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535) return refuse(name, "launched with more blocks than a grid can have");
+    if (shared > shared_most_)
+      return refuse(name, ("it needs " + std::to_string(shared) + " bytes of shared memory, a block of this GPU has " + std::to_string(shared_most_)).c_str());
     if (shared > kernel->shared) {
       if (!did("cuFuncSetAttribute", d.function_set(kernel->function, MOST_DYNAMIC_SHARED, int(shared)))) return false;
       kernel->shared = shared;
@@ -188,7 +201,7 @@ class CudaDevice final : public GpuDevice {
   void* allocate(size_t bytes) override {  // from any thread: leaves `failure` alone
     const Current current(*this);
     Address data = 0;
-    return d.allocate(&data, bytes ? bytes : 1, stream_) == 0 ? reinterpret_cast<void*>(data) : nullptr;
+    return d.allocate(&data, bytes ? bytes : 1, pool_, stream_) == 0 ? reinterpret_cast<void*>(data) : nullptr;
   }
   void release(void* data) override {
     const Current current(*this);
@@ -254,8 +267,10 @@ class CudaDevice final : public GpuDevice {
   const Driver& d = driver();
   Context_ context_ = nullptr;
   Stream stream_;
+  void* pool_ = nullptr;
   bool own_stream_ = false;
   int device_ = 0;
+  int64_t shared_most_ = 0;
   std::string name_;
   std::vector<Module> modules_;
   std::unordered_map<std::string, Known> kernels_;

@@ -43,8 +43,8 @@ struct View {
 #define OPT_ADD(type, name, dims) View<type> name;
 #define IDS(name, dims, limit) View<const int32_t> name;
 #define OFFSETS(name, dims, total) View<const int32_t> name;
-#define REAL(name) double name;
-#define INT(name) int64_t name;
+#define REAL(name, range) double name;
+#define INT(name, range) int64_t name;
 #define CHOICE(list, name) list name;
 #define ITEM(name) name,
 #define LIST(list, items) enum class list : int64_t { items };

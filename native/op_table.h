@@ -14,12 +14,29 @@ inline bool is_tensor(Kind k) { return k < Kind::real; }
 inline bool is_optional(Kind k) { return k == Kind::opt || k == Kind::opt_out || k == Kind::opt_add; }
 inline bool is_written(Kind k) { return k == Kind::out || k == Kind::opt_out; }
 
+// What a scalar may be: of an interval, whose ends belong to it or not.
+struct Range {
+  double low, high;
+  bool open_low, open_high;
+  bool has(double x) const { return (open_low ? x > low : x >= low) && (open_high ? x < high : x <= high); }
+};
+constexpr Range any() { return {-__builtin_inf(), __builtin_inf(), false, false}; }
+constexpr Range finite() { return {-__builtin_inf(), __builtin_inf(), true, true}; }
+constexpr Range positive() { return {0, __builtin_inf(), true, true}; }
+constexpr Range not_negative() { return {0, __builtin_inf(), false, true}; }
+constexpr Range from(double low) { return {low, __builtin_inf(), false, false}; }  // a limit that infinity takes away
+constexpr Range within(double low, double high) { return {low, high, false, false}; }
+constexpr Range fraction() { return {0, 1, false, true}; }
+constexpr Range flag() { return within(0, 1); }
+std::string text(const Range&);  // "[0, 0.5]", "(0, inf)"
+
 struct Argument {
   Kind kind;
   const char* type;  // F32, F64, I32, ROWS, EITHER, WEIGHT, SAME; of a choice: the name of its list
   const char* name;
   const char* dims;  // "N,H,D"; "" for scalars
   const char* limit;  // of ids and offsets: the letter
+  Range range = any();  // of real and integer
 };
 
 struct Value {  // one argument of a call

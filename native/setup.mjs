@@ -56,8 +56,9 @@ function execute(command, args, hint = "") {
 
 const there = (command) => spawnSync(command, ["--version"], { stdio: "ignore" }).status === 0;
 
-const [major, minor] = process.versions.node.split(".").map(Number);
-if (major < 20 || (major === 20 && minor < 19)) fail(`Node.js is ${process.versions.node}, wanted 20.19 or newer.`);
+const [major, minor] = process.versions.node.split(".").map(Number); // as package.json's `engines`
+if (!((major === 20 && minor >= 19) || (major === 22 && minor >= 12) || major > 22))
+  fail(`Node.js is ${process.versions.node}, wanted 20.19 or newer, or 22.12 or newer.`);
 
 const npm = process.platform === "win32" ? "npm.cmd" : "npm";
 function packages(name, folder) {

@@ -301,7 +301,7 @@ class Simulated final : public GpuDevice {
     const char* seed = std::getenv("RLHF_SIMT_SEED");
     random_ = (seed ? std::strtoull(seed, nullptr, 10) : 0) * 0x9e3779b97f4a7c15ull + uint64_t(ordinal) * 0xd1342543de82ef95ull;
     errors = words_.data();
-    multiprocessors = 4, architecture = ordinal < HOPPERS ? 80 : 90;
+    multiprocessors = 4, architecture = ordinal >= HOPPERS ? 90 : ordinal == GEFORCE ? 86 : 80;
   }
   bool launch(const char* name, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t bytes) override {
     Machine& m = machine();
@@ -310,7 +310,9 @@ class Simulated final : public GpuDevice {
     if (!kernel) return refuse("there is no kernel of this name", name);
     if (kernel->threads != threads || threads % 32 || threads > 1024) return refuse("launched with another number of threads than it states", name);
     if (kernel->bytes != bytes) return refuse("launched with other parameters than it takes", name);
-    if (shared > SHARED_MOST) return refuse("launched with more shared memory than a block can have", name);
+    const int most = architecture == 90 ? SHARED_MOST : architecture == 86 ? 99 << 10 : 163 << 10;
+    if (shared > most)
+      return refuse(("it needs " + std::to_string(shared) + " bytes of shared memory, a block of this GPU has " + std::to_string(most)).c_str(), name);
     if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535) return refuse("launched with more blocks than a grid can have", name);
     m.fibres.resize(size_t(threads));
     m.kernel = kernel, m.params = params, m.shared_bytes = int(shared), m.failed = false;

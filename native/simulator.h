@@ -14,7 +14,8 @@ namespace rlhf::simt {
 
 constexpr size_t STACK = 128 << 10;
 constexpr int SHARED_MOST = 227 << 10;  // of a block, on Hopper
-constexpr int HOPPERS = 90;  // GPUs of this ordinal and above are Hoppers, those below Amperes
+constexpr int GEFORCE = 86;  // the GPU of this ordinal is an Ampere whose blocks have less shared memory
+constexpr int HOPPERS = 90;  // those of this ordinal and above are Hoppers, all others Amperes
 
 struct Touch {
   int thread = -1;

@@ -103,8 +103,8 @@ struct Cursor {
 #define OPT_ADD(type, name, dims) a.name = c.tensor<type>();
 #define IDS(name, dims, limit) a.name = c.tensor<const int32_t>();
 #define OFFSETS(name, dims, total) a.name = c.tensor<const int32_t>();
-#define REAL(name) a.name = (c.value++)->real;
-#define INT(name) a.name = (c.value++)->integer;
+#define REAL(name, range) a.name = (c.value++)->real;
+#define INT(name, range) a.name = (c.value++)->integer;
 #define CHOICE(list, name) a.name = static_cast<list>((c.value++)->integer);
 #define OP(op, arguments)                                                   \
   void run_##op(const Kernels& kernels, Context& ctx, const Value* value) { \
@@ -134,8 +134,8 @@ const std::vector<Op>& op_table() {
 #define OPT_ADD(type, name, dims) {Kind::opt_add, #type, #name, dims, ""},
 #define IDS(name, dims, limit) {Kind::ids, "I32", #name, dims, limit},
 #define OFFSETS(name, dims, total) {Kind::offsets, "I32", #name, dims, total},
-#define REAL(name) {Kind::real, "", #name, "", ""},
-#define INT(name) {Kind::integer, "", #name, "", ""},
+#define REAL(name, range) {Kind::real, "", #name, "", "", range},
+#define INT(name, range) {Kind::integer, "", #name, "", "", range},
 #define CHOICE(list, name) {Kind::choice, #list, #name, "", ""},
 #define OP(op, arguments) {#op, {arguments}, run_##op, [](const Kernels& k) { return k.op != nullptr; }},
   static const std::vector<Op> table = {
@@ -213,7 +213,10 @@ class Checker {
 
  private:
   rlhf_status scalar(const Argument& a, const Value& v) {
-    if (a.kind != Kind::choice) return RLHF_OK;
+    if (a.kind != Kind::choice) {
+      const double x = a.kind == Kind::real ? v.real : double(v.integer);
+      return a.range.has(x) ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s is %g, wanted a number in %s", a.name, x, text(a.range).c_str());
+    }
     for (const Choice& list : choice_table())
       if (std::strcmp(list.name, a.type) == 0 && uint64_t(v.integer) >= list.items.size())
         return refuse(RLHF_BAD_ARGUMENT, "%s is %lld, wanted 0 to %zu", a.name, (long long)v.integer, list.items.size() - 1);
@@ -344,8 +347,8 @@ void poison(rlhf_stream* on, const Op& op, const Value* values) {
 #define OPT_ADD IN
 #define IDS IN
 #define OFFSETS IN
-#define REAL(name)
-#define INT(name)
+#define REAL(name, range)
+#define INT(name, range)
 #define CHOICE(list, name)
 #define SCRATCH || true
 #define OP(name, arguments) (false arguments),
@@ -403,6 +406,12 @@ const char* latched(int32_t reason) {
   }
 }
 
+std::string text(const Range& range) {
+  char ends[64];
+  std::snprintf(ends, sizeof ends, "%c%g, %g%c", range.open_low ? '(' : '[', range.low, range.high, range.open_high ? ')' : ']');
+  return ends;
+}
+
 // Names are C's identifiers, so nothing needs escaping.
 std::string ops_json() {
   static const char* const kinds[] = {"in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
@@ -412,7 +421,8 @@ std::string ops_json() {
     std::string arguments;
     for (const Argument& a : op.arguments)
       arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) + ", \"type\": " + quoted(a.type) +
-                   ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) + "}";
+                   ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) +
+                   (a.kind == Kind::real || a.kind == Kind::integer ? ", \"range\": " + quoted(text(a.range)) : "") + "}";
     const auto listed = [&](const std::vector<const char*>& dtypes) {
       std::string list;
       for (const char* dtype : dtypes) list += (list.empty() ? "" : ", ") + quoted(dtype);
@@ -426,7 +436,7 @@ std::string ops_json() {
     for (const std::string& item : choice.items) items += (items.empty() ? "" : ", ") + quoted(item);
     choices += (choices.empty() ? "" : ", ") + quoted(choice.name) + ": [" + items + "]";
   }
-  return "{\"ops\": [\n  " + ops + "\n], \"choices\": {" + choices + "}}\n";
+  return "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) + ", \"law\": " + std::to_string(RLHF_LAW_VERSION) + ", \"ops\": [\n  " + ops + "\n], \"choices\": {" + choices + "}}\n";
 }
 
 }  // namespace rlhf
@@ -435,9 +445,12 @@ extern "C" {
 
 rlhf_stream* rlhf_stream_create(const char* isa, int32_t threads) {
   if (threads < 0 || threads > 1024) return nullptr;
-  for (const rlhf::Isa& candidate : rlhf::isas)
-    if ((!isa || std::strcmp(isa, candidate.name) == 0) && candidate.there())
-      return new rlhf_stream{&candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), nullptr, candidate.name, {}};
+  try {
+    for (const rlhf::Isa& candidate : rlhf::isas)
+      if ((!isa || std::strcmp(isa, candidate.name) == 0) && candidate.there())
+        return new rlhf_stream{&candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), nullptr, candidate.name, {}};
+  } catch (const std::exception&) {  // no memory, or no more threads
+  }
   return nullptr;
 }
 rlhf_stream* rlhf_cuda_stream_create(int32_t ordinal, void* cuda_stream, char* why, int64_t size) {
@@ -524,8 +537,8 @@ enum OpIndex {
 #define OPT_ADD IN
 #define IDS(name, dims, limit) (const rlhf_tensor*, name)
 #define OFFSETS IDS
-#define REAL(name) (double, name)
-#define INT(name) (int64_t, name)
+#define REAL(name, range) (double, name)
+#define INT(name, range) (int64_t, name)
 #define CHOICE(list, name) (int64_t, name)
 #define OP(op, arguments)                                                                                  \
   rlhf_status rlhf_##op(rlhf_stream* on, PARAMETERS(arguments) void* workspace, int64_t workspace_bytes) { \

@@ -1,5 +1,11 @@
 #include "native/threads.h"
 
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -33,10 +39,17 @@ void wait(std::atomic<T>& value, const std::atomic<bool>& awake, Done done) {
 }  // namespace
 
 Pool::Pool(int threads) {
-  for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+  try {
+    for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+  } catch (...) {  // there are no more threads
+    stop();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   stop_.store(true, std::memory_order_relaxed);
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();
@@ -63,13 +76,40 @@ void Pool::work(int thread) {
   }
 }
 
+// A quota holds for a group and all below it. In a container the path may be the host's, of which only the root is there.
+double cpu_quota(const std::string& groups, const std::string& mount) {
+  double least = std::numeric_limits<double>::infinity();
+  std::istringstream lines(groups);
+  for (std::string line; std::getline(lines, line);) {  // id:controllers:path
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool unified = controllers == ",,";
+    if (!unified && controllers.find(",cpu,") == std::string::npos) continue;
+    for (std::string path = line.substr(second + 1);; path.resize(path.find_last_of('/'))) {
+      if (path == "/") path.clear();
+      const std::string folder = mount + (unified ? "" : "/cpu") + path;
+      double quota = 0, period = 0;  // microseconds; "max" or -1 is none
+      if (unified) std::ifstream(folder + "/cpu.max") >> quota >> period;
+      else std::ifstream(folder + "/cpu.cfs_quota_us") >> quota, std::ifstream(folder + "/cpu.cfs_period_us") >> period;
+      if (quota > 0 && period > 0) least = std::min(least, quota / period);
+      if (path.find('/') == std::string::npos) break;
+    }
+  }
+  return least;
+}
+
 int cores() {
+  int n = std::max(1, int(std::thread::hardware_concurrency()));
 #if defined(__linux__)
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+  std::ostringstream groups;
+  groups << std::ifstream("/proc/self/cgroup").rdbuf();
+  const double quota = std::ceil(cpu_quota(groups.str(), "/sys/fs/cgroup"));
+  if (quota < n) n = std::max(1, int(quota));
 #endif
-  unsigned n = std::thread::hardware_concurrency();
-  return n ? int(n) : 1;
+  return n;
 }
 
 #if defined(__x86_64__)

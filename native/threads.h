@@ -1,6 +1,7 @@
 // The threads of a stream: the caller and its workers, each always with the same number.
 #pragma once
 #include <atomic>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -10,7 +11,7 @@ namespace rlhf {
 
 class Pool final : public Threads {
  public:
-  explicit Pool(int threads);
+  explicit Pool(int threads);  // throws std::system_error where one of them cannot be made
   ~Pool();
   int size() const { return int(workers_.size()) + 1; }
   void run(void (*f)(void* state, int thread), void* state) override;
@@ -18,6 +19,7 @@ class Pool final : public Threads {
 
  private:
   void work(int thread);
+  void stop();
 
   std::vector<std::thread> workers_;
   void (*f_)(void*, int) = nullptr;
@@ -27,7 +29,9 @@ class Pool final : public Threads {
   std::atomic<bool> stop_{false}, awake_{false};
 };
 
-int cores();  // that this process may use
+int cores();  // that this process may use: by its affinity, and by the quota of its control groups
+// CPUs that control groups allow, infinity where they set no limit: `groups` is the text of /proc/self/cgroup, `mount` /sys/fs/cgroup.
+double cpu_quota(const std::string& groups, const std::string& mount);
 
 // Denormals are kept while this lives, whatever the process has set.
 class KeepDenormals {

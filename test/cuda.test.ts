@@ -7,7 +7,7 @@ import { opList } from "../lib/cli/info.js";
 import { root } from "../lib/device/native.js";
 import { camel, specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type CodedError, type Device } from "../lib/index.js";
-import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
+import { allTruths, casesOf, expectBits, holdToAbsentTerms, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
 import { wideHeads, wideHeadsGrad } from "./ops/attention.js";
 import { run } from "../lib/tensor/op.js";
 import { Random, seed } from "./random.js";
@@ -106,6 +106,8 @@ test.each([64, 128])("a Hopper's attention at heads of %d knows nothing of the s
   expect(beside.map((output) => output.slice(70 * D, 210 * D))).toEqual(alone);
 });
 
+test("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient", () => holdToAbsentTerms(on));
+
 describe("an error on the device", () => {
   test("of offsets is told by the next read, with the op's name, and once", async () => {
     const { advantages } = ops.gae(f32(1, 2, 3), f32(1, 2, 3), i32(0, 5, 3), { gamma: 1, lambda: 1 });
@@ -126,6 +128,96 @@ describe("an error on the device", () => {
     const values = await logp.read();
     expect(values[1]).toBeNaN();
   });
+});
+
+test("outputs that begin anywhere are written as others are", async () => {
+  const shifted = (shape: number[], from: Device, data?: Float32Array) => {
+    const size = shape.reduce((a, b) => a * b, 1);
+    const whole = Tensor.from(
+      Float32Array.from({ length: size + 1 }, (_, i) => data?.[i - 1] ?? 0),
+      [size + 1],
+      from,
+    );
+    return whole.rows(1, size + 1).reshape(shape);
+  };
+  const random = new Random("anywhere");
+  const numbers = (...shape: number[]) =>
+    Tensor.from(
+      Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => random.normal()),
+      shape,
+      on,
+    );
+  const narrow = (...shape: number[]) =>
+    Tensor.from(
+      Uint16Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => 0x3f00 + random.below(256)),
+      shape,
+      on,
+    );
+  const cases: [string, Record<string, Tensor | number | string>, string[]][] = [
+    [
+      "logprobGrad",
+      { logits: numbers(3, 64), y: i32(1, 2, 3), logp: numbers(3), lse: numbers(3), entropy: numbers(3), dlogp: numbers(3), temperature: 1 },
+      ["dlogits"],
+    ],
+    ["linear", { x: narrow(5, 16), weight: narrow(64, 16) }, ["y"]],
+    [
+      "policyLoss",
+      {
+        logp: numbers(9),
+        oldLogp: numbers(9),
+        advantages: numbers(9),
+        entropy: numbers(9),
+        cuSeqlens: i32(0, 4, 9),
+        objective: "clipped-ratio",
+        clipRatioLow: 0.2,
+        clipRatioHigh: 0.2,
+        clipRatioC: Infinity,
+        logRatioClamp: 20,
+        aggregation: "token-mean",
+        denominator: 9,
+        klCoef: 0,
+        estimator: "k3",
+        entropyCoef: 0.1,
+        scale: 1,
+      },
+      ["dlogp", "dentropy"],
+    ],
+  ];
+  for (const [op, inputs, outputs] of cases) {
+    const stats = () => (op === "policyLoss" ? { stats: true, dentropy: true } : {});
+    const wanted = run(op, { ...inputs, ...stats() });
+    const given = Object.fromEntries(outputs.map((name) => [name, shifted([...wanted[name].shape], on)]));
+    run(op, { ...inputs, ...stats(), ...given });
+    for (const name of outputs) expect(await given[name].read()).toEqual(await wanted[name].read());
+  }
+});
+
+test("a GPU whose blocks have less shared memory computes a head at bf16, and names what does not fit", async () => {
+  await using small = await device("cuda", { ordinal: 86 });
+  await holdToReference(
+    small,
+    truths.find(({ op }) => op === "linearLogprob")!,
+    true,
+  );
+  const x = Tensor.from(new Float32Array(256), [1, 1, 256], small);
+  const o = ops.attention(x, x, x, Int32Array.of(0, 1));
+  const { dq } = run("attentionGrad", {
+    dO: x,
+    q: x,
+    k: x,
+    v: x,
+    o,
+    lse: Tensor.from(new Float32Array(1), [1, 1], small),
+    cuSeqlens: Int32Array.of(0, 1),
+    scale: 1,
+  });
+  const error = await failure(() => dq.read());
+  expect(error.message).toMatch(/^attention.*needs \d+ bytes of shared memory, a block of this GPU has 101376/);
+});
+
+test("the value loss of no sequences is 0", async () => {
+  const { loss } = ops.valueLoss(f32(), f32(), { cuSeqlens: Int32Array.of(0), denominator: 1 });
+  expect(await loss.read()).toEqual(Float32Array.of(0));
 });
 
 test("an op that the device lacks is refused by name", async () => {

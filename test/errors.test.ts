@@ -36,6 +36,7 @@ import {
   type RewardFunction,
 } from "../lib/index.js";
 import { episodes, lively, llama, ppoConfig } from "./models.js";
+import { run } from "../lib/tensor/op.js";
 import { Random } from "./random.js";
 
 let on: Device;
@@ -132,6 +133,98 @@ describe("a call of an op", () => {
   test("names a choice that there is not", () =>
     expectError(() => ops.gelu(tensor([3]), "sigmoid" as "tanh"), TypeError, "CHOICE", "gelu", "form", "sigmoid", "tanh, erf"));
   test("names a number that is none", () => expectError(() => ops.scale(tensor([3]), NaN), TypeError, "ARGUMENT", "scale", "factor", "NaN"));
+  test("names a number that is out of its range, on every device", async () => {
+    const row = tensor([1, 3]);
+    const two = tensor([2]);
+    const loss = { cuSeqlens: offsets(0, 2), denominator: 2 };
+    const policy = (more: object) => () => ops.policyLoss(two, two, two, { ...loss, ...more });
+    const pairs = (more: object) => () => ops.preferenceLoss(two, offsets(0), offsets(1), { form: "ipo", refScores: two, denominator: 1, ...more });
+    const refused: [() => unknown, string, number, string][] = [
+      [() => ops.logprob(row, offsets(1), { temperature: 0 }), "temperature", 0, "(0, Infinity)"],
+      [() => ops.linearLogprob(row, row, offsets(0), offsets(0), { temperature: -1 }), "temperature", -1, "(0, Infinity)"],
+      [
+        () => ops.linearPolicyLoss(row, row, offsets(0), offsets(0), tensor([1]), tensor([1]), { cuSeqlens: offsets(0, 1), denominator: 1, temperature: 0 }),
+        "temperature",
+        0,
+        "(0, Infinity)",
+      ],
+      [policy({ denominator: 0 }), "denominator", 0, "(0, Infinity)"],
+      [policy({ denominator: -2 }), "denominator", -2, "(0, Infinity)"],
+      [policy({ clipRatioC: 0.5 }), "clipRatioC", 0.5, "[1, Infinity]"],
+      [policy({ clipRatioLow: -0.1 }), "clipRatioLow", -0.1, "[0, Infinity]"],
+      [policy({ clipRatioHigh: -0.1 }), "clipRatioHigh", -0.1, "[0, Infinity]"],
+      [policy({ logRatioClamp: -1 }), "logRatioClamp", -1, "[0, Infinity]"],
+      [policy({ klCoef: Infinity }), "klCoef", Infinity, "(-Infinity, Infinity)"],
+      [() => ops.valueLoss(two, two, { ...loss, clipRange: -1 }), "clipRange", -1, "[0, Infinity]"],
+      [pairs({ beta: 0 }), "beta", 0, "(0, Infinity)"],
+      [pairs({ labelSmoothing: 0.7 }), "labelSmoothing", 0.7, "[0, 0.5]"],
+      [() => ops.gae(two, two, offsets(0, 2), { gamma: 2 }), "gamma", 2, "[0, 1]"],
+      [() => ops.rmsNorm(row, tensor([3]), { eps: -1 }), "eps", -1, "[0, Infinity)"],
+      [
+        () => ops.attention(tensor([1, 1, 8]), tensor([1, 1, 8]), tensor([1, 1, 8]), offsets(0, 1), { scale: -Infinity }),
+        "scale",
+        -Infinity,
+        "(-Infinity, Infinity)",
+      ],
+    ];
+    for (const [work, name, given, wanted] of refused) await expectError(work, RangeError, "RANGE", `${name} is ${given}`, `wanted a number in ${wanted}`);
+    const adamw = {
+      weight: two,
+      grad: two,
+      m: two,
+      v: two,
+      normSquared: Float64Array.of(1),
+      lr: 0.1,
+      beta1: 0.9,
+      beta2: 0.9,
+      eps: 1e-8,
+      weightDecay: 0,
+      maxNorm: 1,
+      step: 1,
+    };
+    for (const [name, value] of Object.entries({ beta1: 1, beta2: -0.1, eps: -1, maxNorm: -1, step: 0 }))
+      await expectError(() => run("adamw", { ...adamw, [name]: value }), RangeError, "RANGE", "adamw", `${name} is ${value}`);
+  });
+  test("names an option that there is not", async () => {
+    const [two, four] = [tensor([2]), tensor([1, 4])];
+    const clip = { clipRatio: 0.1 };
+    const loss = { cuSeqlens: offsets(0, 2), denominator: 2, ...clip };
+    const typo = { temperatur: 0.7 };
+    const calls: Record<string, () => unknown> = {
+      policyLoss: () => ops.policyLoss(two, two, two, loss),
+      linearPolicyLoss: () => ops.linearPolicyLoss(four, four, offsets(0), offsets(0), tensor([1]), tensor([1]), { ...loss, cuSeqlens: offsets(0, 1) }),
+      linearNll: () => ops.linearNll(four, four, offsets(0), offsets(0), { ...loss, cuSeqlens: offsets(0, 1) }),
+      valueLoss: () => ops.valueLoss(two, two, loss),
+      preferenceLoss: () => ops.preferenceLoss(two, offsets(0), offsets(1), { form: "bradley-terry", denominator: 1, ...clip }),
+      logprob: () => ops.logprob(four, offsets(0), typo as object),
+      linearLogprob: () => ops.linearLogprob(four, four, offsets(0), offsets(0), typo as object),
+      gae: () => ops.gae(two, two, offsets(0, 2), typo as object),
+      gaePadded: () => ops.gaePadded(four, four, tensor([1, 4]), typo as object),
+      tokenRewards: () => ops.tokenRewards(two, two, tensor([1]), offsets(0, 2), { klCoef: 0, ...typo }),
+      whiten: () => ops.whiten(two, offsets(0, 2), typo as object),
+      sequenceSum: () => ops.sequenceSum(two, offsets(0, 2), typo as object),
+      attention: () => ops.attention(tensor([1, 1, 8]), tensor([1, 1, 8]), tensor([1, 1, 8]), offsets(0, 1), typo as object),
+      layerNorm: () => ops.layerNorm(four, tensor([4]), undefined, typo as object),
+      rmsNorm: () => ops.rmsNorm(four, tensor([4]), typo as object),
+    };
+    for (const [name, work] of Object.entries(calls)) {
+      const error = await failure(work);
+      expect([name, error.code, /no argument "(clipRatio|temperatur)"/.test(error.message)]).toEqual([name, "ARGUMENT", true]);
+    }
+  });
+  test("names arguments as JavaScript does, where a kernel refuses it too", async () => {
+    const two = tensor([2]);
+    const { loss } = ops.policyLoss(two, two, two, { cuSeqlens: offsets(0, 2), denominator: 2, klCoef: 0.1 });
+    await expectError(() => loss.read(), TypeError, "ARGUMENT", "policyLoss: klCoef is not 0, and refLogp is missing");
+  });
+  test("names a sequence that has no token for its score", () =>
+    expectError(
+      () => ops.tokenRewards(tensor([1]), tensor([1]), tensor([2]), offsets(0, 1, 1), { klCoef: 0.1 }),
+      RangeError,
+      "EMPTY",
+      "tokenRewards",
+      "sequence 1",
+    ));
   test("refuses a device that this build has not", async () => {
     await expectError(() => device("tpu" as "cpu"), RangeError, "DEVICE", "tpu", "webgpu");
     await expectError(() => device("cuda", { ordinal: 1000 }), RangeError, "DEVICE", "cuda: ");

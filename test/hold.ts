@@ -104,13 +104,10 @@ function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number>, naive: Ar
 
 export function expectBits(got: Outputs, wanted: Outputs, what: string): void {
   for (const name of Object.keys(wanted)) {
-    const a = Buffer.from(got[name].buffer);
-    const b = Buffer.from(wanted[name].buffer);
-    if (!a.equals(b)) {
-      let i = 0;
-      while (Object.is(got[name][i], wanted[name][i])) i++;
+    if (Buffer.from(got[name].buffer).equals(Buffer.from(wanted[name].buffer))) continue;
+    const i = got[name].findIndex((x, i) => !Object.is(x, wanted[name][i])); // every NaN is one
+    if (i >= 0 || got[name].length < wanted[name].length)
       throw new Error(`${what}: ${name}[${i}] is ${got[name][i]}, wanted ${wanted[name][i]} (seed ${seed})`);
-    }
   }
 }
 
@@ -139,6 +136,26 @@ export async function holdToReference(on: Device, entry: Truth, bf16 = false, be
         expectNear(narrow ? numbers(value) : value, wanted[output], naive[output], ulp, what, entry.natural?.[output], roundings);
       }
   }
+}
+
+/** A term of the policy's loss whose coefficient is 0, given to be watched, spoils neither loss nor gradient; its statistic tells what it is. */
+export async function holdToAbsentTerms(on: Device): Promise<void> {
+  const f32 = (...values: number[]) => Tensor.from(Float32Array.from(values), [values.length], on);
+  const given = { logp: f32(-1, -2), oldLogp: f32(-1.1, -2), advantages: f32(1, -1), cuSeqlens: Tensor.from(Int32Array.of(0, 2), [2], on) };
+  const options = { objective: "clipped-ratio", clipRatioLow: 0.2, clipRatioHigh: 0.2, clipRatioC: Infinity, logRatioClamp: 20, aggregation: "token-mean" };
+  const call = async (more: Parameters<typeof run>[1]) => {
+    const all = { ...given, ...options, denominator: 2, klCoef: 0, entropyCoef: 0, scale: 1, estimator: "k1", stats: true, ...more };
+    const { loss, dlogp, stats } = run("policyLoss", all);
+    return { made: [...(await loss.read()), ...(await dlogp.read())], stats: await stats.read() };
+  };
+  const wanted = await call({});
+  for (const estimator of ["k1", "abs", "k2"])
+    for (const value of [-Infinity, NaN]) {
+      const { made, stats } = await call({ refLogp: f32(value, -2), entropy: f32(1, -value), estimator });
+      expect(made).toEqual(wanted.made);
+      expect(stats[0]).toBe(wanted.stats[0]);
+      expect([stats[2], stats[3]].some(Number.isFinite)).toBe(false);
+    }
 }
 
 const H = 1e-5;

@@ -6,7 +6,7 @@ import { readConfig } from "../lib/cli/config.js";
 import { demo } from "../lib/cli/demo.js";
 import { plan } from "../lib/cli/plan.js";
 import { silent } from "../lib/cli/progress.js";
-import { device, ppo, ranking, rewardModel, sft, Tensor, type Device, type Transformer } from "../lib/index.js";
+import { device, ops, ppo, ranking, rewardModel, sft, Tensor, type Device, type Transformer } from "../lib/index.js";
 import { episodes, lively, llama, ppoConfig } from "./models.js";
 import { Random } from "./random.js";
 
@@ -80,6 +80,25 @@ test("memory is at most a sixteenth larger than asked, and what is free serves w
     Tensor.empty([Math.ceil(0.9 * size)], "f32", fresh).dispose();
     expect(fresh.memory().held).toBe(held);
   }
+});
+
+test("attention's workspace grows with the longest sequence, not with the batch", async () => {
+  await using fresh = await device("cpu", { threads: 4 });
+  const [length, D] = [64, 64];
+  const workspace = async (sequences: number) => {
+    const x = Tensor.from(new Float32Array(sequences * length * D), [sequences * length, 1, D], fresh);
+    const o = ops.attention(
+      x,
+      x,
+      x,
+      Int32Array.from({ length: sequences + 1 }, (_, b) => b * length),
+      { prefix: new Int32Array(sequences).fill(-1) },
+    );
+    await o.read();
+    return fresh.memory().workspace;
+  };
+  const one = await workspace(4);
+  expect(await workspace(256)).toBeLessThan(1.1 * one);
 });
 
 /** The device's memory after each step. */

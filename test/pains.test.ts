@@ -6,6 +6,7 @@ import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import { device, fullKl, loadModel, ops, packEpisodes, ppo, ranking, rewardModel, saveModel, sft, Tensor, type Device, type PpoConfig } from "../lib/index.js";
 import { readSafetensorsFile, writeSafetensors } from "../lib/model/safetensors.js";
 import { run } from "../lib/tensor/op.js";
+import { holdToAbsentTerms } from "./hold.js";
 import { episodes, lively, llama, ppoConfig, weightsOf } from "./models.js";
 import { Random, seed } from "./random.js";
 
@@ -263,6 +264,8 @@ test("a NaN log-prob that counts leaves a NaN loss, whatever clips and clamps", 
   expect((await losses(NaN, 1).loss.read())[0]).toBeNaN();
   expect((await losses(NaN, 0).loss.read())[0]).toBe(-0.5);
 });
+
+test("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient", () => holdToAbsentTerms(on));
 
 test("the full KL is never negative, and zero between equals", async () => {
   const model = await lively(llama, on);

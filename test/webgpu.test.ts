@@ -8,7 +8,7 @@ import { specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type Device } from "../lib/index.js";
 import { fromHalf } from "../lib/tensor/half.js";
 import { run } from "../lib/tensor/op.js";
-import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
+import { allTruths, casesOf, expectBits, holdToAbsentTerms, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
 import { Random, seed } from "./random.js";
 import { normal } from "./truth.js";
 
@@ -71,6 +71,9 @@ if (missing && !process.env.CI) {
     });
   });
 
+  test.each(Object.keys(ways))("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient (%s)", (way) =>
+    holdToAbsentTerms(devices[way]),
+  );
   test("has the ops that it must have", () => expect(OPS.filter((name) => !devices.full.has(name))).toEqual([]));
 
   test("the README's example runs on it", async () => {

@@ -27,9 +27,9 @@ class Case:
 class Draw:
     """Random inputs on a device from a seed: the same for every device."""
 
-    def __init__(self, seed, device, dtype):
+    def __init__(self, seed, device, dtype, large=False):
         self.random = torch.Generator().manual_seed(seed)
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.large = device, dtype, large  # large: cases of many blocks too, which a simulator takes hours for
 
     def normal(self, *shape, deviation=1.0, dtype=None):
         return (torch.randn(shape, generator=self.random) * deviation).to(dtype or F32).to(self.device)
@@ -95,7 +95,8 @@ def logprob_cases(d):
 
 
 def head_sizes(d):
-    for N, C, V, M, T in [(1, 1, 1, 1, 1), (5, 19, 67, 9, 0.7), (6, 33, 1031, 7, 1.3), (40, 16, 520, 300, 1), (150, 64, 777, 140, 1)]:
+    large = [(2048, 1024, 32000, 2048, 1)] if d.large else []
+    for N, C, V, M, T in [(1, 1, 1, 1, 1), (5, 19, 67, 9, 0.7), (6, 33, 1031, 7, 1.3), (40, 16, 520, 300, 1), (150, 64, 777, 140, 1)] + large:
         yield f"N {N}, C {C}, V {V}, M {M}", dict(h=d.narrow(N, C), weight=d.narrow(V, C, deviation=0.5), rows=d.ids(M, N), y=d.ids(M, V), temperature=T)
 
 
@@ -185,7 +186,7 @@ def preference_cases(d):
 
 
 def linear_cases(d):
-    for N, O, I in [(1, 1, 1), (3, 7, 0), (17, 33, 31), (70, 100, 260), (130, 264, 72)]:
+    for N, O, I in [(1, 1, 1), (3, 7, 0), (17, 33, 31), (70, 100, 260), (130, 264, 72)] + ([(4096, 8192, 1024)] if d.large else []):
         x, weight, dy, name = d.narrow(N, I), d.narrow(O, I), d.narrow(N, O), f"N {N}, O {O}, I {I}"
         few = slice(0, N // 2)
         bias = {"bias": d.normal(O)} if N % 2 else {}
@@ -198,12 +199,49 @@ def cast_cases(d):
     yield Case("cast", "to bf16", dict(x=d.normal(7, 73), y=BF16))
 
 
-CASES = [attention_cases, logprob_cases, head_cases, policy_cases, linear_policy_cases, advantage_cases, value_cases, preference_cases, linear_cases, cast_cases]
+def reward_cases(d):
+    B, cu, mask = len(LENGTHS), d.offsets(LENGTHS), d.mask(M)
+    for estimator in ("k1", "abs", "k2", "k3"):
+        yield Case("token_rewards", estimator, dict(logp=d.uniform(M, -3, -0.1), ref_logp=d.uniform(M, -9, -0.1), scores=d.normal(B), cu_seqlens=cu, kl_coef=0.25,
+                                                    estimator=estimator))
+    for form in ("verl", "trl", "openrlhf"):
+        yield Case("whiten", form, dict(x=d.normal(M), cu_seqlens=cu, shift_mean=1, form=form))
+        yield Case("whiten", f"{form}, masked, with its mean", dict(x=poisoned(d.normal(M), mask), mask=mask, cu_seqlens=cu, shift_mean=0, form=form))
+    for lengths in (LENGTHS, [9000, 3]):
+        N = sum(lengths)
+        yield Case("moments", f"lengths {lengths}", dict(x=d.normal(N), cu_seqlens=d.offsets(lengths)))
+        for mean in (0, 1):
+            args, name = dict(cu_seqlens=d.offsets(lengths), mean=mean), f"lengths {lengths}" + (", mean" if mean else "")
+            yield Case("sequence_sum", name, dict(args, x=d.normal(N)))
+            yield Case("sequence_sum_grad", name, dict(args, dy=d.normal(len(lengths)), sizes={"N": N}))
+    yield Case("moments", "masked", dict(x=poisoned(d.normal(M), mask), mask=mask, cu_seqlens=cu))
 
 
-def all_cases(device, seed, dtype):
+def elementwise_cases(d):
+    """shape, and the scalars of each op"""
+    for shape in [(1,), (7, 73), (3, 5, 341), (10007,)]:
+        name, x = f"{list(shape)}", lambda: d.normal(*shape)
+        for op in ("add", "sub", "mul"):
+            yield Case(op, name, dict(a=x(), b=x()))
+        yield Case("scale", name, dict(x=x(), factor=0.7, shift=-2))
+        yield Case("clamp", name, dict(x=x(), low=-0.5, high=1))
+        yield Case("accumulate", name, dict(x=x(), y=x()))
+        yield Case("fill", name, dict(value=0.1, sizes={"...": shape}))
+        yield Case("sum", name, dict(x=x()))
+        yield Case("norm_squared", name, dict(x=x(), total=d.stats(1)))
+        for step, max_norm in ((1, math.inf), (7, 0.5)):
+            norm = torch.full((1,), 30.0, dtype=torch.float64, device=d.device)
+            yield Case("adamw", f"{name}, step {step}", dict(weight=x(), grad=x(), m=x(), v=x().abs(), norm_squared=norm, lr=0.01, beta1=0.9, beta2=0.99, eps=1e-8,
+                                                             weight_decay=0.1, max_norm=max_norm, step=step))
+
+
+CASES = [attention_cases, logprob_cases, head_cases, policy_cases, linear_policy_cases, advantage_cases, value_cases, preference_cases, linear_cases, cast_cases,
+         reward_cases, elementwise_cases]
+
+
+def all_cases(device, seed, dtype, large=False):
     for i, cases in enumerate(CASES):
-        yield from cases(Draw(seed + i, device, dtype))
+        yield from cases(Draw(seed + i, device, dtype, large))
 
 
 def same_bits(a, b):
@@ -218,8 +256,7 @@ def errors(case, got, dtype):
     for name, wanted in truth.items():
         if name not in got:
             continue
-        g, n = got[name].double(), naive[name].double()
-        wanted = wanted.double()
+        g, n, wanted = (t.double().to(got[name].device) for t in (got[name], naive[name], wanted))
         finite = wanted.isfinite()
         largest = wanted[finite].abs().max().item() if finite.any() else 0.0
         both = finite & n.isfinite()

@@ -41,7 +41,10 @@ class Library:
         self.device = device
         self.c.rlhf_ops_json.restype = ctypes.c_char_p
         listed = json.loads(self.c.rlhf_ops_json())
-        self.ops = {op["name"]: op for op in listed["ops"] if op["cuda" if isa == "cuda" else "cpu"]}
+        if listed["abi"] != 1:
+            raise RuntimeError(f"{path} has version {listed['abi']} of the C interface, wanted 1")
+        self.kind = "cuda" if isa == "cuda" else "cpu"
+        self.ops = {op["name"]: op for op in listed["ops"] if op[self.kind]}
         self.choices = listed["choices"]
         self.stream = self._open(isa, ordinal)
         self.c.rlhf_message.restype = ctypes.c_char_p
@@ -66,6 +69,10 @@ class Library:
 
     def has(self, op):
         return op in self.ops
+
+    def takes(self, op, dtype):
+        """Whether all of the op's narrow tensors may be so; a CPU takes bf16 for weights alone."""
+        return self.has(op) and (dtype == torch.float32 or (self.kind == "cuda" and "bf16" in self.ops[op]["cuda"]))
 
     def run(self, op, sizes=None, **given):
         """Outputs by name. A tensor that the op adds to is copied first; an optional output is made where it is given as True, and one that may

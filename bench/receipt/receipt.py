@@ -9,18 +9,22 @@ a second run with another --only adds to the file as long as the kernels and the
 that this machine's processor has. --ordinal picks the GPU: simulated, those from 90 on are Hoppers.
 
 The file:
-  kernels    SHA-256 over kernels/cuda: of each file in the order of names "<name>\\n<bytes>\\n". Another hash than the sources' means: not yet verified on a GPU.
+  kernels    SHA-256 over kernels/cuda, native/cuda_driver.cc and native/fatbin.cmake: of each file in the order of names, those of the folder
+             first, "<name>\\n<bytes>\\n". Another hash than the sources' means: not yet verified on a GPU.
   device     name, capability, memory, driver, torch, nvcc
   limits     measured in the same run: TFLOP/s of a bf16 product by cuBLAS, GB/s of a copy (bytes read plus written)
   checks     [{op, case, dtype, output, error, largest, of_allowed, same_bits_twice, same_bits_in_batch?, holds}], or {op, case, dtype, failed}
+             a number that is not finite stands there in words, "nan" or "inf"
+  wanted     {op: {dtype: [case]}}: all that there are to check
   unchecked  ops of the device that no check names
   timings    [{op, shape, dtype, ms, spread, limit_ms, of_limit, workspace_bytes, peers: {name: {ms, spread, extra_bytes, faster} or {failed}}}]
   failed     rows that do not hold, in words; a receipt is good if this is empty
-An op is verified at a dtype where `kernels` is the sources' hash, it has checks at that dtype, and all of them hold.
+An op is verified at a dtype where `kernels` is the sources' hash, and each of the cases that are wanted there has checks, all of which hold.
 """
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -39,10 +43,20 @@ import library as native
 def kernels_hash():
     total = hashlib.sha256()
     folder = os.path.join(ROOT, "kernels/cuda")
-    for name in sorted(os.listdir(folder)):
-        with open(os.path.join(folder, name), "rb") as file:
-            total.update(name.encode() + b"\n" + file.read() + b"\n")
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    for path in paths + [os.path.join(ROOT, "native", name) for name in ("cuda_driver.cc", "fatbin.cmake")]:
+        with open(path, "rb") as file:
+            total.update(os.path.basename(path).encode() + b"\n" + file.read() + b"\n")
     return total.hexdigest()
+
+
+def in_words(x):
+    """x as JSON has it, which knows no NaN and no infinity"""
+    if isinstance(x, dict):
+        return {k: in_words(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [in_words(v) for v in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def words(*command):
@@ -67,53 +81,60 @@ class Receipt:
 
     def __init__(self, path, device):
         self.path = path
-        self.made = {"kernels": kernels_hash(), "device": device, "limits": {}, "checks": [], "unchecked": [], "timings": [], "failed": []}
+        self.made = {"kernels": kernels_hash(), "device": device, "limits": {}, "checks": [], "wanted": {}, "unchecked": [], "timings": [], "failed": []}
         if path and os.path.exists(path):
             with open(path) as file:
                 before = json.load(file)
             if all(before.get(k) == self.made[k] for k in ("kernels", "device")):
                 self.made = before
 
-    def put(self, part, keys, row):
-        same = lambda other: all(other.get(k) == row.get(k) for k in keys)
-        self.made[part] = [other for other in self.made[part] if not same(other)] + [row]
+    def put(self, part, about, rows):
+        """the rows about something, in place of those that were there"""
+        same = lambda other: all(other.get(k) == x for k, x in about.items())
+        self.made[part] = [other for other in self.made[part] if not same(other)] + [about | row for row in rows]
         self.write()
 
+    def want(self, op, case, dtype):
+        cases = self.made["wanted"].setdefault(op, {}).setdefault(dtype, [])
+        if case not in cases:
+            cases.append(case)
+
     def write(self):
-        says = lambda row: row.get("failed") or f"{row['output']}: {row['of_allowed']:.3g} of the allowed error" + "".join(
+        says = lambda row: row.get("failed") or f"{row['output']}: {float(row['of_allowed']):.3g} of the allowed error" + "".join(
             f", not the same bits {k[10:]}" for k in ("same_bits_twice", "same_bits_in_batch") if row.get(k) is False)
         self.made["failed"] = [f"{row['op']} ({row['case']}, {row['dtype']}): {says(row)}" for row in self.made["checks"] if not row.get("holds")] + [
             f"{row['op']} ({row['shape']}): {row['failed']}" for row in self.made["timings"] if row.get("failed")]
         if self.path:
             with open(self.path + ".new", "w") as file:
-                json.dump(self.made, file, indent=1)
+                json.dump(in_words(self.made), file, indent=1, allow_nan=False)
             os.replace(self.path + ".new", self.path)
 
 
-def run_checks(receipt, library, only, seed, dtypes, until):
-    keys = ("op", "case", "dtype", "output")
+def run_checks(receipt, library, only, seed, dtypes, large, until):
+    late = False
     for dtype in dtypes:
-        for case in checks.all_cases(library.device, seed, dtype):
+        for case in checks.all_cases(library.device, seed, dtype, large):
             name = str(dtype).removeprefix("torch.")
-            if not library.has(case.op) or not re.search(only, f"check {case.op} {case.name} {name}"):
+            if not library.takes(case.op, dtype):
                 continue
-            if time.monotonic() > until:
+            receipt.want(case.op, case.name, name)
+            if late or not re.search(only, f"check {case.op} {case.name} {name}"):
+                continue
+            if late := time.monotonic() > until:
                 print("out of time: checks are left")
-                return
+                continue
             about = {"op": case.op, "case": case.name, "dtype": name}
             try:
-                for row in checks.check(library, case, dtype):
-                    receipt.put("checks", keys, about | row)
-                    if not row["holds"]:
-                        print("FAILED", about | row, flush=True)
+                rows = list(checks.check(library, case, dtype))
             except native.Refused as refusal:
-                if "not available" in str(refusal):
-                    continue  # this device lacks the op
-                receipt.put("checks", keys, about | {"failed": str(refusal)})
-                print("FAILED", about, refusal, flush=True)
+                rows = [{"failed": str(refusal)}]
             except Exception as error:  # a broken op must not hide the others
-                receipt.put("checks", keys, about | {"failed": f"{type(error).__name__}: {error}"})
-                print("FAILED", about, repr(error), flush=True)
+                rows = [{"failed": f"{type(error).__name__}: {error}"}]
+            receipt.put("checks", about, rows)
+            for row in rows:
+                if not row.get("holds"):
+                    print("FAILED", about | row, flush=True)
+    receipt.write()
 
 
 def main():
@@ -135,7 +156,7 @@ def main():
     path = options.library or native.build(ROOT, os.path.join(ROOT, "build/receipt"))
     library = native.Library(path, device, {"cuda": "cuda", "simt": "cuda"}.get(options.device), options.ordinal)
     receipt = Receipt(options.out, describe(options.device, options.ordinal))
-    run_checks(receipt, library, options.only, options.seed, [torch.float32] + ([] if options.device == "cpu" else [torch.bfloat16]), until)
+    run_checks(receipt, library, options.only, options.seed, [torch.float32, torch.bfloat16], options.device == "cuda", until)
     named = {row["op"] for row in receipt.made["checks"]}
     receipt.made["unchecked"] = sorted(op for op in library.ops if op not in named)
     receipt.write()

@@ -123,6 +123,10 @@ def weights_of(dtype, cu, mask, aggregation, denominator, device):
     return w
 
 
+def kl_of(estimator, d):
+    return {"k1": d, "abs": d.abs(), "k2": d * d / 2, "k3": (torch.expm1(-d) + d).clamp(max=10)}[estimator]
+
+
 def policy_terms(dtype, logp, entropy, old_logp, advantages, cu_seqlens, stats, objective, clip_ratio_low, clip_ratio_high, clip_ratio_c, log_ratio_clamp,
                  aggregation, denominator, kl_coef, estimator, entropy_coef, scale, ref_logp=None, importance=None, mask=None):
     """loss, stats and the gradients for logp and entropy; masked tokens are left out of everything"""
@@ -146,8 +150,7 @@ def policy_terms(dtype, logp, entropy, old_logp, advantages, cu_seqlens, stats, 
         loss = -A * lp
     kl = zero
     if ref is not None:
-        e = lp - ref
-        kl = {"k1": e, "abs": e.abs(), "k2": e * e / 2, "k3": (torch.expm1(-e) + e).clamp(max=10)}[estimator]
+        kl = kl_of(estimator, lp - ref)
     h = zero if ent is None else ent
     total = scale * (w * (loss + kl_coef * kl - entropy_coef * h)).sum()
     (grad,) = torch.autograd.grad(total, lp) if len(at) else (zero,)
@@ -159,7 +162,7 @@ def policy_terms(dtype, logp, entropy, old_logp, advantages, cu_seqlens, stats, 
     made = stats.double().clone()
     made[:10] += torch.stack([s.detach().double().to(made.device) for s in sums])
     kept = [mask is None or bool((mask[a:b] != 0).any()) for a, b in sequences(cu_seqlens) if b > a]
-    made[11] += sum(kept)
+    made[11] += kept.count(True)
     # tokens with ratio != 1 (stats[10]) are counted in f32 by the op and left out here
     return {"loss": total.detach()[None], "stats": made, "dlogp": dlogp, "dentropy": dentropy}
 
@@ -259,3 +262,78 @@ def linear_grad_weight(dtype, narrow, dy, x, dweight, dbias=None):
 
 def cast(dtype, narrow, x, y):
     return {"y": x.to(dtype)}
+
+
+def token_rewards(dtype, narrow, logp, ref_logp, scores, cu_seqlens, kl_coef, estimator):
+    kl = kl_of(estimator, logp.to(dtype) - ref_logp.to(dtype))
+    rewards = -kl_coef * kl
+    for b, (begin, end) in enumerate(sequences(cu_seqlens)):
+        if end > begin:
+            rewards[end - 1] += scores[b].to(dtype)
+    return {"rewards": rewards, "kl": kl}
+
+
+def whiten(dtype, narrow, x, cu_seqlens, shift_mean, form, mask=None):
+    keep = torch.ones(len(x), dtype=torch.bool, device=x.device) if mask is None else mask != 0
+    kept = x.to(dtype)[keep]
+    variance = kept.var(correction=0 if form == "openrlhf" else 1)
+    deviation = (variance.clamp(min=1e-8) if form == "openrlhf" else variance + 1e-8).sqrt()
+    y = (x.to(dtype) - kept.mean()) / deviation + (0 if shift_mean else kept.mean())
+    return {"y": torch.where(keep, y, 0)}
+
+
+def moments(dtype, narrow, x, cu_seqlens, mask=None):
+    kept = x.to(dtype)[torch.ones(len(x), dtype=torch.bool, device=x.device) if mask is None else mask != 0]
+    return {"moments": torch.stack([torch.full_like(kept[0], len(kept)), kept.sum(), (kept * kept).sum(), kept.min(), kept.max()])}
+
+
+def sequence_sum(dtype, narrow, x, cu_seqlens, mean):
+    return {"y": torch.stack([x[a:b].to(dtype).sum() / (b - a if mean and b > a else 1) for a, b in sequences(cu_seqlens)])}
+
+
+def sequence_sum_grad(dtype, narrow, dy, cu_seqlens, mean, sizes):
+    return {"dx": torch.cat([(dy[i].to(dtype) / (b - a if mean and b > a else 1)).expand(b - a) for i, (a, b) in enumerate(sequences(cu_seqlens))])}
+
+
+def norm_squared(dtype, narrow, x, total):
+    return {"total": total.to(dtype) + (x.to(dtype) ** 2).sum()}
+
+
+def adamw(dtype, narrow, weight, grad, m, v, norm_squared, lr, beta1, beta2, eps, weight_decay, max_norm, step):
+    weight, grad, m, v = (x.to(dtype) for x in (weight, grad, m, v))
+    g = grad * min(1.0, max_norm / (norm_squared.item() ** 0.5 + 1e-6))
+    m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+    moved = lr / (1 - beta1**step) * m / ((v / (1 - beta2**step)).sqrt() + eps)
+    return {"weight": weight * (1 - lr * weight_decay) - moved, "m": m, "v": v}
+
+
+def add(dtype, narrow, a, b):
+    return {"y": a.to(dtype) + b.to(dtype)}
+
+
+def sub(dtype, narrow, a, b):
+    return {"y": a.to(dtype) - b.to(dtype)}
+
+
+def mul(dtype, narrow, a, b):
+    return {"y": a.to(dtype) * b.to(dtype)}
+
+
+def scale(dtype, narrow, x, factor, shift):
+    return {"y": x.to(dtype) * factor + shift}
+
+
+def clamp(dtype, narrow, x, low, high):
+    return {"y": x.to(dtype).clamp(low, high)}
+
+
+def accumulate(dtype, narrow, x, y):
+    return {"y": x.to(dtype) + y.to(dtype)}
+
+
+def fill(dtype, narrow, value, sizes):
+    return {"y": torch.full(sizes["..."], value, dtype=dtype)}
+
+
+def sum(dtype, narrow, x):
+    return {"y": x.to(dtype).sum()[None]}

@@ -161,7 +161,7 @@ void token_rewards(Context& ctx, const token_rewards_args& a) {
         const V k3 = expm1(-d) + d;
         kl = select(isnan(k3), k3, min(k3, set(10.0f)));
       }
-      store(&a.kl[i], kl, n), store(&a.rewards[i], coef * kl, n);
+      store(&a.kl[i], kl, n), store(&a.rewards[i], a.kl_coef != 0 ? coef * kl : zero(), n);
     }
   });
   for (int64_t b = 0; b < a.scores.dim[0]; b++)

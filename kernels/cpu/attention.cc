@@ -49,8 +49,14 @@ struct Packed {
 }  // namespace
 
 void attention(Context& ctx, const attention_args& a) {
-  const int64_t N = a.q.dim[0], H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1;
-  const int64_t W = width(D), tiles = (N + TILE - 1) / TILE;
+  const int64_t H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1;
+  int64_t longest = 0;  // chain
+  for (int64_t b = 0; b < B; b++) {
+    int64_t end = 0, at = b, before = b;
+    for (; before >= 0 && before <= at; at = before, before = a.prefix ? a.prefix[at] : -1) end += a.cu_seqlens[before + 1] - a.cu_seqlens[before];
+    longest = most(longest, end);
+  }
+  const int64_t W = width(D), tiles = (longest + TILE - 1) / TILE;
 
   Places places{nullptr};
   const auto lay = [&](Places& p, Packed& packed, float*& q, Rows& x) {

@@ -115,7 +115,7 @@ void full_kl(Context& ctx, const full_kl_args& a) {
         for (int64_t i = j; i < end_of_tile; i += LANES) {
           const int n = int(smaller(LANES, end_of_tile - i));
           const V log_p = load(x + i, n) * t - lse_p, log_q = load(y + i, n) * t - lse_q, p = exp(log_p);
-          const B counts = first(n) & (zero() < p);
+          const B counts = first(n) & !(p == zero());  // NaN counts
           const V d = select(counts, log_q - log_p, zero());
           total = fma(widen(select(counts, p, zero())), expm1_wide(d) - widen(d), total);
         }

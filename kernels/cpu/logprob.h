@@ -5,6 +5,7 @@
 // and tiles are joined in order, in f64:
 //   m' = max(m, m_t),  a = exp(m - m'),  b = exp(m_t - m'),
 //   u' = a (u + (m - m') s) + b (u_t + (m_t - m') s_t),  s' = a s + b s_t
+// A tile with a NaN has s = u = NaN, and so has its row.
 // The target's own term stays out of S, so that a confident token keeps its digits:
 //   logp = -log1p(S) where x_y is the maximum, else (x_y - m) - log(S + exp(x_y - m));  lse = x_y - logp
 #pragma once
@@ -31,7 +32,11 @@ template <bool SCALED>
     top = max(select(first(count), at(i, count), none), top);
   }
   const float m = max(max(top, second));
-  if (m == -__builtin_inff()) return {m, 0, 0};
+  if (m == -__builtin_inff()) {  // nothing is possible, or NaN, which a maximum passes over, is all that there is besides
+    for (i = 0; i < n; i++)
+      if (x[i] != x[i]) return {0, __builtin_nan(""), __builtin_nan("")};
+    return {m, 0, 0};
+  }
   D s = setd(0), u = setd(0);
   const V vm = set(m);
   const auto add = [&](V e, V y) __attribute__((always_inline)) {
@@ -101,7 +106,7 @@ RLHF_INLINE RowStats finish(const TileStats& row, float target) {
   const double logp = d - tail;
   const double mean = (row.u + (own > 0 ? own * d : 0)) / (row.s + own);  // of x - m
   const double entropy = tail - mean;
-  return {float(logp), float(row.m + tail), float(entropy > 0 ? entropy : 0)};
+  return {float(logp), float(row.m + tail), float(entropy <= 0 ? 0 : entropy)};
 }
 
 // A whole row at once.

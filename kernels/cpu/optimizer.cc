@@ -31,7 +31,6 @@ void norm_squared(Context& ctx, const norm_squared_args& a) {
 void adamw(Context& ctx, const adamw_args& a) {
   const double norm = __builtin_sqrt(a.norm_squared[0]);
   if (!(norm < __builtin_inf())) return ctx.fail("the gradient norm is not finite");
-  if (a.step < 1) return ctx.fail("step counts from 1");
   const double clip = a.max_norm / (norm + 1e-6);
   const V factor = set(float(clip < 1 ? clip : 1)), decay = set(float(1 - a.lr * a.weight_decay));
   const V one_minus_beta1 = set(float(1 - a.beta1)), beta2 = set(float(a.beta2)), one_minus_beta2 = set(float(1 - a.beta2));

@@ -6,6 +6,7 @@
 //   log_likelihood: l = -A logp
 //   kl(logp, ref): k1 d', |d'|, d'^2 / 2, k3 = expm1(-d') + d' at most 10, d' = logp - ref_logp (Schulman 2020; the limit is verl's)
 //   loss = scale sum over tokens of w (l + kl_coef kl - entropy_coef entropy)
+//   of a term whose coefficient is 0 nothing enters loss or gradient, be it infinite: its statistic tells
 //   w: token_mean, seq_mean_token_sum, seq_mean_token_sum_norm 1/denominator; seq_mean_token_mean 1/(denominator n), n the
 //     sequence's unmasked tokens; 0 where masked
 //
@@ -124,7 +125,7 @@ struct PolicyTerms {
         case KlEstimator::k2: t.kl = set(0.5f) * d * d, t.dkl = d; break;
         case KlEstimator::k3: {
           const V e = expm1(-d), k3 = e + d, most = set(10.0f);
-          t.kl = min(k3, most), t.dkl = select(most < k3, zero(), -e);
+          t.kl = min(most, k3), t.dkl = select(most < k3, zero(), -e);  // in this order NaN stays NaN
           break;
         }
       }
@@ -142,6 +143,7 @@ template <bool GRADIENTS, bool SUMS, class A>
 __attribute__((noinline)) void policy_loss_run(
     const A& a, const float* logp, const float* entropy, float weight, int64_t begin, int64_t end, float* dlogp, float* dentropy, double* out) {
   const V factor = set(float(a.scale)) * set(weight), kl_coef = set(float(a.kl_coef)), entropy_coef = set(float(a.entropy_coef)), one = set(1.0f);
+  const bool with_kl = a.ref_logp && a.kl_coef != 0;
   D policy = setd(0), kl = policy, ent = policy, d = policy, k3 = policy;
   int64_t tokens = 0, clipped = 0, clipped_c = 0, moved = 0;
   const auto loop = [&]<bool PLAIN>() __attribute__((always_inline)) {
@@ -152,7 +154,7 @@ __attribute__((noinline)) void policy_loss_run(
     const auto each = [&](const Sixteen& x, const Ratio& r) __attribute__((always_inline)) {
       const TokenLoss t = terms.at(logp, x, r);
       if (GRADIENTS) {
-        x.put(dlogp, factor * (terms.ref_logp ? fma(kl_coef, t.dkl, t.dlogp) : t.dlogp));
+        x.put(dlogp, factor * (!PLAIN && with_kl ? fma(kl_coef, t.dkl, t.dlogp) : t.dlogp));
         if (!PLAIN && dentropy) x.put(dentropy, -(factor * entropy_coef));
       }
       if (!SUMS) return;
@@ -173,7 +175,8 @@ __attribute__((noinline)) void policy_loss_run(
   if (GRADIENTS && SUMS && PolicyTerms(a).plain() && !entropy && !dentropy) loop.template operator()<true>();
   else loop.template operator()<false>();
   if (!SUMS) return;
-  const double w = weight, P = sum(policy), K = sum(kl), E = sum(ent), loss = a.scale * w * (P + a.kl_coef * K - a.entropy_coef * E);
+  const double w = weight, P = sum(policy), K = sum(kl), E = sum(ent);
+  const double loss = a.scale * w * (P + (a.kl_coef != 0 ? a.kl_coef * K : 0) - (a.entropy_coef != 0 ? a.entropy_coef * E : 0));
   const double log_ratios = sum(d), excess = sum(k3), ratios = PolicyTerms(a).ratios ? double(tokens) + log_ratios + excess : 0;  // r = 1 + d + k3
   const double sums[POLICY_SUMS] = {
       loss, w * P, w * K, w * E, w * double(clipped), w * double(clipped_c), -(w * log_ratios), w * excess, w * ratios, double(tokens), double(moved), loss};

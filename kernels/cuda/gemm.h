@@ -244,14 +244,14 @@ DEVICE void multiply(Mma& mma, const ProductParams<T>& p, const Place& at, Share
   sync_threads();
 }
 
-// epilogue(mma, at, p, memory) for the block's tile
+// epilogue(mma, at, p, memory) for the block's tile, with the memory that the stages had
 template <class Mma, class P, class F>
 DEVICE void multiply_tiles(const P& p, F&& epilogue) {
   SharedMemory memory;
   Mma mma;
   const Place at = Place::of<Mma>(p.product);
   multiply(mma, p.product, at, memory);
-  epilogue(mma, at, p, memory);
+  epilogue(mma, at, p, SharedMemory());
 }
 
 // to[at], to[at + 1] = lo, hi, where at is even and the row begins at 8 bytes
@@ -263,6 +263,7 @@ DEVICE void put(Global<bf16> to, int64_t at, float x) { to[at] = to_bf16(x); }
 // f(row, column, value) for every element of the tile inside C, to be written: value is what f returns
 template <class Mma, class U, class F>
 DEVICE void store_tile(Mma& mma, const Place& at, int64_t M, int64_t N, Global<U> to, int64_t stride, F&& f) {
+  const bool in_pairs = Mma::RUN == 2 && stride % 2 == 0 && reinterpret_cast<uintptr_t>(to.data) % (2 * sizeof(U)) == 0;
 #pragma unroll
   for (int i = 0; i < Mma::ROWS; i++) {
     const int64_t m = at.m + Mma::row(i);
@@ -270,7 +271,7 @@ DEVICE void store_tile(Mma& mma, const Place& at, int64_t M, int64_t N, Global<U
 #pragma unroll
     for (int j = 0; j < Mma::COLUMNS; j += Mma::RUN) {
       const int64_t n = at.n + Mma::column(j);
-      if (Mma::RUN == 2 && stride % 2 == 0 && n + 1 < N) {
+      if (in_pairs && n + 1 < N) {
         const float lo = f(m, n, mma.at(i, j)), hi = f(m, n + 1, mma.at(i, j + Mma::RUN - 1));
         put_pair(to, m * stride + n, lo, hi);
       } else {

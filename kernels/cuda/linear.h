@@ -62,7 +62,7 @@ TensorMap map_of(Context& ctx, const Operand<T>& x) {
 
 // The kernel of this name; on a Hopper, where maps can describe the operands, the one whose name ends in _hopper.
 template <bool A_ALONG, bool B_ALONG, template <class> class P, class T>
-void launch_product(Context& ctx, const char* kernel, const P<T>& p, int64_t more_shared = 0) {
+void launch_product(Context& ctx, const char* kernel, const P<T>& p) {
   const Operand<T>&a = p.product.a, &b = p.product.b;
   const int64_t tiles = tiles_of<Block<T>>(p.product);
   if (tiles == 0) return;
@@ -71,7 +71,7 @@ void launch_product(Context& ctx, const char* kernel, const P<T>& p, int64_t mor
     const std::string name = std::string(kernel) + "_hopper";
     return launch(ctx, name.c_str(), {std::min<int64_t>(tiles, ctx.gpu->multiprocessors)}, HopperBlock::THREADS, HopperBlock::SHARED, maps);
   }
-  launch(ctx, kernel, {tiles}, Block<T>::THREADS, Block<T>::SHARED + more_shared, p);
+  launch(ctx, kernel, {tiles}, Block<T>::THREADS, Block<T>::SHARED, p);
 }
 
 }  // namespace

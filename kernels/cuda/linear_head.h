@@ -213,7 +213,7 @@ void head_forward(Context& ctx, const Head<T>& head, const ForwardMemory& memory
     Global<float> lse, Global<float> entropy) {
   const Global<const int32_t> rows = global<const int32_t>(head.rows.data + m0, count), y = global<const int32_t>(head.y.data + m0, count);
   const LogitsParams<T> p{head.logits(m0, count), y, head.inverse_temperature, memory.stats, memory.targets, logits, head.padded};
-  launch_product<true, true>(ctx, dtype_name<T>("head_logits_f32", "head_logits_bf16"), p, 3 * 4 * 4 * Block<T>::M);
+  launch_product<true, true>(ctx, dtype_name<T>("head_logits_f32", "head_logits_bf16"), p);
   const FinishParams f{memory.stats, memory.targets, rows, y, logp + m0, lse + m0, entropy + m0, count, head.tiles, head.N, head.V, latch_of(ctx)};
   launch(ctx, "head_finish", {(count + 3) / 4}, 128, 0, f);
 }

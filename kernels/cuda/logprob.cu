@@ -139,7 +139,8 @@ template <class T>
 void logprob_grad_of(Context& ctx, const logprob_grad_args& a, const char* kernel) {
   const int64_t M = a.logits.dim[0], V = a.logits.dim[1];
   const LogprobGradParams<T> p{global_as<const T>(a.logits), global(a.y), global(a.logp), global(a.lse), global(a.entropy), global(a.dlogp), global(a.dentropy),
-      global_as<T>(a.dlogits), M, V, M > 1 ? a.logits.stride : 0, float(1 / a.temperature), whole_pieces(a.logits, sizeof(T)), latch_of(ctx)};
+      global_as<T>(a.dlogits), M, V, M > 1 ? a.logits.stride : 0, float(1 / a.temperature), whole_pieces(a.logits, sizeof(T)) && at_16_bytes(a.dlogits.data),
+      latch_of(ctx)};
   launch(ctx, kernel, {M * ((V + STRIP - 1) / STRIP)}, 256, 0, p);
 }
 }  // namespace

@@ -65,7 +65,6 @@ void norm_squared(Context& ctx, const norm_squared_args& a) {
 }
 
 void adamw(Context& ctx, const adamw_args& a) {
-  if (a.step < 1) return ctx.fail("step counts from 1");
   const int64_t n = a.weight.size();
   const AdamwParams p{global<float>(a.weight.data, n), global<float>(a.m.data, n), global<float>(a.v.data, n), global<const float>(a.grad.data, n),
       global(a.norm_squared), n, a.max_norm, float(1 - a.lr * a.weight_decay), float(1 - a.beta1), float(a.beta2), float(1 - a.beta2),

@@ -91,7 +91,7 @@ KERNEL(policy_tokens, PolicyParams, 256) {
       const float weight = p.weights[b];
       const PolicyToken t = policy_token(p, logp[k], old_logp[k], A[k], ref_logp[k], importance[k]);
       const float factor = p.scale * weight;
-      dlogp[k] = factor * (p.ref_logp ? fma(p.kl_coef, t.dkl, t.dlogp) : t.dlogp), dentropy[k] = -(factor * p.entropy_coef);
+      dlogp[k] = factor * (p.kl_coef != 0 ? fma(p.kl_coef, t.dkl, t.dlogp) : t.dlogp), dentropy[k] = -(factor * p.entropy_coef);
       const double w = weight;
       sums[0] += w * t.loss, sums[1] += w * t.kl, sums[2] += w * entropy[k], sums[8] += 1;
       if (!p.ratios) continue;
@@ -110,7 +110,7 @@ KERNEL(policy_finish, PolicyFinishParams, 256) {
   const double sum = block_sums(sums), kl = shuffle(sum, 1), entropy = shuffle(sum, 2);  // of the first warp
   if (thread() <= POLICY_SUMS) p.stats[thread() + 1] += sum;
   if (thread() > 0) return;
-  const double loss = p.error[0] != 0 ? double(NOT_A_NUMBER) : p.scale * (sum + p.kl_coef * kl - p.entropy_coef * entropy);
+  const double loss = p.error[0] != 0 ? double(NOT_A_NUMBER) : p.scale * (sum + (p.kl_coef != 0 ? p.kl_coef * kl : 0) - (p.entropy_coef != 0 ? p.entropy_coef * entropy : 0));
   p.stats[0] += loss;
   p.loss[0] = float(loss);
 }

@@ -16,7 +16,7 @@ struct PolicyParams {
   Global<double> partial;  // [blocks][POLICY_SUMS]; null: not wanted
   int64_t begin, end, B;
   float low, high, c, limit, kl_coef, entropy_coef, scale;
-  int32_t ratios, dual_clip, estimator, vector;  // vector: every array begins at 16 bytes
+  int32_t ratios, dual_clip, estimator, vector;  // vector: every array but entropy begins at 16 bytes
   Latch error;
 };
 
@@ -91,6 +91,7 @@ void policy_sums(Context& ctx, const A& a, const PolicySums& sums, Global<const 
     Global<float> dentropy = {}) {
   PolicyParams p = policy_params(ctx, a, sums, logp);
   p.entropy = entropy, p.partial = sums.partial, p.dlogp = dlogp, p.dentropy = dentropy;
+  p.vector = p.vector && at_16_bytes(dlogp.data) && at_16_bytes(dentropy.data);
   launch(ctx, "policy_tokens", {sums.blocks}, 256, block_sums_shared(POLICY_SUMS), p);
   const PolicyFinishParams f{sums.partial, sums.weights, global(a.stats), global(a.loss), sums.blocks, p.B, a.kl_coef, a.entropy_coef, a.scale, latch_of(ctx)};
   launch(ctx, "policy_finish", {1}, 256, block_sums_shared(POLICY_SUMS + 1), f);

@@ -47,7 +47,7 @@ KERNEL(token_kl, RewardParams, 256) {
   if (p.estimator == 2) kl = 0.5f * d * d;
   if (p.estimator == 3) kl = expm1(-d) + d, kl = kl > 10 ? 10 : kl;
   const bool bad = p.error[0] != 0;
-  p.kl[i] = bad ? NOT_A_NUMBER : kl, p.rewards[i] = bad ? NOT_A_NUMBER : -p.kl_coef * kl;
+  p.kl[i] = bad ? NOT_A_NUMBER : kl, p.rewards[i] = bad ? NOT_A_NUMBER : p.kl_coef != 0 ? -p.kl_coef * kl : 0;
 }
 KERNEL(last_rewards, RewardParams, 128) {
   const int64_t b = int64_t(block_x()) * 128 + thread();

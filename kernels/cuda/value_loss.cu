@@ -76,7 +76,7 @@ void value_loss(Context& ctx, const value_loss_args& a) {
   const int64_t M = a.values.dim[0], B = a.cu_seqlens.dim[0] - 1, blocks = (M + POLICY_TOKENS - 1) / POLICY_TOKENS;
   const auto plan = [&](char* base, Global<float>& weights, Global<double>& partial) {
     Workspace w{base};
-    weights = w.take<float>(B), partial = w.take<double>(blocks * VALUE_SUMS);
+    weights = w.take<float>(B + 1), partial = w.take<double>(blocks * VALUE_SUMS);
     return w.used;
   };
   Global<float> weights;

@@ -99,7 +99,8 @@ fn policy_loss_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
   if (weight != 0.0) {
     let t = token_loss(i);
     let factor = p.scale.x * weight;
-    d = factor * fma(p.kl_coef.x, t.dkl, t.dlogp);
+    d = factor * t.dlogp;
+    if (p.kl_coef.x != 0.0) { d = factor * fma(p.kl_coef.x, t.dkl, t.dlogp); }
     dh = -(factor * p.entropy_coef.x);
   }
   dlogp[p.at[1].z + i] = d;
@@ -126,7 +127,7 @@ fn policy_loss_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
       s[5] = wide_add(s[5], -times(t.d, w));
       s[6] = wide_add(s[6], times(wide_expm1_less(t.d), w));
       s[7] = wide_add(s[7], times(t.ratio, w));
-      if (narrow(t.ratio) != 1.0) { s[9] = wide_add(s[9], wide(1.0)); }
+      if (is_nan(t.ratio.x) || narrow(t.ratio) != 1.0) { s[9] = wide_add(s[9], wide(1.0)); }
     }
     s[8] = wide_add(s[8], wide(1.0));
   }
@@ -148,8 +149,10 @@ fn policy_loss_total(@builtin(local_invocation_index) thread: u32) {
   for (var b = thread; b < p.B; b = b + 256u) { count = wide_add(count, wide(sequences[p.at[0].y + b])); }
   count = sum_all(count, thread);
   if (thread != 0u) { return; }
-  var own = wide_add(all[0], wide_mul(p.kl_coef, all[1]));
-  own = wide_mul(p.scale, wide_add(own, -wide_mul(p.entropy_coef, all[2])));
+  var own = all[0]; // of a term whose coefficient is 0 nothing enters, whatever it is
+  if (p.kl_coef.x != 0.0) { own = wide_add(own, wide_mul(p.kl_coef, all[1])); }
+  if (p.entropy_coef.x != 0.0) { own = wide_add(own, -wide_mul(p.entropy_coef, all[2])); }
+  own = wide_mul(p.scale, own);
   loss[p.at[0].w] = narrow(own);
   stats[at] = wide_add(stats[at], own);
   for (var k = 0u; k < SUMS + p.zero; k = k + 1u) { stats[at + 1u + k] = wide_add(stats[at + 1u + k], all[k]); }

@@ -46,7 +46,8 @@ fn token_rewards(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroup
     }
   }
   kl[p.at[1].y + i] = k;
-  var reward = -p.kl_coef * k;
+  var reward = 0.0f;
+  if (p.kl_coef != 0.0) { reward = -p.kl_coef * k; }
   let b = owner(i);
   if (offset(b + 1u) == i + 1u) { reward = reward + scores[p.at[0].z + b]; }
   y[p.at[1].x + i] = reward;

@@ -1,6 +1,6 @@
 import { notPromise, rangeError, typeError } from "./errors.js";
 import { native, type NativeDevice } from "./native.js";
-import { specs, type Argument, type Dtype, type OpSpec } from "./ops.js";
+import { inCamel, specs, type Argument, type Dtype, type OpSpec } from "./ops.js";
 
 /** C++ kernels on the CPU's threads, CUDA on an NVIDIA GPU, or WGSL on the adapter that Dawn finds. */
 export type DeviceKind = "cpu" | "cuda" | "webgpu";
@@ -54,7 +54,10 @@ export interface Device {
   memory(): DeviceMemory;
   /** Starts the peak anew. */
   resetPeak(): void;
-  /** Waits for what is queued, then frees everything. */
+  /**
+   * Waits for what is queued, then frees everything; from the call on, other calls throw TypeError `DEVICE`. Called again, it
+   * returns the same promise, which rejects with the error of a queued op that no read has told.
+   */
   close(): Promise<void>;
   /** `close`, for `await using`. */
   [Symbol.asyncDispose](): Promise<void>;
@@ -102,6 +105,7 @@ export class AddonDevice implements Device {
   private readonly frame = new Float64Array(1 + 64 * 9);
   private readonly native: NativeDevice;
   private recording: Recording | undefined;
+  private closing: Promise<void> | undefined;
 
   /** @param number threads (cpu) or ordinal (cuda) */
   constructor(
@@ -125,14 +129,9 @@ export class AddonDevice implements Device {
     const { recording } = this;
     const again = recording?.free.get(bytes)?.pop();
     if (again !== undefined) return again;
-    try {
-      const address = this.native.allocate(bytes);
-      recording?.sizes.set(address, bytes);
-      return address;
-    } catch (error) {
-      const { name, message } = error as Error;
-      throw name === "RangeError" ? rangeError("MEMORY", message) : typeError("DEVICE", message);
-    }
+    const address = withinMemory(() => this.open.allocate(bytes));
+    recording?.sizes.set(address, bytes);
+    return address;
   }
   release(address: number): void {
     const bytes = this.recording?.sizes.get(address);
@@ -142,15 +141,19 @@ export class AddonDevice implements Device {
   }
   write(address: number, data: ArrayBufferView): void {
     if (this.recording) throw typeError("RECORD", "numbers are written while calls are recorded: write them to a tensor before, which the calls read");
-    this.native.write(address, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    withinMemory(() => this.open.write(address, new Uint8Array(data.buffer, data.byteOffset, data.byteLength)));
   }
   async read(address: number, bytes: number): Promise<ArrayBuffer> {
+    return this.filled(this.open, address, bytes);
+  }
+  private async filled(on: NativeDevice, address: number, bytes: number): Promise<ArrayBuffer> {
+    const to = withinMemory(() => new ArrayBuffer(bytes));
     try {
-      return await this.native.read(address, bytes);
+      return await on.read(address, to);
     } catch (failure) {
       const { message, status } = failure as { message: string; status?: number };
       if (status === undefined) throw failure;
-      throw (status === 2 || status === 3 ? rangeError : typeError)(CODES[status], message);
+      throw (status === 2 || status === 3 ? rangeError : typeError)(CODES[status], inCamel(message));
     }
   }
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void {
@@ -175,7 +178,7 @@ export class AddonDevice implements Device {
       at += 9;
     }
     this.recording?.frames.push(...frame.subarray(0, at));
-    this.native.call(frame);
+    this.open.call(frame);
   }
   record<T>(f: () => T): Recorded<T> {
     if (this.recording) throw typeError("RECORD", "calls are being recorded already, and recordings do not nest");
@@ -200,7 +203,7 @@ export class AddonDevice implements Device {
       result,
       run: () => {
         if (!calls) throw typeError("DISPOSED", "recorded calls were run after they were disposed");
-        this.native.run(calls);
+        this.open.run(calls);
       },
       [Symbol.dispose]() {
         calls = undefined;
@@ -214,13 +217,33 @@ export class AddonDevice implements Device {
   resetPeak(): void {
     this.native.trim();
   }
-  async close(): Promise<void> {
-    await this.native.read(0, 0).catch(() => undefined);
-    this.native.close();
+  close(): Promise<void> {
+    return (this.closing ??= this.finish());
+  }
+  private async finish(): Promise<void> {
     opened.delete(this);
+    try {
+      await this.filled(this.native, 0, 0);
+    } finally {
+      this.native.close();
+    }
+  }
+  private get open(): NativeDevice {
+    if (this.closing) throw typeError("DEVICE", "the device is closed");
+    return this.native;
   }
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+}
+
+/** What `f` asks memory for, or RangeError `MEMORY` in place of JavaScript's own and the addon's. */
+function withinMemory<T>(f: () => T): T {
+  try {
+    return f();
+  } catch (error) {
+    const { name, message } = error as Error;
+    throw name === "RangeError" ? rangeError("MEMORY", message) : error;
   }
 }
 
@@ -243,6 +266,14 @@ export function defaultDevice(): Device {
   const [first] = opened;
   if (!first) throw typeError("DEVICE", "no device is open: call `await device()` first, or pass tensors");
   return first;
+}
+
+function openCpu(isa: string | undefined, threads: number): Device {
+  try {
+    return new AddonDevice("cpu", isa, threads);
+  } catch (error) {
+    throw rangeError("THREADS", (error as Error).message);
+  }
 }
 
 function openCuda(ordinal: number): Device {
@@ -273,7 +304,7 @@ export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Pr
   const isa = options.isa ?? process.env.RLHF_ISA;
   if (isa && !native.isaAvailable.split(" ").includes(isa))
     throw rangeError("ISA", `isa is "${isa}", this machine has: ${native.isaAvailable.replaceAll(" ", ", ")}`);
-  return added(new AddonDevice("cpu", isa || undefined, threads));
+  return added(openCpu(isa || undefined, threads));
 }
 
 function added(device: Device): Device {

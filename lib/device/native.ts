@@ -15,6 +15,14 @@ export interface NativeArgument {
   dims: string;
   /** Of ids and offsets: the letter of what they stay below, or end with. */
   limit: string;
+  /** Of a real or an integer: the least that it may be. */
+  low: number;
+  /** And the most. */
+  high: number;
+  /** Whether it must be more than `low`. */
+  openLow: boolean;
+  /** Whether it must be less than `high`. */
+  openHigh: boolean;
 }
 
 export interface NativeDevice {
@@ -23,7 +31,8 @@ export interface NativeDevice {
   allocate(bytes: number): number;
   release(address: number): boolean;
   write(address: number, bytes: Uint8Array): void;
-  read(address: number, bytes: number): Promise<ArrayBuffer>;
+  /** Fills it. */
+  read(address: number, to: ArrayBuffer): Promise<ArrayBuffer>;
   /** An op's number and its arguments. */
   call(frame: Float64Array): void;
   /** Such frames one after another, for `run`. */

@@ -32,6 +32,8 @@ export interface Argument {
   dimsText: string;
   /** Of ids and offsets: the letter of what they stay below, or end with. */
   limit: string;
+  /** What a real or an integer may be. */
+  range: Pick<NativeArgument, "low" | "high" | "openLow" | "openHigh">;
   /** Of a choice: the names to choose from. */
   choices: string[];
 }
@@ -60,6 +62,11 @@ function dims(text: string): Dim[] | "any" {
   return text.split(",").map((dim) => (/^\d+$/.test(dim) ? Number(dim) : { letter: dim[0], plus: dim.endsWith("+1") ? 1 : 0 }));
 }
 
+const names = new Set(native.ops.flatMap((op) => [op.name, ...op.arguments.map((a) => a.name)]));
+
+/** A message of the addon with the names of ops and arguments as JavaScript has them. */
+export const inCamel = (message: string) => message.replace(/\w+_\w+/g, (word) => (names.has(word) ? camel(word) : word));
+
 /** Every op by its name, as native/ops.h lists it; names are the list's in camel case. */
 export const specs: ReadonlyMap<string, OpSpec> = new Map(
   native.ops.map((op, index) => [
@@ -79,6 +86,7 @@ export const specs: ReadonlyMap<string, OpSpec> = new Map(
         dims: dims(a.dims),
         dimsText: a.dims,
         limit: a.limit,
+        range: a,
         choices: a.kind === "choice" ? native.choices[a.type].map((item) => item.replaceAll("_", "-")) : [],
       })),
     },

@@ -301,7 +301,7 @@ async function advantages(
     const logp = on(completions.map((c) => c.logp));
     let { rewards, kl } = run("tokenRewards", { logp, refLogp: on(refLogp), scores: score, cuSeqlens: cuRows, klCoef, estimator: config.klEstimator });
     if (config.whitenRewards) rewards = ops.whiten(rewards, cuRows, { shiftMean: false, form: "trl" });
-    const { advantages, returns } = ops.gae(rewards, on(value), cuRows, config);
+    const { advantages, returns } = ops.gae(rewards, on(value), cuRows, { gamma: config.gamma, lambda: config.lambda });
     return { kl, returns, advantages: config.whitenAdvantages ? ops.whiten(advantages, cuRows, { form: "trl" }) : advantages };
   });
   const [kl, advantage, returns] = (await Promise.all([made.kl.read(), made.advantages.read(), made.returns.read()])) as Float32Array[];
@@ -342,6 +342,7 @@ async function policyStep(
   optimizer: AdamW,
   learningRate: number,
 ) {
+  const { temperature, clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, aggregation, entropyCoef } = config;
   const denominator = denominatorOf(minibatch.flat(), config);
   using stats = Tensor.from(new Float64Array(12), [12], policy.device);
   using tokenStats = Tensor.from(new Float64Array(12), [12], policy.device);
@@ -351,8 +352,13 @@ async function policyStep(
     const rollouts = part.flat();
     const { hidden, rows } = policy.scored(batch, config);
     const [oldLogp, advantages] = (["logp", "advantages"] as const).map((name) => concat(rollouts.map((r) => r[name])));
-    const options = { ...config, cuSeqlens: batch.cuRows, klCoef: 0 };
-    const { loss, logp, entropy } = ops.linearPolicyLoss(hidden, policy.head, rows, batch.y, oldLogp, advantages, { ...options, denominator, stats });
+    const options = { clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, aggregation, entropyCoef, cuSeqlens: batch.cuRows };
+    const { loss, logp, entropy } = ops.linearPolicyLoss(hidden, policy.head, rows, batch.y, oldLogp, advantages, {
+      ...options,
+      temperature,
+      denominator,
+      stats,
+    });
     if (!isTokenMean)
       ops.policyLoss(logp, oldLogp, advantages, {
         ...options,

@@ -150,6 +150,12 @@ class Call {
         "ARGUMENT",
         `${this.spec.name}: ${argument.name} is ${String(given)}, wanted ${argument.kind === "integer" ? "a whole number" : "a number"}`,
       );
+    const { low, high, openLow, openHigh } = argument.range;
+    if (value < low || value > high || (openLow && value === low) || (openHigh && value === high))
+      throw rangeError(
+        "RANGE",
+        `${this.spec.name}: ${argument.name} is ${value}, wanted a number in ${openLow ? "(" : "["}${low}, ${high}${openHigh ? ")" : "]"}`,
+      );
     return value;
   }
 

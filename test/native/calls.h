@@ -94,6 +94,8 @@ inline Call make(const Op& op, Random& random, Random& contents) {
       if (name == "low") value = -0.5;
       if (name.find("beta") == 0 && op.name == std::string("adamw")) value = 0.9;
       if (name == "top_p" || name == "min_p" || name == "label_smoothing") value = 0.3 * random.uniform() + (name == "top_p" ? 0.6 : 0);
+      if (name == "clip_ratio_c") value += 1;
+      value = std::min(std::max(value, argument.range.low), argument.range.high);
       call.reals[i] = value;
       continue;
     }

@@ -29,7 +29,7 @@ void opens_and_closes() {
     if (!gpu) return;
     expect(gpu->name() == "Fake GPU" && gpu->multiprocessors == 132 && gpu->architecture == 90, "%s, %d multiprocessors, sm_%d", gpu->name().c_str(),
         gpu->multiprocessors, gpu->architecture);
-    expect(record->contexts == 1 && record->streams == 1 && record->modules == 2 && record->allocations == 1,
+    expect(record->contexts == 1 && record->streams == 1 && record->pools == 1 && record->modules == 2 && record->allocations == 1,
         "%d contexts, %d streams, %d modules, %d allocations", record->contexts, record->streams, record->modules, record->allocations);
     const int64_t grid[3] = {3, 2, 1}, many[3] = {1, 65536, 1};
     int64_t params[12] = {};
@@ -40,7 +40,7 @@ void opens_and_closes() {
     expect(gpu->launch("gae", grid, 128, 200 << 10, params, sizeof params), "launches with much shared memory: %s", gpu->failure);
     expect(gpu->launch("gae", grid, 128, 100 << 10, params, sizeof params), "and with less: %s", gpu->failure);
     expect(record->lookups == lookups, "a kernel is looked up once");
-    expect(!gpu->launch("gae", grid, 128, 300 << 10, params, sizeof params) && std::strstr(gpu->failure, "CUDA_ERROR_FAKE"), "too much shared memory: %s",
+    expect(!gpu->launch("gae", grid, 128, 300 << 10, params, sizeof params) && std::strstr(gpu->failure, "gae: it needs 307200 bytes of shared memory, a block of this GPU has 232448"), "too much shared memory: %s",
         gpu->failure);
     expect(!gpu->launch("gae", many, 128, 0, params, sizeof params) && std::strstr(gpu->failure, "more blocks"), "too many blocks: %s", gpu->failure);
     expect(!gpu->launch("nothing", grid, 128, 0, params, sizeof params) && std::strstr(gpu->failure, "nothing: there is no kernel"), "no kernel: %s",
@@ -52,7 +52,7 @@ void opens_and_closes() {
     gpu->release(data);
     expect(record->allocations == 1, "released");
   }
-  expect(record->contexts == 0 && record->streams == 0 && record->modules == 0 && record->allocations == 0,
+  expect(record->contexts == 0 && record->streams == 0 && record->pools == 0 && record->modules == 0 && record->allocations == 0,
       "%d contexts, %d streams, %d modules, %d allocations are left", record->contexts, record->streams, record->modules, record->allocations);
 }
 

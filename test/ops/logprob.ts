@@ -78,7 +78,19 @@ function confident(V: number): Case {
   data[V + 3] = 90;
   return { logits: { shape: [2, V], data }, y: { shape: [2], data: Int32Array.of(3, 3) }, temperature: 1 };
 }
+/** Rows with a NaN, which are NaN: alone, among others, beside nothing that is possible, in a later tile, at the target. */
+function withNan(random: Random): Case {
+  const [M, V] = [6, 513];
+  const logits = normal(random, [M, V]);
+  logits.data.fill(NaN, 0, V);
+  logits.data[V + 7] = NaN;
+  logits.data.fill(-Infinity, 2 * V, 3 * V)[2 * V + 40] = NaN;
+  logits.data[4 * V - 1] = NaN;
+  logits.data.fill(-Infinity, 4 * V, 5 * V)[5 * V - 1] = NaN;
+  return { logits, y: { shape: [M], data: Int32Array.of(3, 2, 1, 9, V - 1, 4) }, temperature: 0.9 };
+}
 const extremes = (random: Random): Case[] => [
+  withNan(random),
   withNone(random),
   confident(600),
   { logits: constant([2, 530], -1e5), y: ids(random, 2, 530), temperature: 1 },
@@ -169,6 +181,13 @@ export const linearLogprob = truth({
   reference: fromHidden,
   draw: hidden,
   extremes: (random) => [
+    oneIsNan({
+      h: normal(random, [3, 20]),
+      weight: normal(random, [600, 20]),
+      rows: { shape: [4], data: Int32Array.of(0, 1, 2, 1) },
+      y: ids(random, 4, 600),
+      temperature: 1,
+    }),
     { h: normal(random, [3, 20], 50), weight: normal(random, [600, 20], 50), rows: ids(random, 4, 3), y: ids(random, 4, 600), temperature: 1 },
   ],
   gradient: {
@@ -179,6 +198,13 @@ export const linearLogprob = truth({
   bench: [{ shape: "M 1024, C 768, V 50257", draw: (random) => head(random) }],
   cost: headCost(1),
 });
+
+/** The hidden state of token 1 is NaN. */
+export function oneIsNan(inputs: Case): Case {
+  const { shape, data } = inputs.h as Numbers;
+  data.fill(NaN, shape[1], 2 * shape[1]);
+  return inputs;
+}
 
 /** A language model's head at the shape that other stacks are measured at. */
 export const head = (random: Random, [M, C, V] = [1024, 768, 50257]): Case => {
@@ -264,7 +290,12 @@ export const fullKl = truth({
     ].map(([M, V]): Case => ({ logits: normal(random, [M, V], 2), refLogits: normal(random, [M, V], 2), temperature: 0.8 })),
   extremes: (random) => {
     const same = normal(random, [2, 600], 3);
-    return [{ logits: same, refLogits: { shape: same.shape, data: same.data.slice() as Float32Array }, temperature: 1 }];
+    const [logits, refLogits] = [normal(random, [4, 600]), normal(random, [4, 600])];
+    logits.data[3] = logits.data[600 + 599] = refLogits.data[1200] = NaN;
+    return [
+      { logits: same, refLogits: { shape: same.shape, data: same.data.slice() as Float32Array }, temperature: 1 },
+      { logits, refLogits, temperature: 1 },
+    ];
   },
   ulp: 8,
 });

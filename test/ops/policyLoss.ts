@@ -1,6 +1,6 @@
 import { constant, ids, normal, offsets, sequences, truth, uniform, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
-import { head, headCost } from "./logprob.js";
+import { head, headCost, oneIsNan } from "./logprob.js";
 
 type Round = (x: number) => number;
 
@@ -128,6 +128,11 @@ export const policyLoss = truth({
     ];
   },
   extremes: (random) => [
+    ...["k1", "abs", "k2", "k3"].map((estimator) => {
+      const refLogp = uniform(random, [M], -3, -0.1);
+      refLogp.data[7] = NaN;
+      return common(random, { logp: uniform(random, [M], -3, -0.1), refLogp, klCoef: 0.1, estimator });
+    }),
     common(random, { logp: constant([M], -1000), oldLogp: constant([M], -0.1) }),
     common(random, { logp: constant([M], -0.1), oldLogp: constant([M], -1000) }),
   ],
@@ -200,6 +205,18 @@ export const linearPolicyLoss = truth({
       one(8, 37, { objective: "log-likelihood", refLogp: uniform(random, [M], -6, -1), klCoef: 0.2, estimator: "k1" }),
     ];
   },
+  extremes: (random) => [
+    oneIsNan({
+      h: normal(random, [3, 8]),
+      weight: normal(random, [37, 8], 0.5),
+      rows: { shape: [M], data: Int32Array.from({ length: M }, (_, i) => Number(i === 20)) },
+      y: ids(random, M, 37),
+      temperature: 1,
+      ...common(random, {}),
+      dh: true,
+      dweight: { shape: [37, 8], data: new Float32Array(37 * 8) },
+    }),
+  ],
   bitsOnly: ["dh", "dweight"],
   gradients: { dh: "h", dweight: "weight" },
   ulp: 8,

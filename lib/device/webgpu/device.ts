@@ -36,7 +36,7 @@ export class WebGpuDevice implements Device {
   private failure: CodedError | undefined; // the first one since the last read
   private lost: string | undefined;
   private batch: string[] = []; // names of the ops that are encoded and not submitted
-  private isClosed = false;
+  private closing: Promise<void> | undefined;
 
   constructor(
     private readonly gpu: GPUDevice,
@@ -56,7 +56,7 @@ export class WebGpuDevice implements Device {
     );
     this.faults = new Faults(this.queue, this.memoryOf);
     void gpu.lost.then(({ reason, message }) => {
-      if (!this.isClosed) this.lost = message || reason || "for no reason that it gives";
+      if (!this.closing) this.lost = message || reason || "for no reason that it gives";
     });
   }
 
@@ -85,6 +85,9 @@ export class WebGpuDevice implements Device {
 
   async read(address: number, bytes: number, dtype?: Dtype): Promise<ArrayBuffer> {
     this.alive();
+    return this.told(address, bytes, dtype);
+  }
+  private async told(address: number, bytes: number, dtype?: Dtype): Promise<ArrayBuffer> {
     const within = address % 4; // of a row of f16
     const regions = [this.faults.region, ...(bytes > 0 ? [this.memoryOf.at(address - within, 4 * Math.ceil((within + bytes) / 4))] : [])];
     const length = this.faults.region.bytes;
@@ -96,7 +99,7 @@ export class WebGpuDevice implements Device {
       refused = error as Error; // the mapping fails where the submission did, or with the device
     }
     await Promise.all(this.pending);
-    this.alive();
+    this.there();
     const failure = this.failure ?? (result && this.faults.taken(new Uint32Array(result, 0, length / 4), this.called));
     this.failure = undefined;
     if (failure ?? !result) throw failure ?? rangeError("DEVICE", `webgpu: reading failed: ${refused?.message}`);
@@ -136,20 +139,27 @@ export class WebGpuDevice implements Device {
     this.memoryOf.peak = this.memoryOf.current;
   }
 
-  async close(): Promise<void> {
-    if (this.isClosed) return;
-    if (!this.lost) await this.read(0, 0).catch(() => undefined);
-    this.isClosed = true;
-    this.memoryOf.close();
-    this.gpu.destroy();
+  close(): Promise<void> {
+    return (this.closing ??= this.finish());
+  }
+  private async finish(): Promise<void> {
     this.options.closed?.(this);
+    try {
+      if (!this.lost) await this.told(0, 0);
+    } finally {
+      this.memoryOf.close();
+      this.gpu.destroy();
+    }
   }
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
 
   private alive(): void {
-    if (this.isClosed) throw typeError("DEVICE", "webgpu: the device was closed");
+    if (this.closing) throw typeError("DEVICE", "webgpu: the device is closed");
+    this.there();
+  }
+  private there(): void {
     if (this.lost) throw rangeError("LOST", `webgpu: the device was lost: ${this.lost}`);
   }
 

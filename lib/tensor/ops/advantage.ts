@@ -1,5 +1,7 @@
+import { rangeError } from "../../device/errors.js";
 import { run, type Input } from "../op.js";
-import type { Tensor } from "../tensor.js";
+import { Parameter } from "../tape.js";
+import { Tensor } from "../tensor.js";
 import type { KlEstimator } from "./policyLoss.js";
 
 /** What `gae` gives, in the shape of the rewards; no gradient flows through it. */
@@ -33,9 +35,9 @@ export function gae(
   rewards: Input,
   values: Input,
   cuSeqlens: Input,
-  { gamma = 1, lambda = 0.95, mask }: { gamma?: number; lambda?: number; mask?: Input } = {},
+  { gamma = 1, lambda = 0.95, mask, ...unknown }: { gamma?: number; lambda?: number; mask?: Input } = {},
 ): Advantages {
-  const { advantages, returns } = run("gae", { rewards, values, mask, cuSeqlens, gamma, lambda });
+  const { advantages, returns } = run("gae", { ...unknown, rewards, values, mask, cuSeqlens, gamma, lambda });
   return { advantages, returns };
 }
 
@@ -47,8 +49,8 @@ export function gae(
  * @param mask    int32 [B, T]: 1 for the policy's tokens
  * @returns advantages and returns, f32 [B, T], 0 where masked; no gradient flows through them
  */
-export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 1, lambda = 0.95 } = {}): Advantages {
-  const { advantages, returns } = run("gaePadded", { rewards, values, mask, gamma, lambda });
+export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 1, lambda = 0.95, ...unknown } = {}): Advantages {
+  const { advantages, returns } = run("gaePadded", { ...unknown, rewards, values, mask, gamma, lambda });
   return { advantages, returns };
 }
 
@@ -58,17 +60,22 @@ export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 
  * @param logp      f32 [M], of the policy that sampled, nats
  * @param refLogp   f32 [M], of the reference, nats
  * @param scores    f32 [B]
- * @param cuSeqlens int32 [B+1], from 0 to M
+ * @param cuSeqlens int32 [B+1], from 0 to M; a sequence without tokens has nowhere to put its score, which is dropped where
+ *   cuSeqlens is a tensor, whose numbers are not looked at here
  * @returns rewards and kl, f32 [M]; no gradient flows through them
+ * @throws RangeError `EMPTY` for a sequence without tokens, `SHAPE` `OFFSETS` `RANGE`
  */
 export function tokenRewards(
   logp: Input,
   refLogp: Input,
   scores: Input,
   cuSeqlens: Input,
-  { klCoef, estimator = "k1" }: { klCoef: number; estimator?: KlEstimator },
+  { klCoef, estimator = "k1", ...unknown }: { klCoef: number; estimator?: KlEstimator },
 ): TokenRewards {
-  const { rewards, kl } = run("tokenRewards", { logp, refLogp, scores, cuSeqlens, klCoef, estimator });
+  if (!(cuSeqlens instanceof Tensor || cuSeqlens instanceof Parameter))
+    for (let b = 0; b + 1 < cuSeqlens.length; b++)
+      if (cuSeqlens[b] === cuSeqlens[b + 1]) throw rangeError("EMPTY", `tokenRewards: sequence ${b} of cuSeqlens is empty, wanted a token for its score`);
+  const { rewards, kl } = run("tokenRewards", { ...unknown, logp, refLogp, scores, cuSeqlens, klCoef, estimator });
   return { rewards, kl };
 }
 
@@ -84,9 +91,9 @@ export function tokenRewards(
 export function whiten(
   x: Input,
   cuSeqlens: Input,
-  { mask, shiftMean = true, form = "verl" }: { mask?: Input; shiftMean?: boolean; form?: "verl" | "trl" | "openrlhf" } = {},
+  { mask, shiftMean = true, form = "verl", ...unknown }: { mask?: Input; shiftMean?: boolean; form?: "verl" | "trl" | "openrlhf" } = {},
 ): Tensor {
-  return run("whiten", { x, mask, cuSeqlens, shiftMean, form }).y;
+  return run("whiten", { ...unknown, x, mask, cuSeqlens, shiftMean, form }).y;
 }
 
 /**
@@ -96,8 +103,8 @@ export function whiten(
  * @param cuSeqlens int32 [B+1], from 0 to N
  * @returns f32 [B]
  */
-export function sequenceSum(x: Input, cuSeqlens: Input, { mean = false } = {}): Tensor {
-  return run("sequenceSum", { x, cuSeqlens, mean }, ({ y: dy }, { cuSeqlens }) => ({
+export function sequenceSum(x: Input, cuSeqlens: Input, { mean = false, ...unknown } = {}): Tensor {
+  return run("sequenceSum", { ...unknown, x, cuSeqlens, mean }, ({ y: dy }, { cuSeqlens }) => ({
     x: run("sequenceSumGrad", { dy, cuSeqlens, mean }, undefined, { N: x instanceof Array ? x.length : sizeIn(x) }).dx,
   })).y;
 }

@@ -19,8 +19,8 @@ export function attention(q: Input, k: Input, v: Input, cuSeqlens: Input, option
   const shape = shapeOf(q);
   const groups = shapeOf(k)[1];
   if (shape[1] % groups !== 0) throw rangeError("SHAPE", `attention: q has ${shape[1]} heads, wanted a multiple of k's ${groups}`);
-  const { prefix, scale = 1 / Math.sqrt(shape[2]) } = options;
-  return run("attention", { q, k, v, cuSeqlens, prefix, scale }, ({ o: dO }, { q, k, v, o, lse, cuSeqlens, prefix }) => {
+  const { prefix, scale = 1 / Math.sqrt(shape[2]), ...unknown } = options;
+  return run("attention", { ...unknown, q, k, v, cuSeqlens, prefix, scale }, ({ o: dO }, { q, k, v, o, lse, cuSeqlens, prefix }) => {
     const { dq, dk, dv } = run("attentionGrad", { dO, q, k, v, o, lse, cuSeqlens, prefix, scale });
     return { q: dq, k: dk, v: dv };
   }).o;

@@ -17,10 +17,10 @@ export interface Logprobs {
  * @param logits f32 [M, V]; -inf is legal
  * @param y      int32 [M], each in [0, V)
  * @param temperature divides the logits, above 0
- * @throws RangeError `SHAPE` `ID`
+ * @throws RangeError `SHAPE` `ID` `RANGE`, TypeError `ARGUMENT`
  */
-export function logprob(logits: Input, y: Input, { temperature = 1 } = {}): Logprobs {
-  const { logp, lse, entropy } = run("logprob", { logits, y, temperature }, (d, { logits, y, logp, lse, entropy }) => {
+export function logprob(logits: Input, y: Input, { temperature = 1, ...unknown } = {}): Logprobs {
+  const { logp, lse, entropy } = run("logprob", { ...unknown, logits, y, temperature }, (d, { logits, y, logp, lse, entropy }) => {
     const { dlogits } = run("logprobGrad", { logits, y, logp, lse, entropy, dlogp: d.logp ?? zerosLike(logp), dentropy: d.entropy, temperature });
     return { logits: dlogits };
   });
@@ -36,10 +36,10 @@ export function logprob(logits: Input, y: Input, { temperature = 1 } = {}): Logp
  * @param rows   int32 [M]: pair m is (h[rows[m]], y[m])
  * @param y      int32 [M], each in [0, V)
  * @param temperature divides the logits, above 0
- * @throws RangeError `SHAPE` `ID`
+ * @throws RangeError `SHAPE` `ID` `RANGE`, TypeError `ARGUMENT`
  */
-export function linearLogprob(h: Input, weight: Input, rows: Input, y: Input, { temperature = 1 } = {}): Logprobs {
-  const { logp, lse, entropy } = run("linearLogprob", { h, weight, rows, y, temperature }, (d, t, wants) => {
+export function linearLogprob(h: Input, weight: Input, rows: Input, y: Input, { temperature = 1, ...unknown } = {}): Logprobs {
+  const { logp, lse, entropy } = run("linearLogprob", { ...unknown, h, weight, rows, y, temperature }, (d, t, wants) => {
     const { h, weight, rows, y, logp, lse, entropy } = t;
     const { dh } = run("linearLogprobGrad", {
       h,

@@ -9,7 +9,7 @@ import type { Tensor } from "../tensor.js";
  * sequence's unmasked tokens, over sequences. `seq-mean-token-sum-norm`: sum over tokens, over a constant (Liu et al. 2025, Dr. GRPO).
  */
 export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-mean" | "seq-mean-token-sum-norm";
-/** Of KL(p || q) from samples of p, d = log p - log q (Schulman 2020): k1 d, abs |d|, k2 d^2 / 2, k3 exp(-d) - 1 + d, at most 10 as in verl. Nats. */
+/** Of KL(p || q) from samples of p, d = log p - log q (Schulman 2020): k1 d, abs |d|, k2 d^2 / 2, k3 exp(-d) - 1 + d, at most 10 as in verl (TRL's GRPO sets no limit). Nats. */
 export type KlEstimator = "k1" | "abs" | "k2" | "k3";
 
 /** What a loss gives. */
@@ -40,11 +40,11 @@ export interface PolicyLossOptions {
   clipRatioLow?: number;
   /** As clipRatioLow, from above. */
   clipRatioHigh?: number;
-  /** Dual clip (Ye et al. 2020): a lower bound of the loss where the advantage is negative. Infinity is off. */
+  /** Dual clip (Ye et al. 2020): a lower bound of the loss where the advantage is negative, at least 1. Infinity, the default, is off; verl's default is 3. */
   clipRatioC?: number;
   /** logp - oldLogp is clamped to +- this, 20 by default. Infinity is off. */
   logRatioClamp?: number;
-  /** f32 [M]; with klCoef, the KL to it is part of the loss */
+  /** f32 [M]; with klCoef, the KL to it is part of the loss; without, it is only told, in stats */
   refLogp?: Input;
   /** Coefficient of that KL, per nat; 0 is off, the default. */
   klCoef?: number;
@@ -63,10 +63,11 @@ export interface PolicyLossOptions {
   stats?: Tensor;
 }
 
-const resolved = ({ stats, ...options }: PolicyLossOptions, objective: "clipped-ratio" | "log-likelihood" = "clipped-ratio") => {
+const resolved = (options: PolicyLossOptions, objective: "clipped-ratio" | "log-likelihood" = "clipped-ratio") => {
   const { cuSeqlens, denominator, aggregation = "token-mean", clipRatioLow = 0.2, clipRatioHigh = 0.2, clipRatioC = Infinity } = options;
-  const { logRatioClamp = 20, refLogp, klCoef = 0, estimator = "k3", entropyCoef = 0, importance, mask, scale = 1 } = options;
+  const { logRatioClamp = 20, refLogp, klCoef = 0, estimator = "k3", entropyCoef = 0, importance, mask, scale = 1, stats = true, ...unknown } = options;
   return {
+    ...unknown, // is refused
     objective,
     cuSeqlens,
     denominator,
@@ -82,7 +83,7 @@ const resolved = ({ stats, ...options }: PolicyLossOptions, objective: "clipped-
     importance,
     mask,
     scale,
-    stats: stats ?? true,
+    stats,
   };
 };
 
@@ -95,7 +96,7 @@ const resolved = ({ stats, ...options }: PolicyLossOptions, objective: "clipped-
  * @param advantages f32 [M]
  * @param options    `entropy` f32 [M], where entropyCoef is not 0
  * @returns loss f32 [1], which ends the tape; stats f64 [12]
- * @throws RangeError `SHAPE` `OFFSETS`, TypeError `CHOICE` `ARGUMENT`
+ * @throws RangeError `SHAPE` `OFFSETS` `RANGE`, TypeError `CHOICE` `ARGUMENT`
  */
 export function policyLoss(logp: Input, oldLogp: Input, advantages: Input, options: PolicyLossOptions & { entropy?: Input }): Loss {
   const { entropy, ...rest } = options;
@@ -118,7 +119,7 @@ export function policyLoss(logp: Input, oldLogp: Input, advantages: Input, optio
  * @param advantages f32 [M]
  * @param options    `temperature` divides the logits, above 0
  * @returns loss f32 [1], which ends the tape; logp and entropy f32 [M], nats; stats f64 [12]
- * @throws RangeError `SHAPE` `ID` `OFFSETS`, TypeError `CHOICE` `ARGUMENT`
+ * @throws RangeError `SHAPE` `ID` `OFFSETS` `RANGE`, TypeError `CHOICE` `ARGUMENT`
  */
 export function linearPolicyLoss(
   h: Input,
@@ -140,7 +141,7 @@ export function linearPolicyLoss(
  * @param rows   int32 [M]: pair m is (h[rows[m]], y[m])
  * @param y      int32 [M], the tokens to predict
  * @returns loss f32 [1], which ends the tape; logp and entropy f32 [M], nats; stats as for the policy loss
- * @throws RangeError `SHAPE` `ID` `OFFSETS`, TypeError `CHOICE`
+ * @throws RangeError `SHAPE` `ID` `OFFSETS` `RANGE`, TypeError `CHOICE` `ARGUMENT`
  */
 export function linearNll(
   h: Input,

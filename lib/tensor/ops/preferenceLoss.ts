@@ -44,10 +44,24 @@ export interface PreferenceLossOptions {
  */
 export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, options: PreferenceLossOptions): Loss {
   check(options);
-  const { form, denominator, refScores, beta = 0.1, margin, label, weight, labelSmoothing = 0, centerCoef = 0, scale = 1, stats: given } = options;
+  const {
+    form,
+    denominator,
+    refScores,
+    beta = 0.1,
+    margin,
+    label,
+    weight,
+    labelSmoothing = 0,
+    centerCoef = 0,
+    scale = 1,
+    stats: given = true,
+    ...unknown
+  } = options;
   const { loss, stats } = run(
     "preferenceLoss",
     {
+      ...unknown, // is refused
       scores,
       refScores,
       chosen,
@@ -61,7 +75,7 @@ export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, op
       centerCoef,
       denominator,
       scale,
-      stats: given ?? true,
+      stats: given,
     },
     (d, t) => {
       endOfTape("preferenceLoss", d);

@@ -29,13 +29,14 @@ export interface ValueLossOptions {
  * @param values  f32 [M]
  * @param returns f32 [M]
  * @returns loss f32 [1], which ends the tape; stats f64 [8]
- * @throws RangeError `SHAPE` `OFFSETS`, TypeError `CHOICE` `ARGUMENT`
+ * @throws RangeError `SHAPE` `OFFSETS` `RANGE`, TypeError `CHOICE` `ARGUMENT`
  */
 export function valueLoss(values: Input, returns: Input, options: ValueLossOptions): Loss {
-  const { oldValues, clipRange = Infinity, cuSeqlens, aggregation = "token-mean", denominator, mask, scale = 1, stats: given } = options;
+  const { oldValues, clipRange = Infinity, cuSeqlens, aggregation = "token-mean", denominator, mask, scale = 1, stats: given = true, ...unknown } = options;
   const { loss, stats } = run(
     "valueLoss",
     {
+      ...unknown, // is refused
       values,
       oldValues: clipRange === Infinity ? undefined : oldValues,
       returns,
@@ -45,7 +46,7 @@ export function valueLoss(values: Input, returns: Input, options: ValueLossOptio
       aggregation,
       denominator,
       scale,
-      stats: given ?? true,
+      stats: given,
     },
     (d, t) => {
       endOfTape("valueLoss", d);

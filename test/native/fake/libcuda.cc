@@ -43,7 +43,7 @@ CALL cuGetErrorString(int, const char** text) { return *text = "as the fake says
 CALL cuDeviceGetCount(int* count) { return *count = 1, OK; }
 CALL cuDeviceGet(int* device, int ordinal) { return *device = 7, ordinal == 0 ? OK : INVALID; }
 CALL cuDeviceGetName(char* name, int size, int device) { return std::snprintf(name, size_t(size), "Fake GPU"), device == 7 ? OK : INVALID; }
-CALL cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 16 ? 132 : attribute == 75 ? 9 : attribute == 115 ? 1 : 0, OK; }
+CALL cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 16 ? 132 : attribute == 75 ? 9 : attribute == 97 ? 227 << 10 : attribute == 115 ? 1 : 0, OK; }
 CALL cuDevicePrimaryCtxRetain(void** context, int device) { return record.contexts++, *context = &the_context, device == 7 ? OK : INVALID; }
 CALL cuDevicePrimaryCtxRelease_v2(int) { return record.contexts--, OK; }
 CALL cuCtxPushCurrent_v2(void* context) { return contexts.push_back(context), OK; }
@@ -58,12 +58,18 @@ CALL cuStreamCreate(void** stream, unsigned flags) {
 }
 CALL cuStreamDestroy_v2(void* stream) { return record.streams--, std::free(stream), OK; }
 CALL cuStreamSynchronize(void* stream) { return record.waits++, record.stream = stream, current() ? OK : NO_CONTEXT; }
-CALL cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &the_pool, OK; }
+CALL cuMemPoolCreate(void** pool, const int* properties) {  // pinned, of this process, on the device
+  if (!current() || properties[0] != 1 || properties[1] || properties[2] != 1 || properties[3] != 7) return INVALID;
+  for (int i = 4; i < 22; i++)
+    if (properties[i]) return INVALID;
+  return record.pools++, *pool = &the_pool, OK;
+}
+CALL cuMemPoolDestroy(void* pool) { return pool == &the_pool ? (record.pools--, OK) : INVALID; }
 CALL cuMemPoolSetAttribute(void* pool, int attribute, void* value) {
   return pool == &the_pool && attribute == 4 && *static_cast<uint64_t*>(value) == UINT64_MAX ? OK : INVALID;
 }
-CALL cuMemAllocAsync(unsigned long long* at, size_t bytes, void*) {
-  if (!current()) return NO_CONTEXT;
+CALL cuMemAllocFromPoolAsync(unsigned long long* at, size_t bytes, void* pool, void*) {
+  if (!current() || pool != &the_pool) return NO_CONTEXT;
   if (bytes > (size_t(1) << 30)) return NO_MEMORY;
   void* p = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::memset(p, 0xff, bytes);

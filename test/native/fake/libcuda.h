@@ -5,7 +5,7 @@
 namespace fake {
 
 struct Record {
-  int contexts, streams, modules, allocations, lookups, waits;  // alive; looked up; waited for
+  int contexts, streams, pools, modules, allocations, lookups, waits;  // alive; looked up; waited for
   char kernel[64];  // the last launch
   unsigned grid[3], threads, shared;
   void* stream;

@@ -1,0 +1,98 @@
+import { spawnSync } from "node:child_process";
+import { chmodSync } from "node:fs";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { expect, test } from "@jest/globals";
+import { root } from "../../lib/device/native.js";
+import { device, ops, Tensor, type CodedError } from "../../lib/index.js";
+
+async function failure(work: () => unknown): Promise<CodedError> {
+  try {
+    await work();
+  } catch (error) {
+    return error as CodedError;
+  }
+  throw new Error("nothing was thrown");
+}
+
+/** What a program prints that has the package as `rlhf`. */
+async function output(program: string, command: readonly string[] = [], options: { uid?: number } = {}): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), "rlhf-life-"));
+  chmodSync(folder, 0o755);
+  try {
+    const file = join(folder, "program.mjs");
+    await writeFile(file, `const rlhf = await import(${JSON.stringify(join(root, "dist/lib/index.js"))});\n${program}`);
+    const [first, ...rest] = [...command, process.execPath, file];
+    const { stdout, stderr, status, signal } = spawnSync(first, rest, { encoding: "utf8", ...options });
+    return status === 0 ? stdout.trim() : `${signal ?? status}: ${stderr}`;
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+}
+const caught = (work: string) => `try { ${work}; console.log("done"); } catch ({ name, code, message }) { console.log(name, code, message); }`;
+
+test("a device that closes runs what is queued, and refuses all that comes later", async () => {
+  const on = await device("cpu", { threads: 1 });
+  const x = Tensor.from(new Float32Array(1e6).fill(1), [1000, 1000], on);
+  const product = ops.linear(x, x).read();
+  const recorded = on.record(() => ops.add(x, x));
+  const closed = on.close();
+  const late = {
+    read: () => x.read(),
+    op: () => ops.add(x, x),
+    from: () => Tensor.from(new Float32Array(1), [1], on),
+    write: () => x.write(new Float32Array(1e6)),
+    run: () => recorded.run(),
+  };
+  for (const [name, work] of Object.entries(late)) {
+    const error = await failure(work);
+    expect([name, error.constructor.name, error.code]).toEqual([name, "TypeError", "DEVICE"]);
+  }
+  expect((await product)[0]).toBe(1000);
+  expect(on.close()).toBe(closed);
+  await closed;
+  await on[Symbol.asyncDispose]();
+  x.dispose();
+  expect((await failure(() => x.read())).code).toBe("DISPOSED");
+});
+
+test("closing a device tells the error of an op that no read has told", async () => {
+  const on = await device("cpu", { threads: 1 });
+  const table = Tensor.from(new Float32Array(6), [3, 2], on);
+  ops.embedding(Tensor.from(Int32Array.of(9), [1], on), table);
+  const error = await failure(() => on.close());
+  expect([error.code, error.message.startsWith("embedding: ids[0] is 9")]).toEqual(["ID", true]);
+  expect(await failure(() => on.close())).toBe(error);
+});
+
+// Only root may become another user, one who has no other processes.
+(process.getuid?.() === 0 ? test : test.skip)("a device whose threads the system refuses is refused, and the process goes on", async () => {
+  const open = caught(`await (await rlhf.device("cpu", { threads: 1000 })).close()`);
+  expect(await output(open, ["bash", "-c", 'ulimit -u 100; exec "$@"', "bash"], { uid: 54321 })).toMatch(/^RangeError THREADS .*1000/);
+});
+
+(process.platform === "linux" ? test : test.skip)("memory that there is not is a RangeError, whoever asks for it", async () => {
+  const program = `
+    import { readFileSync } from "node:fs";
+    import { spawnSync } from "node:child_process";
+    const on = await rlhf.device("cpu", { threads: 1 });
+    const bytes = (name) => 1024 * Number(readFileSync("/proc/self/status", "utf8").match(new RegExp(name + ":\\\\s+(\\\\d+)"))[1]);
+    const limit = (more) => {
+      const { status } = spawnSync("prlimit", ["--pid=" + process.pid, "--as=" + (more ? bytes("VmSize") + more : "unlimited") + ":"]);
+      if (status !== 0) throw new Error("prlimit failed");
+    };
+    const n = 2 ** 28;
+    const x = rlhf.Tensor.empty([n], "f32", on);
+    const numbers = new Float32Array(n);
+    limit(2 ** 29);
+    ${caught("x.write(numbers)")}
+    ${caught("await x.read()")}
+    ${caught('rlhf.Tensor.empty([2 * n], "f32", on)')}
+    limit();
+    await x.rows(0, 4).read();
+    await on.close();
+    console.log("closed");`;
+  const lines = (await output(program)).split("\n");
+  expect(lines.map((line) => line.split(" ").slice(0, 2).join(" "))).toEqual([...Array<string>(3).fill("RangeError MEMORY"), "closed"]);
+});
