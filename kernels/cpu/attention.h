@@ -133,11 +133,9 @@ RLHF_INLINE void with_columns(int64_t columns, F&& f) {
 
 // One tile of the online softmax for the rows from `from` to `rows`; row i sees the tile's first seen[i] keys (1 to 64,
 // ascending in i). An unseen key has the score -inf, so p = 0; the vectors of keys that no row of a group sees are left out.
-// Each step runs over all rows before the next, to hide the latency of the row maxima and of exp. ahead(i, end) is called beside the
-// products of each group of rows, which hide the memory that it asks for.
-template <class F>
-__attribute__((noinline)) void attend(
-    int64_t D, float scale, const Rows x, int64_t from, int64_t rows, const float* keys, const float* values, const int64_t* seen, F&& ahead) {
+// Each step runs over all rows before the next, to hide the latency of the row maxima and of exp.
+[[maybe_unused]] __attribute__((noinline)) void attend(
+    int64_t D, float scale, const Rows x, int64_t from, int64_t rows, const float* keys, const float* values, const int64_t* seen) {
   const int64_t W = width(D);
   // f<C>(first row, row after the last) for each group, whose rows see at most C vectors of keys
   const auto groups = [&](auto&& f) {
@@ -146,12 +144,10 @@ __attribute__((noinline)) void attend(
       with_columns((seen[end - 1] + LANES - 1) / LANES, [&]<int C>() { f.template operator()<C>(i, end); });
     }
   };
-  for (int64_t i = from; i < rows; i += GROUP) {
-    ahead(i, least(i + GROUP, rows));
+  for (int64_t i = from; i < rows; i += GROUP)
     with_rows(least(GROUP, rows - i), [&]<int R>() {
       product<R>((seen[i + R - 1] + LANES - 1) / LANES, D, {x.q + i * D, D, 1}, {keys, TILE}, {x.s + i * TILE, TILE}, Start::zero);
     });
-  }
   const V factor = set(scale), unseen = set(-__builtin_inff());
   groups([&]<int C>(int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
@@ -208,7 +204,7 @@ RLHF_INLINE void pack_rows(const float* from, int64_t stride, int64_t n, int64_t
     for (int64_t d = 0; d < D; d += LANES) store(to + i * width(D) + d, load(from + i * stride + d, int(least(LANES, D - d))));
 }
 
-// Asks for n floats that are read or written a little later: rows whose place no prefetcher guesses.
+// Asks for n floats that are wanted a little later: the same rows of the next head, whose place no prefetcher guesses.
 RLHF_INLINE void fetch(const float* from, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(from + i, 0, 2);
 }

@@ -89,7 +89,7 @@ void attention_decode(Context& ctx, const attention_decode_args& a) {
           const float* rows = values + tile * TILE * D;
           if (D != W) pack_rows(rows, D, n, D, padded), rows = padded;
           for (int64_t h = 0; h < heads; h++) seen[h] = n;
-          attend(D, float(a.scale), x, 0, heads, keys + tile * TILE * D, rows, seen, [](int64_t, int64_t) {});
+          attend(D, float(a.scale), x, 0, heads, keys + tile * TILE * D, rows, seen);
         }
         for (int64_t h = 0; h < heads; h++) finish(x.o + h * W, x.l[h], D, a.o.row(b) + (g * heads + h) * D);
       }

@@ -151,6 +151,7 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
             pack_keys(a.k.row(row) + g * D, a.k.stride, n, D, r.keys + i * TILE * D, at);
             pack_keys(a.v.row(row) + g * D, a.v.stride, n, D, r.values + i * TILE * D, at);
             pack_rows(a.k.row(row) + g * D, a.k.stride, n, D, r.rows + (i * TILE + at) * W);
+            for (int64_t j = row; j < row + n && g + 1 < G; j++) fetch(a.k.row(j) + (g + 1) * D, D), fetch(a.v.row(j) + (g + 1) * D, D);
           });
         memset(r.dk + (chains.offsets[b] - first_row) * W, 0, size_t(chains.length(b) * W) * sizeof(float));
         memset(r.dv + (chains.offsets[b] - first_row) * W, 0, size_t(chains.length(b) * W) * sizeof(float));
@@ -164,21 +165,9 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
         for (int64_t i = 0; i < rows; i++) {
           x.lse[i] = a.lse[(token + i) * H + h];
           x.delta[i] = dot(a.d_o.row(token + i) + h * D, a.o.row(token + i) + h * D, D);
+          if (h + 1 == H) continue;
+          fetch(a.q.row(token + i) + (h + 1) * D, D), fetch(a.d_o.row(token + i) + (h + 1) * D, D), fetch(a.o.row(token + i) + (h + 1) * D, D);
         }
-        const bool last_head = h + 1 == (g + 1) * heads;
-        // what follows: the rows of dq, dk and dv, and those of the next head
-        const auto ahead = [&](int64_t i, int64_t stop, int part) {
-          for (; i < stop; i++) {
-            const int64_t t = token + i, next = (h + 1) * D, next_g = (g + 1) * D;
-            if (part == 0) {
-              fetch(a.dq.row(t) + h * D, D);
-              if (h + 1 < H) fetch(a.q.row(t) + next, D), fetch(a.d_o.row(t) + next, D), fetch(a.o.row(t) + next, D);
-            } else if (last_head) {
-              fetch(a.dk.row(t) + g * D, D), fetch(a.dv.row(t) + g * D, D);
-              if (g + 1 < G) fetch(a.k.row(t) + next_g, D), fetch(a.v.row(t) + next_g, D);
-            }
-          }
-        };
         for (int64_t tile = 0; tile * TILE < position + rows; tile++) {
           int64_t owner = b;
           while (tile < chains.first_tile(owner)) owner = chains.before(owner);
@@ -189,9 +178,7 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
             if (from >= stop) continue;
             for (int64_t row = from; row < stop; row++) seen[row - from] = least(TILE, position + row - tile * TILE + 1);
             with_rows(stop - from, [&]<int R>() {
-              if (tile == 0) ahead(from, stop, 0);
               probabilities<R>(D, scale, x, from, r.keys + at * TILE * D, r.values + at * TILE * D, seen);
-              if (tile == 0) ahead(from, stop, 1);
               product<R>(columns, seen[R - 1], {x.ds + from * TILE, TILE, 1}, {r.rows + at * TILE * W, W}, {x.dq + from * W, W}, Start::resume);
             });
           }

@@ -14,7 +14,8 @@
 // are powers of two: 2 to 4 % of a product of 256 rows, 1 % of 1,024.
 // One core, a and c in no cache: 640 x 256 x 256 99 GFLOP/s of 117 (84 before a tile asked for the lines of c that come next).
 // Tried and lost: KC 256 (0 to 3 %) and 192 (1 to 12 %), though 384 steps of a panel do not fit that core's L1; asking ahead for packed
-// panels (0 to 5 %), and for the next rows of a before they are packed (4 % where a and c are large: they drive out what is at work).
+// panels (0 to 5 %) and for the rows of a that are packed next (4 % where a and c are large: they drive out what is at work); asking for
+// c evenly over the steps (nothing to 9 %), two steps in one turn of the loop (1 to 3 %). A tile alone, in a cache, runs at 97 to 98 %.
 #pragma once
 #include "kernels/cpu/transpose.h"
 #include "kernels/cpu/vector.h"
