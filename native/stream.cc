@@ -436,7 +436,8 @@ std::string ops_json() {
     for (const std::string& item : choice.items) items += (items.empty() ? "" : ", ") + quoted(item);
     choices += (choices.empty() ? "" : ", ") + quoted(choice.name) + ": [" + items + "]";
   }
-  return "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) + ", \"law\": " + std::to_string(RLHF_LAW_VERSION) + ", \"ops\": [\n  " + ops + "\n], \"choices\": {" + choices + "}}\n";
+  return "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) + ", \"law\": " + std::to_string(RLHF_LAW_VERSION) + ", \"ops\": [\n  " + ops + "\n], \"choices\": {" +
+         choices + "}}\n";
 }
 
 }  // namespace rlhf

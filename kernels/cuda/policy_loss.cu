@@ -110,7 +110,8 @@ KERNEL(policy_finish, PolicyFinishParams, 256) {
   const double sum = block_sums(sums), kl = shuffle(sum, 1), entropy = shuffle(sum, 2);  // of the first warp
   if (thread() <= POLICY_SUMS) p.stats[thread() + 1] += sum;
   if (thread() > 0) return;
-  const double loss = p.error[0] != 0 ? double(NOT_A_NUMBER) : p.scale * (sum + (p.kl_coef != 0 ? p.kl_coef * kl : 0) - (p.entropy_coef != 0 ? p.entropy_coef * entropy : 0));
+  const double loss =
+      p.error[0] != 0 ? double(NOT_A_NUMBER) : p.scale * (sum + (p.kl_coef != 0 ? p.kl_coef * kl : 0) - (p.entropy_coef != 0 ? p.entropy_coef * entropy : 0));
   p.stats[0] += loss;
   p.loss[0] = float(loss);
 }

@@ -40,8 +40,9 @@ void opens_and_closes() {
     expect(gpu->launch("gae", grid, 128, 200 << 10, params, sizeof params), "launches with much shared memory: %s", gpu->failure);
     expect(gpu->launch("gae", grid, 128, 100 << 10, params, sizeof params), "and with less: %s", gpu->failure);
     expect(record->lookups == lookups, "a kernel is looked up once");
-    expect(!gpu->launch("gae", grid, 128, 300 << 10, params, sizeof params) && std::strstr(gpu->failure, "gae: it needs 307200 bytes of shared memory, a block of this GPU has 232448"), "too much shared memory: %s",
-        gpu->failure);
+    expect(!gpu->launch("gae", grid, 128, 300 << 10, params, sizeof params) &&
+               std::strstr(gpu->failure, "gae: it needs 307200 bytes of shared memory, a block of this GPU has 232448"),
+        "too much shared memory: %s", gpu->failure);
     expect(!gpu->launch("gae", many, 128, 0, params, sizeof params) && std::strstr(gpu->failure, "more blocks"), "too many blocks: %s", gpu->failure);
     expect(!gpu->launch("nothing", grid, 128, 0, params, sizeof params) && std::strstr(gpu->failure, "nothing: there is no kernel"), "no kernel: %s",
         gpu->failure);

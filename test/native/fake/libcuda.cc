@@ -43,7 +43,9 @@ CALL cuGetErrorString(int, const char** text) { return *text = "as the fake says
 CALL cuDeviceGetCount(int* count) { return *count = 1, OK; }
 CALL cuDeviceGet(int* device, int ordinal) { return *device = 7, ordinal == 0 ? OK : INVALID; }
 CALL cuDeviceGetName(char* name, int size, int device) { return std::snprintf(name, size_t(size), "Fake GPU"), device == 7 ? OK : INVALID; }
-CALL cuDeviceGetAttribute(int* value, int attribute, int) { return *value = attribute == 16 ? 132 : attribute == 75 ? 9 : attribute == 97 ? 227 << 10 : attribute == 115 ? 1 : 0, OK; }
+CALL cuDeviceGetAttribute(int* value, int attribute, int) {
+  return *value = attribute == 16 ? 132 : attribute == 75 ? 9 : attribute == 97 ? 227 << 10 : attribute == 115 ? 1 : 0, OK;
+}
 CALL cuDevicePrimaryCtxRetain(void** context, int device) { return record.contexts++, *context = &the_context, device == 7 ? OK : INVALID; }
 CALL cuDevicePrimaryCtxRelease_v2(int) { return record.contexts--, OK; }
 CALL cuCtxPushCurrent_v2(void* context) { return contexts.push_back(context), OK; }
