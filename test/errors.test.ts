@@ -157,7 +157,7 @@ describe("a call of an op", () => {
       [policy({ klCoef: Infinity }), "klCoef", Infinity, "(-Infinity, Infinity)"],
       [() => ops.valueLoss(two, two, { ...loss, clipRange: -1 }), "clipRange", -1, "[0, Infinity]"],
       [pairs({ beta: 0 }), "beta", 0, "(0, Infinity)"],
-      [pairs({ labelSmoothing: 0.7 }), "labelSmoothing", 0.7, "[0, 0.5]"],
+      [pairs({ form: "dpo", labelSmoothing: 0.7 }), "labelSmoothing", 0.7, "[0, 0.5]"],
       [() => ops.gae(two, two, offsets(0, 2), { gamma: 2 }), "gamma", 2, "[0, 1]"],
       [() => ops.rmsNorm(row, tensor([3]), { eps: -1 }), "eps", -1, "[0, Infinity)"],
       [

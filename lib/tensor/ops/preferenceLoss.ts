@@ -85,11 +85,10 @@ export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, op
   return { loss, stats };
 }
 
-function check({ form, refScores, beta, margin, label, labelSmoothing = 0 }: PreferenceLossOptions): void {
+function check({ form, refScores, beta, margin, label, labelSmoothing }: PreferenceLossOptions): void {
   const unused = { "bradley-terry": { refScores, beta }, dpo: {}, ipo: { margin, label, labelSmoothing: labelSmoothing || undefined } }[form];
   for (const [name, given] of Object.entries(unused ?? {}))
     if ((given ?? undefined) !== undefined) throw typeError("ARGUMENT", `preferenceLoss: ${name} has no use in the form ${form}`);
-  if (!(labelSmoothing >= 0 && labelSmoothing <= 0.5)) throw rangeError("RANGE", `preferenceLoss: labelSmoothing is ${labelSmoothing}, wanted 0 to 0.5`);
   if (!label || label instanceof Tensor || label instanceof Parameter) return;
   for (let p = 0; p < label.length; p++)
     if (!(label[p] >= 0 && label[p] <= 1)) throw rangeError("RANGE", `preferenceLoss: label[${p}] is ${label[p]}, wanted 0 to 1`);
