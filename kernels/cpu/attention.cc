@@ -53,8 +53,11 @@ void attention(Context& ctx, const attention_args& a) {
   const int64_t H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1;
   int64_t longest = 0;  // chain
   for (int64_t b = 0; b < B; b++) {
-    int64_t end = 0, at = b, before = b;
-    for (; before >= 0 && before <= at; at = before, before = a.prefix ? a.prefix[at] : -1) end += a.cu_seqlens[before + 1] - a.cu_seqlens[before];
+    int64_t end = 0;
+    for (int64_t at = b, next = b; next >= 0; at = next) {
+      end += a.cu_seqlens[at + 1] - a.cu_seqlens[at];
+      next = a.prefix && a.prefix[at] < at ? a.prefix[at] : -1;  // others are refused below
+    }
     longest = most(longest, end);
   }
   const int64_t W = width(D), tiles = (longest + TILE - 1) / TILE;
