@@ -1,9 +1,9 @@
 // The policy's loss from log-probs, with its gradient: formulas in policy_loss.h.
 // Plan: one pass; blocks of 4,096 tokens over threads, each its gradients and its sums, which are added in order.
-// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M tokens: 0.38 ms, half of the limit, with the exponential of one sixteen beside
-// the loss of another (41 cycles a sixteen on one thread, 0.75 ms); in three steps, as here, it is not measured yet. In one
-// chain it took 0.49 (56 cycles): a sixteen is about a hundred cycles long, and two are all that schedulers hold. What binds in the
-// end are the four vector ports: 106 operations of 256 bits a sixteen, 27 cycles, 42 of them to widen and add three f64 sums.
+// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M tokens: 0.35 to 0.38 ms, half of the limit, in three steps that each work at another
+// sixteen; 0.39 in two, 0.50 in one chain (56 cycles a sixteen on one thread: a sixteen is about a hundred cycles long, and two are
+// all that schedulers hold). In the benchmarks, after a pause and with peers beside, 0.37 to 0.62. What binds in the end are the four
+// vector ports: 106 operations of 256 bits a sixteen, 27 cycles, 42 of them to widen and add three f64 sums.
 #include "kernels/cpu/policy_loss.h"
 
 namespace rlhf::RLHF_ISA {

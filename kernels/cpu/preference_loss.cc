@@ -12,11 +12,11 @@
 // that has not stops all, and one thread does the whole. 256 pairs at a time are gathered, computed sixteen abreast and
 // scattered, so that no vector waits for the stores of its lanes; scores in runs or in turns need neither.
 //
-// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M pairs in turns: 1.9 ms (2.6 with gathers, 49 pair by pair on one thread), a
-// quarter of the limit; 206 cycles a sixteen on one thread (3.8 ms), measured before the differences of the next sixteen
-// went beside the exponential of this one. The f64 of the law alone is 36 cycles of division (four of eight, 9.06 each)
-// beside 66 of multiply-adds and comparisons (exp and log1p). 4.9 ms where pairs share scores and one thread does all.
-// One pass over a chunk in place of three took 3.1 to 4.9, in another run.
+// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M pairs in turns: 1.50 ms, a quarter to a third of the limit; 1.9 to 2.2 before the
+// differences of the next sixteen went beside the exponential of this one, 2.6 with gathers, 49 pair by pair on one thread. In the
+// benchmarks, after a pause and with peers beside, 2.1 to 3.7. The f64 of the law alone is 36 cycles of division (four of eight,
+// 9.06 each) beside 66 of multiply-adds and comparisons (exp and log1p) a sixteen. 4.9 ms where pairs share scores and one thread
+// does all. Lost: one pass over a chunk in place of three (3.1 to 4.9).
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 
