@@ -96,12 +96,13 @@ test("an empty prompt begins with BOS, or else with the end of the text before, 
   expect(() => withConfig({}).encodePrompt("")).toThrow(expect.objectContaining({ code: "TOKENIZER", message: expect.stringContaining("prompt is empty") }));
 });
 
-test("comparisons without a prompt are units of their own, unless they share a completion", () => {
+test("comparisons without a prompt are units of their own, also where all of a file hang together by their completions", () => {
   const pair = (chosen: string, rejected: string, prompt = "") => ({ prompt, chosen, rejected });
   const units = (...rows: ReturnType<typeof pair>[]) => comparisons(rows, tokenizer, true).map(({ episodes, pairs }) => [episodes.length, pairs.length]);
   expect(units(pair("a", "b"), pair("c", "d"), pair("e", "d"))).toEqual([
     [2, 1],
-    [3, 2],
+    [2, 1],
+    [2, 1],
   ]);
   expect(units(pair("a", "b", "p"), pair("c", "d", "p"))).toEqual([[4, 2]]);
 });
@@ -133,13 +134,13 @@ test("comparisons of sampled completions keep their ends: those that were cut ha
   expect([ends.length, ends.filter(Boolean).length]).toEqual([2, 1]);
 });
 
-test("comparisons of a prompt are one unit wherever they stand, with or without one; rankings are units of their own", () => {
+test("comparisons of a prompt are one unit wherever they stand; rankings are units of their own", () => {
   const pair = (prompt: string, chosen: string, rejected: string) => ({ prompt, chosen, rejected });
   const weights = (...rows: Parameters<typeof comparisons>[0]) => comparisons(rows, tokenizer, true).map(({ pairs }) => pairs.length);
   const [first, second, other] = [pair("p", "a", "b"), pair("p", "c", "d"), pair("q", "e", "f")];
   expect(weights(first, second, other)).toEqual([2, 1]);
   expect(weights(first, other, second)).toEqual([2, 1]);
-  expect(weights(pair("", "a", "b"), other, pair("", "c", "d"), pair("", "b", "c"), pair("", "d", "x"))).toEqual([4, 1]);
+  expect(weights(pair("", "a", "b"), other, pair("", "b", "c"))).toEqual([1, 1, 1]);
   const ranked = { prompt: "p", ranking: ["a", "b", "c"] };
   expect(weights(first, ranked, second)).toEqual([2, 3]);
   expect(weights(ranked, first, second)).toEqual([3, 2]);

@@ -33,7 +33,7 @@ interface Unit extends PromptRow {
 /**
  * Preferences and rankings as the reward model learns from them: prompt and completion tokenised apart, the completion with the token
  * that ends a text, and all preferences of a prompt one unit, wherever in the file they stand, so that each of its completions is
- * computed once. Rankings are units of their own.
+ * computed once. Rankings, and preferences without a prompt, are units of their own.
  * @param softLabels learn from the share of annotators who agree; else from their majority, and nothing where there is none
  */
 export function comparisons(rows: readonly ComparisonRow[], tokenizer: Tokenizer, softLabels: boolean): Comparison[] {
@@ -45,15 +45,11 @@ export function comparisons(rows: readonly ComparisonRow[], tokenizer: Tokenizer
   };
   const units = new Set<Unit>();
   const found = new Map<string, Unit>();
-  const unitOf = ({ prompt, rendered }: ComparisonRow, pair: Unit["pairs"][number]) => {
-    const keys = prompt === "" ? keysWithoutPrompt(pair) : [`prompt ${rendered} ${prompt}`];
-    const [unit = { prompt, rendered, pairs: [] }, ...others] = new Set(keys.flatMap((key) => found.get(key) ?? []));
+  const unitOf = ({ prompt, rendered }: ComparisonRow) => {
+    const key = `${rendered} ${prompt}`;
+    const unit = (prompt !== "" && found.get(key)) || { prompt, rendered, pairs: [] };
     units.add(unit);
-    for (const other of others) {
-      unit.pairs.push(...other.pairs);
-      units.delete(other);
-    }
-    for (const key of [...keys, ...others.flatMap(({ pairs }) => pairs.flatMap(keysWithoutPrompt))]) found.set(key, unit);
+    found.set(key, unit);
     return unit;
   };
   for (const row of rows) {
@@ -66,7 +62,7 @@ export function comparisons(rows: readonly ComparisonRow[], tokenizer: Tokenizer
     const { margin, agreement } = row;
     const [chosen, rejected] = [textOf(row.chosen, row), textOf(row.rejected, row)];
     const pair = softLabels ? { chosen, rejected, margin, label: agreement } : byMajority({ chosen, rejected, margin }, agreement);
-    if (pair) unitOf(row, pair).pairs.push(pair);
+    if (pair) unitOf(row).pairs.push(pair);
   }
   return Array.from(units, ({ prompt, rendered, pairs }) => {
     const ids = tokenizer.encodePrompt(prompt, { rendered });
@@ -79,9 +75,6 @@ export function comparisons(rows: readonly ComparisonRow[], tokenizer: Tokenizer
     };
   });
 }
-
-/** Without a prompt, comparisons belong together only by a completion that they share. */
-const keysWithoutPrompt = ({ chosen, rejected }: Unit["pairs"][number]): string[] => [chosen, rejected].map(({ text }) => `completion ${text}`);
 
 /** The pair as most annotators see it; undefined where they are even. */
 function byMajority(pair: Unit["pairs"][number], agreement = 1): Unit["pairs"][number] | undefined {
