@@ -6,8 +6,20 @@ import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { opList } from "../lib/cli/info.js";
 import { root } from "../lib/device/native.js";
 import { camel, specs } from "../lib/device/ops.js";
-import { device, ops, Tensor, type CodedError, type Device } from "../lib/index.js";
-import { allTruths, casesOf, expectBits, holdToAbsentTerms, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
+import { device, ops, Tensor, type Device } from "../lib/index.js";
+import {
+  allTruths,
+  casesOf,
+  expectBits,
+  failure,
+  holdToAbsentTerms,
+  holdToGradient,
+  holdToLossGradients,
+  holdToReference,
+  narrowed,
+  runOn,
+  sizes,
+} from "./hold.js";
 import { wideHeads, wideHeadsGrad } from "./ops/attention.js";
 import { run } from "../lib/tensor/op.js";
 import { Random, seed } from "./random.js";
@@ -78,14 +90,6 @@ describe.each(here.map((entry) => [entry.op, entry] as const))("%s", (name, entr
   if (entry.gradients) test("returns the gradient of its loss", () => holdToLossGradients(on, entry));
 });
 
-async function failure(work: () => unknown): Promise<CodedError> {
-  try {
-    await work();
-  } catch (error) {
-    return error as CodedError;
-  }
-  throw new Error("nothing was thrown");
-}
 const f32 = (...values: number[]) => Tensor.from(Float32Array.from(values), [values.length], on);
 const i32 = (...values: number[]) => Tensor.from(Int32Array.from(values), [values.length], on);
 

@@ -29,12 +29,12 @@ import {
   Tensor,
   Transformer,
   windows,
-  type CodedError,
   type Device,
   type PpoConfig,
   type Request,
   type RewardFunction,
 } from "../lib/index.js";
+import { failure } from "./hold.js";
 import { episodes, lively, llama, ppoConfig } from "./models.js";
 import { run } from "../lib/tensor/op.js";
 import { Random } from "./random.js";
@@ -50,15 +50,6 @@ afterAll(async () => {
   await rm(folder, { recursive: true });
 });
 
-async function failure(work: () => unknown): Promise<CodedError> {
-  try {
-    await work();
-  } catch (error) {
-    expect(typeof (error as CodedError).code).toBe("string");
-    return error as CodedError;
-  }
-  throw new Error("nothing was thrown");
-}
 async function expectError(work: () => unknown, kind: typeof TypeError | typeof RangeError, code: string, ...says: string[]): Promise<void> {
   const error = await failure(work);
   expect(error).toBeInstanceOf(kind);

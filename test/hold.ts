@@ -4,7 +4,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { expect } from "@jest/globals";
 import { specs, type Dtype } from "../lib/device/ops.js";
-import { ops, Parameter, Tape, Tensor, type Device } from "../lib/index.js";
+import { ops, Parameter, Tape, Tensor, type CodedError, type Device } from "../lib/index.js";
 import { fromHalf, toHalf } from "../lib/tensor/half.js";
 import { run } from "../lib/tensor/op.js";
 import { Random, seed } from "./random.js";
@@ -109,6 +109,17 @@ export function expectBits(got: Outputs, wanted: Outputs, what: string): void {
     if (i >= 0 || got[name].length < wanted[name].length)
       throw new Error(`${what}: ${name}[${i}] is ${got[name][i]}, wanted ${wanted[name][i]} (seed ${seed})`);
   }
+}
+
+/** The error of a public call: every one has a code. */
+export async function failure(work: () => unknown): Promise<CodedError> {
+  try {
+    await work();
+  } catch (error) {
+    expect(typeof (error as CodedError).code).toBe("string");
+    return error as CodedError;
+  }
+  throw new Error("nothing was thrown");
 }
 
 /**

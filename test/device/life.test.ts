@@ -5,16 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "@jest/globals";
 import { root } from "../../lib/device/native.js";
-import { device, ops, Tensor, type CodedError } from "../../lib/index.js";
-
-async function failure(work: () => unknown): Promise<CodedError> {
-  try {
-    await work();
-  } catch (error) {
-    return error as CodedError;
-  }
-  throw new Error("nothing was thrown");
-}
+import { device, ops, Tensor } from "../../lib/index.js";
+import { failure } from "../hold.js";
 
 /** What a program prints that has the package as `rlhf`. */
 async function output(program: string, command: readonly string[] = [], options: { uid?: number } = {}): Promise<string> {
