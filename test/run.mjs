@@ -1,7 +1,7 @@
 // The tests: the native ones, again under the sanitizers that RLHF_SANITIZE names and on the machines of RLHF_MACHINES, emulated, those of the simulated GPU,
 // the C interface by libFuzzer, then jest. Ends with one line of counts.
 import { spawnSync } from "node:child_process";
-import { randomBytes } from "node:crypto";
+import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { machine as here } from "node:os";
 import { join, relative } from "node:path";
@@ -60,12 +60,21 @@ function fuzz() {
   rmSync(corpus, { recursive: true, force: true });
   mkdirSync(corpus);
   // the op, no change, then what makes its arguments
-  for (let op = 0; op < 256; op++) writeFileSync(join(corpus, `${op}`), Buffer.concat([Buffer.of(op, 0, 0, 0), randomBytes(200)]));
+  const seed = process.env.RLHF_TEST_SEED ?? String(Date.now() % 1e9);
+  const bytes = (op) => createHash("shake256", { outputLength: 200 }).update(`${seed} ${op}`).digest();
+  for (let op = 0; op < 256; op++) writeFileSync(join(corpus, `${op}`), Buffer.concat([Buffer.of(op, 0, 0, 0), bytes(op)]));
   const runs = 50 * Number(process.env.RLHF_FUZZ_RUNS ?? 200);
-  const { status: code, stderr } = run(join(folder, "fuzz_calls"), [`-runs=${runs}`, "-max_len=512", "-timeout=20", `-artifact_prefix=${folder}/`, corpus]);
+  const { status: code, stderr } = run(join(folder, "fuzz_calls"), [
+    `-seed=${seed}`,
+    `-runs=${runs}`,
+    "-max_len=512",
+    "-timeout=20",
+    `-artifact_prefix=${folder}/`,
+    corpus,
+  ]);
   counts[code === 0 ? "passed" : "failed"]++;
   const reached = [...stderr.matchAll(/cov: (\d+)/g)].at(-1)?.[1];
-  console.log(`${code === 0 ? "ok" : "FAILED"} fuzz calls: ${runs} inputs reached ${reached} edges`);
+  console.log(`${code === 0 ? "ok" : "FAILED"} fuzz calls: ${runs} inputs reached ${reached} edges (seed ${seed})`);
   if (code !== 0) console.log(stderr);
 }
 

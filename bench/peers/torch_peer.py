@@ -80,6 +80,13 @@ def logprob(shape):
     return eager_and_compiled(lambda x: x.log_softmax(-1).gather(1, y), x, name="torch log_softmax")
 
 
+def logprob_grad(shape):
+    m, v = numbers(shape)
+    x, y, d = torch.randn(m, v, requires_grad=True), torch.randint(v, (m, 1)), torch.randn(m, 1)
+    logp = x.log_softmax(-1).gather(1, y)
+    return [("torch log_softmax backward", lambda: torch.autograd.grad(logp, x, d, retain_graph=True))]
+
+
 def sample(shape):
     x = torch.randn(*numbers(shape))
 
@@ -95,6 +102,15 @@ def linear_logprob(shape):
     plain = eager_and_compiled(lambda h, w: F.linear(h, w).log_softmax(-1).gather(1, y[:, None]), h, w, name="torch linear + log_softmax")
     chunked = lambda: -F.linear_cross_entropy(h, w, y, reduction="none", options=CHUNKS)
     return [*plain, ("F.linear_cross_entropy", chunked)]
+
+
+def linear_logprob_grad(shape):
+    # with the forward pass: so much is computed again, that the logits need not be kept
+    h, w, y = head(shape, True)
+    d = torch.randn(len(y))
+    f = lambda h, w: (F.linear(h, w).log_softmax(-1).gather(1, y[:, None])[:, 0] * d).sum()
+    chunked = lambda: torch.autograd.grad((F.linear_cross_entropy(h, w, y, reduction="none", options=CHUNKS) * d).sum(), (h, w))
+    return [*eager_and_compiled(f, h, w, wrt=(h, w), name="torch linear + log_softmax"), ("F.linear_cross_entropy", chunked)]
 
 
 def clipped(logp, old, adv):
@@ -230,6 +246,7 @@ def generation(sizes):
 
 serve({
     "linear": linear, "linearGradInput": linear_grad_input, "linearGradWeight": linear_grad_weight, "attention": attention, "attentionGrad": attention_grad,
-    "logprob": logprob, "sample": sample, "linearLogprob": linear_logprob, "linearPolicyLoss": linear_policy_loss, "gae": gae, "policyLoss": policy_loss, "valueLoss": value_loss,
+    "logprob": logprob, "logprobGrad": logprob_grad, "sample": sample, "linearLogprob": linear_logprob, "linearLogprobGrad": linear_logprob_grad,
+    "linearPolicyLoss": linear_policy_loss, "gae": gae, "policyLoss": policy_loss, "valueLoss": value_loss,
     "preferenceLoss": preference_loss, "adamw": adamw, "SFT step": sft_step, "generation": generation,
 })

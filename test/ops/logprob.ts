@@ -125,6 +125,14 @@ const rowsIn = (inputs: Case, M: number, random: Random, made: Record<string, Ar
   dentropy: random.below(2) ? normal(random, [M]) : undefined,
 });
 
+/** Rows of a forward pass, all as those of a model that knows little, and what flows back to their log-probs. */
+const alike = (random: Random, M: number): Case => ({
+  logp: kept(new Float32Array(M).fill(-11)),
+  lse: kept(new Float32Array(M).fill(11)),
+  entropy: kept(new Float32Array(M).fill(10)),
+  dlogp: normal(random, [M]),
+});
+
 export const logprobGrad = truth({
   op: "logprobGrad",
   reference(inputs: Widened, f) {
@@ -145,6 +153,16 @@ export const logprobGrad = truth({
       ),
     ),
   ulp: 4,
+  bench: [
+    {
+      shape: "M 1024, V 50257",
+      draw: (random) => ({ logits: uniform(random, [1024, 50257], -4, 4), y: ids(random, 1024, 50257), temperature: 1, ...alike(random, 1024) }),
+    },
+  ],
+  cost: ({ logits }) => {
+    const [M, V] = (logits as Numbers).shape;
+    return { flops: 10 * M * V, read: 4 * M * V, write: 4 * M * V };
+  },
 });
 
 // ---- from the hidden state and the head
@@ -259,6 +277,13 @@ export const linearLogprobGrad = truth({
     })),
   // p = exp(x - lse): half an ulp of a logit and half of its difference are a relative error of p, which few rows of the naive version show
   ulp: ({ lse }) => Math.max(8, ...Array.from(lse as ArrayLike<number>, Math.abs)),
+  bench: [
+    {
+      shape: "M 1024, C 768, V 50257",
+      draw: (random) => ({ ...head(random), ...alike(random, 1024), dh: true, dweight: normal(random, [50257, 768]) }),
+    },
+  ],
+  cost: headCost(3),
 });
 
 export const fullKl = truth({
