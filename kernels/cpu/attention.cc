@@ -54,10 +54,7 @@ void attention(Context& ctx, const attention_args& a) {
   int64_t longest = 0;  // chain
   for (int64_t b = 0; b < B; b++) {
     int64_t end = 0;
-    for (int64_t at = b, next = b; next >= 0; at = next) {
-      end += a.cu_seqlens[at + 1] - a.cu_seqlens[at];
-      next = a.prefix && a.prefix[at] < at ? a.prefix[at] : -1;  // others are refused below
-    }
+    for (int64_t at = b; at >= 0; at = earlier(a.prefix, at)) end += a.cu_seqlens[at + 1] - a.cu_seqlens[at];
     longest = most(longest, end);
   }
   const int64_t W = width(D), tiles = (longest + TILE - 1) / TILE;

@@ -86,7 +86,7 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
   int64_t trees = 0, tiles = 0, longest = 0;
   for (int64_t b = 0; b < B; b++) {
     int64_t first = b;
-    while (a.prefix && a.prefix[first] >= 0 && a.prefix[first] < first) first = a.prefix[first];
+    for (int64_t at = b; at >= 0; at = earlier(a.prefix, at)) first = at;
     const int64_t rows = a.cu_seqlens[b + 1] - a.cu_seqlens[first];
     trees += first == b, tiles = most(tiles, rows / TILE + 2 * (b - first + 1)), longest = most(longest, rows);
   }

@@ -6,6 +6,9 @@
 namespace rlhf::RLHF_ISA {
 namespace {
 
+// The sequence before b; -1 also in place of one that is not earlier, which `chain` refuses.
+RLHF_INLINE int64_t earlier(View<const int32_t> prefix, int64_t b) { return prefix && prefix[b] >= 0 && prefix[b] < b ? prefix[b] : -1; }
+
 struct Chains {
   int64_t B;
   const int32_t* offsets;  // cuSeqlens
