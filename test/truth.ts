@@ -32,9 +32,9 @@ export interface Truth {
   /** Outputs that this op returns but the reference leaves out (compared for bits only). */
   bitsOnly?: readonly string[];
   /** Extra tolerance in ulp of the largest value of the output, over 2. */
-  ulp?: number | ((inputs: Widened) => number);
-  /** Outputs whose natural size is this, however small they come out: an error is measured against it at least. */
-  natural?: Record<string, number>;
+  ulp?: number;
+  /** Outputs whose natural size is this, however small they come out where terms cancel: an error is measured against it at least. */
+  natural?: Record<string, number> | ((inputs: Widened) => Record<string, number>);
   /** The public function, for the gradient check: gets inputs (those of `wrt` as parameters), returns the outputs to differentiate. */
   gradient?: { wrt: readonly string[]; outputs: readonly string[]; call(inputs: Record<string, never>): Record<string, Tensor> };
   /** For losses: output name -> the input that it is the gradient of `loss` for. */
@@ -78,6 +78,10 @@ export function offsets(lengths: readonly number[]): Numbers {
   const data = new Int32Array(lengths.length + 1);
   lengths.forEach((length, i) => (data[i + 1] = data[i] + length));
   return { shape: [data.length], data };
+}
+/** The largest finite magnitude. */
+export function largest(values: ArrayLike<number>): number {
+  return Array.from(values).reduce((most, x) => (Number.isFinite(x) ? Math.max(most, Math.abs(x)) : most), 0);
 }
 export function size(shape: readonly number[]): number {
   return shape.reduce((a, b) => a * b, 1);

@@ -1,5 +1,5 @@
 import { ops } from "../../lib/index.js";
-import { normal, truth, uniform, type Case, type Numbers, type Widened } from "../truth.js";
+import { largest, normal, truth, uniform, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 const K = Math.sqrt(2 / Math.PI);
@@ -38,20 +38,20 @@ const draw = (random: Random): Case[] => forms.flatMap((form) => sizes.map((shap
 const extremes = (random: Random): Case[] =>
   forms.map((form) => ({ x: { shape: [40], data: Float32Array.from({ length: 40 }, (_, i) => (i - 20) * random.pick([1, 5, 1e4, 1e-25])) }, form }));
 
-// The naive error of one function of one number is an ulp of what it is computed from, 1 + tanh and the like.
+// A function of one number errs by an ulp of what it is computed from, 1 + tanh and the like, which may cancel.
 export const gelu = truth({
   op: "gelu",
   reference: ({ x, form }: Widened, f) => ({ y: Array.from(x as number[], (v) => f(v * cumulative(v, form, f))) }),
   draw,
   extremes,
-  ulp: 4,
+  natural: ({ x }) => ({ y: largest(x) }),
   gradient: { wrt: ["x"], outputs: ["y"], call: ({ x, form }) => ({ y: ops.gelu(x, form) }) },
 });
 export const geluGrad = truth({
   op: "geluGrad",
   reference: ({ dy, x, form }: Widened, f) => ({ dx: Array.from(x as number[], (v, i) => f(dy[i] * slope(v, form, f))) }),
   draw: (random) => draw(random).map((one) => ({ ...one, dy: normal(random, (one.x as Numbers).shape) })),
-  ulp: 6,
+  natural: ({ dy }) => ({ dx: largest(dy) }),
 });
 export const swiglu = truth({
   op: "swiglu",

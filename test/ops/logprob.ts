@@ -1,5 +1,5 @@
 import { ops } from "../../lib/index.js";
-import { constant, ids, normal, truth, uniform, widen, type Case, type Numbers, type Truth, type Widened } from "../truth.js";
+import { constant, ids, largest, normal, truth, uniform, widen, type Case, type Numbers, type Truth, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 type Round = (x: number) => number;
@@ -152,7 +152,7 @@ export const logprobGrad = truth({
         fromLogits(widen(one), (x) => x),
       ),
     ),
-  ulp: 4,
+  natural: { dlogits: 1 }, // as what flows back, of which little is left of a row that is all but certain
   bench: [
     {
       shape: "M 1024, V 50257",
@@ -195,7 +195,6 @@ const hidden = (random: Random): Case[] =>
 
 export const linearLogprob = truth({
   op: "linearLogprob",
-  natural: { entropy: 1 }, // nats; of a row that is all but certain it is the rounding of the logits that shows
   reference: fromHidden,
   draw: hidden,
   extremes: (random) => [
@@ -275,8 +274,7 @@ export const linearLogprobGrad = truth({
       dh: true,
       dweight: normal(random, (one.weight as Numbers).shape),
     })),
-  // p = exp(x - lse): half an ulp of a logit and half of its difference are a relative error of p, which few rows of the naive version show
-  ulp: ({ lse }) => Math.max(8, ...Array.from(lse as ArrayLike<number>, Math.abs)),
+  natural: ({ h, weight }) => ({ dh: largest(weight), dweight: largest(h) }), // as of dlogits
   bench: [
     {
       shape: "M 1024, C 768, V 50257",

@@ -1,5 +1,5 @@
 import { ops } from "../../lib/index.js";
-import { constant, normal, truth, type Case, type Numbers, type Truth, type Widened, widen } from "../truth.js";
+import { constant, largest, normal, truth, type Case, type Numbers, type Truth, type Widened, widen } from "../truth.js";
 import type { Random } from "../random.js";
 
 type Round = (x: number) => number;
@@ -93,6 +93,7 @@ export const layerNorm = truth({
   reference: forward(true),
   draw: (random) => inputs(random, true),
   extremes,
+  natural: ({ x }) => ({ mean: largest(x) }),
   gradient: { wrt: ["x", "gain", "bias"], outputs: ["y"], call: ({ x, gain, bias }) => ({ y: ops.layerNorm(x, gain, bias) }) },
 });
 export const rmsNorm = truth({
@@ -102,5 +103,8 @@ export const rmsNorm = truth({
   extremes,
   gradient: { wrt: ["x", "gain"], outputs: ["y"], call: ({ x, gain }) => ({ y: ops.rmsNorm(x, gain, { eps: 1e-5 }) }) },
 });
-export const layerNormGrad = truth({ op: "layerNormGrad", reference: backward(true), draw: (random) => backwardInputs(random, true) });
-export const rmsNormGrad = truth({ op: "rmsNormGrad", reference: backward(false), draw: (random) => backwardInputs(random, false) });
+
+// What is along the row and its level are taken out of dx, which may leave little.
+const natural: Truth["natural"] = ({ dy, gain, rstd }) => ({ dx: largest(dy) * largest(gain) * largest(rstd) });
+export const layerNormGrad = truth({ op: "layerNormGrad", reference: backward(true), draw: (random) => backwardInputs(random, true), natural });
+export const rmsNormGrad = truth({ op: "rmsNormGrad", reference: backward(false), draw: (random) => backwardInputs(random, false), natural });
