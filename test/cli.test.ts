@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
-import { Tokenizer } from "../lib/index.js";
+import { device, loadModel, Tokenizer } from "../lib/index.js";
 
 // The command as users run it: a demo of a minute's hundredth, then every stage by itself on its files.
 
@@ -383,6 +383,18 @@ describe("adapters", () => {
     await Tokenizer.load(at("merged"));
   });
 
+  test("merge averages several models", async () => {
+    await rlhf(["merge", "--model", first("reward"), at("lora", "reward"), "--out", at("average")]);
+    const heads = [first("reward"), at("lora", "reward"), at("average")].map(async (folder) => {
+      await using on = await device("cpu");
+      const model = await loadModel(folder, on);
+      return model.parameter("score").value.read();
+    });
+    const [one, other, mean] = await Promise.all(heads);
+    expect([...mean]).toEqual(Array.from(one, (x, i) => Math.fround(Math.fround(x + other[i]) / 2)));
+    expect([...mean]).not.toEqual([...one]);
+  });
+
   test("training goes on from one, beside it as its reference", async () => {
     await writeFile(at("asked.jsonl"), JSON.stringify({ prompt: "We the people" }) + "\n");
     const ppo = ["ppo", "--model", at("lora", "policy"), "--reward", at("lora", "reward"), "--prompts", at("asked.jsonl"), "--out", at("further")];
@@ -406,7 +418,8 @@ describe("adapters", () => {
     expect(await wrong("demo", "--set", "lora.rank=2", "--set", "lora.targets=[x]", "--name", "x")).toMatch(
       /lora\.targets.*wanted all-linear, or some of q, k/,
     );
-    expect(await wrong("merge", "--model", first("base"), "--out", at("x4"))).toMatch(/is a whole model, wanted an adapter/);
+    expect(await wrong("merge", "--model", first("base"), "--out", at("x4"))).toMatch(/is a whole model, wanted an adapter, or several models/);
+    expect(await wrong("merge", "--model", first("base"), first("reward"), "--out", at("x4"))).toMatch(/models\[1\] has other weights than models\[0\]/);
     expect(await wrong("merge", "--model", at("lora", "policy"), "--out", at("lora", "base"))).toMatch(/holds the adapter's base/);
   });
 });

@@ -7,6 +7,7 @@ import { readComparisons, readDemonstrations, readPrompts } from "../data/prefer
 import { typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
 import { loadModel, loadModels, saveModel } from "../model/checkpoint.js";
+import { Transformer } from "../model/transformer.js";
 import { requestsFor } from "../model/generate.js";
 import { baseFolder } from "../model/peft.js";
 import { writeFileDurably } from "../model/safetensors.js";
@@ -290,13 +291,15 @@ export async function logp(
 }
 
 /** Folds an adapter into its base: a model like any other. */
-export async function merge({ device }: Opened, { model: folder, out }: { model: string; out: string }): Promise<void> {
-  const adapter = await loadModel(folder, device);
-  if (!adapter.lora) throw typeError("MODEL", `--model: ${folder} is a whole model, wanted an adapter`);
-  if (resolve(out) === resolve(await baseFolder(folder))) throw typeError("MODEL", `--out: ${out} holds the adapter's base, wanted another folder`);
-  const model = adapter.merged();
+export async function merge({ device }: Opened, { model: folders, out }: { model: string[]; out: string }): Promise<void> {
+  const models = await loadModels(folders, device);
+  if (models.length === 1 && !models[0].lora) throw typeError("MODEL", `--model: ${folders[0]} is a whole model, wanted an adapter, or several models`);
+  for (const folder of folders)
+    if (resolve(out) === resolve(await baseFolder(folder)))
+      throw typeError("MODEL", `--out: ${out} holds ${resolve(out) === resolve(folder) ? "one of the models" : "the adapter's base"}, wanted another folder`);
+  const model = Transformer.average(models);
   await saveModel(model, out);
-  await copyTokenizer(folder, out);
+  await copyTokenizer(folders[0], out);
   console.log(`${out}: ${model.size} weights`);
   await device.close();
 }

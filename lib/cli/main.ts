@@ -138,8 +138,8 @@ stage("eval", "compare a policy with its base model on prompts: win rate by the 
 
 program
   .command("merge")
-  .description("fold a LoRA adapter into its base: a model like any other")
-  .requiredOption("--model <dir>", "the adapter, as sft, reward and ppo write it with lora.rank, or PEFT")
+  .description("fold a LoRA adapter into its base, or average the weights of several models that were trained from one base: a model like any other")
+  .requiredOption("--model <dirs...>", "an adapter, as sft, reward and ppo write it with lora.rank, or PEFT; or several models, adapters or not")
   .requiredOption("--out <dir>", "Hugging Face directory to write")
   .option("--threads <n>", "compute threads", whole(1))
   .action(async ({ threads, ...options }) => (await import("./commands.js")).merge(await opened({ threads }), options));

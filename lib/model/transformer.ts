@@ -235,6 +235,29 @@ export class Transformer {
     return other;
   }
 
+  /**
+   * The mean of models of one shape, weight by weight, in f32; adapters count as the models that they make. Of models that were trained from one
+   * base, with other seeds or settings, it is as a rule better than any, and as fast as one (Wortsman et al. 2022; of reward models, Ramé et al. 2024).
+   * @throws TypeError `MODEL` for models of other shapes or another head
+   */
+  static average(models: readonly Transformer[]): Transformer {
+    const sizes = ({ config, headKind }: Transformer) => JSON.stringify([config.kind, headKind, weightShapes(config, headKind).map(({ shape }) => shape)]);
+    models.forEach((model, i) => {
+      if (sizes(model) !== sizes(models[0])) throw typeError("MODEL", `models[${i}] has other weights than models[0], wanted models of one shape`);
+    });
+    const mean = models[0].merged();
+    for (const other of models.slice(1)) {
+      const model = other.merged();
+      for (const [name, { value: x }] of model.parameters) run("accumulate", { x, y: mean.parameter(name).value });
+      model.dispose();
+    }
+    for (const [name, parameter] of mean.parameters) {
+      mean.set(name, ops.scale(parameter.value, 1 / models.length));
+      parameter.dispose();
+    }
+    return mean;
+  }
+
   /** What training changes. */
   get trained(): Parameter[] {
     return [...this.parameters.values()].filter(({ trainable }) => trainable);
