@@ -14,12 +14,24 @@ const SECONDS = 2;
 const PAUSE = 30; // ms, until the threads of whoever ran before have stopped spinning
 const MOST = 60;
 const LONG = 30_000; // ms: a warm-up of this length is a measurement
-const SHORT = 40; // ms: less work than this is done several times over, so that waking up is not what is measured
+const SHORT = 40; // ms: less work than this is done several times over
 
 /** Rounds at least: work of many seconds is steadier, and there is no time for many. */
 const least = (ms: number) => (ms > 10_000 ? 1 : ms > 2000 ? 3 : 5);
 
-/** Runs the timers in turns, A B A B, after a warm-up of each, for about two seconds each. Work of microseconds is averaged over some ms. */
+/** Runs that take `SHORT` together, found by runs that come near: one alone may take ten times as long as the next. */
+async function enough(timer: Timer): Promise<number> {
+  for (let runs = 1; ;) {
+    const ms = await timer(runs);
+    if (ms >= SHORT / 1.2) return runs;
+    runs = Math.ceil(runs * Math.min(10, SHORT / ms));
+  }
+}
+
+/**
+ * Runs the timers in turns, A B A B, after a warm-up of each, for about two seconds each. Work that is done several times over is not timed at first:
+ * threads that have slept may need some ms until each has a core to itself, of a scheduler that packs them onto few, and that is not what is measured.
+ */
 export async function interleaved(timers: readonly Timer[]): Promise<Measured[]> {
   const times = timers.map((): number[] => []);
   const repeats: number[] = [];
@@ -27,7 +39,7 @@ export async function interleaved(timers: readonly Timer[]): Promise<Measured[]>
   for (const [i, timer] of timers.entries()) {
     const first = await timer(1);
     if (first > LONG) times[i].push(first);
-    repeats.push(first < 100 * SHORT ? Math.ceil(SHORT / (await timer(1))) : 1);
+    repeats.push(first < 100 * SHORT ? await enough(timer) : 1);
     warm = Math.max(warm, first);
   }
   const start = performance.now();
@@ -35,6 +47,7 @@ export async function interleaved(timers: readonly Timer[]): Promise<Measured[]>
     for (const [i, timer] of timers.entries()) {
       if (times[i][0] > LONG) continue;
       await setTimeout(PAUSE);
+      if (repeats[i] > 1) await timer(Math.ceil(repeats[i] / 3));
       times[i].push((await timer(repeats[i])) / repeats[i]);
     }
   return times.map(summary);

@@ -1,5 +1,6 @@
 import { expect, jest, test } from "@jest/globals";
 import { mix } from "../bench/limit.js";
+import { interleaved } from "../bench/measure.js";
 import { Peers } from "../bench/peer.js";
 import { markdown, lines, head, type Row } from "../bench/result.js";
 import { sharingStep } from "../bench/sharing.js";
@@ -27,6 +28,17 @@ test("a row's bytes become a few streams in its own proportions", () => {
   expect(mix({ ...cost, read: 12, write: 4 })).toEqual({ reads: 3, updates: 0, writes: 1 });
   expect(mix({ ...cost, read: 8e8, write: 100, update: 64 })).toEqual({ reads: 1, updates: 0, writes: 0 });
   expect(mix({ ...cost, read: 7, write: 7 })).toEqual({ reads: 1, updates: 0, writes: 1 });
+});
+
+test("what it takes to wake up is not part of work of microseconds", async () => {
+  let last = 0;
+  const timer = async (runs: number) => {
+    const slept = performance.now() - last > 20;
+    last = performance.now();
+    return 0.01 * runs + (slept ? 8 : 0);
+  };
+  const [{ ms }] = await interleaved([timer]);
+  expect(ms).toBeCloseTo(0.01, 6);
 });
 
 test("the streams are read, updated and written, in as many rounds as asked", async () => {
