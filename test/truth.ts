@@ -86,6 +86,10 @@ export function largest(values: ArrayLike<number>): number {
 export function size(shape: readonly number[]): number {
   return shape.reduce((a, b) => a * b, 1);
 }
+/** Bytes of these tensors, of 4 each number. */
+export function bytes(...tensors: Case[string][]): number {
+  return tensors.reduce<number>((sum, tensor) => sum + 4 * size((tensor as Numbers).shape), 0);
+}
 /** [start, end] of each sequence. */
 export function sequences(cuSeqlens: ArrayLike<number>): [number, number][] {
   return Array.from({ length: cuSeqlens.length - 1 }, (_, b) => [cuSeqlens[b], cuSeqlens[b + 1]]);

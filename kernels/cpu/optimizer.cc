@@ -5,8 +5,11 @@
 //
 // A norm that is not finite is an error, and nothing is touched.
 // Law: the norm by law 4. Plan: one pass, threads take contiguous ranges; memory is the limit: 16 bytes read, 12 written.
-// AMD Zen 4, AVX-512, 2 cores, two threads, 8 M weights: 3.2 to 4.8 ms, at the limit (109 % in one run, 55 in another: others use
-// the memory too); 0.9 more with the norm. Two divisions and a root take 22 cycles a sixteen, 1.6 ms if nothing else bound.
+// AMD Zen 4, AVX-512, 2 cores, two threads, 8 M weights: 3.2 to 4.9 ms, 82 to 109 % of the limit (others use the memory too), and
+// 0.8 to 1.0 more with the norm, which reads the gradient at the bandwidth: with it, seven eighths of the limit are the most. Two
+// divisions and a root take 22 cycles a sixteen, 1.6 ms if nothing else bound. Lost, against 4.5 to 5.0 in the same run: prefetching
+// each stream 1 or 4 KiB ahead (5.5 to 6.1), stores past the caches (5.6 to 6.3), 2 KiB of each stream in turn (6.8 to 7.3);
+// two or four sixteens at a time take as long.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 

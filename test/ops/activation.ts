@@ -1,5 +1,5 @@
 import { ops } from "../../lib/index.js";
-import { largest, normal, truth, uniform, type Case, type Numbers, type Widened } from "../truth.js";
+import { bytes, largest, normal, truth, uniform, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 const K = Math.sqrt(2 / Math.PI);
@@ -30,6 +30,8 @@ function slope(x: number, form: string, f: Round): number {
   if (form === "erf") return f(s + f(x * f(Math.exp(f((-x * x) / 2)) / Math.sqrt(2 * Math.PI))));
   return Math.abs(x) > 16 ? s : f(s + f(f(x * s * f(1 - s)) * f(2 * K * (1 + 3 * 0.044715 * x * x))));
 }
+/** As an MLP of 3,072 has it. */
+const wide = [2048, 3072];
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
 
 const sizes = [[0], [1], [17], [3, 5, 7]];
@@ -46,12 +48,16 @@ export const gelu = truth({
   extremes,
   natural: ({ x }) => ({ y: largest(x) }),
   gradient: { wrt: ["x"], outputs: ["y"], call: ({ x, form }) => ({ y: ops.gelu(x, form) }) },
+  bench: forms.map((form) => ({ shape: `2048 x 3072, ${form}`, draw: (random) => ({ x: normal(random, wide), form }) })),
+  cost: ({ x }) => ({ flops: 0, read: bytes(x), write: bytes(x) }),
 });
 export const geluGrad = truth({
   op: "geluGrad",
   reference: ({ dy, x, form }: Widened, f) => ({ dx: Array.from(x as number[], (v, i) => f(dy[i] * slope(v, form, f))) }),
   draw: (random) => draw(random).map((one) => ({ ...one, dy: normal(random, (one.x as Numbers).shape) })),
   natural: ({ dy }) => ({ dx: largest(dy) }),
+  bench: forms.map((form) => ({ shape: `2048 x 3072, ${form}`, draw: (random) => ({ x: normal(random, wide), form, dy: normal(random, wide) }) })),
+  cost: ({ x, dy }) => ({ flops: 0, read: bytes(x, dy), write: bytes(x) }),
 });
 export const swiglu = truth({
   op: "swiglu",
@@ -60,6 +66,8 @@ export const swiglu = truth({
   extremes: (random) => [{ gate: uniform(random, [40], -120, 120), up: normal(random, [40]) }],
   ulp: 4,
   gradient: { wrt: ["gate", "up"], outputs: ["y"], call: ({ gate, up }) => ({ y: ops.swiglu(gate, up) }) },
+  bench: [{ shape: "2048 x 3072", draw: (random) => ({ gate: normal(random, wide), up: normal(random, wide) }) }],
+  cost: ({ gate, up }) => ({ flops: 0, read: bytes(gate, up), write: bytes(up) }),
 });
 export const swigluGrad = truth({
   op: "swigluGrad",
@@ -69,4 +77,6 @@ export const swigluGrad = truth({
   }),
   draw: (random) => sizes.map((shape): Case => ({ dy: normal(random, shape), gate: normal(random, shape, 2), up: normal(random, shape) })),
   ulp: 4,
+  bench: [{ shape: "2048 x 3072", draw: (random) => ({ dy: normal(random, wide), gate: normal(random, wide), up: normal(random, wide) }) }],
+  cost: ({ dy, gate, up }) => ({ flops: 0, read: bytes(dy, gate, up), write: bytes(gate, up) }),
 });

@@ -1,6 +1,6 @@
 import { ops } from "../../lib/index.js";
 import { Random } from "../random.js";
-import { ids, ints, normal, offsets, sequences, size, truth, widen, type Case, type Numbers, type Truth, type Wide, type Widened } from "../truth.js";
+import { bytes, ids, ints, normal, offsets, sequences, truth, widen, type Case, type Numbers, type Truth, type Wide, type Widened } from "../truth.js";
 
 type Round = (x: number) => number;
 
@@ -134,7 +134,6 @@ const shapes = [
 ];
 const pairs = (inputs: Case): number =>
   sequences((inputs.cuSeqlens as Numbers).data).reduce((sum, [start, end]) => sum + ((end - start) * (end - start + 1)) / 2, 0);
-const bytes = (...tensors: Case[string][]): number => tensors.reduce<number>((sum, t) => sum + 4 * size((t as Numbers).shape), 0);
 
 export const attention: Truth = truth({
   op: "attention",

@@ -1,5 +1,5 @@
 import { ops } from "../../lib/index.js";
-import { normal, truth, type Case, type Truth, type Widened } from "../truth.js";
+import { bytes, normal, truth, type Case, type Truth, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 const sizes = [[0], [1], [33], [4, 5, 6], [40000]];
@@ -10,6 +10,8 @@ const two = (op: "add" | "sub" | "mul", of: (a: number, b: number) => number): T
     reference: ({ a, b }: Widened, f) => ({ y: Array.from(a as number[], (x, i) => f(of(x, b[i]))) }),
     draw: pairs,
     gradient: { wrt: ["a", "b"], outputs: ["y"], call: ({ a, b }) => ({ y: ops[op](a, b) }) },
+    bench: op === "add" ? [{ shape: "8 M numbers", draw: (random) => ({ a: normal(random, [2 ** 23]), b: normal(random, [2 ** 23]) }) }] : [],
+    cost: ({ a, b }) => ({ flops: 0, read: bytes(a, b), write: bytes(a) }),
   });
 
 export const add = two("add", (a, b) => a + b);

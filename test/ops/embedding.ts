@@ -1,5 +1,5 @@
 import { ops } from "../../lib/index.js";
-import { ids, normal, truth, type Case, type Widened } from "../truth.js";
+import { bytes, ids, normal, truth, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 const sizes: [N: number, V: number, C: number][] = [
@@ -16,6 +16,11 @@ export const embedding = truth({
   }),
   draw: (random) => sizes.map(([N, V, C]): Case => ({ ids: ids(random, N, V), table: normal(random, [V, C]) })),
   gradient: { wrt: ["table"], outputs: ["y"], call: ({ ids: rows, table }) => ({ y: ops.embedding(rows, table) }) },
+  bench: [{ shape: "N 2048, V 50257, C 768", draw: (random) => ({ ids: ids(random, 2048, 50257), table: normal(random, [50257, 768]) }) }],
+  cost: ({ ids: rows, table }) => {
+    const moved = bytes(rows) * (table as Numbers).shape[1];
+    return { flops: 0, read: moved, write: moved };
+  },
 });
 
 export const embeddingGrad = truth({
@@ -29,4 +34,11 @@ export const embeddingGrad = truth({
     return { dtable: sum };
   },
   draw: (random: Random) => sizes.map(([N, V, C]): Case => ({ ids: ids(random, N, V), dy: normal(random, [N, C]), dtable: normal(random, [V, C]) })),
+  bench: [
+    {
+      shape: "N 2048, V 50257, C 768",
+      draw: (random) => ({ ids: ids(random, 2048, 50257), dy: normal(random, [2048, 768]), dtable: normal(random, [50257, 768]) }),
+    },
+  ],
+  cost: ({ dy }) => ({ flops: 0, read: 2 * bytes(dy), write: bytes(dy) }),
 });

@@ -1,5 +1,5 @@
 import { ops } from "../../lib/index.js";
-import { constant, largest, normal, truth, type Case, type Numbers, type Truth, type Widened, widen } from "../truth.js";
+import { bytes, constant, largest, normal, truth, type Case, type Numbers, type Truth, type Widened, widen } from "../truth.js";
 import type { Random } from "../random.js";
 
 type Round = (x: number) => number;
@@ -61,8 +61,8 @@ const sizes: [number, number][] = [
   [33, 64],
   [2, 300],
 ];
-const inputs = (random: Random, centred: boolean): Case[] =>
-  sizes.map(([N, C], i) => ({
+const inputs = (random: Random, centred: boolean, all = sizes): Case[] =>
+  all.map(([N, C], i) => ({
     x: normal(random, [N, C]),
     gain: normal(random, [C]),
     ...(centred ? { bias: i % 2 ? normal(random, [C]) : undefined } : {}),
@@ -73,8 +73,8 @@ const extremes = (random: Random): Case[] => [
   { x: normal(random, [2, 40], 1e-20), gain: constant([40], 1), eps: 1e-5 },
   { x: constant([2, 33], 3), gain: constant([33], 1), eps: 1e-5 }, // no variance
 ];
-const backwardInputs = (random: Random, centred: boolean): Case[] =>
-  inputs(random, centred).map(({ bias, eps, x, gain }) => {
+const backwardInputs = (random: Random, centred: boolean, all = sizes): Case[] =>
+  inputs(random, centred, all).map(({ bias, eps, x, gain }) => {
     const made = forward(centred)(widen({ x, gain, eps }), (v) => v);
     const { shape } = x as Numbers;
     const kept = (name: string): Numbers => ({ shape: [shape[0]], data: Float32Array.from(made[name]) });
@@ -88,12 +88,21 @@ const backwardInputs = (random: Random, centred: boolean): Case[] =>
     };
   });
 
+const WIDE: [number, number] = [2048, 768];
+const bench = (draw: (random: Random, centred: boolean, all: [number, number][]) => Case[], centred: boolean): Truth["bench"] => [
+  { shape: `N ${WIDE[0]}, C ${WIDE[1]}`, draw: (random) => draw(random, centred, [WIDE])[0] },
+];
+const forwardCost: Truth["cost"] = ({ x }) => ({ flops: 0, read: bytes(x), write: bytes(x) });
+const backwardCost: Truth["cost"] = ({ x, dy }) => ({ flops: 0, read: bytes(x, dy), write: bytes(x) });
+
 export const layerNorm = truth({
   op: "layerNorm",
   reference: forward(true),
   draw: (random) => inputs(random, true),
   extremes,
   natural: ({ x }) => ({ mean: largest(x) }),
+  bench: bench(inputs, true),
+  cost: forwardCost,
   gradient: { wrt: ["x", "gain", "bias"], outputs: ["y"], call: ({ x, gain, bias }) => ({ y: ops.layerNorm(x, gain, bias) }) },
 });
 export const rmsNorm = truth({
@@ -101,10 +110,19 @@ export const rmsNorm = truth({
   reference: forward(false),
   draw: (random) => inputs(random, false),
   extremes,
+  bench: bench(inputs, false),
+  cost: forwardCost,
   gradient: { wrt: ["x", "gain"], outputs: ["y"], call: ({ x, gain }) => ({ y: ops.rmsNorm(x, gain, { eps: 1e-5 }) }) },
 });
 
 // What is along the row and its level are taken out of dx, which may leave little.
 const natural: Truth["natural"] = ({ dy, gain, rstd }) => ({ dx: largest(dy) * largest(gain) * largest(rstd) });
-export const layerNormGrad = truth({ op: "layerNormGrad", reference: backward(true), draw: (random) => backwardInputs(random, true), natural });
-export const rmsNormGrad = truth({ op: "rmsNormGrad", reference: backward(false), draw: (random) => backwardInputs(random, false), natural });
+const gradient = (centred: boolean) => ({
+  reference: backward(centred),
+  draw: (random: Random) => backwardInputs(random, centred),
+  natural,
+  bench: bench(backwardInputs, centred),
+  cost: backwardCost,
+});
+export const layerNormGrad = truth({ op: "layerNormGrad", ...gradient(true) });
+export const rmsNormGrad = truth({ op: "rmsNormGrad", ...gradient(false) });

@@ -1,5 +1,5 @@
 import { ops } from "../../lib/index.js";
-import { ints, normal, truth, type Case, type Numbers, type Widened } from "../truth.js";
+import { bytes, ints, normal, truth, type Case, type Numbers, type Widened } from "../truth.js";
 
 const frequencies = (R: number): Numbers => ({ shape: [R], data: Float32Array.from({ length: R }, (_, d) => 10000 ** (-d / R)) });
 
@@ -40,4 +40,16 @@ export const rope = truth({
     { x: normal(random, [6, 2, 40]), positions: ints([0, 5, 7, 900, 1, 2]), inverseFrequency: frequencies(17), inverse: 1 },
   ],
   gradient: { wrt: ["x"], outputs: ["y"], call: ({ x, positions, inverseFrequency }) => ({ y: ops.rope(x, positions, inverseFrequency) }) },
+  bench: [
+    {
+      shape: "N 2048, H 12, D 64",
+      draw: (random) => ({
+        x: normal(random, [2048, 12, 64]),
+        positions: ints(Array.from({ length: 2048 }, (_, n) => n)),
+        inverseFrequency: frequencies(32),
+        inverse: 0,
+      }),
+    },
+  ],
+  cost: ({ x }) => ({ flops: 0, read: bytes(x), write: bytes(x) }),
 });
