@@ -4,7 +4,7 @@
 //   V exp        n = nearest(x log2 e), r = x - n ln 2 in two parts, 2^n (1 + r + r^2 P(r)); 0 below 2^-126     <= 1 ulp
 //   V exp_below  the same up to 88;  exp_diff: exp(x - m) for x <= m, the rounding error of x - m carried into r
 //   V log        mantissa and exponent in f64, 2 atanh((m-1)/(m+1)), rounded once                               <= 0.51 ulp
-//   V expm1, tanh, sincos: the critical part in f64;  log1p, erf: f64 lane by lane
+//   V expm1, tanh, sincos, erf: the critical part in f64;  log1p: f64 lane by lane
 //   double exp, log, log1p, expm1, cos, pow: <= 2 ulp;  D exp_below: the bits of exp, up to 709;  D log1p: 0 to 1
 #pragma once
 #include "kernels/cpu/vector.h"
@@ -148,26 +148,6 @@ RLHF_INLINE double pow(double x, double y) {
   if (x == 0) return y > 0 ? 0 : __builtin_inf();
   return exp(y * log(x));
 }
-// erfc(x) = t exp(-x^2 + g(t)), t = 1 / (1 + x/2), for x >= 0.5 (Press et al. 1992, g refitted); |x| < 0.5: Taylor
-RLHF_INLINE double erf(double x) {
-  const double a = x < 0 ? -x : x, z = x * x;
-  if (a < 0.5) {
-    double p = 0, sign = 1;  // sum of (-1)^k x^(2k+1) / (k! (2k+1))
-    const double terms[10] = {1.0, 3.0, 10.0, 42.0, 216.0, 1320.0, 9360.0, 75600.0, 685440.0, 6894720.0};
-    for (int k = 9; k >= 0; k--) sign = k & 1 ? -1 : 1, p = __builtin_fma(p, z, sign / terms[k]);
-    return 1.1283791670955126 * x * p;
-  }
-  if (a > 6) return x < 0 ? -1 : 1;
-  const double g[16] = {-1.2655175814997767, 1.0001934826283552, 0.37183794382599518, 0.11492450509574627, -0.3015794019176219, 0.92044953188240657,
-      -4.007490658480246, 10.936695173210958, -22.946019909425923, 36.927009797880583, -43.348835465549466, 36.055768892691734, -20.717908156929874,
-      7.8530820378583222, -1.7742153260230882, 0.18160513475234548};
-  const double t = 1 / (1 + 0.5 * a);
-  double p = g[15];
-  for (int k = 14; k >= 0; k--) p = __builtin_fma(p, t, g[k]);
-  const double y = 1 - t * exp(p - z);
-  return x < 0 ? -y : (x != x ? x : y);
-}
-
 // ------------------------------------------------------------------------------------------------ sixteen f64
 // n = nearest(x log2 e), r = x - n ln 2
 struct WideReduction {
@@ -327,8 +307,16 @@ RLHF_INLINE V lanewise(V x, F&& f) {  // f in f64 on each lane
 RLHF_INLINE V log1p(V x) {
   return lanewise(x, [](double y) { return log1p(y); });
 }
-RLHF_INLINE V erf(V x) {
-  return lanewise(x, [](double y) { return erf(y); });
+// erfc(x) = t exp(-x^2 + g(t)), t = 1 / (1 + x/2), for x >= 0.5 (Press et al. 1992, g refitted); |x| < 0.5: Taylor, (-1)^k x^(2k+1) / (k! (2k+1))
+RLHF_INLINE V erf(V narrow_x) {
+  constexpr double taylor[] = {-1 / 6894720.0, 1 / 685440.0, -1 / 75600.0, 1 / 9360.0, -1 / 1320.0, 1 / 216.0, -1 / 42.0, 1 / 10.0, -1 / 3.0, 1.0};
+  constexpr double g[] = {0.18160513475234548, -1.7742153260230882, 7.8530820378583222, -20.717908156929874, 36.055768892691734, -43.348835465549466,
+      36.927009797880583, -22.946019909425923, 10.936695173210958, -4.007490658480246, 0.92044953188240657, -0.3015794019176219, 0.11492450509574627,
+      0.37183794382599518, 1.0001934826283552, -1.2655175814997767};
+  const D x = widen(narrow_x), a = select(x < setd(0), setd(0) - x, x), z = x * x;
+  const D t = setd(1) / fma(setd(0.5), a, setd(1));
+  const D y = setd(1) - t * exp_below(polynomial(g, t) - z);
+  return narrow(select(a < setd(0.5), setd(1.1283791670955126) * x * polynomial(taylor, z), select(x < setd(0), setd(0) - y, y)));
 }
 RLHF_INLINE V log_sigmoid(V x) { return min(x, zero()) - log1p(exp(-abs(x))); }
 
