@@ -3,8 +3,8 @@
 // swiglu(gate, up) = gate sigmoid(gate) up
 // Plan: sixteen at a time, threads take contiguous ranges; memory is the limit.
 // AMD Zen 4, AVX-512, 2 cores, two threads, 2048 x 3072: swiglu 2.6 ms and its gradient 5.2, at the limit; gelu by tanh 2.6 (45 %)
-// and 3.4 (78 to 97 %); by erf 9.7 and 12.5 (11 and 29 %), two polynomials, a
-// division and an exponential in f64; 72 and 63 when that went lane by lane.
+// and 3.4 (78 to 97 %); by erf 9.7 and 12.5 (11 and 29 %), two polynomials, a division and an exponential in f64; 72 and 63 when
+// that went lane by lane.
 #include "kernels/cpu/math.h"
 
 namespace rlhf::RLHF_ISA {
