@@ -207,7 +207,7 @@ function expectGradient(got: ArrayLike<number>, inputs: Case, name: string, what
 }
 
 /** The gradient of the public function against central differences of the reference, at `most` places of each input. */
-export async function holdToGradient(on: Device, entry: Truth, random = new Random(entry.op), most = 24): Promise<void> {
+export async function holdToGradient(on: Device, entry: Truth, random = new Random(entry.op), most = 12): Promise<void> {
   const { wrt, outputs, call } = entry.gradient!;
   for (const inputs of entry.draw(random)) {
     if (wrt.some((name) => isNumbers(inputs[name]) && inputs[name].data.length === 0)) continue;
