@@ -1,5 +1,6 @@
 import type { Device } from "../lib/index.js";
-import { bandwidth, fmaPeak, lastLevelCache, readBandwidth, type Streams } from "../lib/device/limits.js";
+import { fmaProbe, lastLevelCache, readBandwidth, streamProbe, type Probe, type Streams } from "../lib/device/limits.js";
+import type { Timer } from "./measure.js";
 
 export interface Cost {
   flops: number;
@@ -12,11 +13,32 @@ export interface Cost {
   footprint?: number;
 }
 
+/** What a row cannot be faster than: the same FLOPs or bytes with nothing to do for them, timed in turns with the row. */
+export interface Bar {
+  kind: "arithmetic" | "memory";
+  timer: Timer;
+  /** FLOP or bytes of one run. */
+  amount: number;
+  /** Of the row. */
+  owed: number;
+}
+
 export interface Bound {
   /** No implementation takes less, as far as the probes of the machine go. */
   ms: number;
+  /** FLOP/s that the machine reached beside the row; null where arithmetic cannot be the bound. */
+  peak: number | null;
   /** Bytes per second at the row's own mix of streams and footprint; null where arithmetic alone is the bound. */
   bandwidth: number | null;
+}
+
+/** The longer of arithmetic at the peak and compulsory bytes at the bandwidth, by how long a run of each bar took, ms. */
+export function bound(bars: readonly Bar[], ms: readonly number[]): Bound {
+  const rate = (kind: Bar["kind"]) => {
+    const i = bars.findIndex((bar) => bar.kind === kind);
+    return i < 0 ? null : (1000 * bars[i].amount) / ms[i];
+  };
+  return { ms: Math.max(0, ...bars.map(({ amount, owed }, i) => (owed / amount) * ms[i])), peak: rate("arithmetic"), bandwidth: rate("memory") };
 }
 
 const MOST_STREAMS = 8;
@@ -33,35 +55,52 @@ export function mix({ read, write, update = 0 }: Cost): Streams {
   return { reads, updates, writes };
 }
 
-/** What the machine can do at most, measured in this run with the run's threads. */
+/** What the machine can do at most, with the run's threads. */
 export class Limits {
-  private readonly measured = new Map<string, Promise<number>>();
+  private readonly streams = new Map<string, Promise<Probe>>();
 
   private constructor(
     private readonly on: Device,
-    /** FLOP/s */
-    readonly peak: number,
+    private readonly fma: Probe,
     /** bytes/s, read from memory */
     readonly read: number,
   ) {}
 
   static async measure(on: Device): Promise<Limits> {
-    return new Limits(on, await fmaPeak(on), await readBandwidth(on));
+    return new Limits(on, await fmaProbe(on), await readBandwidth(on));
   }
 
-  /** The longer of arithmetic at the peak and compulsory bytes at the bandwidth. */
-  async bound(cost: Cost): Promise<Bound> {
-    const arithmetic = cost.flops / this.peak;
+  /** FLOP/s at best */
+  get peak(): number {
+    return this.fma.rate;
+  }
+
+  /** What may bound work of this cost. */
+  async bars({ flops, ...cost }: Cost): Promise<Bar[]> {
     const bytes = cost.read + cost.write;
-    // streams that are written too may be half as fast as reading alone, not less
-    if (bytes === 0 || arithmetic > (3 * bytes) / this.read) return { ms: 1000 * arithmetic, bandwidth: null };
-    const rate = await this.bandwidth(mix(cost), Math.min(cost.footprint ?? Infinity, 4 * lastLevelCache()));
-    return { ms: 1000 * Math.max(arithmetic, bytes / rate), bandwidth: rate };
+    const [arithmetic, least] = [flops / this.peak, bytes / this.read];
+    const bars: Bar[] = [];
+    // what a cache holds may move ten times as fast as from memory, and streams that are written too half as fast as reading alone, not less
+    if (flops > 0 && 10 * arithmetic > least) bars.push(this.bar("arithmetic", this.fma, flops));
+    if (bytes > 0 && arithmetic <= 3 * least) bars.push(this.bar("memory", await this.stream(mix({ flops, ...cost }), cost.footprint), bytes));
+    return bars;
   }
 
-  private bandwidth(streams: Streams, bytes: number): Promise<number> {
+  private bar(kind: Bar["kind"], { run, amount }: Probe, owed: number): Bar {
+    const timer = async (runs: number) => {
+      await this.on.read(0, 0);
+      const start = performance.now();
+      for (let i = 0; i < runs; i++) run();
+      await this.on.read(0, 0);
+      return performance.now() - start;
+    };
+    return { kind, timer, amount, owed };
+  }
+
+  private stream(streams: Streams, footprint = Infinity): Promise<Probe> {
+    const bytes = Math.min(footprint, 4 * lastLevelCache());
     const key = JSON.stringify([streams, bytes]);
-    if (!this.measured.has(key)) this.measured.set(key, bandwidth(this.on, streams, bytes));
-    return this.measured.get(key)!;
+    if (!this.streams.has(key)) this.streams.set(key, streamProbe(this.on, streams, bytes));
+    return this.streams.get(key)!;
   }
 }

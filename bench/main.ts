@@ -7,7 +7,7 @@ import { device, type Device, type DeviceKind } from "../lib/index.js";
 import { writeFileDurably } from "../lib/model/safetensors.js";
 import { growthRows, measureGrowth } from "./growth.js";
 import { kernelRows, type Prepared } from "./kernels.js";
-import { Limits } from "./limit.js";
+import { bound, Limits } from "./limit.js";
 import { interleaved, type Timer } from "./measure.js";
 import { stepRows } from "./models.js";
 import { orderRows } from "./order.js";
@@ -85,16 +85,25 @@ async function measure(on: Device, { name, shape, sizes, prepare }: Planned, lim
   const before = on.memory().current;
   on.resetPeak();
   const { timer, cost, tokens, dispose } = prepare();
+  const held = on.memory().current;
+  const bars = (await limits?.bars(cost)) ?? [];
+  const probes = on.memory().current - held;
   const others = (await peers?.prepare({ name, shape, sizes })) ?? [];
   const { timer: own, outside } = watched(on, timer);
-  const [ours, ...theirs] = await interleaved([own, ...others.map((one) => one.timer)]);
-  const bytes = on.memory().peak - before;
+  const [ours, ...rest] = await interleaved([own, ...others.map((one) => one.timer), ...bars.map((bar) => bar.timer)]);
+  const theirs = rest.slice(0, others.length);
+  const bytes = on.memory().peak - before - probes;
   const measured = await Promise.all(
     others.map(async (one, i) => ({ name: one.name, ms: theirs[i].ms, ratio: theirs[i].ms / ours.ms, bytes: await one.bytes() })),
   );
   dispose();
   await peers?.release();
-  const bound = await limits?.bound(cost);
+  const limit = limits
+    ? bound(
+        bars,
+        rest.slice(others.length).map(({ ms }) => ms),
+      )
+    : undefined;
   return {
     name,
     shape,
@@ -104,9 +113,10 @@ async function measure(on: Device, { name, shape, sizes, prepare }: Planned, lim
     ms: ours.ms,
     spread: ours.spread,
     peers: measured.toSorted((a, b) => a.ms - b.ms),
-    limit: bound?.ms ?? null,
-    limitRatio: bound ? bound.ms / ours.ms : null,
-    bandwidth: bound?.bandwidth ?? null,
+    limit: limit?.ms ?? null,
+    limitRatio: limit ? limit.ms / ours.ms : null,
+    peak: limit?.peak ?? null,
+    bandwidth: limit?.bandwidth ?? null,
     bytes,
     outside: on.kind === "cpu" ? outside.toSorted((a, b) => a - b)[outside.length >> 1] : undefined, // others do not tell
     ...(tokens ? { tokensPerSecond: (1000 * tokens) / ours.ms } : {}),

@@ -14,17 +14,18 @@ const SECONDS = 2;
 const PAUSE = 30; // ms, until the threads of whoever ran before have stopped spinning
 const MOST = 60;
 const LONG = 30_000; // ms: a warm-up of this length is a measurement
-const SHORT = 40; // ms: less work than this is done several times over
+const SHORT = 40; // ms: less work than this is done several times over,
+const SHARE = 1 / 20; // or less than this of the longest
 
 /** Rounds at least: work of many seconds is steadier, and there is no time for many. */
 const least = (ms: number) => (ms > 10_000 ? 1 : ms > 2000 ? 3 : 5);
 
-/** Runs that take `SHORT` together, found by runs that come near: one alone may take ten times as long as the next. */
-async function enough(timer: Timer): Promise<number> {
+/** Runs that take so many ms together, found by runs that come near: one alone may take ten times as long as the next. */
+async function enough(timer: Timer, together: number): Promise<number> {
   for (let runs = 1; ;) {
     const ms = await timer(runs);
-    if (ms >= SHORT / 1.2) return runs;
-    runs = Math.ceil(runs * Math.min(10, SHORT / ms));
+    if (ms >= together / 1.2) return runs;
+    runs = Math.ceil(runs * Math.min(10, together / ms));
   }
 }
 
@@ -34,14 +35,14 @@ async function enough(timer: Timer): Promise<number> {
  */
 export async function interleaved(timers: readonly Timer[]): Promise<Measured[]> {
   const times = timers.map((): number[] => []);
-  const repeats: number[] = [];
-  let warm = 0;
+  const firsts: number[] = [];
   for (const [i, timer] of timers.entries()) {
-    const first = await timer(1);
-    if (first > LONG) times[i].push(first);
-    repeats.push(first < 100 * SHORT ? await enough(timer) : 1);
-    warm = Math.max(warm, first);
+    firsts.push(await timer(1));
+    if (firsts[i] > LONG) times[i].push(firsts[i]);
   }
+  const warm = Math.max(...firsts);
+  const repeats: number[] = [];
+  for (const [i, timer] of timers.entries()) repeats.push(firsts[i] < 100 * SHORT ? await enough(timer, Math.max(SHORT, SHARE * warm)) : 1);
   const start = performance.now();
   for (let round = 0; round < MOST && (round < least(warm) || performance.now() - start < 1000 * SECONDS * timers.length); round++)
     for (const [i, timer] of timers.entries()) {

@@ -19,10 +19,12 @@ export interface Row {
   spread: number;
   /** In the order of their time, the fastest first. */
   peers: PeerResult[];
-  /** The least time that the machine's arithmetic and memory allow; null where they were not measured. */
+  /** The least time that the machine's arithmetic and memory allowed in turns with the row; null where they were not measured. */
   limit: number | null;
   /** The limit's time over ours. */
   limitRatio: number | null;
+  /** FLOP/s in turns with the row; null where arithmetic is not the limit. */
+  peak?: number | null;
   /** Bytes/s, at the row's own mix of streams and footprint; null where arithmetic is the limit. */
   bandwidth: number | null;
   bytes: number;
@@ -71,7 +73,7 @@ export interface Result {
   commit?: string;
   cpu: string;
   isa: string;
-  /** Of each number of threads that the rows were measured with: FLOP/s; bytes/s read from memory. */
+  /** Of each number of threads that the rows were measured with, at best: FLOP/s; bytes/s read from memory. */
   limits: { threads: number; peak: number; bandwidth: number }[];
   rows: Row[];
   growth: Growth[];
@@ -146,7 +148,7 @@ function grid(top: readonly string[], rows: readonly (readonly string[])[], text
 export function rowsTable({ cpu, isa, rows, commit }: Result, { threads, peak, bandwidth }: Result["limits"][0]): string {
   const all = rows.filter((row) => row.threads === threads).flatMap(lines);
   const shown = head.map((_, i) => i).filter((i) => head[i] !== "spread" && all.some((cells) => cells[i] !== ""));
-  const title = `${cpu} (${isa}, ${threads} thread${threads === 1 ? "" : "s"}; measured in the same run: ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s${commit ? `; at ${commit}` : ""})`;
+  const title = `${cpu} (${isa}, ${threads} thread${threads === 1 ? "" : "s"}; at best ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s${commit ? `; at ${commit}` : ""})`;
   return `${title}\n\n${grid(
     shown.map((i) => head[i]),
     all.map((cells) => shown.map((i) => cells[i])),

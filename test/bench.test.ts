@@ -1,5 +1,5 @@
 import { expect, jest, test } from "@jest/globals";
-import { mix } from "../bench/limit.js";
+import { bound, Limits, mix } from "../bench/limit.js";
 import { interleaved } from "../bench/measure.js";
 import { Peers } from "../bench/peer.js";
 import { markdown, lines, head, type Row } from "../bench/result.js";
@@ -66,6 +66,30 @@ test("every mix has a bandwidth that a machine can have", async () => {
       expect(rate).toBeGreaterThan(1e8);
       expect(rate).toBeLessThan(1e14);
     }
+});
+
+test("a row is held to the bar that takes longer", () => {
+  const timer = async () => 0;
+  const arithmetic = { kind: "arithmetic", timer, amount: 10, owed: 20 } as const;
+  const memory = { kind: "memory", timer, amount: 5, owed: 20 } as const;
+  expect(bound([arithmetic, memory], [3, 4])).toEqual({ ms: 16, peak: 10_000 / 3, bandwidth: 1250 });
+  expect(bound([arithmetic, memory], [9, 4])).toEqual({ ms: 18, peak: 10_000 / 9, bandwidth: 1250 });
+  expect(bound([arithmetic], [3])).toEqual({ ms: 6, peak: 10_000 / 3, bandwidth: null });
+});
+
+test("products are held to arithmetic, copies to memory, and what is between to both", async () => {
+  await using on = await device("cpu", { threads: 2 });
+  const limits = await Limits.measure(on);
+  const kinds = async (flops: number, bytes: number) => (await limits.bars({ flops, read: bytes, write: 0, footprint: 2 ** 20 })).map(({ kind }) => kind);
+  const balance = limits.peak / limits.read; // FLOPs for a byte
+  expect(await kinds(100 * balance, 1)).toEqual(["arithmetic"]);
+  expect(await kinds(balance, 1)).toEqual(["arithmetic", "memory"]);
+  expect(await kinds(balance, 100)).toEqual(["memory"]);
+  expect(await kinds(0, 1)).toEqual(["memory"]);
+  for (const { timer, amount } of await limits.bars({ flops: balance, read: 1, write: 0, footprint: 2 ** 20 })) {
+    expect(amount).toBeGreaterThan(0);
+    expect(await timer(1)).toBeGreaterThan(0);
+  }
 });
 
 test("the kernels that add in any order compute what those in the law's order do", async () => {

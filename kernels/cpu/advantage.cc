@@ -6,7 +6,7 @@
 //     1 / sqrt(max(var, 1e-8))
 //
 // Law: gae is one chain per sequence, in f32; sums over tokens by law 4.
-// Plan of gae: a chunk of 256 tokens of eight sequences at once, from their ends: what does not depend on the token after it
+// Plan of gae: a chunk of 512 tokens of eight sequences at once, from their ends: what does not depend on the token after it
 // by vectors along the sequence, then the eight chains token by token (two multiply-adds a cycle, each of four), then the
 // returns; large results past the caches; sequences over threads.
 //
@@ -28,7 +28,7 @@ struct Row {
 };
 
 constexpr int ROWS = 8;
-constexpr int64_t CHUNK = 256, CHUNK_ROW = CHUNK + LANES;  // tokens of a row at once; a row of the chunk, not a power of two
+constexpr int64_t CHUNK = 512, CHUNK_ROW = CHUNK + LANES;  // tokens of a row at once; a row of the chunk, not a power of two
 
 // f(t, i) for each sixteen tokens of a chunk that begins at `begin` of its row
 template <class F>

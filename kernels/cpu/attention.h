@@ -31,10 +31,10 @@ RLHF_INLINE int64_t width(int64_t D) { return (D + LANES - 1) / LANES * LANES; }
 RLHF_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 RLHF_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// A matrix operand: element (row, step of the chain) is data[row * rows + step * steps].
+// A matrix operand: element (row, step of the chain) is data[row * stride + step], or data[row + step * stride] where it is turned.
 struct Left {
   const float* data;
-  int64_t rows, steps;
+  int64_t stride;
 };
 struct Right {  // step of the chain, lanes contiguous
   const float* data;
@@ -48,9 +48,9 @@ enum class Start { zero, resume, scaled };  // a chain starts from 0, from what 
 
 // c[R][16 C]: one chain of fused multiply-adds per element, n steps (law 1). Plain numbers as arguments: a struct would
 // be copied through the stack in pieces that the core cannot forward, a bubble per call.
-template <int R, int C>
+template <int R, int C, bool TURNED>
 __attribute__((noinline)) void register_tile(
-    int64_t n, const float* a, int64_t a_rows, int64_t a_steps, const float* b, int64_t b_steps, float* c, int64_t c_rows, Start start, const float* scale) {
+    int64_t n, const float* a, int64_t a_stride, const float* b, int64_t b_steps, float* c, int64_t c_rows, Start start, const float* scale) {
   V sum[R][C];
 #pragma GCC unroll 8
   for (int i = 0; i < R; i++)
@@ -64,17 +64,26 @@ __attribute__((noinline)) void register_tile(
       for (int j = 0; j < C; j++) sum[i][j] = load(c + i * c_rows + LANES * j) * factor;
     }
   }
-  for (int64_t k = 0; k < n; k++, a += a_steps, b += b_steps) {
+  const auto advance = [&]() __attribute__((always_inline)) {
     V x[C];
 #pragma GCC unroll 8
     for (int j = 0; j < C; j++) x[j] = load(b + LANES * j);
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) {
-      const V y = set(a[i * a_rows]);
+      const V y = set(a[TURNED ? i : i * a_stride]);
 #pragma GCC unroll 8
       for (int j = 0; j < C; j++) sum[i][j] = fma(y, x[j], sum[i][j]);
     }
-  }
+    a += TURNED ? a_stride : 1, b += b_steps;
+  };
+  int64_t k = 0;
+  if (TURN > 1)
+#pragma GCC unroll 1
+    for (; k + TURN <= n; k += TURN)
+#pragma GCC unroll 8
+      for (int t = 0; t < TURN; t++) advance();
+#pragma GCC unroll 1
+  for (; k < n; k++) advance();
 #pragma GCC unroll 8
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 8
@@ -82,10 +91,10 @@ __attribute__((noinline)) void register_tile(
 }
 
 // R rows, `columns` vectors wide.
-template <int R>
+template <int R, bool TURNED = false>
 RLHF_INLINE void product(int64_t columns, int64_t n, Left a, Right b, Result c, Start start, const float* scale = nullptr) {
   constexpr int C = abreast(R);
-  const auto tile = [&]<int width>() { register_tile<R, width>(n, a.data, a.rows, a.steps, b.data, b.steps, c.data, c.rows, start, scale); };
+  const auto tile = [&]<int width>() { register_tile<R, width, TURNED>(n, a.data, a.stride, b.data, b.steps, c.data, c.rows, start, scale); };
   for (; columns >= C; columns -= C, b.data += LANES * C, c.data += LANES * C) tile.template operator()<C>();
   if constexpr (C > 3)
     if (columns == 3) tile.template operator()<3>();
@@ -146,7 +155,7 @@ RLHF_INLINE void with_columns(int64_t columns, F&& f) {
   };
   for (int64_t i = from; i < rows; i += GROUP)
     with_rows(least(GROUP, rows - i), [&]<int R>() {
-      product<R>((seen[i + R - 1] + LANES - 1) / LANES, D, {x.q + i * D, D, 1}, {keys, TILE}, {x.s + i * TILE, TILE}, Start::zero);
+      product<R>((seen[i + R - 1] + LANES - 1) / LANES, D, {x.q + i * D, D}, {keys, TILE}, {x.s + i * TILE, TILE}, Start::zero);
     });
   const V factor = set(scale), unseen = set(-__builtin_inff());
   groups([&]<int C>(int64_t begin, int64_t end) {
@@ -185,7 +194,7 @@ RLHF_INLINE void with_columns(int64_t columns, F&& f) {
   });
   for (int64_t i = from; i < rows; i += GROUP)
     with_rows(least(GROUP, rows - i), [&]<int R>() {
-      product<R>(W / LANES, seen[i + R - 1], {x.s + i * TILE, TILE, 1}, {values, W}, {x.o + i * W, W}, Start::scaled, x.fall + i);
+      product<R>(W / LANES, seen[i + R - 1], {x.s + i * TILE, TILE}, {values, W}, {x.o + i * W, W}, Start::scaled, x.fall + i);
     });
 }
 

@@ -43,8 +43,8 @@ template <int R>
 __attribute__((noinline)) void probabilities(int64_t D, float scale, const Block& x, int64_t row, const float* keys, const float* values, const int64_t* seen) {
   const int64_t columns = (seen[R - 1] + LANES - 1) / LANES, W = width(D);
   float *p = x.p + row * TILE, *ds = x.ds + row * TILE;
-  product<R>(columns, D, {x.q + row * W, W, 1}, {keys, TILE}, {p, TILE}, Start::zero);
-  product<R>(columns, D, {x.d_o + row * W, W, 1}, {values, TILE}, {ds, TILE}, Start::zero);
+  product<R>(columns, D, {x.q + row * W, W}, {keys, TILE}, {p, TILE}, Start::zero);
+  product<R>(columns, D, {x.d_o + row * W, W}, {values, TILE}, {ds, TILE}, Start::zero);
   const V factor = set(scale);
   for (int i = 0; i < R; i++, p += TILE, ds += TILE) {
     const V lse = set(x.lse[row + i]), delta = set(x.delta[row + i]);
@@ -179,7 +179,7 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
             for (int64_t row = from; row < stop; row++) seen[row - from] = least(TILE, position + row - tile * TILE + 1);
             with_rows(stop - from, [&]<int R>() {
               probabilities<R>(D, scale, x, from, r.keys + at * TILE * D, r.values + at * TILE * D, seen);
-              product<R>(columns, seen[R - 1], {x.ds + from * TILE, TILE, 1}, {r.rows + at * TILE * W, W}, {x.dq + from * W, W}, Start::resume);
+              product<R>(columns, seen[R - 1], {x.ds + from * TILE, TILE}, {r.rows + at * TILE * W, W}, {x.dq + from * W, W}, Start::resume);
             });
           }
           chains.runs(b, tile, [&](int64_t key, int64_t row, int64_t n) {
@@ -188,8 +188,8 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
               if (from >= rows) break;
               const float *p = x.p + from * TILE + key + j, *ds = x.ds + from * TILE + key + j;
               with_rows(least(GROUP, n - j), [&]<int R>() {
-                product<R>(columns, rows - from, {p, 1, TILE}, {x.d_o + from * W, W}, {r.dv + (row - first_row + j) * W, W}, Start::resume);
-                product<R>(columns, rows - from, {ds, 1, TILE}, {x.q + from * W, W}, {r.dk + (row - first_row + j) * W, W}, Start::resume);
+                product<R, true>(columns, rows - from, {p, TILE}, {x.d_o + from * W, W}, {r.dv + (row - first_row + j) * W, W}, Start::resume);
+                product<R, true>(columns, rows - from, {ds, TILE}, {x.q + from * W, W}, {r.dk + (row - first_row + j) * W, W}, Start::resume);
               });
             }
           });

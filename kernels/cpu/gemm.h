@@ -30,7 +30,7 @@ constexpr int MR = 14, NV = 2;
 constexpr int64_t KC = 384, MC = 19 * MR, NC = 1024;
 #else
 constexpr int MR = 6, NV = 1;
-constexpr int64_t KC = 256, MC = 24 * MR, NC = 1024;
+constexpr int64_t KC = 384, MC = 24 * MR, NC = 1024;
 #endif
 constexpr int64_t NR = NV * LANES;
 
@@ -92,17 +92,23 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
   int64_t step = 0;
   if (!LAID) {
     const float* next = c + R * c_row;
-    int64_t next_step = c_row;
 #pragma GCC unroll 1
-    for (int64_t end = smaller(k, R); step < end;) {
-      for (; step < end; step++, next += next_step) {
+    for (const int64_t end = smaller(k, R); step < end; step++, next += c_row) {
 #pragma GCC unroll 2
-        for (int j = 0; j < N; j++) __builtin_prefetch(next + j * LANES, 1);
-        advance();
-      }
-      next = reinterpret_cast<const float*>(ahead), next_step = ahead_step / int64_t(sizeof(float));
-      end = smaller(k, step + asked), asked = 0;
+      for (int j = 0; j < N; j++) __builtin_prefetch(next + j * LANES, 1);
+      advance();
     }
+#pragma GCC unroll 1
+    for (const int64_t end = smaller(k, step + asked); step < end; step++, ahead += ahead_step) {
+#pragma GCC unroll 2
+      for (int j = 0; j < N; j++) __builtin_prefetch(ahead + j * LANES * int64_t(sizeof(float)));
+      advance();
+    }
+    if (TURN > 1)
+#pragma GCC unroll 1
+      for (; step + TURN <= k; step += TURN)
+#pragma GCC unroll 8
+        for (int t = 0; t < TURN; t++) advance();
   }
   for (; step < k; step++) {
     if (LAID && ahead_step) __builtin_prefetch(ahead + step * ahead_step, 0, 2);  // into L2
@@ -355,6 +361,13 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
         for (int64_t j = 0; j < n; j += PANEL) {
           float* panel = packed_b + j * k;
           const int64_t columns = smaller(PANEL, n - j);
+          if (TURN > 1 && !packs && j + PANEL < n) {
+            const int64_t bytes = PANEL * k * int64_t(p.panels ? sizeof(T) : sizeof(float));
+            const char* there =
+                p.panels ? reinterpret_cast<const char*>(p.panels + (j0 + j + PANEL) * p.k + k0 * PANEL) : reinterpret_cast<const char*>(panel + PANEL * k);
+            next = {there, ASKED, bytes / ASKED, 1};
+            asked = next.total() / (tiles * ((columns + NR - 1) / NR)) + 1;
+          }
           if (packs) {
             pack_b(p.b, k0, k, j0 + j, columns, panel);
             if (j + PANEL < n) next = ahead_b(p.b, k0, k, j0 + j + PANEL, smaller(PANEL, n - j - PANEL));

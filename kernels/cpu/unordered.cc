@@ -138,8 +138,8 @@ void limit_attention(Context& ctx, const limit_attention_args& a) {
         for (int64_t i = from; i < rows; i += GROUP)
           with_rows(least(GROUP, rows - i), [&]<int R>() {
             for (int64_t at = 0, keys = seen(i + R - 1); at < keys; at += TILE)
-              product<R>((least(TILE, keys - at) + LANES - 1) / LANES, D, {x.q + i * D, D, 1}, {x.keys + (key + at) * D, TILE}, {x.s + i * KEYS + at, KEYS},
-                  Start::zero);
+              product<R>(
+                  (least(TILE, keys - at) + LANES - 1) / LANES, D, {x.q + i * D, D}, {x.keys + (key + at) * D, TILE}, {x.s + i * KEYS + at, KEYS}, Start::zero);
           });
         for (int64_t i = from; i < rows; i++) {
           float* s = x.s + i * KEYS;
@@ -171,7 +171,7 @@ void limit_attention(Context& ctx, const limit_attention_args& a) {
         }
         for (int64_t i = from; i < rows; i += GROUP)
           with_rows(least(GROUP, rows - i), [&]<int R>() {
-            product<R>(W / LANES, seen(i + R - 1), {x.s + i * KEYS, KEYS, 1}, {x.values + key * W, W}, {x.o + i * W, W}, Start::scaled, x.fall + i);
+            product<R>(W / LANES, seen(i + R - 1), {x.s + i * KEYS, KEYS}, {x.values + key * W, W}, {x.o + i * W, W}, Start::scaled, x.fall + i);
           });
       }
       for (int64_t i = 0; i < rows; i++) finish(x.o + i * W, sum(load(x.l + i * LANES)), D, a.o.data + ((start + first + i) * H + h) * D);

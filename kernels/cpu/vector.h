@@ -16,6 +16,14 @@ namespace rlhf::RLHF_ISA {
 
 constexpr int LANES = 16;
 
+// Steps of the chains of a register tile in one turn of its loop: with two registers to a vector, a step has so many instructions that
+// counting and stepping are a tenth of them, and where another thread shares the core, instructions are the limit.
+#if RLHF_VECTOR_AVX2
+constexpr int TURN = 8;
+#else
+constexpr int TURN = 1;
+#endif
+
 // The upper half of an f32.
 struct bf16 {
   uint16_t bits;

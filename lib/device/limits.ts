@@ -20,16 +20,36 @@ async function best(device: Device, seconds: number, work: () => void): Promise<
   return Math.min(...(await timed(device, Math.max(7, Math.ceil(seconds / first)), work)));
 }
 
-/** Fused multiply-adds that the device's threads reach together, FLOP/s. */
-export async function fmaPeak(device: Device, rounds = 2_000_000): Promise<number> {
+/** Work that nothing but the machine bounds. */
+export interface Probe {
+  /** FLOP or bytes of one run. */
+  amount: number;
+  /** Of them a second, at best. */
+  rate: number;
+  /** Enqueues one run. */
+  run(): void;
+  release(): void;
+}
+
+/** Fused multiply-adds in registers, on all of the device's threads. */
+export async function fmaProbe(device: Device, rounds = 500_000): Promise<Probe> {
   const { threads } = device;
   const address = device.allocate(8 * threads);
   const sink = { address, dtype: "f64", layout: "rows", shape: [threads], stride: 1 } as const;
-  const least = await best(device, 1, () => device.call(specs.get("limitFma")!, [rounds, sink]));
-  const flops = new Float64Array(await device.read(address, 8 * threads)).reduce((a, b) => a + b, 0);
-  device.release(address);
-  return flops / least;
+  const run = () => device.call(specs.get("limitFma")!, [rounds, sink]);
+  const least = await best(device, 1, run);
+  const amount = new Float64Array(await device.read(address, 8 * threads)).reduce((a, b) => a + b, 0);
+  return { amount, rate: amount / least, run, release: () => device.release(address) };
 }
+
+async function rateOf(probe: Promise<Probe>): Promise<number> {
+  const { rate, release } = await probe;
+  release();
+  return rate;
+}
+
+/** Fused multiply-adds that the device's threads reach together, FLOP/s. */
+export const fmaPeak = (device: Device): Promise<number> => rateOf(fmaProbe(device));
 
 /** Arrays of one size that a kernel goes through together. */
 export interface Streams {
@@ -52,10 +72,10 @@ export function lastLevelCache(): number {
 const BLOCK = 256; // values, of each stream in turn
 
 /**
- * Bytes per second, read and written, that the device's threads move together through arrays of `bytes` in all; with ordinary
- * stores or past the caches, whichever is faster. By default no cache holds the arrays.
+ * All of the device's threads together read, update and write arrays of `bytes` in all; with ordinary stores or past the caches,
+ * whichever is faster. By default no cache holds the arrays.
  */
-export async function bandwidth(device: Device, { reads, updates, writes }: Streams, bytes = 4 * lastLevelCache()): Promise<number> {
+export async function streamProbe(device: Device, { reads, updates, writes }: Streams, bytes = 4 * lastLevelCache()): Promise<Probe> {
   const { threads } = device;
   const values = Math.max(1, Math.floor(bytes / 4 / (reads + updates + writes) / threads / BLOCK)) * threads * BLOCK;
   const array = (streams: number) =>
@@ -65,12 +85,18 @@ export async function bandwidth(device: Device, { reads, updates, writes }: Stre
   for (const all of [x, y, z]) device.call(specs.get("fill")!, [1, all]);
   const moved = 4 * values * (reads + 2 * updates + writes);
   const rounds = Math.ceil(2 ** 26 / moved); // some ms, so that the way to the threads is not what is measured
-  let least = Infinity;
-  for (const pastCaches of writes > 0 ? [0, 1] : [0])
-    least = Math.min(least, await best(device, 0.3, () => device.call(specs.get("limitStream")!, [rounds, pastCaches, x, y, z, sink])));
-  for (const { address } of [x, y, z, sink]) device.release(address);
-  return (rounds * moved) / least;
+  const amount = rounds * moved;
+  const release = () => [x, y, z, sink].forEach(({ address }) => device.release(address));
+  const probes: Probe[] = [];
+  for (const pastCaches of writes > 0 ? [0, 1] : [0]) {
+    const run = () => device.call(specs.get("limitStream")!, [rounds, pastCaches, x, y, z, sink]);
+    probes.push({ amount, rate: amount / (await best(device, 0.3, run)), run, release });
+  }
+  return probes.reduce((a, b) => (b.rate > a.rate ? b : a));
 }
+
+/** Bytes per second, read and written, of such streams. */
+export const bandwidth = (device: Device, streams: Streams, bytes?: number): Promise<number> => rateOf(streamProbe(device, streams, bytes));
 
 /** Bytes per second that the device's threads read together, from memory that no cache holds. */
 export const readBandwidth = (device: Device): Promise<number> => bandwidth(device, { reads: 1, updates: 0, writes: 0 });
