@@ -57,7 +57,7 @@ template <bool SCALED>
   }
   return {m, sum(s), sum(u)};
 }
-RLHF_INLINE TileStats tile_stats(const float* x, int64_t n, float inverse_temperature, int64_t target) {
+RLHF_FUNCTION TileStats tile_stats(const float* x, int64_t n, float inverse_temperature, int64_t target) {
   return inverse_temperature == 1 ? tile_stats<false>(x, n, 1, target) : tile_stats<true>(x, n, inverse_temperature, target);
 }
 
@@ -98,7 +98,7 @@ struct RowStats {
 };
 
 // the row's end: its joined tiles and x_y, the target's logit times 1/T
-RLHF_INLINE RowStats finish(const TileStats& row, float target) {
+RLHF_FUNCTION RowStats finish(const TileStats& row, float target) {
   const double d = double(target) - row.m;
   if (row.m == -__builtin_inf()) return {-__builtin_inff(), -__builtin_inff(), 0};  // nothing is possible
   const double own = d == 0 ? 1.0 : exp(d);

@@ -9,6 +9,14 @@
 #pragma once
 #include "kernels/cpu/vector.h"
 
+// Functions are part of their callers where a vector is a register or a few; where it is sixteen numbers in memory, they are called:
+// as fast there, and what uses many of them compiles in a third of the time.
+#if RLHF_VECTOR_AVX512 || RLHF_VECTOR_AVX2 || RLHF_VECTOR_NEON
+#define RLHF_FUNCTION RLHF_INLINE
+#else
+#define RLHF_FUNCTION inline __attribute__((noinline))
+#endif
+
 namespace rlhf::RLHF_ISA {
 
 // ------------------------------------------------------------------------------------------------- double
@@ -55,7 +63,7 @@ RLHF_INLINE T expm1_reduced(T r) {
       1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5};
   return fma(polynomial(c, r) * r, r, r);
 }
-RLHF_INLINE double exp(double x) {
+RLHF_FUNCTION double exp(double x) {
   if (x != x) return x;
   if (x > 709.782712893384) return __builtin_inf();
   if (x < -708.0) return 0;
@@ -64,7 +72,7 @@ RLHF_INLINE double exp(double x) {
   const int64_t k = int64_t(n), half = k >> 1;
   return (1 + expm1_reduced(r)) * power_of_two(half) * power_of_two(k - half);
 }
-RLHF_INLINE double expm1(double x) {
+RLHF_FUNCTION double expm1(double x) {
   if (x != x) return x;
   if (x > 709.782712893384) return __builtin_inf();
   if (x < -40) return -1;
@@ -93,7 +101,7 @@ RLHF_INLINE double atanh_tail(double s) {
   p = __builtin_fma(p, z, 1.0 / 3);
   return 2 * s * z * p;
 }
-RLHF_INLINE double log(double x) {
+RLHF_FUNCTION double log(double x) {
   if (x != x || x < 0) return __builtin_nan("");
   if (x == 0) return -__builtin_inf();
   if (x == __builtin_inf()) return x;
@@ -106,7 +114,7 @@ RLHF_INLINE double log(double x) {
   const double s = (m - 1) / (m + 1), n = double(k);
   return __builtin_fma(n, LN2_HIGH, 2 * s + (atanh_tail(s) + n * LN2_LOW));
 }
-RLHF_INLINE double log1p(double x) {
+RLHF_FUNCTION double log1p(double x) {
   if (x != x || x < -1) return __builtin_nan("");
   if (x == -1 || x == __builtin_inf()) return log(1 + x);
   const double u = 1 + x;
@@ -118,7 +126,7 @@ RLHF_INLINE double log1p(double x) {
   return log(u) + lost / u;
 }
 // cos by quadrants; good to |x| < 1e6
-RLHF_INLINE double cos(double x) {
+RLHF_FUNCTION double cos(double x) {
   if (x != x || x - x != 0) return __builtin_nan("");
   const double n = (x * 0.63661977236758138 + MAGIC) - MAGIC;
   double r = __builtin_fma(-n, 1.5707963267341256, x);
@@ -138,7 +146,7 @@ RLHF_INLINE double cos(double x) {
   return quadrant == 1 || quadrant == 2 ? -y : y;
 }
 // x^y for x > 0; exact products where y is a small whole number
-RLHF_INLINE double pow(double x, double y) {
+RLHF_FUNCTION double pow(double x, double y) {
   if (y == double(int64_t(y)) && y >= 0 && y <= 1048576) {
     double result = 1;
     for (int64_t n = int64_t(y); n; n >>= 1, x = x * x)
@@ -152,17 +160,17 @@ RLHF_INLINE double pow(double x, double y) {
 // n = nearest(x log2 e), r = x - n ln 2
 struct WideReduction {
   D n, r;
-  RLHF_INLINE explicit WideReduction(D x) {
+  RLHF_FUNCTION explicit WideReduction(D x) {
     n = (x * setd(LOG2E) + setd(MAGIC)) - setd(MAGIC);
     r = fma(n, setd(-LN2_LOW), fma(n, setd(-LN2_HIGH), x));
   }
 };
-RLHF_INLINE D exp_below(D x, const WideReduction& a) {  // for x up to 709
+RLHF_FUNCTION D exp_below(D x, const WideReduction& a) {  // for x up to 709
   return select(x < setd(-708), setd(0), scale(setd(1) + expm1_reduced(a.r), a.n));
 }
 RLHF_INLINE D exp_below(D x) { return exp_below(x, WideReduction(x)); }
 // for 0 <= x <= 1: 2 (s + s^3/3 + ...), s = x/(2 + x), the rest of the series fitted up to s = 1/3
-RLHF_INLINE D log1p(D x) {
+RLHF_FUNCTION D log1p(D x) {
   constexpr double c[] = {0.084353503305486047, 0.0516133463524954095, 0.067511712358785502, 0.0768663743817900115, 0.0909113055420987315, 0.111111062789648563,
       0.142857143383304975, 0.199999999997800644, 0.333333333333334843};
   const D s = x / (setd(2) + x), z = s * s, half = fma(s * z, polynomial(c, z), s);
@@ -175,7 +183,7 @@ constexpr float LN2F_HIGH = 0.693359375f, LN2F_LOW = -2.12194440e-4f, LOG2EF = 1
 RLHF_INLINE V power_of_two(I n) { return as_float(shl<23>(n + seti(127))); }  // -126 <= n <= 127
 
 // P(r) r of exp(r) = 1 + r + r^2 P(r), |r| <= 0.35
-RLHF_INLINE V exp_tail(V r) {
+RLHF_FUNCTION V exp_tail(V r) {
   V p = set(0.0001989198131397769f);
   p = fma(p, r, set(0.0013934541928270264f));
   p = fma(p, r, set(0.0083333100242252924f));
@@ -189,7 +197,7 @@ constexpr float EXP_LEAST = -87.3365402f;  // log 2^-126
 // n = nearest(x log2 e), r = x - n ln 2; *e, if given, is a rounding error of x
 struct Reduction {
   V n, r;
-  RLHF_INLINE explicit Reduction(V x, const V* e = nullptr) {
+  RLHF_FUNCTION explicit Reduction(V x, const V* e = nullptr) {
     n = nearest(x * set(LOG2EF));
     r = fma(n, set(-LN2F_LOW), fma(n, set(-LN2F_HIGH), x));
     if (e) r = r + *e;
@@ -204,7 +212,7 @@ struct Reduced : Reduction {
   RLHF_INLINE V excess(V x, V y) const { return select(n == zero(), tail * r, (y - set(1.0f)) - x); }  // y - 1 - x without loss of digits near 0
 };
 
-RLHF_INLINE V exp(V x, V* excess = nullptr) {
+RLHF_FUNCTION V exp(V x, V* excess = nullptr) {
   const V most = set(89.0f);  // log of the largest is 88.72
   const Reduced a(min(most, x));  // in this order NaN stays NaN
   const I k = to_int(a.n), half = sar<1>(k);
@@ -213,26 +221,26 @@ RLHF_INLINE V exp(V x, V* excess = nullptr) {
   return y;
 }
 // The same for |x| <= 87 or NaN, where nothing can leave the range.
-RLHF_INLINE V exp_within(V x, const Reduction& reduction, V* excess) {
+RLHF_FUNCTION V exp_within(V x, const Reduction& reduction, V* excess) {
   const Reduced a(reduction);
   const V y = scale(a.q, a.n);
   if (excess) *excess = a.excess(x, y);
   return y;
 }
 RLHF_INLINE V exp_within(V x, V* excess = nullptr) { return exp_within(x, Reduction(x), excess); }
-RLHF_INLINE V exp_below(V x) {
+RLHF_FUNCTION V exp_below(V x) {
   const Reduced a(x);
   return select(x < set(EXP_LEAST), zero(), scale(a.q, a.n));
 }
 
 // exp(x - m) for x <= m as if the difference were exact: 1 where x == m, 0 where x is -inf
-RLHF_INLINE V exp_diff(V x, V m) {
+RLHF_FUNCTION V exp_diff(V x, V m) {
   const V d = x - m, back = d - x, e = (x - (d - back)) - (m + back);  // Knuth's two-sum
   const Reduced a(d, &e);
   return select(d < set(EXP_LEAST), zero(), scale(a.q, a.n));
 }
 
-RLHF_INLINE V log(V x) {
+RLHF_FUNCTION V log(V x) {
   const B tiny = x < set(1.17549435e-38f);
   const V scaled = select(tiny, x * set(16777216.0f), x);
   const I bits = as_int(scaled);
@@ -258,7 +266,7 @@ RLHF_INLINE V log(V x) {
 }
 
 // exp(x) - 1 in f64, for f32 x
-RLHF_INLINE D expm1_wide(V x) {
+RLHF_FUNCTION D expm1_wide(V x) {
   const V clamped = min(max(x, set(-87.0f)), set(88.7228394f));
   const V n = nearest(clamped * set(LOG2EF));
   const D w = widen(n), r = fma(w, setd(-LN2_LOW), fma(w, setd(-LN2_HIGH), widen(clamped)));
@@ -276,13 +284,13 @@ RLHF_INLINE D expm1_wide(V x) {
   const D scale = widen(power_of_two(half)) * widen(power_of_two(k - half));
   return fma(p, scale, scale - setd(1));
 }
-RLHF_INLINE V expm1(V x) {
+RLHF_FUNCTION V expm1(V x) {
   V y = narrow(expm1_wide(x));
   y = select(set(88.7228394f) < x, set(__builtin_inff()), y);
   y = select(abs(x) < set(1e-30f), x, y);
   return select(isnan(x), x, y);
 }
-RLHF_INLINE V tanh(V x) {
+RLHF_FUNCTION V tanh(V x) {
   const V a = min(abs(x), set(20.0f));
   const D t = expm1_wide(a + a);
   const V y = narrow(t / (t + setd(2)));
@@ -290,7 +298,7 @@ RLHF_INLINE V tanh(V x) {
   return select(isnan(x), x, signed_y);
 }
 // 1 / (1 + exp(-x)), and that of -x where it is asked for
-RLHF_INLINE V sigmoid(V x, V* of_minus = nullptr) {
+RLHF_FUNCTION V sigmoid(V x, V* of_minus = nullptr) {
   const V least = set(-87.3365402f), minus = -abs(x), e = select(minus < least, zero(), exp_within(minus)), one = set(1.0f), sum = one + e;
   const B negative = x < zero();
   if (of_minus) *of_minus = select(negative, one, e) / sum;
@@ -304,11 +312,11 @@ RLHF_INLINE V lanewise(V x, F&& f) {  // f in f64 on each lane
   for (int i = 0; i < LANES; i++) lanes[i] = float(f(double(lanes[i])));
   return load(lanes);
 }
-RLHF_INLINE V log1p(V x) {
+RLHF_FUNCTION V log1p(V x) {
   return lanewise(x, [](double y) { return log1p(y); });
 }
 // erfc(x) = t exp(-x^2 + g(t)), t = 1 / (1 + x/2), for x >= 0.5 (Press et al. 1992, g refitted); |x| < 0.5: Taylor, (-1)^k x^(2k+1) / (k! (2k+1))
-RLHF_INLINE V erf(V narrow_x) {
+RLHF_FUNCTION V erf(V narrow_x) {
   constexpr double taylor[] = {-1 / 6894720.0, 1 / 685440.0, -1 / 75600.0, 1 / 9360.0, -1 / 1320.0, 1 / 216.0, -1 / 42.0, 1 / 10.0, -1 / 3.0, 1.0};
   constexpr double g[] = {0.18160513475234548, -1.7742153260230882, 7.8530820378583222, -20.717908156929874, 36.055768892691734, -43.348835465549466,
       36.927009797880583, -22.946019909425923, 10.936695173210958, -4.007490658480246, 0.92044953188240657, -0.3015794019176219, 0.11492450509574627,
@@ -321,7 +329,7 @@ RLHF_INLINE V erf(V narrow_x) {
 RLHF_INLINE V log_sigmoid(V x) { return min(x, zero()) - log1p(exp(-abs(x))); }
 
 // sin and cos of an angle up to 1e6: reduced in f64, polynomials in f32
-RLHF_INLINE void sincos(V x, V& s, V& c) {
+RLHF_FUNCTION void sincos(V x, V& s, V& c) {
   const V n = nearest(x * set(0.636619772f));
   const D w = widen(n);
   const V r = narrow(fma(w, setd(-6.0771005065061922e-11), fma(w, setd(-1.5707963267341256), widen(x))));

@@ -86,17 +86,17 @@ struct PolicyTerms {
   RLHF_INLINE void be_plain() { ratios = within = true, dual_clip = false, importance = ref_logp = nullptr; }
 
   // of sixteen tokens; lanes that do not count are 0 throughout
-  RLHF_INLINE LogRatio log_ratio_at(const float* logp, const Sixteen& x) const {
+  RLHF_FUNCTION LogRatio log_ratio_at(const float* logp, const Sixteen& x) const {
     if (!ratios) return {zero(), zero() < zero(), Reduction(zero())};
     const V raw = x.of(logp) - x.of(old_logp), d = max(-limit, min(limit, raw));  // in this order NaN stays NaN
     return {d, limit < abs(raw), Reduction(d)};
   }
-  RLHF_INLINE Ratio ratio_of(const LogRatio& a) const {
+  RLHF_FUNCTION Ratio ratio_of(const LogRatio& a) const {
     Ratio r{a.d, zero(), zero(), a.beyond};
     if (ratios) r.ratio = within ? exp_within(a.d, a.of_exp, &r.k3) : exp(a.d, &r.k3);
     return r;
   }
-  RLHF_INLINE TokenLoss at(const float* all_logp, const Sixteen& x, const Ratio& r) const {
+  RLHF_FUNCTION TokenLoss at(const float* all_logp, const Sixteen& x, const Ratio& r) const {
     const V adv = x.of(advantages), one = set(1.0f);
     const B never = zero() < zero();
     TokenLoss t{zero(), zero(), zero(), zero(), never, never};

@@ -166,7 +166,7 @@ struct Difference {
   WideReduction of_exp;
 };
 template <Preference FORM, bool CHAIN>
-RLHF_INLINE Difference difference(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+RLHF_FUNCTION Difference difference(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
   const int64_t at = pairs.at;
   D chosen = widen(load(x.scores[0] + at)), rejected = widen(load(x.scores[1] + at));
   if (FORM != Preference::bradley_terry) chosen = chosen - widen(load(x.references[0] + at)), rejected = rejected - widen(load(x.references[1] + at));
@@ -184,7 +184,7 @@ RLHF_INLINE D both(const SixteenPairs& pairs, const Chunk& x) { return widen(loa
 
 // Gradients; returns twice the wins, a tie is half of one.
 template <Preference FORM, bool CHAIN>
-RLHF_INLINE int64_t slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+RLHF_FUNCTION int64_t slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
   const int64_t at = pairs.at;
   const D one = setd(1), none = setd(0), z = load(x.z + at), small = load(x.small + at);
   const B positive = none < z, negative = z < none;
@@ -206,7 +206,7 @@ RLHF_INLINE int64_t slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x, 
 }
 
 template <Preference FORM, bool CHAIN>
-RLHF_INLINE void losses(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+RLHF_FUNCTION void losses(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
   const D none = setd(0), z = load(x.z + pairs.at);
   D l;
   if (FORM == Preference::ipo) {
