@@ -129,6 +129,14 @@ const order: Order[] = [];
 const sharing: Sharing[] = [];
 const limitsOf: Result["limits"] = [];
 let isa = "";
+const { stdout: commit } = spawnSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root, encoding: "utf8" });
+
+/** Writes what was measured so far: a long run that is cut off has not been for nothing. */
+async function save(): Promise<void> {
+  if (!json) return;
+  const result: Result = { commit: commit?.trim() || undefined, cpu: cpuName(), isa, limits: limitsOf, rows, growth, order, sharing };
+  await writeFileDurably(json, `${JSON.stringify(result, null, 2)}\n`);
+}
 
 async function measureAll(on: Device, whole: boolean): Promise<void> {
   const cpu = on.kind === "cpu";
@@ -144,20 +152,24 @@ async function measureAll(on: Device, whole: boolean): Promise<void> {
     const row = await measure(on, one, limits, peers);
     rows.push(row);
     for (const line of lines(row)) console.error(`${i + 1}/${planned.length}  ${line.join("  ")}`);
+    await save();
   }
   await peers?.close();
   if (!cpu) return;
   for (const one of orderRows.filter(({ name, shape }) => matches({ name: `order ${name}`, shape }))) {
     order.push(await one.measure(on));
     console.error(orderCells(order.at(-1)!).join("  "));
+    await save();
   }
   for (const one of whole ? sharingRows.filter(({ name, shape }) => matches({ name: `sharing ${name}`, shape })) : []) {
     sharing.push(await one.measure(on));
     console.error(sharingCells(sharing.at(-1)!).join("  "));
+    await save();
   }
   for (const one of whole ? growthRows.filter(({ name, shape }) => matches({ name: `growth ${name}`, shape })) : []) {
     growth.push(await measureGrowth(on, one));
     console.error(growthCells(growth.at(-1)!).join("  "));
+    await save();
   }
 }
 
@@ -174,9 +186,4 @@ if (rows.length > 0) console.log(table(head, rows.flatMap(lines)));
 if (order.length > 0) console.log(`\n${table(orderHead, order.map(orderCells))}`);
 if (sharing.length > 0) console.log(`\n${table(sharingHead, sharing.map(sharingCells))}`);
 if (growth.length > 0) console.log(`\n${table(growthHead, growth.map(growthCells))}`);
-
-if (json) {
-  const { stdout: commit } = spawnSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root, encoding: "utf8" });
-  const result: Result = { commit: commit?.trim() || undefined, cpu: cpuName(), isa, limits: limitsOf, rows, growth, order, sharing };
-  await writeFileDurably(json, `${JSON.stringify(result, null, 2)}\n`);
-}
+await save();
