@@ -181,7 +181,7 @@ describe.each(configs)("%s", (_, config, chosen) => {
       call(op, args);
     };
     try {
-      await gradients(model, grouped(new Random("frozen")));
+      await gradients(model, grouped(new Random("frozen")).slice(0, 3)); // fewer rows than a vocabulary of 97, which theirs would be taken for
     } finally {
       on.call = call;
     }
