@@ -4,6 +4,7 @@
 // sixteen; 0.39 in two, 0.50 in one chain (56 cycles a sixteen on one thread: a sixteen is about a hundred cycles long, and two are
 // all that schedulers hold). In the benchmarks, after a pause and with peers beside, 0.37 to 0.62. What binds in the end are the four
 // vector ports: 106 operations of 256 bits a sixteen, 27 cycles, 42 of them to widen and add three f64 sums.
+// Zen 3, AVX2, 2 cores, two threads: 1.3 ms, 84 % of the limit.
 #include "kernels/cpu/policy_loss.h"
 
 namespace rlhf::RLHF_ISA {

@@ -17,6 +17,7 @@
 // benchmarks, after a pause and with peers beside, 2.1 to 3.7. The f64 of the law alone is 36 cycles of division (four of eight,
 // 9.06 each) beside 66 of multiply-adds and comparisons (exp and log1p) a sixteen. 4.9 ms where pairs share scores and one thread
 // does all. Lost: one pass over a chunk in place of three (3.1 to 4.9).
+// Zen 3, AVX2, 2 cores, two threads: 7.6 ms, 27 % of the limit, 3.4 times torch eager and 4.0 compiled.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 
