@@ -76,13 +76,14 @@ export class Limits {
   }
 
   /** What may bound work of this cost. */
-  async bars({ flops, ...cost }: Cost): Promise<Bar[]> {
+  async bars(cost: Cost): Promise<Bar[]> {
+    const { flops, footprint } = cost;
     const bytes = cost.read + cost.write;
     const [arithmetic, least] = [flops / this.peak, bytes / this.read];
     const bars: Bar[] = [];
     // what a cache holds may move ten times as fast as from memory, and streams that are written too half as fast as reading alone, not less
     if (flops > 0 && 10 * arithmetic > least) bars.push(this.bar("arithmetic", this.fma, flops));
-    if (bytes > 0 && arithmetic <= 3 * least) bars.push(this.bar("memory", await this.stream(mix({ flops, ...cost }), cost.footprint), bytes));
+    if (bytes > 0 && arithmetic <= 3 * least) bars.push(this.bar("memory", await this.stream(mix(cost), footprint), bytes));
     return bars;
   }
 

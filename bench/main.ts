@@ -98,12 +98,12 @@ async function measure(on: Device, { name, shape, sizes, prepare }: Planned, lim
   );
   dispose();
   await peers?.release();
-  const limit = limits
-    ? bound(
-        bars,
-        rest.slice(others.length).map(({ ms }) => ms),
-      )
-    : undefined;
+  const limit =
+    limits &&
+    bound(
+      bars,
+      rest.slice(others.length).map(({ ms }) => ms),
+    );
   return {
     name,
     shape,

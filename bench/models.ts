@@ -12,8 +12,8 @@ import type { Timer } from "./measure.js";
 
 // What binds the demo's steps, where they miss the limit: of a PPO update's time in kernels 72 % is the products' register tiles, 7 % their packing, 1 % each AdamW, gelu and its
 // gradient, additions and normal deviates, 2 % threads that wait for each other (Zen 4, AVX-512, two threads: 72 % of the limit, 1.97 times TRL; 2.3 times would be 84 % of it, where
-// a product of this width alone, 640 x 256 x 256, reaches 85). Of an SFT step on Zen 3 with AVX2 66 % are tiles and 7 % packing; 46 to 55 % of the limit with a stranger
-// on the cores' other threads (kernels/cpu/gemm.h), 1.8 to 1.9 times its peers. Lost: a worker that keeps off the core where it met its caller
+// a product of this width alone, 640 x 256 x 256, reaches 85). Of an SFT step on Zen 3 with AVX2 66 % are tiles and 7 % packing; 47 to 55 % of the limit on a machine
+// that others use too (kernels/cpu/gemm.h), 1.8 to 1.9 times its peers. Lost: a worker that keeps off the core where it met its caller
 // (sched_setaffinity: medians as before, sampling 20 % slower), smaller and larger blocks of the products (gemm.h).
 
 /** Whole steps at the shapes that other stacks are measured at. */

@@ -15,9 +15,9 @@
 // 44 % of the limit for the large one, which waits for memory in `deltas`. Sixteen tokens at a time, with the deltas and results
 // of neighbouring sixteens between the steps of the chain, took 1.9 to 2.6 and 0.037 to 0.042.
 // Zen 3, AVX2, one thread, 1024 x 4096: 6.4 to 8.0 ms by chunks of 512 tokens, 7.8 to 10.2 by 256, 12 to 15 by 64 (the longer a stretch,
-// the more of it the core's prefetcher guesses), where a plain loop over the same four streams takes 2.8. Lost there: four rows of 1,024
-// tokens (nothing), two of 2,048 (10 %), ordinary stores (half as fast), asking into L1 (nothing). Two threads: 5.3 ms, 63 % of the limit, and
-// 0.067 for 64 x 1024; with one, a loop that goes through each sequence by itself is as fast.
+// the more of it the core's prefetcher guesses), where a plain loop over the same four streams takes 2.8. Lost there, within what that
+// machine varies by: four rows of 1,024 tokens, two of 2,048, asking into L1; ordinary stores, up to half as much again. Two threads: 5.3 ms, 63 % of
+// the limit, and 0.067 for 64 x 1024; with one thread a loop through each sequence by itself takes 0.8 of our time.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 

@@ -19,8 +19,8 @@
 // Two cores of an AMD EPYC (Zen 4, AVX-512), D 64: T 128 44 %, T 512 65 %, T 1024 71 %, T 2048 76 %; D 128 79 %. At T 128 the register tiles
 // take 55 % of the time, rows in and out 26 %, the softmax 10 %, packing keys 9 %.
 // Tried and lost: softmax per register group (latency of the row maxima shows), blocks of 24, 72, 96 rows (no difference).
-// Zen 3, AVX2, 2 cores, two threads, D 64: T 128 31 %, T 512 45 %, T 1024 48 %, T 2048 57 %; D 128 64 %, with a stranger on the cores' other threads
-// most of the time (gemm.h): of one thread's time at T 1024 the register tiles take 69 %, at 70 to 75 % of the peak, the softmax 16 %, rows in
+// Zen 3, AVX2, 2 cores, two threads, D 64: T 128 31 %, T 512 45 %, T 1024 48 %, T 2048 57 %; D 128 64 %, slowed as products are
+// there (gemm.h): of one thread's time at T 1024 the register tiles take 69 %, at two thirds of the peak, the softmax 16 %, rows in
 // and out 9 %, packing keys 4 %. Eight steps a turn won 1 to 7 %.
 #include "kernels/cpu/chains.h"
 

@@ -17,16 +17,16 @@
 // panels (0 to 5 %) and for the rows of a that are packed next (4 % where a and c are large: they drive out what is at work); asking for
 // c evenly over the steps (nothing to 9 %), two steps in one turn of the loop (1 to 3 %). A tile alone, in a cache, runs at 97 to 98 %.
 //
-// Zen 3 with AVX2 (92 GFLOP/s a core), as a tenant's virtual machine: a tile takes 20 instructions for 12 multiply-adds, six cycles, and
-// where a stranger works on the core's other thread it gets half of the six that the core issues a cycle. Then a tile in L1 falls to 75 % of
-// the peak, which multiply-adds alone still reach; alone it runs at 97. Eight steps a turn, without the counting, make that 87; with the next
-// panel asked for into L1 and KC 384 (c half as often as with 192) 1024 x 768 x 768 went from 67 to 74 % beside a stranger, from 86 to 88 alone,
-// 1024 x 1024 x 2048 from 61 to 70 and from 82 to 83. What is left there, alone: packing a 2 to 3 %, packing b 1 to 2, c 2 to 4 (most where its rows
-// are a power of two apart), panels from L3 1 to 2 (7 before they were asked for).
-// Lost on it: panels of 16 columns (nothing), NC 512 and 256 (1 and 3 %), MC 72 and 216 (nothing), KC 192 (1 %) and 512 (3 % of the first shape for 2
-// of the second), asking for the next rows of a packed panel (4 %), four steps a turn (5 % alone; two, six and eight do not lose them).
-// In the benchmarks, a stranger beside it most of the time: 2048^3 76 to 81 % with two threads, 1024 x 768 x 768 70 to 77, 2048 x 3072 x 768 77, the
-// head's 64 to 81; 1.1 to 1.7 times torch. 16 packed rows reach 45 to 52 %: their tiles take one step a turn still.
+// Zen 3 with AVX2 (93 GFLOP/s a core), as a tenant's virtual machine: a step of a tile takes 20 instructions, and 4 to count, for 12
+// multiply-adds, six cycles. By tenths of seconds it runs at 97 % of the peak from L1, or at 75 while multiply-adds alone still reach it: as if
+// a stranger worked on the core's other thread and took half of the six instructions that the core issues a cycle. With eight steps a turn the
+// 75 are 87. With the next panel asked for and KC 384 too, 1024 x 768 x 768 went from 67 to 74 % at such times, from 86 to 88 at others, 1024 x 1024 x
+// 2048 from 61 to 70 and from 82 to 83. What is left there at other times: packing a 2 to 3 %, packing b 1 to 2, c 2 to 4 (most where its rows are a power
+// of two apart), panels from L3 3 (4 to 7 before they were asked for).
+// Lost on it: panels of 16 columns (nothing), NC 512 and 256 (1 and 3 %), MC 72 and 216 (nothing), KC 192 (nothing to 2 %) and 512 (2 % of the first shape
+// for 2 of the second), asking for the next rows of a packed panel (nothing), four steps a turn (5 % at other times; two, six and eight do not lose them).
+// In the benchmarks, at all times: 2048^3 76 to 81 % with two threads, 1024 x 768 x 768 70 to 77, 2048 x 3072 x 768 62 to 78, the head's 64 to 81; 1.0 to
+// 1.7 times torch. 16 packed rows reach 45 to 52 %: their tiles take one step a turn; with eight f32 won 5 to 12 %, bf16 lost 1 to 6, in one run.
 #pragma once
 #include "kernels/cpu/transpose.h"
 #include "kernels/cpu/vector.h"
@@ -44,6 +44,11 @@ constexpr int MR = 6, NV = 1;
 constexpr int64_t KC = 384, MC = 24 * MR, NC = 1024;
 #endif
 constexpr int64_t NR = NV * LANES;
+#if RLHF_VECTOR_AVX2
+constexpr bool ASKS_PANELS = true;  // for packed panels, before their tiles
+#else
+constexpr bool ASKS_PANELS = false;
+#endif
 
 RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 RLHF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -288,7 +293,7 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
 // then lie in L1, and asks for the next ones into L2 meanwhile. On Zen 4 with AVX-512 and two threads, over the layers of GPT-2, 1 to 8
 // rows read f32 and 1 to 4 rows bf16 at all of the memory's bandwidth (30 to 34 GB/s), 16 rows reach 82 % of the peak with either.
 // Decoding SmolLM2-135M in bf16 there, 63 % of what memory allows, is this with one row for nearly all of the time in kernels, and threads that
-// wait for each other for a seventh: its 210 products last 30 us each. On Zen 3, with less bandwidth to a core, it is at 85 %, f32 at all.
+// wait for each other for a seventh: its 210 products last 30 us each. On Zen 3, with less bandwidth to a core, it is at 72 to 85 %, f32 at 96 to 100.
 // Lost: asking into L1, which drives out what is at work there (16 rows of f32: 63 %), asking with one tile (a sixth), rows of a set apart
 // by an odd number of lines (nothing).
 constexpr int64_t FEW = 16, FEW_BYTES = 8192;
@@ -374,7 +379,7 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
         for (int64_t j = 0; j < n; j += PANEL) {
           float* panel = packed_b + j * k;
           const int64_t columns = smaller(PANEL, n - j);
-          if (TURN > 1 && !packs && j + PANEL < n) {
+          if (ASKS_PANELS && !packs && j + PANEL < n) {
             const int64_t bytes = PANEL * k * int64_t(p.panels ? sizeof(T) : sizeof(float));
             const char* there =
                 p.panels ? reinterpret_cast<const char*>(p.panels + (j0 + j + PANEL) * p.k + k0 * PANEL) : reinterpret_cast<const char*>(panel + PANEL * k);

@@ -8,7 +8,7 @@
 // of tiles and writing them down 20, the gradient 25, packing it 12, the rest waiting for the other thread. At the peak, with nothing
 // else to do, it would be 1010 ms, so that against F.linear_cross_entropy and plain torch, both at 1635 ms, 1.62x is the most there is;
 // 1.42x is reached.
-// Zen 3, AVX2, 2 cores, two threads: 57 to 62 % of the peak, 1.4 to 1.5 times torch; the products bind (gemm.h). To read 154 MB of weights twice,
+// Zen 3, AVX2, 2 cores, two threads: 57 to 61 % of the peak, 1.4 to 1.5 times torch; the products bind (gemm.h). To read 154 MB of weights twice,
 // and read and write their gradient, for every 256 rows alone takes 31 ms of 600 there, at 20 GB/s.
 #include "kernels/cpu/linear_head.h"
 #include "kernels/cpu/policy_loss.h"

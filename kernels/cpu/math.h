@@ -10,7 +10,7 @@
 #include "kernels/cpu/vector.h"
 
 // Functions are part of their callers where a vector is a register or a few; where it is sixteen numbers in memory, they are called:
-// as fast there, and what uses many of them compiles in a third of the time.
+// as fast there, and what uses many of them compiles in a fifth to two thirds of the time.
 #if RLHF_VECTOR_AVX512 || RLHF_VECTOR_AVX2 || RLHF_VECTOR_NEON
 #define RLHF_FUNCTION RLHF_INLINE
 #else
