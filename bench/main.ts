@@ -85,6 +85,7 @@ async function measure(on: Device, { name, shape, sizes, prepare }: Planned, lim
   const before = on.memory().current;
   on.resetPeak();
   const { timer, cost, tokens, dispose } = prepare();
+  await on.read(0, 0); // what it queued is not what is timed
   const held = on.memory().current;
   const bars = (await limits?.bars(cost)) ?? [];
   const probes = on.memory().current - held;

@@ -13,7 +13,7 @@ export interface Measured {
 const SECONDS = 2;
 const PAUSE = 30; // ms, until the threads of whoever ran before have stopped spinning
 const MOST = 60;
-const LONG = 30_000; // ms: a warm-up of this length is a measurement
+const LONG = 120_000; // ms: a warm-up of this length is a measurement
 const SHORT = 40; // ms: less work than this is done several times over,
 const SHARE = 1 / 20; // or less than this of the longest
 

@@ -15,9 +15,7 @@ constexpr int64_t LEAST = 8192;
 
 template <class F>
 RLHF_INLINE void map(Context& ctx, int64_t size, F&& f) {
-  ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += LANES) f(i, end - i < LANES ? int(end - i) : LANES);
-  });
+  ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) { each_vector(begin, end, f); });
 }
 
 constexpr float ROOT_2_PI = 0.797884561f, CUBIC = 0.044715f, ROOT_HALF = 0.707106781f, DENSITY = 0.398942280f;
@@ -30,45 +28,49 @@ RLHF_INLINE V twice_argument(V x) { return set(2 * ROOT_2_PI) * fma(set(CUBIC) *
 
 void gelu(Context& ctx, const gelu_args& a) {
   const V half = set(0.5f), one = set(1.0f);
-  map(ctx, a.y.size(), [&](int64_t i, int n) {
-    const V x = load(&a.x[i], n);
-    if (a.form == GeluForm::tanh) store(&a.y[i], x * sigmoid(twice_argument(limited(x))), n);
-    else store(&a.y[i], half * x * (one + erf(x * set(ROOT_HALF))), n);
-  });
+  map(
+      ctx, a.y.size(), [&](int64_t i, int n) __attribute__((always_inline)) {
+        const V x = load(&a.x[i], n);
+        if (a.form == GeluForm::tanh) store(&a.y[i], x * sigmoid(twice_argument(limited(x))), n);
+        else store(&a.y[i], half * x * (one + erf(x * set(ROOT_HALF))), n);
+      });
 }
 
 void gelu_grad(Context& ctx, const gelu_grad_args& a) {
   const V half = set(0.5f), one = set(1.0f);
-  map(ctx, a.dx.size(), [&](int64_t i, int n) {
-    const V x = load(&a.x[i], n);
-    V slope;
-    if (a.form == GeluForm::tanh) {
-      V t;  // 1 - s with all its digits
-      const V z = limited(x), u = twice_argument(z), s = sigmoid(u, &t);
-      const V du = set(2 * ROOT_2_PI) * fma(set(3 * CUBIC) * z, z, one);
-      slope = fma(z * s * t, du, s);
-    } else {
-      const V density = set(DENSITY) * exp(set(-0.5f) * x * x);
-      slope = fma(x, density, half * (one + erf(x * set(ROOT_HALF))));
-    }
-    store(&a.dx[i], load(&a.dy[i], n) * slope, n);
-  });
+  map(
+      ctx, a.dx.size(), [&](int64_t i, int n) __attribute__((always_inline)) {
+        const V x = load(&a.x[i], n);
+        V slope;
+        if (a.form == GeluForm::tanh) {
+          V t;  // 1 - s with all its digits
+          const V z = limited(x), u = twice_argument(z), s = sigmoid(u, &t);
+          const V du = set(2 * ROOT_2_PI) * fma(set(3 * CUBIC) * z, z, one);
+          slope = fma(z * s * t, du, s);
+        } else {
+          const V density = set(DENSITY) * exp(set(-0.5f) * x * x);
+          slope = fma(x, density, half * (one + erf(x * set(ROOT_HALF))));
+        }
+        store(&a.dx[i], load(&a.dy[i], n) * slope, n);
+      });
 }
 
 void swiglu(Context& ctx, const swiglu_args& a) {
-  map(ctx, a.y.size(), [&](int64_t i, int n) {
-    const V gate = load(&a.gate[i], n);
-    store(&a.y[i], gate * sigmoid(gate) * load(&a.up[i], n), n);
-  });
+  map(
+      ctx, a.y.size(), [&](int64_t i, int n) __attribute__((always_inline)) {
+        const V gate = load(&a.gate[i], n);
+        store(&a.y[i], gate * sigmoid(gate) * load(&a.up[i], n), n);
+      });
 }
 
 void swiglu_grad(Context& ctx, const swiglu_grad_args& a) {
   const V one = set(1.0f);
-  map(ctx, a.dgate.size(), [&](int64_t i, int n) {
-    const V gate = load(&a.gate[i], n), dy = load(&a.dy[i], n), s = sigmoid(gate);
-    store(&a.dup[i], dy * gate * s, n);
-    store(&a.dgate[i], dy * load(&a.up[i], n) * s * fma(gate, one - s, one), n);
-  });
+  map(
+      ctx, a.dgate.size(), [&](int64_t i, int n) __attribute__((always_inline)) {
+        const V gate = load(&a.gate[i], n), dy = load(&a.dy[i], n), s = sigmoid(gate);
+        store(&a.dup[i], dy * gate * s, n);
+        store(&a.dgate[i], dy * load(&a.up[i], n) * s * fma(gate, one - s, one), n);
+      });
 }
 
 }  // namespace rlhf::RLHF_ISA

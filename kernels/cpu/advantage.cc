@@ -155,8 +155,7 @@ void gae_padded(Context& ctx, const gae_padded_args& a) {
 void token_rewards(Context& ctx, const token_rewards_args& a) {
   const V coef = set(float(-a.kl_coef)), half = set(0.5f);
   ctx.split(a.logp.dim[0], LANES, 16384, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += LANES) {
-      const int n = end - i < LANES ? int(end - i) : LANES;
+    each_vector(begin, end, [&](int64_t i, int n) {
       const V d = load(&a.logp[i], n) - load(&a.ref_logp[i], n);
       V kl = d;
       if (a.estimator == KlEstimator::abs) kl = abs(d);
@@ -166,7 +165,7 @@ void token_rewards(Context& ctx, const token_rewards_args& a) {
         kl = select(isnan(k3), k3, min(k3, set(10.0f)));
       }
       store(&a.kl[i], kl, n), store(&a.rewards[i], a.kl_coef != 0 ? coef * kl : zero(), n);
-    }
+    });
   });
   for (int64_t b = 0; b < a.scores.dim[0]; b++)
     if (a.cu_seqlens[b] < a.cu_seqlens[b + 1]) a.rewards[a.cu_seqlens[b + 1] - 1] = a.rewards[a.cu_seqlens[b + 1] - 1] + a.scores[b];
@@ -186,12 +185,11 @@ void whiten(Context& ctx, const whiten_args& a) {
   if (!biased && count < 2 && count > 0) return ctx.fail("whitening needs at least two unmasked tokens");
   const double factor = 1 / __builtin_sqrt(biased ? (variance > 1e-8 ? variance : 1e-8) : variance + 1e-8);
   ctx.split(a.x.dim[0], LANES, 16384, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += LANES) {
-      const int n = end - i < LANES ? int(end - i) : LANES;
+    each_vector(begin, end, [&](int64_t i, int n) {
       const B counts = counted(i, n);
       const D y = (widen(load_where(&a.x[i], n, counts)) - setd(mean)) * setd(factor) + setd(a.shift_mean ? 0 : mean);
       store(&a.y[i], select(counts, narrow(y), zero()), n);
-    }
+    });
   });
 }
 
@@ -228,7 +226,7 @@ void sequence_sum_grad(Context&, const sequence_sum_grad_args& a) {
   for (int64_t b = 0; b < a.dy.dim[0]; b++) {
     const int64_t begin = a.cu_seqlens[b], end = a.cu_seqlens[b + 1];
     const V d = set(a.mean ? float(double(a.dy[b]) / double(end - begin)) : a.dy[b]);
-    for (int64_t i = begin; i < end; i += LANES) store(&a.dx[i], d, end - i < LANES ? int(end - i) : LANES);
+    each_vector(begin, end, [&](int64_t i, int n) { store(&a.dx[i], d, n); });
   }
 }
 

@@ -201,16 +201,15 @@ RLHF_INLINE void with_columns(int64_t columns, F&& f) {
 // o / l, or a gradient as it is; the sum with +0 makes an underflown -0 the 0 that it is in every other order of the masked keys.
 RLHF_INLINE void finish(const float* o, float l, int64_t D, float* out) {
   const V denominator = set(l);
-  for (int64_t d = 0; d < D; d += LANES) store(out + d, load(o + d) / denominator + zero(), int(least(LANES, D - d)));
+  each_vector(0, D, [&](int64_t d, int n) { store(out + d, load(o + d) / denominator + zero(), n); });
 }
 RLHF_INLINE void finish(const float* sum, int64_t D, float* out) {
-  for (int64_t d = 0; d < D; d += LANES) store(out + d, load(sum + d) + zero(), int(least(LANES, D - d)));
+  each_vector(0, D, [&](int64_t d, int n) { store(out + d, load(sum + d) + zero(), n); });
 }
 
 // Copies n rows of D to rows of width(D), padded with zeros.
 RLHF_INLINE void pack_rows(const float* from, int64_t stride, int64_t n, int64_t D, float* to) {
-  for (int64_t i = 0; i < n; i++)
-    for (int64_t d = 0; d < D; d += LANES) store(to + i * width(D) + d, load(from + i * stride + d, int(least(LANES, D - d))));
+  for (int64_t i = 0; i < n; i++) each_vector(0, D, [&](int64_t d, int lanes) { store(to + i * width(D) + d, load(from + i * stride + d, lanes)); });
 }
 
 // Asks for n floats that are wanted a little later: the same rows of the next head, whose place no prefetcher guesses.

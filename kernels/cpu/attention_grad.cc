@@ -70,10 +70,7 @@ __attribute__((noinline)) void probabilities(int64_t D, float scale, const Block
 // Law 2 over D.
 RLHF_INLINE float dot(const float* a, const float* b, int64_t D) {
   V s = zero();
-  for (int64_t d = 0; d < D; d += LANES) {
-    const int n = int(least(LANES, D - d));
-    s = fma(load(a + d, n), load(b + d, n), s);
-  }
+  each_vector(0, D, [&](int64_t d, int n) { s = fma(load(a + d, n), load(b + d, n), s); });
   return sum(s);
 }
 

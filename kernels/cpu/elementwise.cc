@@ -12,57 +12,48 @@ constexpr int64_t LEAST = 16384;  // elements that are worth a thread
 
 template <class T, class F>
 RLHF_INLINE void map(Context& ctx, int64_t size, T* y, F&& f) {
-  ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) {
-    int64_t i = begin;
-    for (; i + LANES <= end; i += LANES) store(y + i, f(i, LANES));
-    if (i < end) store(y + i, f(i, int(end - i)), int(end - i));
-  });
-}
-
-template <class T>
-RLHF_INLINE V at(const T* x, int64_t i, int n) {
-  return n == LANES ? load(x + i) : load(x + i, n);
+  ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) { each_vector(begin, end, [&](int64_t i, int n) { store(y + i, f(i, n), n); }); });
 }
 
 }  // namespace
 
 void cast(Context& ctx, const cast_args& a) {
   const auto to = [&](auto* y) {
-    if (a.x.dtype == RLHF_F32) return map(ctx, a.y.size(), y, [&](int64_t i, int n) { return at(a.x.data, i, n); });
-    map(ctx, a.y.size(), y, [&](int64_t i, int n) { return at(reinterpret_cast<const bf16*>(a.x.data), i, n); });
+    if (a.x.dtype == RLHF_F32) return map(ctx, a.y.size(), y, [&](int64_t i, int n) { return load(a.x.data + i, n); });
+    map(ctx, a.y.size(), y, [&](int64_t i, int n) { return load(reinterpret_cast<const bf16*>(a.x.data) + i, n); });
   };
   if (a.y.dtype == RLHF_F32) to(a.y.data);
   else to(reinterpret_cast<bf16*>(a.y.data));
 }
 void add(Context& ctx, const add_args& a) {
-  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return at(a.a.data, i, n) + at(a.b.data, i, n); });
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return load(a.a.data + i, n) + load(a.b.data + i, n); });
 }
 void sub(Context& ctx, const sub_args& a) {
-  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return at(a.a.data, i, n) - at(a.b.data, i, n); });
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return load(a.a.data + i, n) - load(a.b.data + i, n); });
 }
 void mul(Context& ctx, const mul_args& a) {
-  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return at(a.a.data, i, n) * at(a.b.data, i, n); });
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return load(a.a.data + i, n) * load(a.b.data + i, n); });
 }
 void scale(Context& ctx, const scale_args& a) {
   const V factor = set(float(a.factor)), shift = set(float(a.shift));
-  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return fma(at(a.x.data, i, n), factor, shift); });
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return fma(load(a.x.data + i, n), factor, shift); });
 }
 void clamp(Context& ctx, const clamp_args& a) {
   const V low = set(float(a.low)), high = set(float(a.high));
   map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) {
-    const V x = at(a.x.data, i, n);
+    const V x = load(a.x.data + i, n);
     return select(isnan(x), x, min(max(x, low), high));
   });
 }
 void accumulate(Context& ctx, const accumulate_args& a) {
-  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return at(a.y.data, i, n) + at(a.x.data, i, n); });
+  map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) { return load(a.y.data + i, n) + load(a.x.data + i, n); });
 }
 void fill(Context& ctx, const fill_args& a) {
   const V value = set(float(a.value));
   map(ctx, a.y.size(), a.y.data, [&](int64_t, int) { return value; });
 }
 void sum(Context&, const sum_args& a) {
-  a.y[0] = float(sequence_total(0, 0, a.x.size(), [&](int64_t i, int n) { return widen(at(a.x.data, i, n)); }));
+  a.y[0] = float(sequence_total(0, 0, a.x.size(), [&](int64_t i, int n) { return widen(load(a.x.data + i, n)); }));
 }
 
 }  // namespace rlhf::RLHF_ISA

@@ -22,10 +22,7 @@ void embedding(Context& ctx, const embedding_args& a) {
         continue;
       }
       const bf16* from = reinterpret_cast<const bf16*>(a.table.data) + row;
-      for (int64_t i = 0; i < C; i += LANES) {
-        const int k = C - i < LANES ? int(C - i) : LANES;
-        store(a.y.row(n) + i, load(from + i, k), k);
-      }
+      each_vector(0, C, [&](int64_t i, int k) { store(a.y.row(n) + i, load(from + i, k), k); });
     }
   });
 }
@@ -36,10 +33,7 @@ void embedding_grad(Context& ctx, const embedding_grad_args& a) {
     for (int64_t n = 0; n < N; n++) {
       float* to = a.dtable.row(a.ids[n]);
       const float* from = a.dy.row(n);
-      for (int64_t i = begin; i < end; i += LANES) {
-        const int k = end - i < LANES ? int(end - i) : LANES;
-        store(to + i, load(to + i, k) + load(from + i, k), k);
-      }
+      each_vector(begin, end, [&](int64_t i, int k) { store(to + i, load(to + i, k) + load(from + i, k), k); });
     }
   });
 }
@@ -50,10 +44,7 @@ void score(Context& ctx, const score_args& a) {
     for (int64_t m = begin; m < end; m++) {
       const float* h = a.h.row(a.rows[m]);
       V total = zero();
-      for (int64_t i = 0; i < C; i += LANES) {
-        const int n = C - i < LANES ? int(C - i) : LANES;
-        total = fma(load(h + i, n), load(&a.weight[i], n), total);
-      }
+      each_vector(0, C, [&](int64_t i, int n) { total = fma(load(h + i, n), load(&a.weight[i], n), total); });
       a.value[m] = a.bias ? sum(total) + a.bias[0] : sum(total);
     }
   });
@@ -62,8 +53,7 @@ void score(Context& ctx, const score_args& a) {
 void score_grad(Context& ctx, const score_grad_args& a) {
   const int64_t M = a.rows.dim[0], N = a.h.dim[0], C = a.h.dim[1];
   ctx.split(C, LANES, 16384 / (N + M + 1) + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += LANES) {
-      const int n = end - i < LANES ? int(end - i) : LANES;
+    each_vector(begin, end, [&](int64_t i, int n) {
       if (a.dh)
         for (int64_t r = 0; r < N; r++) store(a.dh.row(r) + i, zero(), n);
       const V w = load(&a.weight[i], n);
@@ -77,7 +67,7 @@ void score_grad(Context& ctx, const score_grad_args& a) {
         dw = fma(d, load(a.h.row(a.rows[m]) + i, n), dw);
       }
       if (a.dweight) store(&a.dweight[i], dw, n);
-    }
+    });
   });
   if (a.dbias)
     for (int64_t m = 0; m < M; m++) a.dbias[0] = a.dbias[0] + a.dvalue[m];

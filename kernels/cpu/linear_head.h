@@ -147,10 +147,7 @@ RLHF_INLINE void head_backward(
     ctx.split(C, LANES, 16384 / (count + 1) + 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = 0; i < count; i++) {
         float* to = dh.row(head.rows[m0 + i]);
-        for (int64_t c = begin; c < end; c += LANES) {
-          const int n = int(smaller(LANES, end - c));
-          store(to + c, load(to + c, n) + load(memory.dh + i * C + c, n), n);
-        }
+        each_vector(begin, end, [&](int64_t c, int n) { store(to + c, load(to + c, n) + load(memory.dh + i * C + c, n), n); });
       }
     });
 }

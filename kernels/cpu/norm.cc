@@ -18,12 +18,9 @@ namespace {
 template <class F>
 RLHF_INLINE float row_sum(int64_t C, F&& f) {
   V total = zero();
-  for (int64_t i = 0; i < C; i += LANES) total = total + f(i, C - i < LANES ? int(C - i) : LANES);
+  each_vector(
+      0, C, [&](int64_t i, int n) __attribute__((always_inline)) { total = total + f(i, n); });
   return sum(total);
-}
-template <class F>
-RLHF_INLINE void each_column(int64_t C, F&& f) {
-  for (int64_t i = 0; i < C; i += LANES) f(i, C - i < LANES ? int(C - i) : LANES);
 }
 RLHF_INLINE V within(V x, int n) { return n == LANES ? x : select(first(n), x, zero()); }
 
@@ -71,7 +68,7 @@ void layer_norm(Context& ctx, const layer_norm_args& a) {
       });
       const float rstd = 1.0f / __builtin_sqrtf(squares / float(C) + float(a.eps));
       a.mean[r] = mean, a.rstd[r] = rstd;
-      each_column(C, [&](int64_t i, int n) {
+      each_vector(0, C, [&](int64_t i, int n) {
         const V xhat = (load(x + i, n) - m) * set(rstd), gain = load(&a.gain[i], n);
         store(a.y.row(r) + i, a.bias ? fma(xhat, gain, load(&a.bias[i], n)) : xhat * gain, n);
       });
@@ -89,7 +86,7 @@ void layer_norm_grad(Context& ctx, const layer_norm_grad_args& a) {
       auto xhat = [&](int64_t i, int n) { return (load(x + i, n) - m) * rstd; };
       const V mean_g = set(row_sum(C, g) / float(C));
       const V mean_gx = set(row_sum(C, [&](int64_t i, int n) { return g(i, n) * xhat(i, n); }) / float(C));
-      each_column(C, [&](int64_t i, int n) { store(a.dx.row(r) + i, rstd * (g(i, n) - mean_g - xhat(i, n) * mean_gx), n); });
+      each_vector(0, C, [&](int64_t i, int n) { store(a.dx.row(r) + i, rstd * (g(i, n) - mean_g - xhat(i, n) * mean_gx), n); });
     }
   });
   column_sums(ctx, a.dy, a.dgain, a.dbias, [&](int64_t r, int64_t i, int n) { return (load(a.x.row(r) + i, n) - set(a.mean[r])) * set(a.rstd[r]); });
@@ -106,7 +103,7 @@ void rms_norm(Context& ctx, const rms_norm_args& a) {
       });
       const float rstd = 1.0f / __builtin_sqrtf(squares / float(C) + float(a.eps));
       a.rstd[r] = rstd;
-      each_column(C, [&](int64_t i, int n) { store(a.y.row(r) + i, load(&a.gain[i], n) * (load(x + i, n) * set(rstd)), n); });
+      each_vector(0, C, [&](int64_t i, int n) { store(a.y.row(r) + i, load(&a.gain[i], n) * (load(x + i, n) * set(rstd)), n); });
     }
   });
 }
@@ -120,7 +117,7 @@ void rms_norm_grad(Context& ctx, const rms_norm_grad_args& a) {
       auto g = [&](int64_t i, int n) { return load(dy + i, n) * load(&a.gain[i], n); };
       auto xhat = [&](int64_t i, int n) { return load(x + i, n) * rstd; };
       const V mean_gx = set(row_sum(C, [&](int64_t i, int n) { return g(i, n) * xhat(i, n); }) / float(C));
-      each_column(C, [&](int64_t i, int n) { store(a.dx.row(r) + i, rstd * (g(i, n) - xhat(i, n) * mean_gx), n); });
+      each_vector(0, C, [&](int64_t i, int n) { store(a.dx.row(r) + i, rstd * (g(i, n) - xhat(i, n) * mean_gx), n); });
     }
   });
   column_sums(ctx, a.dy, a.dgain, View<float>{}, [&](int64_t r, int64_t i, int n) { return load(a.x.row(r) + i, n) * set(a.rstd[r]); });

@@ -41,15 +41,15 @@ void adamw(Context& ctx, const adamw_args& a) {
   const V rate = set(float(-(a.lr / (1 - pow(a.beta1, double(a.step)))))), eps = set(float(a.eps));
   const V correction = set(float(__builtin_sqrt(1 - pow(a.beta2, double(a.step)))));
   ctx.split(a.weight.size(), 1024, 16384, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += LANES) {
-      const int n = end - i < LANES ? int(end - i) : LANES;
-      const V g = load(&a.grad[i], n) * factor;
-      V m = load(&a.m[i], n), v = load(&a.v[i], n);
-      m = fma(one_minus_beta1, g - m, m);
-      v = fma(one_minus_beta2 * g, g, v * beta2);
-      const V w = fma(rate, m / (sqrt(v) / correction + eps), load(&a.weight[i], n) * decay);
-      store(&a.m[i], m, n), store(&a.v[i], v, n), store(&a.weight[i], w, n);
-    }
+    each_vector(
+        begin, end, [&](int64_t i, int n) __attribute__((always_inline)) {
+          const V g = load(&a.grad[i], n) * factor;
+          V m = load(&a.m[i], n), v = load(&a.v[i], n);
+          m = fma(one_minus_beta1, g - m, m);
+          v = fma(one_minus_beta2 * g, g, v * beta2);
+          const V w = fma(rate, m / (sqrt(v) / correction + eps), load(&a.weight[i], n) * decay);
+          store(&a.m[i], m, n), store(&a.v[i], v, n), store(&a.weight[i], w, n);
+        });
   });
 }
 

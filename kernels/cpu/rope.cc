@@ -28,11 +28,10 @@ void rope(Context& ctx, const rope_args& a) {
       for (int64_t h = 0; h < H; h++) {
         const float* x = a.x.row(t) + h * D_;
         float* y = a.y.row(t) + h * D_;
-        for (int64_t d = 0; d < R; d += LANES) {
-          const int n = R - d < LANES ? int(R - d) : LANES;
+        each_vector(0, R, [&](int64_t d, int n) {
           const V p = load(x + d, n), q = load(x + R + d, n), s = load(sine + d), c = load(cosine + d);
           store(y + d, fma(p, c, -(q * s)), n), store(y + R + d, fma(q, c, p * s), n);
-        }
+        });
         for (int64_t d = 2 * R; d < D_; d++) y[d] = x[d];
       }
     }

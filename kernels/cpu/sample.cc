@@ -64,19 +64,17 @@ RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, bool gr
   const V none = set(-__builtin_inff());
   V top = none;
   B whole = first(LANES);  // lanes that have seen numbers only
-  for (int64_t i = 0; i < size; i += LANES) {
-    const int n = size - i < LANES ? int(size - i) : LANES;
+  each_vector(0, size, [&](int64_t i, int n) {
     const V x = select(first(n), load(logits + i, n), none);
     top = max(x, top), whole = whole & (x == x);
-  }
+  });
   const float most = max(top);
   if (sum(select(whole, zero(), set(1.0f))) != 0 || !(most > -__builtin_inff() && most < __builtin_inff())) return false;
   for (w.best = 0; logits[w.best] != most;) w.best++;
   const V t = set(inverse), m = set(most * inverse);
-  for (int64_t i = 0; i < size && !greedy; i += LANES) {
-    const int n = size - i < LANES ? int(size - i) : LANES;
-    store(w.p + i, exp_diff(load(logits + i, n) * t, m), n);
-  }
+  if (!greedy)
+    each_vector(
+        0, size, [&](int64_t i, int n) __attribute__((always_inline)) { store(w.p + i, exp_diff(load(logits + i, n) * t, m), n); });
   return true;
 }
 

@@ -19,7 +19,8 @@ RLHF_INLINE D plus(D sum, V x) { return plus(sum, widen(x)); }
 template <class F>
 RLHF_INLINE double block_sum(int64_t begin, int64_t end, F&& value) {
   D total = setd(0);
-  for (int64_t i = begin; i < end; i += LANES) total = total + value(i, end - i < LANES ? int(end - i) : LANES);
+  each_vector(
+      begin, end, [&](int64_t i, int n) __attribute__((always_inline)) { total = total + value(i, n); });
   return sum(total);
 }
 

@@ -50,8 +50,14 @@ RLHF_INLINE V load(const bf16* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
 }
 RLHF_INLINE B first(int n) { return {__mmask16((1u << n) - 1)}; }  // lanes below n, 0 <= n <= 16
-RLHF_INLINE V load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n).m, p)}; }
-RLHF_INLINE void store(float* p, V v, int n) { _mm512_mask_storeu_ps(p, first(n).m, v.r); }
+RLHF_INLINE V load(const float* p, int n) {
+  if (__builtin_constant_p(n) && n >= 16) return load(p);
+  return {_mm512_maskz_loadu_ps(first(n).m, p)};
+}
+RLHF_INLINE void store(float* p, V v, int n) {
+  if (__builtin_constant_p(n) && n >= 16) return store(p, v);
+  _mm512_mask_storeu_ps(p, first(n).m, v.r);
+}
 RLHF_INLINE V operator+(V a, V b) { return {_mm512_add_ps(a.r, b.r)}; }
 RLHF_INLINE V operator-(V a, V b) { return {_mm512_sub_ps(a.r, b.r)}; }
 RLHF_INLINE V operator*(V a, V b) { return {_mm512_mul_ps(a.r, b.r)}; }
@@ -554,6 +560,12 @@ RLHF_INLINE void store(bf16* p, V v, int n) {
   bf16 lanes[LANES];
   store(lanes, v);
   for (int i = 0; i < n; i++) p[i] = lanes[i];
+}
+// f(i, n) for the vectors of [begin, end), n lanes of each: the constant LANES in all but the last, where masks cost a fifth
+template <class F>
+RLHF_INLINE void each_vector(int64_t begin, int64_t end, F&& f) {
+  for (; begin + LANES <= end; begin += LANES) f(begin, LANES);
+  if (begin < end) f(begin, int(end - begin));
 }
 RLHF_INLINE bool any(B b) { return bits(b) != 0; }
 RLHF_INLINE bool all(B b) { return bits(b) == 0xffff; }
