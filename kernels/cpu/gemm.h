@@ -204,6 +204,8 @@ RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
 
 RLHF_INLINE int64_t packed_step(int64_t k) { return MR * k + LANES; }  // from panel to panel of a, where several threads pack them
 
+constexpr int64_t STEPS_AHEAD = 6;
+
 // a's rows [begin, begin + m) of `rows_there`, steps [from, from + k) as [m/MR][k][MR], panels `step` apart, with LANES floats to spare behind. The rows
 // that come next are asked for, since no prefetcher follows so many short ones.
 RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_there, int64_t from, int64_t k, float* to, int64_t step) {
@@ -211,13 +213,18 @@ RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_
   if (a.row == 1 && a.column != 1) {  // each step's rows lie side by side: read once through, into all panels
     done = smaller(m, rows_there - begin - LANES) / MR * MR;
     if (done < 0) done = 0;
-    for (int64_t s = 0; s < k; s++) {
-      const float* in = a.data + begin + (from + s) * a.column;
+    const float* in = a.data + begin + from * a.column;
+    for (int64_t s = 0; s < k; s++, in += a.column) {
       const int lanes = int(smaller(LANES, (k - s) * MR));  // within the panel
+      float* out = to + s * MR;
+      const float* ahead = in + smaller(STEPS_AHEAD, k - 1 - s) * a.column;
       if (lanes == LANES)
-        for (int64_t i = 0; i < done; i += MR) store(to + i / MR * step + s * MR, load(in + i));
+        for (int64_t i = 0; i < done; i += MR, out += step) {
+          __builtin_prefetch(ahead + i);
+          store(out, load(in + i));
+        }
       else
-        for (int64_t i = 0; i < done; i += MR) store(to + i / MR * step + s * MR, load(in + i), lanes);
+        for (int64_t i = 0; i < done; i += MR, out += step) store(out, load(in + i), lanes);
     }
     to += done / MR * step;
   }
