@@ -224,6 +224,25 @@ RLHF_FUNCTION void losses(const Terms& a, const SixteenPairs& pairs, Chunk& x, L
   pairs.add<CHAIN>(sums.loss, x.loss, a.weight_of(pairs) * l);
 }
 
+// What the next chunk reads and adds to, if it lies as this one of n pairs does: asked for line by line while this one is computed.
+struct Next {
+  const int32_t *chosen, *rejected;
+  const float* scores;
+  float* dscores;
+  int64_t at[2], step;  // the first scores of two lines; scores from pair to pair
+
+  RLHF_INLINE Next(const preference_loss_args& a, Layout how, const int32_t* chosen_, const int32_t* rejected_, int64_t n)
+      : chosen(chosen_ + n), rejected(rejected_ + n), scores(a.scores.data), dscores(a.dscores.data), step(how == Layout::turns ? 2 : 1) {
+    const int64_t first_score = chosen_[0] < rejected_[0] ? chosen_[0] : rejected_[0];
+    if (how == Layout::turns) at[0] = first_score + 2 * n, at[1] = at[0] + LANES;
+    else at[0] = chosen_[0] + n, at[1] = rejected_[0] + n;
+  }
+  RLHF_INLINE void ask(int64_t i) const {  // for those of pairs i to i + 15
+    __builtin_prefetch(chosen + i), __builtin_prefetch(rejected + i);
+    for (const int64_t line : at) __builtin_prefetch(scores + line + step * i), __builtin_prefetch(dscores + line + step * i, 1);
+  }
+};
+
 // Pairs [begin, end): their gradients, and their sums to *total. False, with nothing that counts done, where a score lies
 // outside the zones; where there is one zone it is all of them.
 template <Preference FORM, bool CHAIN>
@@ -253,8 +272,10 @@ __attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int
     };
     const auto sixteen = [&](int64_t i) __attribute__((always_inline)) { return SixteenPairs{first_pair + i, i, n - i < LANES ? int(n - i) : LANES}; };
     Difference next = difference<FORM, CHAIN>(terms, sixteen(0), x, lanes);
+    const Next after(a, how, chosen, rejected, n);
     for (int64_t i = 0; i < n; i += LANES) {
       const Difference now = next;
+      after.ask(i);
       if (i + 2 * LANES <= n) next = difference<FORM, CHAIN>(terms, SixteenPairs{first_pair + i + LANES, i + LANES, LANES}, x, lanes);
       else if (i + LANES < n) next = difference<FORM, CHAIN>(terms, sixteen(i + LANES), x, lanes);
       store(x.small + i, exp_below(now.x, now.of_exp));
