@@ -11,6 +11,8 @@ export interface Cost {
   update?: number;
   /** Bytes of all that is touched from one run to the next; without it, more than any cache holds. */
   footprint?: number;
+  /** The bytes move when the arithmetic is done: the limit is the sum of both. Else the longer of them. */
+  apart?: boolean;
 }
 
 /** What a row cannot be faster than: the same FLOPs or bytes with nothing to do for them, timed in turns with the row. */
@@ -32,13 +34,14 @@ export interface Bound {
   bandwidth: number | null;
 }
 
-/** The longer of arithmetic at the peak and compulsory bytes at the bandwidth, by how long a run of each bar took, ms. */
-export function bound(bars: readonly Bar[], ms: readonly number[]): Bound {
+/** Arithmetic at the peak and compulsory bytes at the bandwidth, by how long a run of each bar took, ms: the longer of them or, `apart`, their sum. */
+export function bound(bars: readonly Bar[], ms: readonly number[], apart = false): Bound {
   const rate = (kind: Bar["kind"]) => {
     const i = bars.findIndex((bar) => bar.kind === kind);
     return i < 0 ? null : (1000 * bars[i].amount) / ms[i];
   };
-  return { ms: Math.max(0, ...bars.map(({ amount, owed }, i) => (owed / amount) * ms[i])), peak: rate("arithmetic"), bandwidth: rate("memory") };
+  const owed = bars.map((bar, i) => (bar.owed / bar.amount) * ms[i]);
+  return { ms: apart ? owed.reduce((a, b) => a + b, 0) : Math.max(0, ...owed), peak: rate("arithmetic"), bandwidth: rate("memory") };
 }
 
 const MOST_STREAMS = 8;
@@ -77,13 +80,13 @@ export class Limits {
 
   /** What may bound work of this cost. */
   async bars(cost: Cost): Promise<Bar[]> {
-    const { flops, footprint } = cost;
+    const { flops, footprint, apart } = cost;
     const bytes = cost.read + cost.write;
     const [arithmetic, least] = [flops / this.peak, bytes / this.read];
     const bars: Bar[] = [];
     // what a cache holds may move ten times as fast as from memory, and streams that are written too half as fast as reading alone, not less
-    if (flops > 0 && 10 * arithmetic > least) bars.push(this.bar("arithmetic", this.fma, flops));
-    if (bytes > 0 && arithmetic <= 3 * least) bars.push(this.bar("memory", await this.stream(mix(cost), footprint), bytes));
+    if (flops > 0 && (apart || 10 * arithmetic > least)) bars.push(this.bar("arithmetic", this.fma, flops));
+    if (bytes > 0 && (apart || arithmetic <= 3 * least)) bars.push(this.bar("memory", await this.stream(mix(cost), footprint), bytes));
     return bars;
   }
 

@@ -104,6 +104,7 @@ async function measure(on: Device, { name, shape, sizes, prepare }: Planned, lim
     bound(
       bars,
       rest.slice(others.length).map(({ ms }) => ms),
+      cost.apart,
     );
   return {
     name,

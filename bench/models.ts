@@ -71,10 +71,10 @@ function forward(shape: Shape, length: number, asked: number): number {
   return 2 * (body * tokens - unasked) + 2 * shape.layers * shape.width * (length + 1) * tokens + 2 * head * asked;
 }
 
-/** Bytes of so many steps of the optimizer, which updates weights and both moments in place. */
-function adamBytes(shape: Shape, steps: number): Pick<Cost, "read" | "write" | "update"> {
+/** Bytes of so many steps of the optimizer, which updates weights and both moments in place once all gradients are there. */
+function adamBytes(shape: Shape, steps: number): Omit<Cost, "flops"> {
   const bytes = 4 * steps * weights(configOf(shape)).all;
-  return { read: 4 * bytes, write: 3 * bytes, update: 3 * bytes };
+  return { read: 4 * bytes, write: 3 * bytes, update: 3 * bytes, apart: true };
 }
 
 export const ids = (n: number, below: number, seed: number): Int32Array => {

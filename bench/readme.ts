@@ -4,7 +4,7 @@ import { opList } from "../lib/cli/info.js";
 import { root } from "../lib/device/native.js";
 import { writeFileDurably } from "../lib/model/safetensors.js";
 import { figure } from "./figure.js";
-import { markdown, rowsTable, type Result } from "./result.js";
+import { markdown, overview, type Result } from "./result.js";
 
 // What the README shows of the results in bench/results and of the ops that each device has, and a page of all results. `node dist/bench/readme.js` writes them.
 
@@ -36,13 +36,18 @@ export async function pages(): Promise<Map<string, string>> {
   const compared = names
     .map((name, i) => ({ name: name.replace(/json$/, "svg"), result: results[i] }))
     .filter(({ result }) => result.rows.some(({ peers }) => peers.length > 0));
-  const shown = compared.map(
-    ({ name, result }) => `![${result.cpu}: times as fast as its peers, and share of the limit](${folder}/${name})\n\n${rowsTable(result, result.limits[0])}`,
-  );
+  const picture = (cpu: string, path: string) => `![${cpu}: times as fast as its peers, and share of the limit](${path})`;
+  const peak = ({ limits }: Result) => limits[0].peak;
+  const fastest = compared.reduce((a, b) => (peak(b.result) > peak(a.result) ? b : a));
+  const shown = [picture(fastest.result.cpu, `${folder}/${fastest.name}`), overview(compared.map(({ result }) => result))];
+  const sections = results.map((result) => {
+    const own = compared.find((one) => one.result === result);
+    return [`## ${result.cpu}, ${result.isa}`, ...(own ? [picture(result.cpu, own.name)] : []), markdown(result)].join("\n\n");
+  });
   const readme = await readFile(join(root, "README.md"), "utf8");
   return new Map([
     ...compared.map(({ name, result }) => [`${folder}/${name}`, figure(result)] as const),
-    [`${folder}/README.md`, `# All that was measured\n\n${results.map(markdown).join("\n\n")}\n`],
+    [`${folder}/README.md`, `# All that was measured\n\n${sections.join("\n\n")}\n`],
     ["README.md", between(between(readme, "bench", shown.join("\n\n")), "ops", coverage())],
   ]);
 }

@@ -144,6 +144,24 @@ function grid(top: readonly string[], rows: readonly (readonly string[])[], text
   return [line(top), `|${top.map((_, i) => (text(i) ? " --- |" : " ---: |")).join("")}`, ...rows.map(line)].join("\n");
 }
 
+/** Rows that have a peer, each machine's fastest one beside ours, with the machine's first number of threads. */
+export function overview(results: readonly Result[]): string {
+  const tops = results.map(({ cpu, isa, limits: [{ threads, peak }] }) => `${cpu}, ${isa}, ${threads} threads, ${(peak / 1e9).toFixed(0)} GFLOP/s`);
+  const cells = new Map<string, string[]>();
+  for (const [i, { rows, limits }] of results.entries())
+    for (const { name, shape, threads, device, peers, limitRatio } of rows) {
+      if (device !== "cpu" || threads !== limits[0].threads || peers.length === 0) continue;
+      const key = `${name} | ${shape}`;
+      if (!cells.has(key)) cells.set(key, Array(results.length).fill(""));
+      cells.get(key)![i] = `${peers[0].ratio.toFixed(2)}x${limitRatio === null ? "" : `, ${percent(limitRatio)}`}`;
+    }
+  return grid(
+    ["row", "shape", ...tops],
+    [...cells].map(([key, own]) => [...key.split(" | "), ...own]),
+    (i) => i < 2,
+  );
+}
+
 /** Kernels and steps with that number of threads. */
 export function rowsTable({ cpu, isa, rows, commit }: Result, { threads, peak, bandwidth }: Result["limits"][0]): string {
   const all = rows.filter((row) => row.threads === threads).flatMap(lines);

@@ -68,12 +68,13 @@ test("every mix has a bandwidth that a machine can have", async () => {
     }
 });
 
-test("a row is held to the bar that takes longer", () => {
+test("a row is held to the bar that takes longer, or to both where one waits for the other", () => {
   const timer = async () => 0;
   const arithmetic = { kind: "arithmetic", timer, amount: 10, owed: 20 } as const;
   const memory = { kind: "memory", timer, amount: 5, owed: 20 } as const;
   expect(bound([arithmetic, memory], [3, 4])).toEqual({ ms: 16, peak: 10_000 / 3, bandwidth: 1250 });
   expect(bound([arithmetic, memory], [9, 4])).toEqual({ ms: 18, peak: 10_000 / 9, bandwidth: 1250 });
+  expect(bound([arithmetic, memory], [3, 4], true)).toEqual({ ms: 22, peak: 10_000 / 3, bandwidth: 1250 });
   expect(bound([arithmetic], [3])).toEqual({ ms: 6, peak: 10_000 / 3, bandwidth: null });
 });
 

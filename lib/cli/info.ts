@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { device } from "../device/device.js";
 import { fmaPeak, readBandwidth } from "../device/limits.js";
@@ -31,7 +32,16 @@ async function gpuName(): Promise<string> {
   return opened.isa;
 }
 
-export const cpuName = () => cpus()[0]?.model.trim() ?? process.arch;
+/** The processor by its name and, where the system tells, family and model: names in clouds do not tell one generation from the next. */
+export function cpuName(): string {
+  const name = cpus()[0]?.model.trim() ?? process.arch;
+  try {
+    const text = readFileSync("/proc/cpuinfo", "utf8");
+    const [family, model] = ["cpu family", "model"].map((key) => text.match(new RegExp(`^${key}\\s*: (\\d+)$`, "m"))?.[1]);
+    if (family && model) return `${name}, family ${family}, model ${model}`;
+  } catch {}
+  return name;
+}
 
 /** Each op with the shapes that it takes and gives, the dtypes that each device has it at, and what a real GPU said of its CUDA kernels. */
 export function opList() {
