@@ -90,8 +90,8 @@ const mutated = (value: Json): fc.Arbitrary<unknown> =>
         }
         if (change === "remove" && Array.isArray(parent)) parent.splice(Number(key), 1);
         else if (change === "remove") delete parent[key];
-        else if (change === "copy") parent[`${key}_`] = parent[key];
-        else parent[key] = other;
+        else if (change === "copy") parent[`${key}_`] = structuredClone(parent[key]);
+        else parent[key] = structuredClone(other); // a later change may reach into it
       }
       return root[0];
     });

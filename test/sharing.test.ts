@@ -9,6 +9,7 @@ import {
   ppo,
   requestsFor,
   scores,
+  Tape,
   Tensor,
   Transformer,
   values,
@@ -16,6 +17,7 @@ import {
   type Episode,
   type ModelConfig,
 } from "../lib/index.js";
+import { pack } from "../lib/model/transformer.js";
 import { packEpisodes, promptGroups } from "../lib/rlhf/episode.js";
 import { nll, tokensIn } from "../lib/rlhf/sft.js";
 import { everyCpu, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
@@ -244,4 +246,22 @@ test("recomputation bounds the memory of twelve layers", async () => {
   expect(recomputed).toBeLessThan(plain / 3);
   model.dispose();
   await on.close();
+});
+
+test("what norms and activations give is not kept, nor what is added to the residual: a layer keeps ten numbers of the eighteen that it computes for a token and channel", async () => {
+  await using on = await device("cpu");
+  const width = 64;
+  const batch = pack([Array.from({ length: 200 }, (_, i) => i % 97)]);
+  const kept = (config: ModelConfig, layers: number) => {
+    const model = Transformer.random({ ...config, layers, width, heads: 4, kvHeads: 4, headSize: width / 4, mlp: 4 * width, context: 200 }, "logits", on, 0);
+    const before = on.memory().current;
+    const tape = new Tape();
+    const hidden = tape.record(() => model.hidden(batch));
+    const bytes = on.memory().current - before;
+    for (const one of [tape, hidden, model]) one.dispose();
+    return bytes;
+  };
+  const layer = (config: ModelConfig) => (kept(config, 6) - kept(config, 2)) / 4 / (4 * 200 * width);
+  expect(layer(gpt2)).toBeLessThan(11); // input, q, k, v, o, what goes into the MLP's norm, and four of the MLP; a few numbers a token
+  expect(layer(llama)).toBeLessThan(15); // and four more of the gate
 });

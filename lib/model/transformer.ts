@@ -3,7 +3,8 @@ import { rangeError, typeError } from "../device/errors.js";
 import { Random } from "../device/philox.js";
 import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
-import { activeTape, Parameter, recomputed } from "../tensor/tape.js";
+import { addTo } from "../tensor/ops/elementwise.js";
+import { activeTape, forget, Parameter, recomputed } from "../tensor/tape.js";
 import { scope, Tensor } from "../tensor/tensor.js";
 import { inverseFrequencies, longestSequence, type ModelConfig } from "./config.js";
 import { loraA, loraOf, loraShapes, type Lora, type LoraOptions } from "./lora.js";
@@ -351,7 +352,6 @@ export class Transformer {
     const heads = (x: Tensor, count: number) => ops.reshape(x, [N, count, config.headSize]);
     const perHead = (x: Tensor, name: string) =>
       config.qkNorm ? ops.reshape(this.normed(ops.reshape(x, [x.size / config.headSize, config.headSize]), name), x.shape) : x;
-    const rotated = (x: Tensor) => (this.inverseFrequency ? ops.rope(x, at, this.inverseFrequency) : x);
 
     let x = ops.embedding(ids, this.parameter("embedding"));
     if (config.positions === "learned") x = ops.add(x, ops.embedding(at, this.parameter("positions")));
@@ -360,12 +360,21 @@ export class Transformer {
       const of = (x: Tensor) => (wanted && i === config.layers - 1 ? ops.embedding(wanted, x) : x);
       const block = (x: Tensor) => {
         const a = this.normed(x, `${layer}.attentionNorm`);
-        const q = rotated(perHead(heads(this.linear(a, `${layer}.q`), config.heads), `${layer}.qNorm`));
-        const k = rotated(perHead(heads(this.linear(a, `${layer}.k`), config.kvHeads), `${layer}.kNorm`));
+        const rotated = (name: "q" | "k", count: number) => {
+          const flat = this.linear(a, `${layer}.${name}`);
+          const x = perHead(heads(flat, count), `${layer}.${name}Norm`);
+          if (!this.inverseFrequency) return x;
+          const y = ops.rope(x, at, this.inverseFrequency);
+          if (!config.qkNorm) for (const one of [flat, x]) one.dispose(); // no gradient needs their numbers
+          return y;
+        };
+        const q = rotated("q", config.heads);
+        const k = rotated("k", config.kvHeads);
         const v = heads(this.linear(a, `${layer}.v`), config.kvHeads);
+        forget(a);
         const o = ops.reshape(attend(i, q, k, v), [N, config.heads * config.headSize]);
-        const y = ops.add(of(x), this.linear(of(o), `${layer}.o`));
-        return ops.add(y, this.mlp(this.normed(y, `${layer}.mlpNorm`), layer));
+        const y = addTo(this.linear(of(o), `${layer}.o`), of(x));
+        return addTo(this.mlp(this.normed(y, `${layer}.mlpNorm`), layer), y);
       };
       const input = x;
       if (activeTape()) x = recompute ? recomputed(input, block) : block(input);
@@ -397,7 +406,9 @@ export class Transformer {
     const up = this.linear(x, `${layer}.up`);
     const { activation } = this.config;
     const inner = activation === "swiglu" ? ops.swiglu(this.linear(x, `${layer}.gate`), up) : ops.gelu(up, activation === "gelu-erf" ? "erf" : "tanh");
-    return this.linear(inner, `${layer}.down`);
+    const y = this.linear(inner, `${layer}.down`);
+    forget(x, inner);
+    return y;
   }
 
   /** Logits of hidden states, f32 [N, V]: for sampling and evaluation; losses never store them. */

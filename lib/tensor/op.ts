@@ -75,7 +75,11 @@ class Call {
     const tape = activeTape();
     if (!tape || !gradient || Object.keys(this.tracked).length === 0) return;
     const made = Object.entries(this.outputs).filter(([name]) => !this.args[name] || this.args[name] === true);
-    tape.push({ inputs: this.tracked, outputs: Object.fromEntries(made), tensors: this.tensors, gradient });
+    const again = () => {
+      for (const tensor of Object.values(this.outputs)) if (tensor.disposed) tensor.revive(this.device);
+      this.device.call(this.spec, this.values);
+    };
+    tape.push({ inputs: this.tracked, outputs: Object.fromEntries(made), tensors: this.tensors, gradient, again });
   }
 
   private findDevice(): Device {

@@ -95,6 +95,8 @@ interface Entry {
   outputs: Record<string, Tensor>;
   tensors: Record<string, Tensor>;
   gradient: Gradient;
+  /** Computes the outputs again, those that were freed too. */
+  again?: () => void;
 }
 
 let recording: Tape | undefined;
@@ -112,6 +114,7 @@ export class Tape implements Owner {
   private readonly entries: Entry[] = [];
   private readonly owned = new Set<Tensor>();
   private readonly uses: Map<Parameter, number>;
+  private readonly forgotten = new Map<Tensor, Entry>(); // and what makes them
 
   /**
    * @param term which loss term of the update this is: each has accumulators of its own
@@ -176,6 +179,22 @@ export class Tape implements Owner {
     return y;
   }
 
+  /** @internal `forget`, on the tape that records. */
+  forget(x: Tensor): void {
+    const entry = this.entries.findLast(({ outputs }) => Object.values(outputs).includes(x));
+    if (!entry?.again) return;
+    this.forgotten.set(x, entry);
+    x.dispose();
+  }
+
+  private remember(x: Tensor): void {
+    const entry = this.forgotten.get(x);
+    if (!entry) return;
+    this.forgotten.delete(x);
+    for (const tensor of Object.values(entry.tensors)) this.remember(tensor);
+    entry.again!();
+  }
+
   /** @internal Called by `run` for an op with an input that a gradient flows to. */
   push(entry: Omit<Entry, "uses">): void {
     const uses: Record<string, number> = {};
@@ -233,6 +252,8 @@ export class Tape implements Owner {
       any = true;
       d[name] = gradient;
     }
+    const outputs = Object.values(entry.outputs);
+    if (any) for (const tensor of Object.values(entry.tensors)) if (!outputs.includes(tensor)) this.remember(tensor);
     if (any)
       scope(() => {
         const into: Record<string, Tensor> = {};
@@ -257,7 +278,8 @@ export class Tape implements Owner {
         }
         return [...gradients.values()];
       });
-    for (const output of Object.values(entry.outputs)) {
+    for (const output of outputs) {
+      this.forgotten.delete(output);
       const gradient = gradients.get(output);
       gradients.delete(output);
       if (gradient) release(gradient, gradients);
@@ -277,6 +299,7 @@ export class Tape implements Owner {
   dispose(): void {
     for (const tensor of this.owned) tensor.dispose();
     this.owned.clear();
+    this.forgotten.clear();
     this.entries.length = 0;
   }
   /** `dispose`, for `using`. */
@@ -291,6 +314,14 @@ export class Tape implements Owner {
  */
 export function recomputed(x: Tensor, f: (x: Tensor) => Tensor): Tensor {
   return recording ? recording.recompute(x, f) : f(x);
+}
+
+/**
+ * Frees outputs of ops that take next to no time (norms, activations), once the forward pass has read them: backward computes each again where a
+ * gradient needs it. Without a tape it does nothing.
+ */
+export function forget(...xs: Tensor[]): void {
+  for (const x of xs) recording?.forget(x);
 }
 
 // An op may hand the gradient that it got, or an output of its own, on as the gradient of an input.

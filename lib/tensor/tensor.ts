@@ -70,8 +70,7 @@ export class Tensor implements Placed {
    * @throws RangeError `SHAPE` for a size that is negative or not whole, or more than four of them, `MEMORY`
    */
   static empty(shape: readonly number[], dtype: Dtype = "f32", on: Device = defaultDevice()): Tensor {
-    const bytes = sizeOf(shape) * BYTES[dtype];
-    return new Tensor(new Storage(on, on.allocate(Math.max(4 * Math.ceil(bytes / 4), 64))), shape, dtype);
+    return new Tensor(allocated(shape, dtype, on), shape, dtype);
   }
 
   /**
@@ -174,6 +173,16 @@ export class Tensor implements Placed {
   [Symbol.dispose](): void {
     this.dispose();
   }
+  /** @internal Memory again for a tensor that was disposed, uninitialised. */
+  revive(on: Device): void {
+    this.storage = allocated(this.shape, this.dtype, on);
+    collected.register(this, this.storage, this);
+  }
+}
+
+function allocated(shape: readonly number[], dtype: Dtype, on: Device): Storage {
+  const bytes = sizeOf(shape) * BYTES[dtype];
+  return new Storage(on, on.allocate(Math.max(4 * Math.ceil(bytes / 4), 64)));
 }
 
 // Devices may write no less than 4 bytes; memory is allocated so.

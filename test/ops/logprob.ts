@@ -275,6 +275,7 @@ export const linearLogprobGrad = truth({
       dweight: normal(random, (one.weight as Numbers).shape),
     })),
   natural: ({ h, weight }) => ({ dh: largest(weight), dweight: largest(h) }), // as of dlogits
+  ulp: 16, // a few probabilities make up a sum, each off by what its logit of ten to forty is
   bench: [
     {
       shape: "M 1024, C 768, V 50257",

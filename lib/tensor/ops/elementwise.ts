@@ -1,5 +1,6 @@
 import { run, type Input } from "../op.js";
-import { Tensor } from "../tensor.js";
+import { activeTape } from "../tape.js";
+import { Tensor, withOwner } from "../tensor.js";
 
 /** x in another dtype, f32 or bf16 (to nearest, ties to even; a NaN stays one). No gradient flows through it. */
 export function cast(x: Tensor, dtype: "f32" | "bf16"): Tensor {
@@ -9,6 +10,16 @@ export function cast(x: Tensor, dtype: "f32" | "bf16"): Tensor {
 /** a + b, f32 of one shape. */
 export function add(a: Input, b: Input): Tensor {
   return run("add", { a, b }, ({ y: dy }) => ({ a: dy, b: dy })).y;
+}
+
+/** @internal y + x, where y was: for an output of `linear`, whose numbers no gradient needs. */
+export function addTo(y: Tensor, x: Tensor): Tensor {
+  run("accumulate", { x, y });
+  const tape = activeTape();
+  if (!tape || !(y.tracked || x.tracked)) return y;
+  const sum = withOwner(tape, () => y.reshape(y.shape));
+  tape.push({ inputs: { y, x }, outputs: { sum }, tensors: {}, gradient: ({ sum: d }) => ({ y: d, x: d }) });
+  return sum;
 }
 
 /** a - b, f32 of one shape. */

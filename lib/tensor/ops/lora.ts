@@ -1,7 +1,6 @@
-import { run, type Input } from "../op.js";
-import { activeTape } from "../tape.js";
-import { withOwner, type Tensor } from "../tensor.js";
-import { scale } from "./elementwise.js";
+import type { Input } from "../op.js";
+import type { Tensor } from "../tensor.js";
+import { addTo, scale } from "./elementwise.js";
 import { linear } from "./linear.js";
 
 /** What is learned beside a frozen weight. */
@@ -26,16 +25,8 @@ export interface LoraFactors {
  */
 export function loraLinear(x: Tensor, weight: Input, bias: Input | undefined, factors: LoraFactors): Tensor {
   const y = linear(x, weight, bias);
-  return addedTo(y, linear(scale(linear(x, factors.a), factors.scale), factors.b));
-}
-
-/** y + delta, where y was; of either, no gradient needs the numbers. */
-function addedTo(y: Tensor, delta: Tensor): Tensor {
-  run("accumulate", { x: delta, y });
-  delta.dispose();
-  const tape = activeTape();
-  if (!tape || !(y.tracked || delta.tracked)) return y;
-  const sum = withOwner(tape, () => y.reshape(y.shape));
-  tape.push({ inputs: { y, delta }, outputs: { sum }, tensors: {}, gradient: ({ sum: d }) => ({ y: d, delta: d }) });
+  const delta = linear(scale(linear(x, factors.a), factors.scale), factors.b);
+  const sum = addTo(y, delta);
+  delta.dispose(); // no gradient needs its numbers either
   return sum;
 }
