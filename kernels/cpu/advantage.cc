@@ -18,6 +18,7 @@
 // the more of it the core's prefetcher guesses), where a plain loop over the same four streams takes 2.8. Lost there, within what that
 // machine varies by: four rows of 1,024 tokens, two of 2,048, asking into L1; ordinary stores, up to half as much again. Two threads: 5.3 ms, 63 % of
 // the limit, and 0.067 for 64 x 1024; with one thread a loop through each sequence by itself takes 0.8 of our time.
+// Zen 5, AVX-512, two threads: 1.7 to 1.8 ms, at the limit, and 0.019: 3.3 and 3.8 times the plain loop on one thread.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 

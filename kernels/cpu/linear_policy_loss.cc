@@ -10,6 +10,8 @@
 // 1.42x is reached.
 // Zen 3, AVX2, 2 cores, two threads: 57 to 61 % of the peak, 1.4 to 1.5 times torch; the products bind (gemm.h). To read 154 MB of weights twice,
 // and read and write their gradient, for every 256 rows alone takes 31 ms of 600 there, at 20 GB/s.
+// Zen 5, AVX-512, 2 cores, two threads (517 GFLOP/s): 79 to 83 % of the peak, 2.4 times torch; 89 % of the time is in the products' register tiles. Blocks of
+// 350, 518 and 1,008 rows there: nothing to 2 % lost, though weights are read less often.
 #include "kernels/cpu/linear_head.h"
 #include "kernels/cpu/policy_loss.h"
 

@@ -11,6 +11,7 @@
 // exponential, its exact difference and two sums in f64 are the statistics of logprob.cc, and the chain of one row alone has a latency of
 // four cycles a token, a cycle with four rows abreast.
 // Zen 3, AVX2, the same: 0.89 and 1.65 ms, 14 and 18 %.
+// Zen 5, AVX-512, the same: 0.26 and 0.40 ms, 15 %.
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/random.h"
 
