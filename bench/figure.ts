@@ -2,8 +2,8 @@ import type { Result, Row } from "./result.js";
 
 // A picture of a machine's results: how many times as fast as its fastest peer each row is, and its share of the machine's limit.
 
-const [NAME, SHAPE, LIMIT, FASTER, END] = [8, 132, 420, 580, 1080]; // left edges of the columns
-const [ROW, TOP] = [17, 46];
+const [NAME, SHAPE, LIMIT, FASTER, END] = [8, 146, 430, 590, 1090]; // left edges of the columns
+const [ROW, TOP] = [17, 68];
 const TICKS = [0.5, 1, 2, 4, 10, 30, 100, 300];
 
 const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
@@ -39,8 +39,8 @@ text { fill: #9198a1 } .name, .title { fill: #f0f6fc } line { stroke: #3d444d } 
 .all { fill: #2a313c } .share { fill: #a371f7 } .faster { fill: #3fb950 } .slower { fill: #f85149 } .other { stroke: #656c76 } }
 </style>
 ${text(NAME, 16, `${cpu}, ${isa}, ${threads} threads${commit ? `, at ${commit}` : ""}`, ' class="title"')}
-${text(LIMIT, 16, "share of the limit", ' class="title"')}
-${text(FASTER, 16, "times as fast as the fastest peer (rings: the others)", ' class="title"')}
+${text(LIMIT, TOP - 30, "share of the limit", ' class="title"')}
+${text(FASTER, TOP - 30, "times as fast as the fastest peer (rings: the others)", ' class="title"')}
 ${TICKS.map((tick) => `<line x1="${x(tick).toFixed(1)}" x2="${x(tick).toFixed(1)}" y1="${TOP - 4}" y2="${bottom}"${tick === 1 ? ' class="one"' : ""}/>${text(x(tick), TOP - 10, `${tick}x`, ' text-anchor="middle"')}`).join("\n")}
 ${shown.map(line).join("\n")}
 </svg>
