@@ -253,9 +253,9 @@ export class Tape implements Owner {
       d[name] = gradient;
     }
     const outputs = Object.values(entry.outputs);
-    if (any) for (const tensor of Object.values(entry.tensors)) if (!outputs.includes(tensor)) this.remember(tensor);
     if (any)
       scope(() => {
+        for (const tensor of Object.values(entry.tensors)) if (!outputs.includes(tensor)) this.remember(tensor);
         const into: Record<string, Tensor> = {};
         const needs = (name: string) => {
           const input = entry.inputs[name];
