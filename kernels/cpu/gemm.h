@@ -220,8 +220,8 @@ RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_
   if (a.row == 1 && a.column != 1) {  // each step's rows lie side by side: read once through, into all panels
     done = smaller(m, rows_there - begin - LANES) / MR * MR;
     if (done < 0) done = 0;
-    const float* in = a.data + begin + from * a.column;
-    for (int64_t s = 0; s < k; s++, in += a.column) {
+    for (int64_t s = 0; s < k; s++) {
+      const float* in = a.data + begin + (from + s) * a.column;
       const int lanes = int(smaller(LANES, (k - s) * MR));  // within the panel
       float* out = to + s * MR;
       const float* ahead = in + smaller(STEPS_AHEAD, k - 1 - s) * a.column;
