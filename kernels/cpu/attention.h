@@ -65,15 +65,8 @@ __attribute__((noinline)) void register_tile(
     }
   }
   const auto advance = [&]() __attribute__((always_inline)) {
-    V x[C];
-#pragma GCC unroll 8
-    for (int j = 0; j < C; j++) x[j] = load(b + LANES * j);
-#pragma GCC unroll 8
-    for (int i = 0; i < R; i++) {
-      const V y = set(a[TURNED ? i : i * a_stride]);
-#pragma GCC unroll 8
-      for (int j = 0; j < C; j++) sum[i][j] = fma(y, x[j], sum[i][j]);
-    }
+    multiply_add(
+        sum, [&](int i) __attribute__((always_inline)) { return a[TURNED ? i : i * a_stride]; }, b);
     a += TURNED ? a_stride : 1, b += b_steps;
   };
   int64_t k = 0;

@@ -58,10 +58,11 @@ constexpr bool ASKS_PANELS = false;
 #endif
 
 RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-RLHF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr RLHF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Bytes that are wanted soon, asked for a few at a time while there is arithmetic to hide memory behind: ASKED at each of `rows` places
 // `step` apart, then those beside them, `left` times.
+constexpr int64_t LINE = 64, STREAMED = 32;  // steps that a panel of bf16, a line a step, is asked for ahead of a tile that reads it from memory
 constexpr int64_t ASKED = NR * int64_t(sizeof(float));
 struct Ahead {
   const char* data = nullptr;
@@ -80,7 +81,7 @@ struct Ahead {
 
 // One register tile: R rows, N vectors of columns of which `columns` are there. T: float or bf16. It asks for the lines of c below,
 // which the next tile continues or writes, then for `asked` more at `ahead`. LAID: a is read where it lies, a_row from row to row, and
-// a line at `ahead` is asked for at every step.
+// `asked` lines at `ahead` are asked for in every turn of TURN steps, ahead_step bytes on each time.
 template <int R, class T, int N = NV, bool LAID = false>
 __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
     const char* ahead = nullptr, int64_t ahead_step = 0, int64_t asked = 0, int64_t a_row = 0) {
@@ -101,15 +102,8 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
       }
   }
   const auto advance = [&]() __attribute__((always_inline)) {
-    V x[N];
-#pragma GCC unroll 2
-    for (int j = 0; j < N; j++) x[j] = load(b + j * LANES);
-#pragma GCC unroll 16
-    for (int i = 0; i < R; i++) {
-      const V y = set(a[LAID ? i * a_row : i]);
-#pragma GCC unroll 2
-      for (int j = 0; j < N; j++) sum[i][j] = fma(y, x[j], sum[i][j]);
-    }
+    multiply_add(
+        sum, [&](int i) __attribute__((always_inline)) { return a[LAID ? i * a_row : i]; }, b);
     a += LAID ? 1 : MR, b += PANEL;
   };
   int64_t step = 0;
@@ -133,10 +127,22 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
 #pragma GCC unroll 8
         for (int t = 0; t < TURN; t++) advance();
   }
-  for (; step < k; step++) {
-    if (LAID && ahead_step) __builtin_prefetch(ahead + step * ahead_step, 0, 2);  // into L2
-    advance();
-  }
+  if (LAID)
+#pragma GCC unroll 1
+    for (; step + TURN <= k; step += TURN, ahead += ahead_step) {
+      if (TURN == 1) {
+        if (asked) __builtin_prefetch(ahead, 0, 2);  // into L2
+      } else {
+#pragma GCC unroll 1
+        for (int64_t i = 0; i < asked; i++) __builtin_prefetch(ahead + i * LINE, 0, 2);
+        if (N == 2 && sizeof(T) == 2)
+#pragma GCC unroll 8
+          for (int t = 0; t < TURN; t++) __builtin_prefetch(b + (STREAMED + t) * PANEL);
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < TURN; t++) advance();
+    }
+  for (; step < k; step++) advance();
 #pragma GCC unroll 2
   for (int j = 0; j < N; j++) {
     const int n = columns - j * LANES < LANES ? columns - j * LANES : LANES;
@@ -310,48 +316,71 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
 // wait for each other for a seventh: its 210 products last 30 us each. On Zen 3, with less bandwidth to a core, it is at 72 to 85 %, f32 at 96 to 100.
 // Lost: asking into L1, which drives out what is at work there (16 rows of f32: 63 %), asking with one tile (a sixth), rows of a set apart
 // by an odd number of lines (nothing).
-constexpr int64_t FEW = 16, FEW_BYTES = 8192;
-constexpr int FEW_R = MR < 8 ? MR : 8, FEW_WIDE = NV == 2 ? 8 : 2;  // rows of a tile; up to which it is a whole panel wide
+constexpr int64_t FEW = 16;
+#if RLHF_VECTOR_AVX2
+constexpr int64_t FEW_BYTES = 16384;
+constexpr int FEW_WIDE = 3;  // rows of a tile, up to which it is a whole panel wide
+template <class T>
+constexpr int FEW_R = sizeof(T) == 4 ? FEW_WIDE : MR;  // to widen bf16 takes too long for so few
+#else
+constexpr int64_t FEW_BYTES = 8192;
+constexpr int FEW_WIDE = NV == 2 ? 8 : 2;
+template <class T>
+constexpr int FEW_R = MR < 8 ? MR : 8;
+#endif
 
 template <class T>
 RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* packed_b) {
-  const int64_t rows = bottom - top, tiles = (rows + FEW_R - 1) / FEW_R;
+  const int64_t rows = bottom - top, tiles = (rows + FEW_R<T> - 1) / FEW_R<T>;
   const bool one = rows <= FEW_WIDE;  // tile
   const int64_t steps = !p.panels ? KC : one ? p.k : FEW_BYTES / (PANEL * int64_t(sizeof(T)));
-  for (int64_t j = first; j < last; j += PANEL)
+  const bool pieces = p.k > steps;
+  alignas(64) float sums[FEW * PANEL];  // between pieces: rows of c that are a power of two apart would meet in a few sets of the cache
+  for (int64_t j = first; j < last; j += PANEL) {
+    const int64_t columns = smaller(PANEL, last - j);
+    float* const there = p.c + top * p.c_row + j;
+    float* const c = pieces ? sums : there;
+    const int64_t c_row = pieces ? PANEL : p.c_row;
+    const auto copy = [&](const float* from, int64_t from_row, float* to, int64_t to_row) {
+      for (int64_t i = 0; i < rows; i++) each_vector(0, columns, [&](int64_t l, int n) { store(to + i * to_row + l, load(from + i * from_row + l, n), n); });
+    };
+    if (pieces && p.continued) copy(there, p.c_row, sums, PANEL);
     for (int64_t k0 = 0; k0 < p.k; k0 += steps) {
       const int64_t k = smaller(steps, p.k - k0);
       const bool continued = p.continued || k0 > 0;
       const float* bias = p.bias && k0 + k == p.k ? p.bias : nullptr;
       const auto meet = [&]<class P>(const P* panel, int64_t bytes) {
-        int64_t i = top;
+        int64_t i = 0;
         const auto tile = [&]<int R>() {
           constexpr int N = R <= FEW_WIDE ? 2 : 1;
-          const int64_t share = bytes * R / rows / 32 * 32;  // of a step's bytes that are asked for
-          const char* ahead = reinterpret_cast<const char*>(panel + k * PANEL) + bytes * (i - top) / rows * k;
-          for (int64_t l = j; l < smaller(last, j + PANEL); l += N * LANES)
-            micro<R, P, N, true>(k, p.a.data + i * p.a.row + k0, panel + (l - j), p.c + i * p.c_row + l, p.c_row, int(smaller(N * LANES, last - l)), continued,
-                bias ? bias + l : nullptr, ahead, share, 0, p.a.row);
+          const int64_t each = bytes * R * N / 2 / rows;  // of a step's bytes, to be asked for by each micro
+          const int64_t turn = each * TURN / 32 * 32, asked = (turn + LINE - 1) / LINE;
+          const char* ahead = reinterpret_cast<const char*>(panel + k * PANEL) + bytes * i / rows * k;
+          for (int64_t l = 0; l < columns; l += N * LANES, ahead += each * k)
+            micro<R, P, N, true>(k, p.a.data + (top + i) * p.a.row + k0, panel + l, c + i * c_row + l, c_row, int(smaller(N * LANES, columns - l)), continued,
+                bias ? bias + j + l : nullptr, ahead, turn, asked, p.a.row);
           i += R;
         };
         for (int64_t t = 0; t < tiles; t++) switch (rows * (t + 1) / tiles - rows * t / tiles) {
             case 1: tile.template operator()<1>(); break;
             case 2: tile.template operator()<2>(); break;
             case 3: tile.template operator()<3>(); break;
-            case 4: tile.template operator()<4>(); break;
-            case 5: tile.template operator()<5>(); break;
-            case 6: tile.template operator()<6>(); break;
-            case 7: tile.template operator()<FEW_R - 1>(); break;
-            default: tile.template operator()<FEW_R>();
+            case 4: tile.template operator()<smaller(FEW_R<T>, 4)>(); break;
+            case 5: tile.template operator()<smaller(FEW_R<T>, 5)>(); break;
+            case 6: tile.template operator()<smaller(FEW_R<T>, 6)>(); break;
+            case 7: tile.template operator()<smaller(FEW_R<T>, 7)>(); break;
+            default: tile.template operator()<FEW_R<T>>();
           }
       };
       if (p.panels) {
         meet(p.panels + j * p.k + k0 * PANEL, one ? 0 : PANEL * int64_t(sizeof(T)));
       } else {
-        pack_b(p.b, k0, k, j, smaller(PANEL, last - j), packed_b);
+        pack_b(p.b, k0, k, j, columns, packed_b);
         meet(packed_b, 0);
       }
     }
+    if (pieces) copy(sums, PANEL, there, p.c_row);
+  }
 }
 
 // what pack_b is going to read

@@ -561,6 +561,44 @@ RLHF_INLINE void store(bf16* p, V v, int n) {
   store(lanes, v);
   for (int i = 0; i < n; i++) p[i] = lanes[i];
 }
+#if RLHF_VECTOR_AVX2
+RLHF_INLINE __m256 half(const float* p) { return _mm256_loadu_ps(p); }
+RLHF_INLINE __m256 half(const bf16* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16)); }
+RLHF_INLINE __m256 kept(__m256 x) {  // in a register: GCC would read it anew for each multiply-add
+  asm("" : "+x"(x));
+  return x;
+}
+#endif
+// One step of a register tile: sum[i][j] += y(i) x[j], x being C vectors side by side.
+template <int R, int C, class F, class T>
+RLHF_INLINE void multiply_add(V (&sum)[R][C], F&& y, const T* x) {
+#if RLHF_VECTOR_AVX2
+  if (R > 1 && R <= 2 * C) {  // 3 rows of 2 vectors take all of the 16 registers, where half a vector is read when its turn comes
+    __m256 left[R];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) left[i] = kept(_mm256_set1_ps(y(i)));
+#pragma GCC unroll 8
+    for (int h = 0; h < 2 * C; h++) {
+      const __m256 right = kept(half(x + 8 * h));
+#pragma GCC unroll 8
+      for (int i = 0; i < R; i++) {
+        __m256& to = h % 2 ? sum[i][h / 2].b : sum[i][h / 2].a;
+        to = _mm256_fmadd_ps(left[i], right, to);
+      }
+    }
+    return;
+  }
+#endif
+  V right[C];
+#pragma GCC unroll 8
+  for (int j = 0; j < C; j++) right[j] = load(x + j * LANES);
+#pragma GCC unroll 16
+  for (int i = 0; i < R; i++) {
+    const V left = set(y(i));
+#pragma GCC unroll 8
+    for (int j = 0; j < C; j++) sum[i][j] = fma(left, right[j], sum[i][j]);
+  }
+}
 // f(i, n) for the vectors of [begin, end), n lanes of each: the constant LANES in all but the last, so that whole ones need no mask
 // (with masked stores Zen 5 takes up to three times as long)
 template <class F>
