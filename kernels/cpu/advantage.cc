@@ -7,8 +7,8 @@
 //
 // Law: gae is one chain per sequence, in f32; sums over tokens by law 4.
 // Plan of gae: a chunk of 512 tokens of eight sequences at once, from their ends: what does not depend on the token after it
-// by vectors along the sequence, then the eight chains token by token (two multiply-adds a cycle, each of four), then the
-// returns; large results past the caches; sequences over threads.
+// by vectors along the sequence, then the eight chains token by token (two multiply-adds a cycle, each of four; with AVX2 eight
+// tokens are turned, so that one takes all eight), then the returns; large results past the caches; sequences over threads.
 //
 // AMD Zen 4, AVX-512, 2 cores, two threads: 1024 x 4096 in 2.4 to 3.2 ms, 64 x 1024 in 0.023 to 0.038 (on one thread 4.4 and
 // 0.042: 2.3 cycles a token in the caches), where sixteen sequences per vector through 16 x 16 transposes took 3.8 and 0.13;
@@ -21,6 +21,7 @@
 // Zen 5, AVX-512, two threads: 1.7 to 1.8 ms, at the limit, and 0.019: 3.3 and 3.8 times the plain loop on one thread.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
+#include "kernels/cpu/transpose.h"
 
 namespace rlhf::RLHF_ISA {
 namespace {
@@ -48,6 +49,10 @@ RLHF_INLINE void deltas(const Row& row, int64_t begin, int64_t size, float gamma
       begin, size, [&](int64_t t, int64_t i) __attribute__((always_inline)) {
         const float *r = row.rewards + i, *v = row.values + i;
         if (i >= 0 && i + LANES < row.length) return store(delta + t, fma(g, load(v + 1), load(r)) - load(v));
+        if (i >= 0) {  // to the end, after which the value is 0
+          const int n = int(i + LANES < row.length ? LANES : i < row.length ? row.length - i : 0);
+          return store(delta + t, fma(g, load(v + 1, n > 0 ? n - 1 : 0), load(r, n)) - load(v, n));
+        }
         for (int64_t k = 0; k < LANES; k++) {
           const bool there = i + k >= 0 && i + k < row.length, last = i + k + 1 >= row.length;
           delta[t + k] = there ? __builtin_fmaf(gamma, last ? 0.0f : v[k + 1], r[k]) - v[k] : 0.0f;
@@ -65,18 +70,27 @@ RLHF_INLINE void masked_deltas(const Row& row, int64_t begin, int64_t size, floa
   }
 }
 
-// Up to eight rows at once, chunk by chunk from their ends. A row's chunks end at cache lines of its advantages, so its
-// last one may reach past its end; what it has there is 0, which leaves the chain at 0.
+// Up to eight rows at once, chunk by chunk from their ends. A row is cut into sixteens from its begin, or at cache lines of its advantages
+// where these are streamed, so its last one may reach past its end; what it has there is 0, which leaves the chain at 0.
 template <bool STREAM, bool MASKED>
 RLHF_INLINE void gae_rows(const Row* rows, int count, float gamma, float lambda) {
-  alignas(64) float a[ROWS * CHUNK_ROW] = {}, factors[MASKED ? ROWS * CHUNK_ROW : 1] = {};  // a: delta, then the advantages
+  alignas(64) float a[ROWS * CHUNK_ROW], factors[MASKED ? ROWS * CHUNK_ROW : 1];  // a: delta, then the advantages
   int64_t at[ROWS] = {}, most = 0;  // at: where the row's chunk begins
   for (int k = 0; k < count; k++) {
-    at[k] = rows[k].length + int64_t(-(reinterpret_cast<uintptr_t>(rows[k].advantages + rows[k].length) / sizeof(float)) % LANES);
+    const uintptr_t end = STREAM ? reinterpret_cast<uintptr_t>(rows[k].advantages + rows[k].length) / sizeof(float) : uintptr_t(rows[k].length);
+    at[k] = rows[k].length + int64_t(-end % LANES);
     most = at[k] > most ? at[k] : most;
+  }
+  for (int k = count; k < ROWS; k++) {  // chains that no row needs
+    const size_t bytes = size_t(most < CHUNK ? most + LANES : CHUNK) * sizeof(float);
+    memset(a + k * CHUNK_ROW, 0, bytes);
+    if (MASKED) memset(factors + k * CHUNK_ROW, 0, bytes);
   }
   const float gl = gamma * lambda;
   float next_value[ROWS] = {}, next[ROWS] = {};
+#if RLHF_VECTOR_AVX2
+  __m256 nexts = _mm256_setzero_ps();
+#endif
   for (int64_t size; most > 0; most -= size) {
     size = most < CHUNK ? (most + LANES - 1) / LANES * LANES : CHUNK;
     for (int k = 0; k < count; k++) {
@@ -88,6 +102,23 @@ RLHF_INLINE void gae_rows(const Row* rows, int count, float gamma, float lambda)
       for (int k = 0; k < count; k++) {  // of the next chunk
         __builtin_prefetch(rows[k].rewards + at[k] + tile - CHUNK, 0, 2), __builtin_prefetch(rows[k].values + at[k] + tile - CHUNK, 0, 2);
       }
+#if RLHF_VECTOR_AVX2
+      if (!MASKED) {
+#pragma GCC unroll 1
+        for (int64_t t = tile + 8; t >= tile; t -= 8) {
+          __m256 x[8];
+#pragma GCC unroll 8
+          for (int k = 0; k < 8; k++) x[k] = _mm256_load_ps(a + k * CHUNK_ROW + t);
+          transpose(x);
+#pragma GCC unroll 8
+          for (int i = 7; i >= 0; i--) x[i] = nexts = _mm256_fmadd_ps(_mm256_set1_ps(gl), nexts, x[i]);
+          transpose(x);
+#pragma GCC unroll 8
+          for (int k = 0; k < 8; k++) _mm256_store_ps(a + k * CHUNK_ROW + t, x[k]);
+        }
+        continue;
+      }
+#endif
       for (int64_t t = tile + LANES - 1; t >= tile; t--)
 #pragma GCC unroll 8
         for (int k = 0; k < ROWS; k++) {
@@ -104,6 +135,12 @@ RLHF_INLINE void gae_rows(const Row* rows, int count, float gamma, float lambda)
               const V advantage = load(advantages), sum = advantage + load(row.values + i);
               STREAM ? stream(row.advantages + i, advantage) : store(row.advantages + i, advantage);
               STREAM ? stream(row.returns + i, sum) : store(row.returns + i, sum);
+              return;
+            }
+            if (!MASKED && i >= 0) {
+              const int n = int(i < row.length ? row.length - i : 0);
+              const V advantage = load(advantages);
+              store(row.advantages + i, advantage, n), store(row.returns + i, advantage + load(row.values + i, n), n);
               return;
             }
             for (int64_t lane = 0; lane < LANES; lane++) {

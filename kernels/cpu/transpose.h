@@ -29,6 +29,24 @@ RLHF_INLINE void transpose(const float* from, int64_t from_row, float* to, int64
   }
 }
 
+#if RLHF_VECTOR_AVX2
+RLHF_INLINE void transpose(__m256 (&x)[8]) {
+  __m256 y[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]), y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    x[i] = _mm256_shuffle_ps(y[i], y[i + 2], 0x44), x[i + 1] = _mm256_shuffle_ps(y[i], y[i + 2], 0xee);
+    x[i + 2] = _mm256_shuffle_ps(y[i + 1], y[i + 3], 0x44), x[i + 3] = _mm256_shuffle_ps(y[i + 1], y[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m256 low = x[i], high = x[i + 4];
+    x[i] = _mm256_permute2f128_ps(low, high, 0x20), x[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+  }
+}
+#endif
+
 #elif RLHF_VECTOR_NEON
 RLHF_INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
   for (int i = 0; i < 16; i += 4)
