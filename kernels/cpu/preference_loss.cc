@@ -136,30 +136,34 @@ struct SixteenPairs {
   }
 };
 
-// The arguments in registers, whatever the stores may touch.
+// The arguments, whatever the stores may touch. As numbers: GCC copies a vector that stands in memory by halves, which AVX2's loads then wait for.
 struct Terms {
   const float *margins, *labels, *weights;
-  D beta, target, center, smooth, sharp, scale, denominator, weight, label;
-  bool centered;
+  double beta, target, center, smooth, sharp, scale, denominator, weight, label;
 
   RLHF_INLINE explicit Terms(const preference_loss_args& a)
       : margins(a.margin.data),
         labels(a.label.data),
         weights(a.weight.data),
-        beta(setd(a.beta)),
-        target(setd(1 / (2 * a.beta))),
-        center(setd(a.center_coef)),
-        smooth(setd(a.label_smoothing)),
-        sharp(setd(1 - a.label_smoothing)),
-        scale(setd(a.scale)),
-        denominator(setd(a.denominator)),
-        weight(setd(a.scale / a.denominator)),
-        label(smoothed(setd(1))),
-        centered(a.center_coef != 0) {}
+        beta(a.beta),
+        target(1 / (2 * a.beta)),
+        center(a.center_coef),
+        smooth(a.label_smoothing),
+        sharp(1 - a.label_smoothing),
+        scale(a.scale),
+        denominator(a.denominator),
+        weight(a.scale / a.denominator),
+        label(sharp) {}
 
-  RLHF_INLINE D smoothed(D q) const { return q * sharp + (setd(1) - q) * smooth; }
-  RLHF_INLINE D label_of(const SixteenPairs& pairs) const { return labels ? smoothed(widen(load(labels + pairs.p, pairs.n))) : label; }
-  RLHF_INLINE D weight_of(const SixteenPairs& pairs) const { return weights ? widen(load(weights + pairs.p, pairs.n)) * scale / denominator : weight; }
+  RLHF_INLINE D label_of(const SixteenPairs& pairs) const {
+    if (!labels) return setd(label);
+    const D q = widen(load(labels + pairs.p, pairs.n));
+    return q * setd(sharp) + (setd(1) - q) * setd(smooth);
+  }
+  RLHF_INLINE D weight_of(const SixteenPairs& pairs) const {
+    if (!weights) return setd(weight);
+    return widen(load(weights + pairs.p, pairs.n)) * setd(scale) / setd(denominator);
+  }
 };
 
 // Three passes over a chunk, each short enough that several sixteens are under way at once.
@@ -174,7 +178,7 @@ RLHF_FUNCTION Difference difference(const Terms& a, const SixteenPairs& pairs, C
   D chosen = widen(load(x.scores[0] + at)), rejected = widen(load(x.scores[1] + at));
   if (FORM != Preference::bradley_terry) chosen = chosen - widen(load(x.references[0] + at)), rejected = rejected - widen(load(x.references[1] + at));
   D z = chosen - rejected;
-  if (FORM == Preference::dpo) z = a.beta * z;
+  if (FORM == Preference::dpo) z = setd(a.beta) * z;
   if (FORM != Preference::ipo && a.margins) z = z - widen(load(a.margins + pairs.p, pairs.n));
   store(x.z + at, z);
   pairs.add<CHAIN>(sums.chosen, x.chosen, chosen), pairs.add<CHAIN>(sums.rejected, x.rejected, rejected);
@@ -193,12 +197,12 @@ RLHF_FUNCTION int64_t slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x
   const B positive = none < z, negative = z < none;
   const D probability = select(negative, small, one) / (one + small);  // sigmoid(z)
   D dz = probability - a.label_of(pairs), beta = one;
-  if (FORM == Preference::dpo) beta = a.beta;
-  if (FORM == Preference::ipo) dz = z - a.target, dz = dz + dz;
+  if (FORM == Preference::dpo) beta = setd(a.beta);
+  if (FORM == Preference::ipo) dz = z - setd(a.target), dz = dz + dz;
   const D weight = a.weight_of(pairs), slope = weight * beta * dz;
   D up = slope, down = none - slope;
-  if (a.centered) {
-    const D center = weight * setd(2) * a.center * both(pairs, x);
+  if (a.center != 0) {
+    const D center = weight * setd(2) * setd(a.center) * both(pairs, x);
     up = slope + center, down = center - slope;
   }
   store(x.slopes[0] + at, narrow(up)), store(x.slopes[1] + at, narrow(down));
@@ -213,15 +217,15 @@ RLHF_FUNCTION void losses(const Terms& a, const SixteenPairs& pairs, Chunk& x, L
   const D none = setd(0), z = load(x.z + pairs.at);
   D l;
   if (FORM == Preference::ipo) {
-    const D off = z - a.target;
+    const D off = z - setd(a.target);
     l = off * off;
   } else {
     const D q = a.label_of(pairs), size = select(z < none, none - z, z);
     l = log1p(load(x.small + pairs.at)) + select(none < z, setd(1) - q, q) * size;  // softplus(-|z|), and |z| of the side that lost
   }
-  if (a.centered) {
+  if (a.center != 0) {
     const D sum = both(pairs, x);
-    l = l + a.center * sum * sum;
+    l = l + setd(a.center) * sum * sum;
   }
   pairs.add<CHAIN>(sums.loss, x.loss, a.weight_of(pairs) * l);
 }
