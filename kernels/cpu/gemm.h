@@ -25,8 +25,9 @@
 // of two apart), panels from L3 3 (4 to 7 before they were asked for).
 // Lost on it: panels of 16 columns (nothing), NC 512 and 256 (1 and 3 %), MC 72 and 216 (nothing), KC 192 (nothing to 2 %) and 512 (2 % of the first shape
 // for 2 of the second), asking for the next rows of a packed panel (nothing), four steps a turn (5 % at other times; two, six and eight do not lose them).
-// In the benchmarks, at all times: 2048^3 76 to 81 % with two threads, 1024 x 768 x 768 70 to 77, 2048 x 3072 x 768 62 to 78, the head's 64 to 81; 1.0 to
-// 1.7 times torch. 16 packed rows reach 45 to 52 %: their tiles take one step a turn; with eight f32 won 5 to 12 %, bf16 lost 1 to 6, in one run.
+// The tile's loop in assembly: 3 % at such times, nothing at others; of 3 rows by 32 columns, 19 instructions a step for 20, as much; with a read four
+// at a time and turned in registers 5 to 10 % less. In the benchmarks, at all times: 2048^3 72 to 81 % with two threads, 1024 x 768 x 768 68 to 81, 2048 x
+// 3072 x 768 62 to 78, the head's 64 to 89; 1.0 to 1.7 times torch.
 //
 // Zen 5, AVX-512, two cores (517 to 535 GFLOP/s): 2048^3 86 to 89 %, 1024 x 768 x 768 87 to 90, 2048 x 3072 x 768 90 to 92, the head's 87, weight gradients 84
 // to 93; 2.1 to 2.9 times torch. Its multiply-adds are twice as fast as its shuffles (one of 512 bits a cycle) and as what the cores' second level of caches
@@ -313,9 +314,15 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
 // then lie in L1, and asks for the next ones into L2 meanwhile. On Zen 4 with AVX-512 and two threads, over the layers of GPT-2, 1 to 8
 // rows read f32 and 1 to 4 rows bf16 at all of the memory's bandwidth (30 to 34 GB/s), 16 rows reach 82 % of the peak with either.
 // Decoding SmolLM2-135M in bf16 there, 63 % of what memory allows, is this with one row for nearly all of the time in kernels, and threads that
-// wait for each other for a seventh: its 210 products last 30 us each. On Zen 3, with less bandwidth to a core, it is at 72 to 85 %, f32 at 96 to 100.
+// wait for each other for a seventh: its 210 products last 30 us each. On Zen 3, with less bandwidth to a core, one row of f32 is at 96 to 100 %.
 // Lost: asking into L1, which drives out what is at work there (16 rows of f32: 63 %), asking with one tile (a sixth), rows of a set apart
 // by an odd number of lines (nothing).
+// With AVX2, from memory, against tiles of 6 rows and half a panel: tiles of 3 rows that take a whole panel, so that memory is read as it lies, won 3 to 8
+// rows of f32 20 to 70 %, 16 rows a tenth; eight steps a turn, pieces of 16 KB and sums apart from c another 5 to 10, operands kept in registers a tenth.
+// bf16 keeps 6 rows, since each tile widens anew: 8 to 16 rows won a sixth to a quarter; asked for 32 lines ahead, 1 and 2 rows 5 to 25 %. 16 rows reach 65
+// % of the limit, decoding SmolLM2-135M 86 % in f32 and 71 in bf16. Lost there: a packed by sixes (16 rows of bf16 as much, f32 a tenth less), bf16
+// widened once for all tiles (a fifth to a quarter), asking ahead in f32 (5 to 20 %), more than 3 rows through the
+// blocks of large products (8 and 16 rows of f32 a sixth).
 constexpr int64_t FEW = 16;
 #if RLHF_VECTOR_AVX2
 constexpr int64_t FEW_BYTES = 16384;

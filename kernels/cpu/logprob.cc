@@ -11,7 +11,7 @@
 // nothing can reach 24 to 30 and 22; without them, but the next tile not fetched ahead, 16 to 25 and 14: a quarter of logprob's time
 // was then the maximum's. What logprob must do: 206 MB, 6 ms, and
 // 32 operations of 512 bits for 16 logits (15 of exp, 6 of the exact difference, 11 of the two sums in f64), 7 ms at two a cycle.
-// Zen 3, AVX2, 2 cores, two threads: logprob 35 ms (30 % of the limit), logprob_grad 26 (77 %), linear_logprob 71 % of the peak.
+// Zen 3, AVX2, 2 cores, two threads: logprob 33 ms (27 % of the limit), logprob_grad 24 (69 %), linear_logprob 69 % of the peak, 76 with one.
 // Zen 5, AVX-512, 2 cores, two threads: logprob 8.5 ms (54 %: arithmetic binds), logprob_grad 6 to 10 (at the limit), linear_logprob 86 % of the peak, 2.9
 // times torch.
 #include "kernels/cpu/linear_head.h"

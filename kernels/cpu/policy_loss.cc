@@ -4,7 +4,7 @@
 // sixteen; 0.39 in two, 0.50 in one chain (56 cycles a sixteen on one thread: a sixteen is about a hundred cycles long, and two are
 // all that schedulers hold). In the benchmarks, after a pause and with peers beside, 0.37 to 0.62. What binds in the end are the four
 // vector ports: 106 operations of 256 bits a sixteen, 27 cycles, 42 of them to widen and add three f64 sums.
-// Zen 3, AVX2, 2 cores, two threads: 1.3 ms, 84 % of the limit.
+// Zen 3, AVX2, 2 cores, two threads: 1.1 to 1.3 ms, 38 to 84 % of the limit, which is that of a cache when its others leave it room.
 // Zen 5, AVX-512, 2 cores, two threads: 0.25 ms, 58 to 90 % of the limit, which moves with who else uses the last level of caches that the arrays fit in.
 #include "kernels/cpu/policy_loss.h"
 

@@ -17,7 +17,10 @@
 // benchmarks, after a pause and with peers beside, 2.1 to 3.7. The f64 of the law alone is 36 cycles of division (four of eight,
 // 9.06 each) beside 66 of multiply-adds and comparisons (exp and log1p) a sixteen. 4.9 ms where pairs share scores and one thread
 // does all. Lost: one pass over a chunk in place of three (3.1 to 4.9).
-// Zen 3, AVX2, 2 cores, two threads: 7.6 ms, 27 % of the limit, 3.4 times torch eager and 4.0 compiled.
+// Zen 3, AVX2, 2 cores, two threads: 4.8 ms, 22 % of the limit, 4.5 times torch eager and 3.7 compiled (9.1 with one, 19 %): twenty cycles a pair, no
+// instruction more than a thirtieth of the time, the check of ids an eleventh; the chains of exp and log1p wait for themselves, since half a sixteen's
+// instructions fill the core's window.
+// A fifth to a third more before the constants were numbers: loads waited for vectors that had been stored by halves.
 // Zen 5, AVX-512, 2 cores, two threads: 0.90 to 0.94 ms, 11 times torch eager and 9 compiled; 1.55 before a chunk asked for the lines of the next one, when
 // three tenths of the time went into waiting for scores. A ninth is the check of the ids; three passes of 38 to 45 cycles a sixteen are most of the rest.
 #include "kernels/cpu/math.h"

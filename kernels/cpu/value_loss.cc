@@ -5,7 +5,7 @@
 // the arguments read again after every store. A sixteen is 80 operations of 256 bits on four ports, 20 cycles, of 27 that
 // it takes (0.49 ms on one thread): half of them widen and add five f64 sums, which the law asks for. Lost: those additions as
 // multiply-adds (2 %), the sums of a sixteen beside the loss of the next (3 % on one thread, nothing on two).
-// Zen 3, AVX2, 2 cores, two threads: 0.90 ms, 71 % of the limit.
+// Zen 3, AVX2, 2 cores, two threads: 0.69 ms, 71 % of the limit (80 with one).
 // Zen 5, AVX-512, 2 cores, two threads: 0.14 to 0.18 ms, 62 to 95 %.
 #include "kernels/cpu/policy_loss.h"
 
