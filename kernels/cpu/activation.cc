@@ -5,7 +5,7 @@
 // AMD Zen 4, AVX-512, 2 cores, two threads, 2048 x 3072: swiglu 2.6 ms and its gradient 5.2, at the limit; gelu by tanh 2.6 (45 %)
 // and 3.4 (78 to 97 %); by erf 9.7 and 12.5 (11 and 29 %), two polynomials, a division and an exponential in f64; 72 and 63 when
 // that went lane by lane.
-// Zen 3, AVX2, 2 cores, two threads: swiglu 3.7 ms and its gradient 6.7 (93 and 83 %); gelu by tanh 4.4 to 6.2 and 5.1 (44 and 70 %), by erf 17.4 and 20.2.
+// Zen 3, AVX2, 2 cores, two threads: swiglu 3.7 ms and its gradient 6.7 (93 and 83 %); gelu by tanh 3.8 and 5.1 (48 and 70 %), by erf 17.4 and 20.2.
 // Zen 5, AVX-512, 2 cores, two threads: swiglu 1.3 ms and its gradient 2.5, gelu by tanh 1.0 and 1.5, all at the limit; by erf 5.8 and 6.3 (19 and 28 %).
 // With masks, as if no vector were whole, 2.9, 4.4, 2.9, 3.5, 7.2 and 8.6.
 #include "kernels/cpu/math.h"

@@ -35,6 +35,9 @@
 // of 256. The rows that the panels of a transposed a take next, asked for as these are packed, won weight gradients 2 to 10 %. Lost: transposing by 512 bits (a
 // a quarter faster, b slower), whole lines of a transposed a put together by vpermt2ps (nothing: its panels bind), rows of c split over threads from half as
 // many rows as columns on (0 to 4 %).
+//
+// Intel Xeon (Sapphire Rapids), AVX-512, 2 cores, two threads, an early state of this kernel, the machine not met since: 2048^3 73 %, 1024 x 768
+// x 768 32 %, 2048 x 3072 x 768 69 %, the head's 64 %; 0.6 to 0.8 times torch, whose library is at the limit there, and 1.6 at the head.
 #pragma once
 #include "kernels/cpu/transpose.h"
 #include "kernels/cpu/vector.h"
