@@ -54,6 +54,7 @@ RLHF_INLINE void deltas(const Row& row, int64_t begin, int64_t size, float gamma
       begin, size, [&](int64_t t, int64_t i) __attribute__((always_inline)) {
         const float *r = row.rewards + i, *v = row.values + i;
         if (i >= 0 && i + LANES < row.length) return store(delta + t, fma(g, load(v + 1), load(r)) - load(v));
+        if (i + LANES <= 0) return store(delta + t, zero());
         if (i >= 0) {  // to the end, after which the value is 0
           const int n = int(i + LANES < row.length ? LANES : i < row.length ? row.length - i : 0);
           return store(delta + t, fma(g, load(v + 1, n > 0 ? n - 1 : 0), load(r, n)) - load(v, n));
@@ -148,6 +149,7 @@ RLHF_INLINE void gae_rows(const Row* rows, int count, float gamma, float lambda)
               store(row.advantages + i, advantage, n), store(row.returns + i, advantage + load(row.values + i, n), n);
               return;
             }
+            if (i + LANES <= 0) return;
             for (int64_t lane = 0; lane < LANES; lane++) {
               if (i + lane < 0 || i + lane >= row.length) continue;
               const bool kept = !MASKED || row.mask[i + lane];

@@ -18,9 +18,8 @@
 // 9.06 each) beside 66 of multiply-adds and comparisons (exp and log1p) a sixteen. 4.9 ms where pairs share scores and one thread
 // does all. Lost: one pass over a chunk in place of three (3.1 to 4.9).
 // Zen 3, AVX2, 2 cores, two threads: 4.8 ms, 22 % of the limit, 4.5 times torch eager and 3.7 compiled (9.1 with one, 19 %): twenty cycles a pair, no
-// instruction more than a thirtieth of the time, the check of ids an eleventh; the chains of exp and log1p wait for themselves, since half a sixteen's
-// instructions fill the core's window.
-// A fifth to a third more before the constants were numbers: loads waited for vectors that had been stored by halves.
+// instruction more than a thirtieth of the time, the check of ids an eleventh; probably the chains of exp and log1p wait for themselves. A
+// fifth to a quarter more before the constants were numbers: loads waited for vectors that had been stored by halves.
 // Zen 5, AVX-512, 2 cores, two threads: 0.90 to 0.94 ms, 11 times torch eager and 9 compiled; 1.55 before a chunk asked for the lines of the next one, when
 // three tenths of the time went into waiting for scores. A ninth is the check of the ids; three passes of 38 to 45 cycles a sixteen are most of the rest.
 #include "kernels/cpu/math.h"
@@ -142,7 +141,7 @@ struct SixteenPairs {
 // The arguments, whatever the stores may touch. As numbers: GCC copies a vector that stands in memory by halves, which AVX2's loads then wait for.
 struct Terms {
   const float *margins, *labels, *weights;
-  double beta, target, center, smooth, sharp, scale, denominator, weight, label;
+  double beta, target, center, smooth, sharp, scale, denominator, weight;
 
   RLHF_INLINE explicit Terms(const preference_loss_args& a)
       : margins(a.margin.data),
@@ -155,11 +154,10 @@ struct Terms {
         sharp(1 - a.label_smoothing),
         scale(a.scale),
         denominator(a.denominator),
-        weight(a.scale / a.denominator),
-        label(sharp) {}
+        weight(a.scale / a.denominator) {}
 
   RLHF_INLINE D label_of(const SixteenPairs& pairs) const {
-    if (!labels) return setd(label);
+    if (!labels) return setd(sharp);  // of the label 1
     const D q = widen(load(labels + pairs.p, pairs.n));
     return q * setd(sharp) + (setd(1) - q) * setd(smooth);
   }

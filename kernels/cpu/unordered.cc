@@ -21,15 +21,8 @@ __attribute__((noinline)) void free_tile(int64_t k, const float* a, const float*
 #pragma GCC unroll 2
       for (int j = 0; j < NV; j++) sum[u][i][j] = zero();
   const auto step = [&](int u) __attribute__((always_inline)) {
-    V x[NV];
-#pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) x[j] = load(b + u * PANEL + j * LANES);
-#pragma GCC unroll 16
-    for (int i = 0; i < R; i++) {
-      const V y = set(a[u * MR + i]);
-#pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) sum[u][i][j] = fma(y, x[j], sum[u][i][j]);
-    }
+    multiply_add(
+        sum[u], [&](int i) __attribute__((always_inline)) { return a[u * MR + i]; }, b + u * PANEL);
   };
   int64_t at = 0;
   for (; at + U <= k; at += U, a += U * MR, b += U * PANEL)
