@@ -55,10 +55,18 @@ constexpr int MR = 6, NV = 1;
 constexpr int64_t KC = 384, MC = 24 * MR, NC = 1024;
 #endif
 constexpr int64_t NR = NV * LANES;
-#if RLHF_VECTOR_AVX2
-constexpr bool ASKS_PANELS = true;  // for packed panels, before their tiles
+
+// How a core wants to be asked for what its tiles need later. Intel's have 16 buffers for lines that are not in L1, and a tile's own reads from
+// L2 need them too: there the requests are spread over all steps. Zen takes them from the first step on, one after the other.
+#if RLHF_VECTOR_AVX512
+RLHF_INLINE bool few_buffers() { return __builtin_cpu_is("intel"); }
+RLHF_INLINE bool asks_panels() { return few_buffers(); }  // for packed panels, before their tiles
+#elif RLHF_VECTOR_AVX2
+RLHF_INLINE bool few_buffers() { return false; }
+RLHF_INLINE bool asks_panels() { return true; }
 #else
-constexpr bool ASKS_PANELS = false;
+RLHF_INLINE bool few_buffers() { return false; }
+RLHF_INLINE bool asks_panels() { return false; }
 #endif
 
 RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -82,6 +90,12 @@ struct Ahead {
     return count;
   }
 };
+
+// steps from one of a tile's requests to the next
+RLHF_INLINE int64_t steps_apart(int64_t k, int64_t requests) {
+  if (!few_buffers() || k < requests) return 1;
+  return smaller(k / requests, 16);
+}
 
 // One register tile: R rows, N vectors of columns of which `columns` are there. T: float or bf16. It asks for the lines of c below,
 // which the next tile continues or writes, then for `asked` more at `ahead`. LAID: a is read where it lies, a_row from row to row, and
@@ -112,19 +126,27 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
   };
   int64_t step = 0;
   if (!LAID) {
+    const int64_t apart = steps_apart(k, R + asked);
+    const auto advance_each = [&](int64_t count, auto&& ask) __attribute__((always_inline)) {
+      for (; count > 0; count--, step += apart) {
+        ask();
+#pragma GCC unroll 1
+        for (int64_t i = 0; i < apart; i++) advance();
+      }
+    };
     const float* next = c + R * c_row;
-#pragma GCC unroll 1
-    for (const int64_t end = smaller(k, R); step < end; step++, next += c_row) {
+    advance_each(
+        smaller(R, k / apart), [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 2
-      for (int j = 0; j < N; j++) __builtin_prefetch(next + j * LANES, 1);
-      advance();
-    }
-#pragma GCC unroll 1
-    for (const int64_t end = smaller(k, step + asked); step < end; step++, ahead += ahead_step) {
+          for (int j = 0; j < N; j++) __builtin_prefetch(next + j * LANES, 1);
+          next += c_row;
+        });
+    advance_each(
+        smaller(asked, (k - step) / apart), [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 2
-      for (int j = 0; j < N; j++) __builtin_prefetch(ahead + j * LANES * int64_t(sizeof(float)));
-      advance();
-    }
+          for (int j = 0; j < N; j++) __builtin_prefetch(ahead + j * LANES * int64_t(sizeof(float)));
+          ahead += ahead_step;
+        });
     if (TURN > 1)
 #pragma GCC unroll 1
       for (; step + TURN <= k; step += TURN)
@@ -306,10 +328,13 @@ struct Product {
   const float* a_panels = nullptr;  // a, packed already: [m/MR][packed_step(k)]
 };
 
+// steps of a block of k
+RLHF_INLINE int64_t block_steps(int64_t rows, int64_t k) { return smaller(k, few_buffers() && rows > MC ? 2 * KC : KC); }
+
 // floats that product() needs for itself
 RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed) {
-  const int64_t kc = smaller(k, KC);
-  return round_up(round_up(smaller(m, MC), MR) * kc + LANES, LANES) + (packed ? 0 : round_up(smaller(n, NC), PANEL) * kc + LANES);
+  const int64_t kc = block_steps(m, k);
+  return round_up(round_up(smaller(m, MC), MR) * kc + LANES, LANES) + (packed ? 0 : round_up(smaller(n, m <= MC ? PANEL : NC), PANEL) * kc + LANES);
 }
 
 // A product of few rows, as in decoding, where memory is the limit: every panel is read once from its first step to its last, a
@@ -410,14 +435,15 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
       for (int64_t j = first; j < last; j++) p.c[i * p.c_row + j] = p.bias ? p.bias[j] : 0.0f;
     return;
   }
-  const int64_t kc_most = smaller(p.k, KC);
+  const int64_t steps = block_steps(bottom - top, p.k);
   float* packed_a = scratch;
-  float* packed_b = scratch + round_up(round_up(smaller(p.m, MC), MR) * kc_most + LANES, LANES);
+  float* packed_b = scratch + round_up(round_up(smaller(p.m, MC), MR) * block_steps(p.m, p.k) + LANES, LANES);
+  const bool again = bottom - top > MC;  // panels are used again, for other rows; else they take one place in turn, which stays in a cache
   if (bottom - top <= FEW && p.a.column == 1) return product_few(p, first, last, top, bottom, packed_b);
   for (int64_t j0 = first; j0 < last; j0 += NC) {
     const int64_t n = smaller(NC, last - j0);
-    for (int64_t k0 = 0; k0 < p.k; k0 += KC) {
-      const int64_t k = smaller(KC, p.k - k0);
+    for (int64_t k0 = 0; k0 < p.k; k0 += steps) {
+      const int64_t k = smaller(steps, p.k - k0);
       const bool continued = p.continued || k0 > 0;
       const float* bias = k0 + k == p.k ? p.bias : nullptr;
       for (int64_t i0 = top; i0 < bottom; i0 += MC) {
@@ -430,9 +456,9 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
         Ahead next;
         int64_t asked = 0;
         for (int64_t j = 0; j < n; j += PANEL) {
-          float* panel = packed_b + j * k;
+          float* panel = packed_b + (again ? j * k : 0);
           const int64_t columns = smaller(PANEL, n - j);
-          if (ASKS_PANELS && !packs && j + PANEL < n) {
+          if (asks_panels() && !packs && j + PANEL < n) {
             const int64_t bytes = PANEL * k * int64_t(p.panels ? sizeof(T) : sizeof(float));
             const char* there =
                 p.panels ? reinterpret_cast<const char*>(p.panels + (j0 + j + PANEL) * p.k + k0 * PANEL) : reinterpret_cast<const char*>(panel + PANEL * k);
@@ -442,7 +468,7 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
           if (packs) {
             pack_b(p.b, k0, k, j0 + j, columns, panel);
             if (j + PANEL < n) next = ahead_b(p.b, k0, k, j0 + j + PANEL, smaller(PANEL, n - j - PANEL));
-            else if (k0 + k < p.k) next = ahead_b(p.b, k0 + k, smaller(KC, p.k - k0 - k), j0, smaller(PANEL, n));
+            else if (k0 + k < p.k) next = ahead_b(p.b, k0 + k, smaller(steps, p.k - k0 - k), j0, smaller(PANEL, n));
             asked = next.total() / (tiles * ((columns + NR - 1) / NR)) + 1;
           }
           const auto multiply = [&](const auto* b) {

@@ -60,13 +60,14 @@ constexpr int64_t BLOCK = 8 * GROUP;
 
 void limit_linear(Context& ctx, const limit_linear_args& a) {
   const int64_t N = a.x.dim[0], I = a.x.dim[1], O = a.weight.dim[0];
-  const int64_t each = round_up(product_scratch(N, O, I, false), LANES), panels = (O + PANEL - 1) / PANEL;
+  const int64_t kc = smaller(I, KC), panels = (O + PANEL - 1) / PANEL;
+  const int64_t b_at = round_up(round_up(smaller(N, MC), MR) * kc + LANES, LANES), each = round_up(b_at + round_up(smaller(O, NC), PANEL) * kc, LANES);
   float* scratch = static_cast<float*>(ctx.scratch(ctx.threads * each * int64_t(sizeof(float)) + 64));
   if (!scratch) return;
   const Matrix x{a.x.data, a.x.stride, 1}, w{a.weight.data, 1, I};
   ctx.each([&](int thread) {
     const int64_t first = panels * thread / ctx.threads * PANEL, last = smaller(O, panels * (thread + 1) / ctx.threads * PANEL);
-    float *packed_a = scratch + thread * each, *packed_b = packed_a + round_up(round_up(smaller(N, MC), MR) * smaller(I, KC) + LANES, LANES);
+    float *packed_a = scratch + thread * each, *packed_b = packed_a + b_at;
     for (int64_t j0 = first; j0 < last; j0 += NC)
       for (int64_t k0 = 0; k0 < I; k0 += KC) {
         const int64_t n = smaller(NC, last - j0), k = smaller(KC, I - k0);
