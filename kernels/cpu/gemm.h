@@ -56,16 +56,16 @@ constexpr int64_t KC = 384, MC = 24 * MR, NC = 1024;
 #endif
 constexpr int64_t NR = NV * LANES;
 
-// How a core wants to be asked for what its tiles need later. Intel's have 16 buffers for lines that are not in L1, and a tile's own reads from
-// L2 need them too: there the requests are spread over all steps. Zen takes them from the first step on, one after the other.
+// Intel's cores have 16 buffers for lines that are not in L1, and a tile's own reads from L2 need them too: what tiles need later is asked for over all of
+// their steps there, while Zen takes the requests from the first step on, one after the other. And Intel's prefetchers follow a panel too near.
 #if RLHF_VECTOR_AVX512
-RLHF_INLINE bool few_buffers() { return __builtin_cpu_is("intel"); }
-RLHF_INLINE bool asks_panels() { return few_buffers(); }  // for packed panels, before their tiles
+RLHF_INLINE bool intel() { return __builtin_cpu_is("intel"); }
+RLHF_INLINE bool asks_panels() { return intel(); }  // for packed panels, before their tiles
 #elif RLHF_VECTOR_AVX2
-RLHF_INLINE bool few_buffers() { return false; }
+RLHF_INLINE bool intel() { return false; }
 RLHF_INLINE bool asks_panels() { return true; }
 #else
-RLHF_INLINE bool few_buffers() { return false; }
+RLHF_INLINE bool intel() { return false; }
 RLHF_INLINE bool asks_panels() { return false; }
 #endif
 
@@ -93,7 +93,7 @@ struct Ahead {
 
 // steps from one of a tile's requests to the next
 RLHF_INLINE int64_t steps_apart(int64_t k, int64_t requests) {
-  if (!few_buffers() || k < requests) return 1;
+  if (!intel() || k < requests) return 1;
   return smaller(k / requests, 16);
 }
 
@@ -153,6 +153,14 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
 #pragma GCC unroll 8
         for (int t = 0; t < TURN; t++) advance();
   }
+  if (LAID && N == 2 && !asked && intel())  // a whole panel from memory
+#pragma GCC unroll 1
+    for (; step < k; step++) {
+#pragma GCC unroll 2
+      for (int64_t line = 0; line < PANEL * int64_t(sizeof(T)); line += LINE)
+        __builtin_prefetch(reinterpret_cast<const char*>(b + 4 * STREAMED * PANEL) + line, 0, 2);
+      advance();
+    }
   if (LAID)
 #pragma GCC unroll 1
     for (; step + TURN <= k; step += TURN, ahead += ahead_step) {
@@ -329,7 +337,7 @@ struct Product {
 };
 
 // steps of a block of k
-RLHF_INLINE int64_t block_steps(int64_t rows, int64_t k) { return smaller(k, few_buffers() && rows > MC ? 2 * KC : KC); }
+RLHF_INLINE int64_t block_steps(int64_t rows, int64_t k) { return smaller(k, intel() && rows > MC ? 2 * KC : KC); }
 
 // floats that product() needs for itself
 RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed) {
