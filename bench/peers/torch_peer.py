@@ -128,10 +128,10 @@ def linear_policy_loss(shape):
 
 
 GAE_IN_C = """
-void gae(const float* r, const float* v, float* a, float* q, long B, long T) {
+void gae(const float* r, const float* v, float* a, float* q, const long* offsets, long B) {
   for (long b = 0; b < B; b++) {
     float last = 0, next = 0;
-    for (long i = (b + 1) * T - 1; i >= b * T; i--) {
+    for (long i = offsets[b + 1] - 1; i >= offsets[b]; i--) {
       last = r[i] + next - v[i] + 0.95f * last;
       next = v[i];
       a[i] = last;
@@ -154,21 +154,31 @@ def compiled_c(source, name):
 
 
 def gae(shape):
-    B, T = numbers(shape)
-    r, v = torch.randn(B, T), torch.randn(B, T)
+    if " of 1 to " in shape:
+        B, _, T = numbers(shape)
+        lengths = torch.tensor([1 + 389 * i % T for i in range(B)])
+    else:
+        B, T = numbers(shape)
+        lengths = torch.full((B,), T)
+    N, even = int(lengths.sum()), bool((lengths == T).all())
+    r, v, mask = torch.randn(B, T), torch.randn(B, T), (torch.arange(T) < lengths[:, None]).float()
 
-    def loop():  # the loop of verl and TRL
-        last, out = torch.zeros(B), []
+    def loop():  # the loop of verl and TRL; where all are of one length, without its mask
+        last, nxt, out = torch.zeros(B), torch.zeros(B), []
         for t in reversed(range(T)):
-            nxt = v[:, t + 1] if t < T - 1 else 0.0
-            last = r[:, t] + nxt - v[:, t] + 0.95 * last
+            new = r[:, t] + nxt - v[:, t] + 0.95 * last
+            if even:
+                last, nxt = new, v[:, t]
+            else:
+                m = mask[:, t]
+                last, nxt = new * m + (1 - m) * last, v[:, t] * m + (1 - m) * nxt
             out.append(last)
         a = torch.stack(out[::-1], 1)
         return a, a + v
 
     plain = compiled_c(GAE_IN_C, "gae")
-    tensors = [r, v, torch.empty(B, T), torch.empty(B, T)]
-    in_c = lambda: plain(*(ctypes.c_void_p(x.data_ptr()) for x in tensors), ctypes.c_long(B), ctypes.c_long(T))
+    tensors = [torch.randn(N), torch.randn(N), torch.empty(N), torch.empty(N), F.pad(lengths.cumsum(0), (1, 0))]
+    in_c = lambda: plain(*(ctypes.c_void_p(x.data_ptr()) for x in tensors), ctypes.c_long(B))
     return [("torch loop of verl and TRL", loop), *([("plain C, one thread", in_c)] if plain else [])]
 
 

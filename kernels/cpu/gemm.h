@@ -336,13 +336,14 @@ struct Product {
   const float* a_panels = nullptr;  // a, packed already: [m/MR][packed_step(k)]
 };
 
-// steps of a block of k
-RLHF_INLINE int64_t block_steps(int64_t rows, int64_t k) { return smaller(k, intel() && rows > MC ? 2 * KC : KC); }
+// Steps of a block of k: more where c, which each block continues, is large beside Intel's L2 of 2 MB.
+RLHF_INLINE int64_t block_steps(int64_t rows, int64_t columns, int64_t k) { return smaller(k, intel() && rows > MC && rows * columns > 1 << 18 ? 2 * KC : KC); }
+RLHF_INLINE int64_t packed_a_floats(int64_t rows, int64_t k) { return round_up(round_up(smaller(rows, MC), MR) * k + LANES, LANES); }
 
 // floats that product() needs for itself
 RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed) {
-  const int64_t kc = block_steps(m, k);
-  return round_up(round_up(smaller(m, MC), MR) * kc + LANES, LANES) + (packed ? 0 : round_up(smaller(n, m <= MC ? PANEL : NC), PANEL) * kc + LANES);
+  const int64_t kc = block_steps(m, n, k);
+  return packed_a_floats(m, kc) + (packed ? 0 : round_up(smaller(n, m <= MC ? PANEL : NC), PANEL) * kc + LANES);
 }
 
 // A product of few rows, as in decoding, where memory is the limit: every panel is read once from its first step to its last, a
@@ -443,9 +444,9 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
       for (int64_t j = first; j < last; j++) p.c[i * p.c_row + j] = p.bias ? p.bias[j] : 0.0f;
     return;
   }
-  const int64_t steps = block_steps(bottom - top, p.k);
+  const int64_t steps = block_steps(bottom - top, last - first, p.k);
   float* packed_a = scratch;
-  float* packed_b = scratch + round_up(round_up(smaller(p.m, MC), MR) * block_steps(p.m, p.k) + LANES, LANES);
+  float* packed_b = scratch + packed_a_floats(p.m, block_steps(p.m, p.n, p.k));
   const bool again = bottom - top > MC;  // panels are used again, for other rows; else they take one place in turn, which stays in a cache
   if (bottom - top <= FEW && p.a.column == 1) return product_few(p, first, last, top, bottom, packed_b);
   for (int64_t j0 = first; j0 < last; j0 += NC) {

@@ -76,6 +76,14 @@ export const gae = truth({
         lambda: 0.95,
       }),
     },
+    {
+      shape: "512 of 1 to 600 tokens", // in no order, the same that the peers draw
+      draw(random) {
+        const cuSeqlens = offsets(Array.from({ length: 512 }, (_, i) => 1 + ((389 * i) % 600)));
+        const N = cuSeqlens.data[512];
+        return { rewards: normal(random, [N]), values: normal(random, [N]), cuSeqlens, gamma: 1, lambda: 0.95 };
+      },
+    },
   ],
   cost: ({ rewards }) => {
     const N = (rewards as Numbers).data.length;
