@@ -60,7 +60,8 @@ export function mix({ read, write, update = 0 }: Cost): Streams {
 
 /** What the machine can do at most, with the run's threads. */
 export class Limits {
-  private readonly streams = new Map<string, Promise<Probe>>();
+  /** The last, which rows of the same mix share: they may hold gigabytes, four times the caches. */
+  private streams?: { key: string; probe: Probe };
 
   private constructor(
     private readonly on: Device,
@@ -101,10 +102,13 @@ export class Limits {
     return { kind, timer, amount, owed };
   }
 
-  private stream(streams: Streams, footprint = Infinity): Promise<Probe> {
+  private async stream(streams: Streams, footprint = Infinity): Promise<Probe> {
     const bytes = Math.min(footprint, 4 * lastLevelCache());
     const key = JSON.stringify([streams, bytes]);
-    if (!this.streams.has(key)) this.streams.set(key, streamProbe(this.on, streams, bytes));
-    return this.streams.get(key)!;
+    if (this.streams?.key !== key) {
+      this.streams?.probe.release();
+      this.streams = { key, probe: await streamProbe(this.on, streams, bytes) };
+    }
+    return this.streams.probe;
   }
 }

@@ -83,12 +83,12 @@ function watched(on: Device, timer: Timer): { timer: Timer; outside: number[] } 
 
 async function measure(on: Device, { name, shape, sizes, prepare }: Planned, limits: Limits | undefined, peers: Peers | undefined): Promise<Row> {
   const before = on.memory().current;
-  on.resetPeak();
   const { timer, cost, tokens, dispose } = prepare();
   await on.read(0, 0); // what it queued is not what is timed
   const held = on.memory().current;
   const bars = (await limits?.bars(cost)) ?? [];
-  const probes = on.memory().current - held;
+  const probes = on.memory().current - held; // less those of the row before
+  on.resetPeak();
   const others = (await peers?.prepare({ name, shape, sizes })) ?? [];
   const { timer: own, outside } = watched(on, timer);
   const [ours, ...rest] = await interleaved([own, ...others.map((one) => one.timer), ...bars.map((bar) => bar.timer)]);

@@ -78,15 +78,16 @@ const BLOCK = 256; // values, of each stream in turn
 export async function streamProbe(device: Device, { reads, updates, writes }: Streams, bytes = 4 * lastLevelCache()): Promise<Probe> {
   const { threads } = device;
   const values = Math.max(1, Math.floor(bytes / 4 / (reads + updates + writes) / threads / BLOCK)) * threads * BLOCK;
-  const array = (streams: number) =>
-    ({ address: device.allocate(4 * streams * values), dtype: "f32", layout: "rows", shape: [streams, values], stride: values }) as const;
-  const [x, y, z] = [reads, updates, writes].map(array);
+  const address = device.allocate(4 * (reads + updates + writes) * values); // one block, so that the next probe of so many bytes takes it again
+  const array = (before: number, streams: number) =>
+    ({ address: address + 4 * before * values, dtype: "f32", layout: "rows", shape: [streams, values], stride: values }) as const;
+  const [x, y, z] = [array(0, reads), array(reads, updates), array(reads + updates, writes)];
   const sink = { address: device.allocate(4 * threads), dtype: "f32", layout: "rows", shape: [threads], stride: 1 } as const;
   for (const all of [x, y, z]) device.call(specs.get("fill")!, [1, all]);
   const moved = 4 * values * (reads + 2 * updates + writes);
   const rounds = Math.ceil(2 ** 26 / moved); // some ms, so that the way to the threads is not what is measured
   const amount = rounds * moved;
-  const release = () => [x, y, z, sink].forEach(({ address }) => device.release(address));
+  const release = () => [address, sink.address].forEach((one) => device.release(one));
   const probes: Probe[] = [];
   for (const pastCaches of writes > 0 ? [0, 1] : [0]) {
     const run = () => device.call(specs.get("limitStream")!, [rounds, pastCaches, x, y, z, sink]);
