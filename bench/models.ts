@@ -17,6 +17,9 @@ import type { Timer } from "./measure.js";
 // (sched_setaffinity: medians as before, sampling 20 % slower), smaller and larger blocks of the products (gemm.h).
 // Zen 5, AVX-512, two threads: of a PPO update of the demo 67 % are tiles, 8 packing, 2 AdamW, 2 threads that wait for each other, 2 gelu and its gradient; 64 to 67 % of
 // the limit, 3.5 times TRL; of one of GPT-2 67, 6, 8 and 3 (norm of the gradients), 80 % of the limit, 3.1 times TRL.
+// Intel Xeon (Sapphire Rapids or later), AVX-512, two threads: of an SFT step of the demo 66 % are tiles, 8 packing, 4 gelu and its gradient, 3 and 2 the logits' gradient and statistics; 53 % of
+// the limit, whose peak multiply-adds reach after a pause (gemm.h). Of GPT-2's generation half is products of 16 rows, which read the weights at four fifths of the bandwidth, 16 the
+// prompts' products, 14 attention and its cache, 7 threads that wait for each other; 39 % of the limit. Lost there: larger pieces of weights, asked for nearer and further (gemm.h).
 
 /** Whole steps at the shapes that other stacks are measured at. */
 export interface Shape {

@@ -14,8 +14,8 @@
 // Zen 3, AVX2, 2 cores, two threads: logprob 33 ms (27 % of the limit), logprob_grad 24 (69 %), linear_logprob 69 % of the peak, 76 with one.
 // Zen 5, AVX-512, 2 cores, two threads: logprob 8.5 ms (54 %: arithmetic binds), logprob_grad 6 to 10 (at the limit), linear_logprob 86 % of the peak, 2.9
 // times torch.
-// Intel Xeon (Sapphire Rapids), AVX-512, 2 cores, two threads, an early state of this kernel, the machine not met since: linear_logprob 70 %
-// of the peak, 1.4 times torch.
+// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: linear_logprob 71 %, 1.36 times torch, its gradient 73 %, 1.22 times;
+// its products bind (gemm.h).
 #include "kernels/cpu/linear_head.h"
 
 namespace rlhf::RLHF_ISA {

@@ -13,7 +13,7 @@
 // Zen 3, AVX2, 2 cores, two threads: 7.2 ms, all of the limit; clipped 8.9, 82 %: the norm reads the gradients once more, seven eighths at most.
 // Zen 5, AVX-512, 2 cores, two threads: 3.5 ms, all of the limit; clipped 4.1, 94 %. With masks 5.4 and 6.5. Nothing was won there by asking 64 to 1,024 values
 // ahead, nor by stores past the caches (a C harness: 3.0 to 3.5 ms, 67 to 77 GB/s, with all of them).
-// Intel Xeon (Sapphire Rapids), AVX-512, 2 cores, two threads, an early state of this kernel, the machine not met since: 8.3 ms, 92 %.
+// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 4.6 ms, at the limit; clipped 5.6 ms, 87 %, 1.6 times torch.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 

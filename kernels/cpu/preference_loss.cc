@@ -22,6 +22,7 @@
 // fifth to a quarter more before the constants were numbers: loads waited for vectors that had been stored by halves.
 // Zen 5, AVX-512, 2 cores, two threads: 0.90 to 0.94 ms, 11 times torch eager and 9 compiled; 1.55 before a chunk asked for the lines of the next one, when
 // three tenths of the time went into waiting for scores. A ninth is the check of the ids; three passes of 38 to 45 cycles a sixteen are most of the rest.
+// Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: 1.39 ms, 32 %, 9.3 times torch compiled and 12 eager.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 

@@ -7,7 +7,7 @@
 // multiply-adds (2 %), the sums of a sixteen beside the loss of the next (3 % on one thread, nothing on two).
 // Zen 3, AVX2, 2 cores, two threads: 0.69 ms, 71 % of the limit (80 with one).
 // Zen 5, AVX-512, 2 cores, two threads: 0.14 to 0.18 ms, 62 to 95 %.
-// Intel Xeon (Sapphire Rapids), AVX-512, 2 cores, two threads, an early state of this kernel, the machine not met since: 3.2 ms, 17 %.
+// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 0.32 to 0.42 ms, 72 to 93 %, 2.6 times torch compiled.
 #include "kernels/cpu/policy_loss.h"
 
 namespace rlhf::RLHF_ISA {
