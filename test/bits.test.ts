@@ -5,6 +5,7 @@ import {
   AdamW,
   generate,
   logps,
+  ops,
   ppo,
   ppoState,
   Random as Philox,
@@ -125,6 +126,22 @@ describe.each(configs)("%s", (_, config) => {
       for (const model of Object.values(models)) model.dispose();
     }
   });
+});
+
+test("a product of several blocks in every direction has the bits of its rows alone, on every device", async () => {
+  const random = new Random("blocks");
+  const [N, O, I] = [280, 1056, 800]; // of rows 266, of columns 1,024, of steps 768 at most
+  const uniform = (n: number) => Float32Array.from({ length: n }, () => 2 * random.uniform() - 1);
+  const [x, weight] = [uniform(N * I), uniform(O * I)];
+  let wanted: Buffer | undefined;
+  for (const on of devices) {
+    const [a, w] = [Tensor.from(x, [N, I], on), Tensor.from(weight, [O, I], on)];
+    const [whole, few] = await Promise.all([ops.linear(a, w), ops.linear(a.rows(0, 16), w)].map(async (y) => Buffer.from((await y.read()).buffer)));
+    wanted ??= whole;
+    expect(whole.equals(wanted)).toBe(true);
+    expect(few.equals(wanted.subarray(0, few.length))).toBe(true);
+    for (const one of [a, w]) one.dispose();
+  }
 });
 
 /** SFT, a reward model and PPO, a few steps each, from numbers that no machine's libraries touch. */

@@ -25,7 +25,8 @@
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 1024 x 4096 in 1.8 ms, 72 %, 3.9 times the plain loop on one thread;
 // 64 x 1024 in 0.025, 3.4 times; 512 sequences of 1 to 600 tokens in 0.09, 2.3 times (with one thread as fast as it). Lost there: chunks of 256 (nothing)
 // and 1,024 tokens (8 %), asking into L1 (5) or not at all (22), ordinary stores (15); sequences in order of their lengths, so that eight that go together
-// are alike (5 % with one thread, half as much again with two: neighbours' lines go from core to core).
+// are alike (5 % with one thread, half as much again with two, probably since
+// neighbours' lines go from core to core).
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/transpose.h"

@@ -37,9 +37,9 @@
 // many rows as columns on (0 to 4 %).
 //
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 2048^3 75 %, 1024 x 768 x 768 73 to 76, 2048 x 3072 x 768 76 to 77,
-// the head's 71 to 77; 0.93 to 1.21 times torch, whose library reaches 72 to 80 there. Its peak is that of multiply-adds after a pause, 430 GFLOP/s;
-// without pauses they reach 400, and products on one core 83 to 90 % of them (74 to 81 before), a tile alone 91 to 97. Nine tenths of a product are tiles,
-// at 90 to 92 %, the rest packing. Won: requests over all steps of a tile (3 to 20 %, most where c or the panels come from memory), one place for panels
+// the head's 71 to 77; 0.93 to 1.21 times torch, whose library reaches 77 to 80 there, 59 at the head. Its peak is that of multiply-adds after a pause, 430
+// GFLOP/s; without pauses they reach 400, and products on one core 83 to 90 % of them (74 to 81 before), a tile alone 91 to 97. Nine tenths of a product are
+// tiles, at 90 to 92 %, the rest packing. Won: requests over all steps of a tile (3 to 20 %, most where c or the panels come from memory), one place for panels
 // that are used once (3 to 6), longer blocks of k where c is large (3 to 10), for few rows a whole panel asked for 128 steps ahead (f32 18 %, bf16 28).
 // Lost: NC 512 and 256 (0 to 5 %), KC 192, 256, 320, 1024 (nothing), MC of 38 tiles (2 to 5), of 10 with long blocks (2 % of the largest won, 5 of 256
 // rows lost), no requests for c (3 to 10), panels asked for into L2 (nothing); packing a transposed by 8 to 32 steps (2 to 4 % of a weight gradient won, 1

@@ -61,7 +61,7 @@ constexpr int64_t BLOCK = 8 * GROUP;
 void limit_linear(Context& ctx, const limit_linear_args& a) {
   const int64_t N = a.x.dim[0], I = a.x.dim[1], O = a.weight.dim[0];
   const int64_t kc = smaller(I, KC), panels = (O + PANEL - 1) / PANEL;
-  const int64_t b_at = round_up(round_up(smaller(N, MC), MR) * kc + LANES, LANES), each = round_up(b_at + round_up(smaller(O, NC), PANEL) * kc, LANES);
+  const int64_t b_at = packed_a_floats(N, kc), each = round_up(b_at + round_up(smaller(O, NC), PANEL) * kc, LANES);
   float* scratch = static_cast<float*>(ctx.scratch(ctx.threads * each * int64_t(sizeof(float)) + 64));
   if (!scratch) return;
   const Matrix x{a.x.data, a.x.stride, 1}, w{a.weight.data, 1, I};

@@ -32,7 +32,7 @@ const sizes = (random: Random): [number, number, number][] => [
   [1, 67, 129],
   [17, 33, 31],
   [random.below(40), 1 + random.below(80), 1 + random.below(70)],
-  [136, 72, 264], // beyond one block in every direction, and at 16 bytes
+  [136, 72, 264], // of several tiles in every direction, and at 16 bytes
 ];
 
 /** N, O, I of the layers that other stacks are measured at. */
