@@ -206,35 +206,49 @@ function expectGradient(got: ArrayLike<number>, inputs: Case, name: string, what
   });
 }
 
-/** The gradient of the public function against central differences of the reference, at `most` places of each input. */
+/**
+ * The gradient of the public function against central differences of the reference, at `most` places of each input; and that of each input
+ * alone, the others frozen, against its bits beside theirs.
+ */
 export async function holdToGradient(on: Device, entry: Truth, random = new Random(entry.op), most = 12): Promise<void> {
   const { wrt, outputs, call } = entry.gradient!;
   for (const inputs of entry.draw(random)) {
     if (wrt.some((name) => isNumbers(inputs[name]) && inputs[name].data.length === 0)) continue;
     const args: Record<string, unknown> = {};
+    const parameters = new Map<string, Parameter>();
     for (const [name, value] of Object.entries(inputs)) {
       if (!isNumbers(value)) args[name] = value;
       else {
         const tensor = Tensor.from(value.data, value.shape, on);
-        args[name] = wrt.includes(name) ? new Parameter(name, tensor) : tensor;
+        if (wrt.includes(name)) parameters.set(name, new Parameter(name, tensor));
+        args[name] = parameters.get(name) ?? tensor;
       }
     }
     const weights: Record<string, Float32Array> = {};
-    const tape = new Tape();
-    const losses = tape.record(() => {
-      const made = call(args as Parameters<typeof call>[0]);
-      return outputs.map((output) => {
-        weights[output] = Float32Array.from({ length: made[output].size }, () => random.normal());
-        return ops.sum(ops.mul(made[output], Tensor.from(weights[output], made[output].shape, on)));
+    const gradients = async (learning: string[]) => {
+      for (const [name, parameter] of parameters) {
+        parameter.zeroGrad();
+        parameter.trainable = learning.includes(name);
+      }
+      const tape = new Tape();
+      const losses = tape.record(() => {
+        const made = call(args as Parameters<typeof call>[0]);
+        return outputs.map((output) => {
+          weights[output] ??= Float32Array.from({ length: made[output].size }, () => random.normal());
+          return ops.sum(ops.mul(made[output], Tensor.from(weights[output], made[output].shape, on)));
+        });
       });
-    });
-    tape.backward(...losses);
-    for (const name of wrt) {
-      if (!isNumbers(inputs[name])) continue;
-      const got = await (args[name] as Parameter).gradient()!.read();
+      tape.backward(...losses);
+      return Promise.all(learning.map((name) => parameters.get(name)!.gradient()!.read()));
+    };
+    const names = [...parameters.keys()];
+    const all = await gradients(names);
+    for (const [i, name] of names.entries()) {
       const loss = (result: Record<string, ArrayLike<number>>) =>
-        outputs.reduce((total, output) => total + weights[output].reduce((s, w, i) => s + w * result[output][i], 0), 0);
-      expectGradient(got, inputs, name, entry.op, (i) => difference(entry, inputs, name, i, loss), random, most);
+        outputs.reduce((total, output) => total + weights[output].reduce((s, w, j) => s + w * result[output][j], 0), 0);
+      expectGradient(all[i], inputs, name, entry.op, (j) => difference(entry, inputs, name, j, loss), random, most);
+      const [alone] = await gradients([name]);
+      if (!Buffer.from(alone.buffer).equals(Buffer.from(all[i].buffer))) throw new Error(`${entry.op}: d${name} alone has other bits (${sizes(inputs)}, seed ${seed})`);
     }
   }
 }

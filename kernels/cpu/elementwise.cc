@@ -3,6 +3,7 @@
 // AMD Zen 4 (AVX-512, 2 cores, two threads) adds 8 M numbers at it, 3.3 ms.
 // Zen 3 (AVX2, 2 cores, two threads) adds them at it too, 3.8 ms.
 // Zen 5 (AVX-512, 2 cores, two threads) adds them in 1.8 ms.
+// Intel Xeon (Sapphire Rapids or later, AVX-512, 2 cores, two threads) adds them in 2.4 ms, at the limit.
 #include "kernels/cpu/sums.h"
 #include "native/rlhf_kernels.h"
 

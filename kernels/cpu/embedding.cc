@@ -8,6 +8,7 @@
 // 154 MB: 28 and 8 % of what streams through the last level of caches could move, a thousandth of a step of GPT-2 at most.
 // Zen 3, AVX2, the same: 0.47 ms and 0.61.
 // Zen 5, AVX-512, the same: 0.10 ms and 0.17.
+// Intel Xeon (Sapphire Rapids or later), AVX-512, the same: 0.24 ms and 0.35.
 #include "kernels/cpu/vector.h"
 #include "native/rlhf_kernels.h"
 

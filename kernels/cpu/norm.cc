@@ -10,6 +10,7 @@
 // gradients 1.5 and 1.8 (36 and 30 %), where the columns of dgain read dy and x again: half a percent of a step of GPT-2.
 // Zen 3, AVX2, 2 cores, two threads: rms 0.35 ms (81 %), layer 0.57 (54 %), gradients 1.6 and 1.9 (40 and 34 %).
 // Zen 5, AVX-512, 2 cores, two threads: rms 0.087 ms (89 %), layer 0.14 (52 %), gradients 0.37 and 0.45 (47 and 45 %); 0.6 with masks.
+// Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: rms 0.23 ms (99 %), layer 0.27 (83 %), gradients 0.59 and 0.57 (57 and 58 %).
 #include "kernels/cpu/columns.h"
 
 namespace rlhf::RLHF_ISA {

@@ -12,11 +12,14 @@ import { packedSize, Tensor } from "../tensor.js";
  */
 export function linear(x: Input, weight: Input, bias?: Input): Tensor {
   return run("linear", { x, weight, bias }, ({ y: dy }, { x, weight }, wants) => {
-    const dweight = wants.into("weight");
-    if (dweight) run("linearGradWeight", { dy, x, dweight, dbias: wants.into("bias") });
+    const [dweight, dbias] = [wants.into("weight"), wants.into("bias")];
+    if (dweight) run("linearGradWeight", { dy, x, dweight, dbias });
+    else if (dbias) run("linearGradWeight", { dy, x: ones(x), dweight: dbias.reshape([dbias.size, 1]) }); // a column of weights, for inputs of 1
     return { x: wants.needs("x") && run("linearGradInput", { dy, weight }).dx };
   }).y;
 }
+
+const ones = (rows: Tensor) => run("fill", { value: 1, y: Tensor.empty([rows.shape[0], 1], "f32", rows.device) }).y;
 
 /**
  * The panels that the matrix kernels read, for a weight that many calls share.
