@@ -8,8 +8,8 @@
 // Zen 3, AVX2, 2 cores, two threads: swiglu 3.7 ms and its gradient 6.7 (93 and 83 %); gelu by tanh 3.8 and 5.1 (48 and 70 %), by erf 17.4 and 20.2.
 // Zen 5, AVX-512, 2 cores, two threads: swiglu 1.3 ms and its gradient 2.5, gelu by tanh 1.0 and 1.5, all at the limit; by erf 5.8 and 6.3 (19 and 28 %).
 // With masks, as if no vector were whole, 2.9, 4.4, 2.9, 3.5, 7.2 and 8.6.
-// Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: swiglu 2.1 ms and its gradient 3.3 (69 and 96 %), gelu by tanh 4.4 and 4.6 (22 and 32 %, the
-// limit being that of a large last cache), by erf 9.9 and 8.7.
+// Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: swiglu 2.1 ms and its gradient 3.3 (69 and 96 %), gelu by tanh 4.4 and 4.6 (22 and 32
+// %, the limit being that of a large last cache), by erf 9.9 and 8.7.
 #include "kernels/cpu/math.h"
 
 namespace rlhf::RLHF_ISA {
@@ -22,6 +22,22 @@ RLHF_INLINE void map(Context& ctx, int64_t size, F&& f) {
   ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) { each_vector(begin, end, f); });
 }
 
+// f(i, n, g(i, n)), each in a loop of its own over a few numbers: a core's schedulers hold little more than one long chain of operations
+template <class G, class F>
+RLHF_INLINE void map(Context& ctx, int64_t size, G&& g, F&& f) {
+  constexpr int64_t CHUNK = 16 * LANES;
+  ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) {
+    alignas(64) float between[CHUNK];
+    for (; begin < end; begin += CHUNK) {
+      const int64_t until = begin + CHUNK < end ? begin + CHUNK : end;
+      each_vector(
+          begin, until, [&](int64_t i, int n) __attribute__((always_inline)) { store(between + (i - begin), g(i, n)); });
+      each_vector(
+          begin, until, [&](int64_t i, int n) __attribute__((always_inline)) { f(i, n, load(between + (i - begin))); });
+    }
+  });
+}
+
 constexpr float ROOT_2_PI = 0.797884561f, CUBIC = 0.044715f, ROOT_HALF = 0.707106781f, DENSITY = 0.398942280f;
 
 // 2u, of x limited to where the sigmoid is not yet 0 or 1
@@ -32,31 +48,34 @@ RLHF_INLINE V twice_argument(V x) { return set(2 * ROOT_2_PI) * fma(set(CUBIC) *
 
 void gelu(Context& ctx, const gelu_args& a) {
   const V half = set(0.5f), one = set(1.0f);
-  map(
-      ctx, a.y.size(), [&](int64_t i, int n) __attribute__((always_inline)) {
-        const V x = load(&a.x[i], n);
-        if (a.form == GeluForm::tanh) store(&a.y[i], x * sigmoid(twice_argument(limited(x))), n);
-        else store(&a.y[i], half * x * (one + erf(x * set(ROOT_HALF))), n);
-      });
+  if (a.form == GeluForm::tanh)
+    map(
+        ctx, a.y.size(), [&](int64_t i, int n) __attribute__((always_inline)) { return twice_argument(limited(load(&a.x[i], n))); },
+        [&](int64_t i, int n, V u) __attribute__((always_inline)) { store(&a.y[i], load(&a.x[i], n) * sigmoid(u), n); });
+  else
+    map(
+        ctx, a.y.size(), [&](int64_t i, int n) __attribute__((always_inline)) {
+          const V x = load(&a.x[i], n);
+          store(&a.y[i], half * x * (one + erf(x * set(ROOT_HALF))), n);
+        });
 }
 
 void gelu_grad(Context& ctx, const gelu_grad_args& a) {
   const V half = set(0.5f), one = set(1.0f);
-  map(
-      ctx, a.dx.size(), [&](int64_t i, int n) __attribute__((always_inline)) {
-        const V x = load(&a.x[i], n);
-        V slope;
-        if (a.form == GeluForm::tanh) {
+  if (a.form == GeluForm::tanh)
+    map(
+        ctx, a.dx.size(), [&](int64_t i, int n) __attribute__((always_inline)) { return twice_argument(limited(load(&a.x[i], n))); },
+        [&](int64_t i, int n, V u) __attribute__((always_inline)) {
           V t;  // 1 - s with all its digits
-          const V z = limited(x), u = twice_argument(z), s = sigmoid(u, &t);
-          const V du = set(2 * ROOT_2_PI) * fma(set(3 * CUBIC) * z, z, one);
-          slope = fma(z * s * t, du, s);
-        } else {
-          const V density = set(DENSITY) * exp(set(-0.5f) * x * x);
-          slope = fma(x, density, half * (one + erf(x * set(ROOT_HALF))));
-        }
-        store(&a.dx[i], load(&a.dy[i], n) * slope, n);
-      });
+          const V z = limited(load(&a.x[i], n)), s = sigmoid(u, &t), du = set(2 * ROOT_2_PI) * fma(set(3 * CUBIC) * z, z, one);
+          store(&a.dx[i], load(&a.dy[i], n) * fma(z * s * t, du, s), n);
+        });
+  else
+    map(
+        ctx, a.dx.size(), [&](int64_t i, int n) __attribute__((always_inline)) {
+          const V x = load(&a.x[i], n), density = set(DENSITY) * exp(set(-0.5f) * x * x);
+          store(&a.dx[i], load(&a.dy[i], n) * fma(x, density, half * (one + erf(x * set(ROOT_HALF)))), n);
+        });
 }
 
 void swiglu(Context& ctx, const swiglu_args& a) {

@@ -232,7 +232,8 @@ RLHF_INLINE void with_numbers(const View<const float>& weight, F&& f) {
   else f(weight.data);
 }
 
-// MR rows of `width` steps each, transposed: to[s][r] = in[r][s]. Stores run past MR lanes, into what the next step writes.
+// MR rows of `width` steps each, transposed: to[s][r] = in[r][s]; or of one step, which lie side by side. Stores run past MR lanes, into what the
+// next step writes, by COPIED lanes in all for one step.
 #if RLHF_VECTOR_AVX2
 constexpr int STEPS = 4;
 RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
@@ -245,12 +246,15 @@ RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
   _mm256_storeu_ps(to, _mm256_shuffle_ps(a, c, 0x44)), _mm256_storeu_ps(to + MR, _mm256_shuffle_ps(a, c, 0xee));
   _mm256_storeu_ps(to + 2 * MR, _mm256_shuffle_ps(b, d, 0x44)), _mm256_storeu_ps(to + 3 * MR, _mm256_shuffle_ps(b, d, 0xee));
 }
-constexpr int ROWS_READ = MR;
+constexpr int ROWS_READ = MR, COPIED = 8;
+RLHF_INLINE void copy_rows(const float* in, float* to) { _mm256_storeu_ps(to, half(in)); }
 #elif RLHF_VECTOR_AVX512
-constexpr int STEPS = LANES, ROWS_READ = LANES;
+constexpr int STEPS = LANES, ROWS_READ = LANES, COPIED = LANES;
 RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) { transpose(in, row, to, MR); }
+RLHF_INLINE void copy_rows(const float* in, float* to) { store(to, load(in)); }
 #else
-constexpr int STEPS = 1, ROWS_READ = MR;
+constexpr int STEPS = 1, ROWS_READ = MR, COPIED = LANES;
+RLHF_INLINE void copy_rows(const float* in, float* to) { store(to, load(in)); }
 RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
   for (int r = 0; r < MR; r++) to[r] = in[r * row];
 }
@@ -269,16 +273,15 @@ RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_
     if (done < 0) done = 0;
     for (int64_t s = 0; s < k; s++) {
       const float* in = a.data + begin + (from + s) * a.column;
-      const int lanes = int(smaller(LANES, (k - s) * MR));  // within the panel
       float* out = to + s * MR;
       const float* ahead = in + smaller(STEPS_AHEAD, k - 1 - s) * a.column;
-      if (lanes == LANES)
+      if ((k - s) * MR >= COPIED)
         for (int64_t i = 0; i < done; i += MR, out += step) {
           __builtin_prefetch(ahead + i);
-          store(out, load(in + i));
+          copy_rows(in + i, out);
         }
-      else
-        for (int64_t i = 0; i < done; i += MR, out += step) store(out, load(in + i), lanes);
+      else  // within the panel
+        for (int64_t i = 0; i < done; i += MR, out += step) store(out, load(in + i), int((k - s) * MR));
     }
     to += done / MR * step;
   }

@@ -22,7 +22,7 @@ struct TileStats {
 // Of n <= 512 logits x[n] of one tile; target is the index of y in it, or negative. Not inlined: there are many callers.
 template <bool SCALED>
 [[maybe_unused]] static __attribute__((noinline)) TileStats tile_stats(const float* x, int64_t n, float inverse_temperature, int64_t target) {
-  const V t = set(inverse_temperature), none = set(-__builtin_inff()), least = set(EXP_LEAST);
+  const V t = set(inverse_temperature), none = set(-__builtin_inff());
   const auto at = [&](int64_t i, int count) __attribute__((always_inline)) { return SCALED ? load(x + i, count) * t : load(x + i, count); };
   V top = none, second = none;
   int64_t i = 0;
@@ -37,23 +37,26 @@ template <bool SCALED>
       if (x[i] != x[i]) return {0, __builtin_nan(""), __builtin_nan("")};
     return {m, 0, 0};
   }
-  D s = setd(0), u = setd(0);
+  // Each step in a loop of its own: a core's schedulers hold little more than one exponential, so that one long loop waits for itself
+  alignas(64) float n_of[VOCABULARY_TILE], e[VOCABULARY_TILE], d[VOCABULARY_TILE];
   const V vm = set(m);
-  const auto add = [&](V e, V y) __attribute__((always_inline)) {
-    const D w = widen(e);
-    s = s + w;
-    u = fma(w, widen(max(y - vm, least)), u);  // where e is 0, y may be -inf
-  };
-  const int64_t own = target < 0 ? n : target / LANES * LANES;
-  for (i = 0; i < n; i += LANES) {  // whole vectors up to the target's or the last, then that one
-    for (const int64_t end = i <= own ? own : n; i + LANES <= end; i += LANES) {
-      const V y = at(i, LANES);
-      add(exp_diff(y, vm), y);
-    }
-    if (i >= n) break;
-    const int count = n - i < LANES ? int(n - i) : LANES;
-    const V y = at(i, count);
-    add(select(first(count) & !(iota() == seti(int32_t(target - i))), exp_diff(y, vm), zero()), y);
+  each_vector(
+      0, n, [&](int64_t i, int count) __attribute__((always_inline)) {
+        const V y = at(i, count);
+        const Reduction a = reduce_diff(y, vm);
+        store(n_of + i, a.n), store(e + i, a.r), store(d + i, y - vm);
+      });
+  for (i = 0; i < n; i += LANES) {
+    const V y = load(d + i);
+    store(e + i, exp_below(y, Reduction(load(n_of + i), load(e + i))));
+    store(d + i, max(y, set(EXP_LEAST)));  // where e is 0, y may be -inf
+  }
+  for (i = n; i % LANES; i++) e[i] = 0;
+  if (target >= 0) e[target] = 0;
+  D s = setd(0), u = s;
+  for (i = 0; i < n; i += LANES) {
+    const D w = widen(e + i);
+    s = s + w, u = fma(w, widen(d + i), u);
   }
   return {m, sum(s), sum(u)};
 }

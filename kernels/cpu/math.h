@@ -202,6 +202,7 @@ struct Reduction {
     r = fma(n, set(-LN2F_LOW), fma(n, set(-LN2F_HIGH), x));
     if (e) r = r + *e;
   }
+  RLHF_INLINE Reduction(V n, V r) : n(n), r(r) {}
 };
 
 // q = exp(x) 2^-n = 1 + r + r^2 P(r)
@@ -228,17 +229,19 @@ RLHF_FUNCTION V exp_within(V x, const Reduction& reduction, V* excess) {
   return y;
 }
 RLHF_INLINE V exp_within(V x, V* excess = nullptr) { return exp_within(x, Reduction(x), excess); }
-RLHF_FUNCTION V exp_below(V x) {
-  const Reduced a(x);
+RLHF_FUNCTION V exp_below(V x, const Reduction& reduction) {
+  const Reduced a(reduction);
   return select(x < set(EXP_LEAST), zero(), scale(a.q, a.n));
 }
+RLHF_INLINE V exp_below(V x) { return exp_below(x, Reduction(x)); }
 
-// exp(x - m) for x <= m as if the difference were exact: 1 where x == m, 0 where x is -inf
-RLHF_FUNCTION V exp_diff(V x, V m) {
+// of x - m, its rounding error carried into r
+RLHF_FUNCTION Reduction reduce_diff(V x, V m) {
   const V d = x - m, back = d - x, e = (x - (d - back)) - (m + back);  // Knuth's two-sum
-  const Reduced a(d, &e);
-  return select(d < set(EXP_LEAST), zero(), scale(a.q, a.n));
+  return Reduction(d, &e);
 }
+// exp(x - m) for x <= m as if the difference were exact: 1 where x == m, 0 where x is -inf
+RLHF_INLINE V exp_diff(V x, V m) { return exp_below(x - m, reduce_diff(x, m)); }
 
 RLHF_FUNCTION V log(V x) {
   const B tiny = x < set(1.17549435e-38f);

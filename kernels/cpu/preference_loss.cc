@@ -178,8 +178,8 @@ struct Difference {
 template <Preference FORM, bool CHAIN>
 RLHF_FUNCTION Difference difference(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
   const int64_t at = pairs.at;
-  D chosen = widen(load(x.scores[0] + at)), rejected = widen(load(x.scores[1] + at));
-  if (FORM != Preference::bradley_terry) chosen = chosen - widen(load(x.references[0] + at)), rejected = rejected - widen(load(x.references[1] + at));
+  D chosen = widen(x.scores[0] + at), rejected = widen(x.scores[1] + at);
+  if (FORM != Preference::bradley_terry) chosen = chosen - widen(x.references[0] + at), rejected = rejected - widen(x.references[1] + at);
   D z = chosen - rejected;
   if (FORM == Preference::dpo) z = setd(a.beta) * z;
   if (FORM != Preference::ipo && a.margins) z = z - widen(load(a.margins + pairs.p, pairs.n));
@@ -190,15 +190,13 @@ RLHF_FUNCTION Difference difference(const Terms& a, const SixteenPairs& pairs, C
   return {minus, WideReduction(minus)};
 }
 
-RLHF_INLINE D both(const SixteenPairs& pairs, const Chunk& x) { return widen(load(x.scores[0] + pairs.at)) + widen(load(x.scores[1] + pairs.at)); }
+RLHF_INLINE D both(const SixteenPairs& pairs, const Chunk& x) { return widen(x.scores[0] + pairs.at) + widen(x.scores[1] + pairs.at); }
 
-// Gradients; returns twice the wins, a tie is half of one.
 template <Preference FORM, bool CHAIN>
-RLHF_FUNCTION int64_t slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
+RLHF_FUNCTION void slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
   const int64_t at = pairs.at;
   const D one = setd(1), none = setd(0), z = load(x.z + at), small = load(x.small + at);
-  const B positive = none < z, negative = z < none;
-  const D probability = select(negative, small, one) / (one + small);  // sigmoid(z)
+  const D probability = select(z < none, small, one) / (one + small);  // sigmoid(z)
   D dz = probability - a.label_of(pairs), beta = one;
   if (FORM == Preference::dpo) beta = setd(a.beta);
   if (FORM == Preference::ipo) dz = z - setd(a.target), dz = dz + dz;
@@ -210,9 +208,6 @@ RLHF_FUNCTION int64_t slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x
   }
   store(x.slopes[0] + at, narrow(up)), store(x.slopes[1] + at, narrow(down));
   pairs.add<CHAIN>(sums.probability, x.probability, probability);
-  const B there = first(pairs.n), neither = !positive & !negative & there;
-  const int wins = 2 * __builtin_popcount(bits(positive & there));
-  return any(neither) ? wins + __builtin_popcount(bits(neither & (z < setd(__builtin_inf())))) : wins;  // NaN is no tie
 }
 
 template <Preference FORM, bool CHAIN>
@@ -273,7 +268,6 @@ __attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int
     }
     gather(a.scores.data, how, chosen, rejected, n, x.scores);
     if (FORM != Preference::bradley_terry) gather(a.ref_scores.data, how, chosen, rejected, n, x.references);
-    int64_t wins = 0;
     const auto each = [&](auto&& f) __attribute__((always_inline)) {
       int64_t i = 0;
       for (; i + LANES <= n; i += LANES) f(SixteenPairs{first_pair + i, i, LANES});
@@ -289,8 +283,10 @@ __attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int
       else if (i + LANES < n) next = difference<FORM, CHAIN>(terms, sixteen(i + LANES), x, lanes);
       store(x.small + i, exp_below(now.x, now.of_exp));
     }
-    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { wins += slopes<FORM, CHAIN>(terms, pairs, x, lanes); });
+    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { slopes<FORM, CHAIN>(terms, pairs, x, lanes); });
     each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { losses<FORM, CHAIN>(terms, pairs, x, lanes); });
+    int64_t wins = 0;  // twice: a tie is half of one, NaN none
+    for (int64_t i = 0; i < n; i++) wins += int64_t(x.z[i] > 0) - int64_t(x.z[i] < 0) + int64_t(x.z[i] == x.z[i]);
     all.wins = all.wins + 0.5 * double(wins), all.pairs = all.pairs + double(n);
     scatter(x.slopes, how, chosen, rejected, n, a.dscores.data);
     for (int64_t i = 0; CHAIN && i < n; i++) {

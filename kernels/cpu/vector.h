@@ -40,6 +40,7 @@ struct B { __mmask16 m; };
 struct I { __m512i r; };
 struct V { __m512 r; };
 struct D { __m512d a, b; };
+struct BD { __mmask8 a, b; };  // of comparisons in f64
 
 RLHF_INLINE V set(float x) { return {_mm512_set1_ps(x)}; }
 RLHF_INLINE V load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -122,12 +123,10 @@ RLHF_INLINE D fma(D a, D b, D c) { return {_mm512_fmadd_pd(a.a, b.a, c.a), _mm51
 RLHF_INLINE D widen(V v) {
   return {_mm512_cvtps_pd(_mm512_castps512_ps256(v.r)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v.r, 1))};
 }
-RLHF_INLINE B operator<(D x, D y) {
-  return {__mmask16(_mm512_cmp_pd_mask(x.a, y.a, _CMP_LT_OQ) | _mm512_cmp_pd_mask(x.b, y.b, _CMP_LT_OQ) << 8)};
-}
-RLHF_INLINE D select(B c, D yes, D no) {
-  return {_mm512_mask_blend_pd(__mmask8(c.m), no.a, yes.a), _mm512_mask_blend_pd(__mmask8(c.m >> 8), no.b, yes.b)};
-}
+RLHF_INLINE D widen(const float* p) { return {_mm512_cvtps_pd(_mm256_loadu_ps(p)), _mm512_cvtps_pd(_mm256_loadu_ps(p + 8))}; }
+RLHF_INLINE BD operator<(D x, D y) { return {_mm512_cmp_pd_mask(x.a, y.a, _CMP_LT_OQ), _mm512_cmp_pd_mask(x.b, y.b, _CMP_LT_OQ)}; }
+RLHF_INLINE D select(BD c, D yes, D no) { return {_mm512_mask_blend_pd(c.a, no.a, yes.a), _mm512_mask_blend_pd(c.b, no.b, yes.b)}; }
+RLHF_INLINE D select(B c, D yes, D no) { return select(BD{__mmask8(c.m), __mmask8(c.m >> 8)}, yes, no); }
 RLHF_INLINE V scale(V x, V n) { return {_mm512_scalef_ps(x.r, n.r)}; }  // x 2^n, n whole, -126 <= n <= 127
 RLHF_INLINE D scale(D x, D n) { return {_mm512_scalef_pd(x.a, n.a), _mm512_scalef_pd(x.b, n.b)}; }  // -1022 <= n <= 1023
 RLHF_INLINE V narrow(D v) {
@@ -146,6 +145,7 @@ struct B { __m256 a, b; };
 struct I { __m256i a, b; };
 struct V { __m256 a, b; };
 struct D { __m256d a, b, c, d; };
+struct BD { __m256d a, b, c, d; };
 
 RLHF_INLINE V set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 RLHF_INLINE V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
@@ -255,19 +255,22 @@ RLHF_INLINE D widen(V v) {
   return {_mm256_cvtps_pd(_mm256_castps256_ps128(v.a)), _mm256_cvtps_pd(_mm256_extractf128_ps(v.a, 1)),
           _mm256_cvtps_pd(_mm256_castps256_ps128(v.b)), _mm256_cvtps_pd(_mm256_extractf128_ps(v.b, 1))};
 }
-RLHF_INLINE B operator<(D x, D y) {
-  const auto eight = [](__m256d x, __m256d y, __m256d z, __m256d w) {  // eight masks of 64 bits to 32
-    const __m256 m = _mm256_shuffle_ps(_mm256_castpd_ps(_mm256_cmp_pd(x, y, _CMP_LT_OQ)), _mm256_castpd_ps(_mm256_cmp_pd(z, w, _CMP_LT_OQ)), 0x88);
-    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(m), 0xd8));
-  };
-  return {eight(x.a, y.a, x.b, y.b), eight(x.c, y.c, x.d, y.d)};
+RLHF_INLINE D widen(const float* p) {  // in half the time of numbers in registers
+  return {_mm256_cvtps_pd(_mm_loadu_ps(p)), _mm256_cvtps_pd(_mm_loadu_ps(p + 4)), _mm256_cvtps_pd(_mm_loadu_ps(p + 8)),
+          _mm256_cvtps_pd(_mm_loadu_ps(p + 12))};
+}
+RLHF_INLINE BD operator<(D x, D y) {
+  return {_mm256_cmp_pd(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_pd(x.b, y.b, _CMP_LT_OQ), _mm256_cmp_pd(x.c, y.c, _CMP_LT_OQ),
+          _mm256_cmp_pd(x.d, y.d, _CMP_LT_OQ)};
+}
+RLHF_INLINE D select(BD c, D yes, D no) {
+  return {_mm256_blendv_pd(no.a, yes.a, c.a), _mm256_blendv_pd(no.b, yes.b, c.b), _mm256_blendv_pd(no.c, yes.c, c.c),
+          _mm256_blendv_pd(no.d, yes.d, c.d)};
 }
 RLHF_INLINE D select(B c, D yes, D no) {
-  const auto four = [](__m128 m, __m256d yes, __m256d no) {
-    return _mm256_blendv_pd(no, yes, _mm256_castsi256_pd(_mm256_cvtepi32_epi64(_mm_castps_si128(m))));
-  };
-  return {four(_mm256_castps256_ps128(c.a), yes.a, no.a), four(_mm256_extractf128_ps(c.a, 1), yes.b, no.b),
-          four(_mm256_castps256_ps128(c.b), yes.c, no.c), four(_mm256_extractf128_ps(c.b, 1), yes.d, no.d)};
+  const auto four = [](__m128 m) { return _mm256_castsi256_pd(_mm256_cvtepi32_epi64(_mm_castps_si128(m))); };
+  return select(BD{four(_mm256_castps256_ps128(c.a)), four(_mm256_extractf128_ps(c.a, 1)), four(_mm256_castps256_ps128(c.b)),
+                   four(_mm256_extractf128_ps(c.b, 1))}, yes, no);
 }
 RLHF_INLINE D power_of_two(D n) {
   const auto four = [](__m256d n) {
@@ -292,6 +295,7 @@ struct B { uint32x4_t q[4]; };
 struct I { int32x4_t q[4]; };
 struct V { float32x4_t q[4]; };
 struct D { float64x2_t q[8]; };
+struct BD { uint64x2_t q[8]; };
 
 #define UNARY(type, name, f) RLHF_INLINE type name(type x) { return {{f(x.q[0]), f(x.q[1]), f(x.q[2]), f(x.q[3])}}; }
 #define BINARY(out, in, name, f) \
@@ -404,18 +408,23 @@ RLHF_INLINE D widen(V v) {
   for (int i = 0; i < 4; i++) r.q[2 * i] = vcvt_f64_f32(vget_low_f32(v.q[i])), r.q[2 * i + 1] = vcvt_high_f64_f32(v.q[i]);
   return r;
 }
-RLHF_INLINE B operator<(D x, D y) {
-  B r;
-  for (int i = 0; i < 4; i++)
-    r.q[i] = vcombine_u32(vmovn_u64(vcltq_f64(x.q[2 * i], y.q[2 * i])), vmovn_u64(vcltq_f64(x.q[2 * i + 1], y.q[2 * i + 1])));
+RLHF_INLINE D widen(const float* p) { return widen(load(p)); }
+RLHF_INLINE BD operator<(D x, D y) {
+  BD r;
+  for (int i = 0; i < 8; i++) r.q[i] = vcltq_f64(x.q[i], y.q[i]);
   return r;
 }
+RLHF_INLINE D select(BD c, D yes, D no) {
+  for (int i = 0; i < 8; i++) no.q[i] = vbslq_f64(c.q[i], yes.q[i], no.q[i]);
+  return no;
+}
 RLHF_INLINE D select(B c, D yes, D no) {
+  BD d;
   for (int i = 0; i < 8; i++) {
     const int32x4_t m = vreinterpretq_s32_u32(c.q[i / 2]);  // all bits or none, which the sign spreads
-    no.q[i] = vbslq_f64(vreinterpretq_u64_s64(vmovl_s32(i % 2 ? vget_high_s32(m) : vget_low_s32(m))), yes.q[i], no.q[i]);
+    d.q[i] = vreinterpretq_u64_s64(vmovl_s32(i % 2 ? vget_high_s32(m) : vget_low_s32(m)));
   }
-  return no;
+  return select(d, yes, no);
 }
 RLHF_INLINE D power_of_two(D n) {
   for (auto& q : n.q) q = vreinterpretq_f64_s64(vshlq_n_s64(vreinterpretq_s64_f64(vaddq_f64(q, vdupq_n_f64(EXPONENT_BITS))), 52));
@@ -443,6 +452,7 @@ struct B { bool v[16]; };
 struct I { int32_t v[16]; };
 struct V { float v[16]; };
 struct D { double v[16]; };
+using BD = B;
 
 #define LANEWISE(out, expression) \
   out r;                          \
@@ -519,10 +529,11 @@ RLHF_INLINE D operator-(D a, D b) { LANEWISE(D, a.v[i] - b.v[i]); }
 RLHF_INLINE D operator*(D a, D b) { LANEWISE(D, a.v[i] * b.v[i]); }
 RLHF_INLINE D operator/(D a, D b) { LANEWISE(D, a.v[i] / b.v[i]); }
 RLHF_INLINE D fma(D a, D b, D c) { LANEWISE(D, __builtin_fma(a.v[i], b.v[i], c.v[i])); }
-RLHF_INLINE B operator<(D a, D b) { LANEWISE(B, a.v[i] < b.v[i]); }
+RLHF_INLINE BD operator<(D a, D b) { LANEWISE(BD, a.v[i] < b.v[i]); }
 RLHF_INLINE D select(B c, D yes, D no) { LANEWISE(D, c.v[i] ? yes.v[i] : no.v[i]); }
 RLHF_INLINE D power_of_two(D n) { LANEWISE(D, __builtin_bit_cast(double, __builtin_bit_cast(uint64_t, n.v[i] + EXPONENT_BITS) << 52)); }
 RLHF_INLINE D widen(V v) { LANEWISE(D, double(v.v[i])); }
+RLHF_INLINE D widen(const float* p) { return widen(load(p)); }
 RLHF_INLINE V narrow(D v) { LANEWISE(V, float(v.v[i])); }
 RLHF_INLINE double sum(D v) {
   for (int step = 8; step; step /= 2)
