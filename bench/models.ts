@@ -15,6 +15,9 @@ import type { Timer } from "./measure.js";
 // a product of this width alone, 640 x 256 x 256, reaches 85). Of an SFT step on Zen 3 with AVX2 66 % are tiles and 7 % packing; 47 to 55 % of the limit on a machine
 // that others use too (kernels/cpu/gemm.h), 1.8 to 1.9 times its peers. Lost: a worker that keeps off the core where it met its caller
 // (sched_setaffinity: medians as before, sampling 20 % slower), smaller and larger blocks of the products (gemm.h).
+// Zen 3 without such others: SFT 74 %, 2.1 times its peers; PPO 72 %, 2.1 times TRL (2.3 times would be 80 %). Of the demo's PPO 73 % are tiles, at 95 % of the peak, 6 packing, 3 gelu and its gradient, 2
+// each layer norms and AdamW, 6 threads that wait for each other or for JavaScript. Lost there: workers that look for work 10 and 50 times as long before they sleep (nothing);
+// four other ways to pack or split these products (gemm.h).
 // Zen 5, AVX-512, two threads: of a PPO update of the demo 67 % are tiles, 8 packing, 2 AdamW, 2 threads that wait for each other, 2 gelu and its gradient; 64 to 67 % of
 // the limit, 3.5 times TRL; of one of GPT-2 67, 6, 8 and 3 (norm of the gradients), 80 % of the limit, 3.1 times TRL.
 // Intel Xeon (Sapphire Rapids or later), AVX-512, two threads: of an SFT step of the demo 66 % are tiles, 8 packing, 4 gelu and its gradient, 3 and 2 the logits' gradient and statistics; 53 % of

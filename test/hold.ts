@@ -248,7 +248,8 @@ export async function holdToGradient(on: Device, entry: Truth, random = new Rand
         outputs.reduce((total, output) => total + weights[output].reduce((s, w, j) => s + w * result[output][j], 0), 0);
       expectGradient(all[i], inputs, name, entry.op, (j) => difference(entry, inputs, name, j, loss), random, most);
       const [alone] = await gradients([name]);
-      if (!Buffer.from(alone.buffer).equals(Buffer.from(all[i].buffer))) throw new Error(`${entry.op}: d${name} alone has other bits (${sizes(inputs)}, seed ${seed})`);
+      if (!Buffer.from(alone.buffer).equals(Buffer.from(all[i].buffer)))
+        throw new Error(`${entry.op}: d${name} alone has other bits (${sizes(inputs)}, seed ${seed})`);
     }
   }
 }

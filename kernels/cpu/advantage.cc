@@ -14,19 +14,18 @@
 // 0.042: 2.3 cycles a token in the caches), where sixteen sequences per vector through 16 x 16 transposes took 3.8 and 0.13;
 // 44 % of the limit for the large one, which waits for memory in `deltas`. Sixteen tokens at a time, with the deltas and results
 // of neighbouring sixteens between the steps of the chain, took 1.9 to 2.6 and 0.037 to 0.042.
-// Zen 3, AVX2, 1024 x 4096: 4.1 ms with two threads, 72 % of the limit, 6.6 with one, 70 %, where a loop through each sequence by itself takes 7.9 to
-// 8.7 on one; 64 x 1024 in 0.047 and 0.057, 2.1 and 1.8 times that loop's speed: 1.7 to 2.2 cycles a token on one thread, where
-// chains token by token took 2.4 to 2.6, half of it theirs and a quarter each the deltas' and the results'. What begins or ends inside of
-// sixteen tokens goes by vectors: 37 tokens a sequence took 16 cycles a token, now 5. Lost there: no chunks, each line of eight rows through registers from
-// memory to memory (1.9 cycles at 1,001 tokens, 7.3 at 1,024, where 32 lines meet in one set of the cache); chunks of 256, 128 and 64 tokens (2 to 10 %
-// in a cache, up to half from memory: the longer a stretch, the more of it the core's prefetcher guesses); four rows of 1,024 tokens, two of 2,048, asking
-// into L1; ordinary stores, up to half as much again.
+// Zen 3, AVX2, 1024 x 4096: 4.1 ms with two threads, 72 % of the limit, 6.6 with one, 70 %, where a loop through each sequence by itself takes 7.9 to 8.7
+// on one; 64 x 1024 in 0.047 and 0.057, 2.1 and 1.8 times that loop's speed (without strangers on the machine 2.5 ms, 62 % of what the last cache allows
+// then, and 0.030, 2.7 and 3.0 times): 1.7 to 2.2 cycles a token on one thread, where chains token by token took 2.4 to 2.6, half of it theirs and a
+// quarter each the deltas' and the results'. What begins or ends inside of sixteen tokens goes by vectors: 37 tokens a sequence took 16 cycles a token, now
+// 5. Lost there: no chunks, each line of eight rows through registers from memory to memory (1.9 cycles at 1,001 tokens, 7.3 at 1,024, where 32 lines meet
+// in one set of the cache); chunks of 256, 128 and 64 tokens (2 to 10 % in a cache, up to half from memory: the longer a stretch, the more of it the core's
+// prefetcher guesses); four rows of 1,024 tokens, two of 2,048, asking into L1; ordinary stores, up to half as much again.
 // Zen 5, AVX-512, two threads: 1.7 to 1.8 ms, at the limit, and 0.019: 3.3 and 3.8 times the plain loop on one thread.
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 1024 x 4096 in 1.8 ms, 72 %, 3.9 times the plain loop on one thread;
-// 64 x 1024 in 0.025, 3.4 times; 512 sequences of 1 to 600 tokens in 0.09, 2.3 times (with one thread as fast as it). Lost there: chunks of 256 (nothing)
-// and 1,024 tokens (8 %), asking into L1 (5) or not at all (22), ordinary stores (15); sequences in order of their lengths, so that eight that go together
-// are alike (5 % with one thread, half as much again with two, probably since
-// neighbours' lines go from core to core).
+// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 1024 x 4096 in 1.8 ms, 72 %, 3.9 times the plain loop on one thread; 64
+// x 1024 in 0.025, 3.4 times; 512 sequences of 1 to 600 tokens in 0.09, 2.3 times (with one thread as fast as it). Lost there: chunks of 256 (nothing) and
+// 1,024 tokens (8 %), asking into L1 (5) or not at all (22), ordinary stores (15); sequences in order of their lengths, so that eight that go together are
+// alike (5 % with one thread, half as much again with two, probably since neighbours' lines go from core to core).
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/transpose.h"

@@ -19,9 +19,10 @@
 // Two cores of an AMD EPYC (Zen 4, AVX-512), D 64: T 128 44 %, T 512 65 %, T 1024 71 %, T 2048 76 %; D 128 79 %. At T 128 the register tiles
 // take 55 % of the time, rows in and out 26 %, the softmax 10 %, packing keys 9 %.
 // Tried and lost: softmax per register group (latency of the row maxima shows), blocks of 24, 72, 96 rows (no difference).
-// Zen 3, AVX2, 2 cores, two threads, D 64: T 128 34 %, T 512 51 %, T 1024 55 %, T 2048 58 %, T 4096 75 %; D 128 65 %; 1.2 to 2.2 times torch. One thread
-// at T 512 reaches 63 % when the core is its own and 49 when a stranger works on the core's other thread (gemm.h), every part a fifth slower. Of its time
-// the register tiles take 66 % (T 1024: 72), at 97 % of the peak in the first state and 75 to 85 in the second; the softmax 15, rows in and out 11, packing
+// Zen 3, AVX2, 2 cores, two threads, D 64, alone: T 128 46 %, T 512 60 to 65 %, T 1024 63 to 69 %, T 2048 69 to 73 %, T 4096 72 %; D 128 76 %; beside strangers
+// T 128 34 %, T 512 51 %, T 1024 55 %, T 2048 58 %; 1.2 to 2.2 times torch. One thread at T 512 reaches 63 % when the core is its own and 49 when a stranger
+// works on the core's other thread (gemm.h), every part a fifth slower. Of its time the register tiles take 66 % (T 1024: 72), at 97 % of the peak in the first
+// state and 75 to 85 in the second; the softmax 15, rows in and out 11, packing
 // 4. With all keys and values in one tile's place, sums wrong, it would win 1 to 4 %: it is not the caches. Eight steps a turn won 1 to 7 %. Lost there:
 // blocks of 96, 144 and 192 rows (nothing to 2 %); the tile's loop in assembly (2 %), or with 3 rows by 32 lanes and a sixth fewer instructions (3 % at
 // the second state, 3 to 5 lost at the first); the rows of the next tile asked for in place of the next head's, and o's before they are written (3 % at T

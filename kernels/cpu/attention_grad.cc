@@ -17,8 +17,8 @@
 // Measured on one core of a Xeon (Sapphire Rapids), D 64, T 1024, share of the FMA peak: AVX-512 69 %, AVX2 74 %.
 // Two cores of an AMD EPYC (Zen 4, AVX-512), D 64: T 128 50 %, T 512 71 %, T 1024 76 %, T 2048 81 %; D 128 81 %. At T 128 the register tiles
 // take 61 % of the time, rows in and out 27 %, packing keys and values 7 %, the probabilities 4 %.
-// Zen 3, AVX2, 2 cores, two threads, D 64: T 128 44 %, T 512 52 %, T 1024 56 %, T 2048 60 %, T 4096 73 %; D 128 68 %; 1.2 to 2.1
-// times torch; what binds is what binds attention.cc there, and what was tried there was tried here.
+// Zen 3, AVX2, 2 cores, two threads, D 64, alone: T 128 48 %, T 512 67 %, T 1024 71 %, T 2048 75 %, T 4096 74 %; D 128 74 %; beside strangers T 128 44 %,
+// T 512 52 %, T 1024 56 %, T 2048 60 %; 1.2 to 2.3 times torch; what binds is what binds attention.cc there, and what was tried there was tried here.
 // Zen 5, AVX-512, 2 cores, two threads, D 64: T 128 39 %, T 512 62 to 66 %, T 1024 73 %, T 2048 76 %; D 128 80 %; 2.5 to 4.3 times torch.
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: T 128 25 %, T 512 55, T 1024 57, T 2048 59, T 4096 62; D 128 62; 1.2
 // to 2.2 times torch.

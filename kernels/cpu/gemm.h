@@ -26,8 +26,11 @@
 // Lost on it: panels of 16 columns (nothing), NC 512 and 256 (1 and 3 %), MC 72 and 216 (nothing), KC 192 (nothing to 2 %) and 512 (2 % of the first shape
 // for 2 of the second), asking for the next rows of a packed panel (nothing), four steps a turn (5 % at other times; two, six and eight do not lose them).
 // The tile's loop in assembly: 3 % at such times, nothing at others; of 3 rows by 32 columns, 19 instructions a step for 20, as much; with a read four
-// at a time and turned in registers 5 to 10 % less. In the benchmarks, at all times: 2048^3 72 to 81 % with two threads, 1024 x 768 x 768 68 to 81, 2048 x
-// 3072 x 768 62 to 78, the head's 64 to 89; 1.0 to 1.7 times torch.
+// at a time and turned in registers 5 to 10 % less. In the benchmarks, alone: 2048^3 86 %, 1024 x 768 x 768 82 to 86, 2048 x
+// 3072 x 768 86 to 91, the head's 83 to 87; 0.93 to 1.4 times torch, whose library reaches 87 to 92 then, so that 1.2 times as fast is more than the peak;
+// beside strangers 62 to 81 %, 1.0 to 1.7 times torch. Products of 256 columns alone: 87 to 94 %, their weight gradients 81 to 88, of which packing takes 8
+// to 13. Half vectors where a transposed a is packed won these 1 to 3 %. Lost there: packing by 8 and 16 steps (nothing to 4 %), rows of c split over threads
+// (nothing to 7 %), both threads packing a before the product (nothing to 6), a read where it lies in place of packing it (nothing to 7).
 //
 // Zen 5, AVX-512, two cores (517 to 535 GFLOP/s): 2048^3 86 to 89 %, 1024 x 768 x 768 87 to 90, 2048 x 3072 x 768 90 to 92, the head's 87, weight gradients 84
 // to 93; 2.1 to 2.9 times torch. Its multiply-adds are twice as fast as its shuffles (one of 512 bits a cycle) and as what the cores' second level of caches

@@ -11,7 +11,9 @@
 // nothing can reach 24 to 30 and 22; without them, but the next tile not fetched ahead, 16 to 25 and 14: a quarter of logprob's time
 // was then the maximum's. What logprob must do: 206 MB, 6 ms, and
 // 32 operations of 512 bits for 16 logits (15 of exp, 6 of the exact difference, 11 of the two sums in f64), 7 ms at two a cycle.
-// Zen 3, AVX2, 2 cores, two threads: logprob 33 ms (27 % of the limit), logprob_grad 24 (69 %), linear_logprob 69 % of the peak, 76 with one.
+// Zen 3, AVX2, 2 cores, two threads: logprob 16.7 ms (32 % of the limit; 22 in one loop: 31 cycles a sixteen for 43), logprob_grad 14.8 (63 %; in two loops
+// 2 to 9 % slower), linear_logprob 85 to 87 % of the peak, 1.5 times torch compiled, 1.7 eager, 2.1 TRL's chunks: twice torch eager would be more than the
+// peak. With a stranger on each core's other thread (gemm.h) 33 ms, 24 ms and 69 %.
 // Zen 5, AVX-512, 2 cores, two threads: logprob 8.5 ms (54 %: arithmetic binds), logprob_grad 6 to 10 (at the limit), linear_logprob 86 % of the peak, 2.9
 // times torch.
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: linear_logprob 71 %, 1.36 times torch, its gradient 73 %, 1.22 times;

@@ -17,9 +17,11 @@
 // benchmarks, after a pause and with peers beside, 2.1 to 3.7. The f64 of the law alone is 36 cycles of division (four of eight,
 // 9.06 each) beside 66 of multiply-adds and comparisons (exp and log1p) a sixteen. 4.9 ms where pairs share scores and one thread
 // does all. Lost: one pass over a chunk in place of three (3.1 to 4.9).
-// Zen 3, AVX2, 2 cores, two threads: 4.8 ms, 22 % of the limit, 4.5 times torch eager and 3.7 compiled (9.1 with one, 19 %): twenty cycles a pair, no
-// instruction more than a thirtieth of the time, the check of ids an eleventh; probably the chains of exp and log1p wait for themselves. A
-// fifth to a quarter more before the constants were numbers: loads waited for vectors that had been stored by halves.
+// Zen 3, AVX2, 2 cores, two threads: 2.6 ms, 11 % of the limit, that of the last cache when its others leave it room (4.8 ms, 22 %, when they do not); 4.8
+// times torch eager and 5.0 compiled. 14 cycles a pair: a third exponentials, a quarter logarithms, an eighth slopes; gathering, scattering, the check of ids
+// and wins 2 to 10 % each. Two divisions of 18 cycles a sixteen and 60 of multiply-adds are the least there is: 6 cycles a pair. A sixth more while f64 masks
+// went through masks of f32, a fifth to a quarter more before the constants were numbers: loads waited for vectors that had been stored by halves. Lost: two
+// sixteens whose operations take turns (8 %: 16 registers), the exponential in a pass of its own (nothing).
 // Zen 5, AVX-512, 2 cores, two threads: 0.90 to 0.94 ms, 11 times torch eager and 9 compiled; 1.55 before a chunk asked for the lines of the next one, when
 // three tenths of the time went into waiting for scores. A ninth is the check of the ids; three passes of 38 to 45 cycles a sixteen are most of the rest.
 // Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: 1.39 ms, 32 %, 9.3 times torch compiled and 12 eager; three quarters of it are

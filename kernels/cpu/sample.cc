@@ -10,7 +10,7 @@
 // AMD Zen 4, AVX-512, 2 cores, two threads: 64 x 8192 in 0.52 to 0.59 ms, 16 x 50257 in 0.80, 15 to 18 % of the limit of memory: the
 // exponential, its exact difference and two sums in f64 are the statistics of logprob.cc, and the chain of one row alone has a latency of
 // four cycles a token, a cycle with four rows abreast.
-// Zen 3, AVX2, the same: 0.83 and 1.30 ms, 15 and 14 %.
+// Zen 3, AVX2, the same: 0.52 to 0.83 and 0.81 to 1.30 ms, 14 to 21 %.
 // Zen 5, AVX-512, the same: 0.26 and 0.40 ms, 15 %.
 // Intel Xeon (Sapphire Rapids or later), AVX-512, the same: 0.41 and 0.68 ms, 11 and 10 %.
 #include "kernels/cpu/logprob.h"
