@@ -44,7 +44,12 @@ constexpr float ROOT_2_PI = 0.797884561f, CUBIC = 0.044715f, ROOT_HALF = 0.70710
 
 // 2u, of x limited to where the sigmoid is not yet 0 or 1
 RLHF_INLINE V limited(V x) { return select(isnan(x), x, max(min(x, set(16.0f)), set(-16.0f))); }
-RLHF_INLINE V twice_argument(V x) { return set(2 * ROOT_2_PI) * fma(set(CUBIC) * x, x * x, x); }
+RLHF_INLINE auto twice_arguments(View<const float> x) {
+  return [=](int64_t i, int n) __attribute__((always_inline)) {
+    const V z = limited(load(&x[i], n));
+    return set(2 * ROOT_2_PI) * fma(set(CUBIC) * z, z * z, z);
+  };
+}
 
 }  // namespace
 
@@ -52,8 +57,7 @@ void gelu(Context& ctx, const gelu_args& a) {
   const V half = set(0.5f), one = set(1.0f);
   if (a.form == GeluForm::tanh)
     map(
-        ctx, a.y.size(), [&](int64_t i, int n) __attribute__((always_inline)) { return twice_argument(limited(load(&a.x[i], n))); },
-        [&](int64_t i, int n, V u) __attribute__((always_inline)) { store(&a.y[i], load(&a.x[i], n) * sigmoid(u), n); });
+        ctx, a.y.size(), twice_arguments(a.x), [&](int64_t i, int n, V u) __attribute__((always_inline)) { store(&a.y[i], load(&a.x[i], n) * sigmoid(u), n); });
   else
     map(
         ctx, a.y.size(), [&](int64_t i, int n) __attribute__((always_inline)) {
@@ -66,8 +70,7 @@ void gelu_grad(Context& ctx, const gelu_grad_args& a) {
   const V half = set(0.5f), one = set(1.0f);
   if (a.form == GeluForm::tanh)
     map(
-        ctx, a.dx.size(), [&](int64_t i, int n) __attribute__((always_inline)) { return twice_argument(limited(load(&a.x[i], n))); },
-        [&](int64_t i, int n, V u) __attribute__((always_inline)) {
+        ctx, a.dx.size(), twice_arguments(a.x), [&](int64_t i, int n, V u) __attribute__((always_inline)) {
           V t;  // 1 - s with all its digits
           const V z = limited(load(&a.x[i], n)), s = sigmoid(u, &t), du = set(2 * ROOT_2_PI) * fma(set(3 * CUBIC) * z, z, one);
           store(&a.dx[i], load(&a.dy[i], n) * fma(z * s * t, du, s), n);

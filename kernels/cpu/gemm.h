@@ -250,19 +250,23 @@ RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
   _mm256_storeu_ps(to, _mm256_shuffle_ps(a, c, 0x44)), _mm256_storeu_ps(to + MR, _mm256_shuffle_ps(a, c, 0xee));
   _mm256_storeu_ps(to + 2 * MR, _mm256_shuffle_ps(b, d, 0x44)), _mm256_storeu_ps(to + 3 * MR, _mm256_shuffle_ps(b, d, 0xee));
 }
-constexpr int ROWS_READ = MR, COPIED = 8;
-RLHF_INLINE void copy_rows(const float* in, float* to) { _mm256_storeu_ps(to, half(in)); }
+constexpr int ROWS_READ = MR, COPIED = LANES / 2;
 #elif RLHF_VECTOR_AVX512
 constexpr int STEPS = LANES, ROWS_READ = LANES, COPIED = LANES;
 RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) { transpose(in, row, to, MR); }
-RLHF_INLINE void copy_rows(const float* in, float* to) { store(to, load(in)); }
 #else
 constexpr int STEPS = 1, ROWS_READ = MR, COPIED = LANES;
-RLHF_INLINE void copy_rows(const float* in, float* to) { store(to, load(in)); }
 RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
   for (int r = 0; r < MR; r++) to[r] = in[r * row];
 }
 #endif
+RLHF_INLINE void copy_rows(const float* in, float* to) {
+#if RLHF_VECTOR_AVX2
+  _mm256_storeu_ps(to, half(in));
+#else
+  store(to, load(in));
+#endif
+}
 
 RLHF_INLINE int64_t packed_step(int64_t k) { return MR * k + LANES; }  // from panel to panel of a, where several threads pack them
 
