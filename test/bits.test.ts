@@ -144,6 +144,19 @@ test("a product of several blocks in every direction has the bits of its rows al
   }
 });
 
+test.each([300, 5000])("of %i comparisons a tie is half a win, infinities win or lose, and what is not a number is neither", async (pairs) => {
+  const odd = [1, -1, 0, NaN, Infinity, -Infinity, 2, -2, 0, 3, -3];
+  const scores = Float32Array.from({ length: 2 * pairs }, (_, i) => (i % 2 ? 0 : odd[(i >> 1) % odd.length]));
+  const ids = (first: number) => Int32Array.from({ length: pairs }, (_, i) => 2 * i + first);
+  let wanted = 0;
+  for (let i = 0; i < pairs; i++) wanted += scores[2 * i] > 0 ? 1 : scores[2 * i] === 0 ? 0.5 : 0;
+  for (const on of devices) {
+    const { stats } = ops.preferenceLoss(Tensor.from(scores, [2 * pairs], on), ids(0), ids(1), { form: "bradley-terry", denominator: pairs });
+    const [, wins, , , , count] = await stats.read();
+    expect([wins, count]).toEqual([wanted, pairs]);
+  }
+});
+
 /** SFT, a reward model and PPO, a few steps each, from numbers that no machine's libraries touch. */
 async function shortTraining(on: Device): Promise<string> {
   const random = new Philox(7, 99);

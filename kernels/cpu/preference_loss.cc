@@ -48,6 +48,10 @@ struct Chunk {
 struct Lanes {
   D loss = setd(0), z = loss, chosen = loss, rejected = loss, probability = loss;
 };
+// Pairs of a chunk whose z is above and below 0
+struct Signs {
+  D above = setd(0), below = above;
+};
 
 // x[i] = x[0] + step i
 RLHF_INLINE bool is_run(const int32_t* x, int64_t n, int32_t step) {
@@ -213,15 +217,17 @@ RLHF_FUNCTION void slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x, L
 }
 
 template <Preference FORM, bool CHAIN>
-RLHF_FUNCTION void losses(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
-  const D none = setd(0), z = load(x.z + pairs.at);
+RLHF_FUNCTION void losses(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums, Signs& signs) {
+  const D none = setd(0), one = setd(1), z = load(x.z + pairs.at);  // 0 where there is no pair
+  const BD above = none < z, below = z < none;
+  signs.above = signs.above + select(above, one, none), signs.below = signs.below + select(below, one, none);
   D l;
   if (FORM == Preference::ipo) {
     const D off = z - setd(a.target);
     l = off * off;
   } else {
-    const D q = a.label_of(pairs), size = select(z < none, none - z, z);
-    l = log1p(load(x.small + pairs.at)) + select(none < z, setd(1) - q, q) * size;  // softplus(-|z|), and |z| of the side that lost
+    const D q = a.label_of(pairs), size = select(below, none - z, z);
+    l = log1p(load(x.small + pairs.at)) + select(above, one - q, q) * size;  // softplus(-|z|), and |z| of the side that lost
   }
   if (a.center != 0) {
     const D sum = both(pairs, x);
@@ -286,10 +292,13 @@ __attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int
       store(x.small + i, exp_below(now.x, now.of_exp));
     }
     each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { slopes<FORM, CHAIN>(terms, pairs, x, lanes); });
-    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { losses<FORM, CHAIN>(terms, pairs, x, lanes); });
-    int64_t wins = 0;  // twice: a tie is half of one, NaN none
-    for (int64_t i = 0; i < n; i++) wins += int64_t(x.z[i] > 0) - int64_t(x.z[i] < 0) + int64_t(x.z[i] == x.z[i]);
-    all.wins = all.wins + 0.5 * double(wins), all.pairs = all.pairs + double(n);
+    Signs signs;
+    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { losses<FORM, CHAIN>(terms, pairs, x, lanes, signs); });
+    const double above = sum(signs.above), below = sum(signs.below);
+    double valid = double(n);  // a tie is half a win, NaN none
+    for (int64_t i = 0; i < n && above + below != double(n); i++)
+      if (x.z[i] != x.z[i]) valid = valid - 1;
+    all.wins = all.wins + 0.5 * (valid + above - below), all.pairs = all.pairs + double(n);
     scatter(x.slopes, how, chosen, rejected, n, a.dscores.data);
     for (int64_t i = 0; CHAIN && i < n; i++) {
       all.loss = all.loss + x.loss[i], all.own = all.own + x.loss[i], all.z = all.z + x.z[i];
