@@ -18,7 +18,7 @@
 // 50 %. The register tiles run at 97 %; the softmax takes a fifth, the divisions by l 2 % (10 % at T 128).
 // Two cores of an AMD EPYC (Zen 4, AVX-512), D 64: T 128 44 %, T 512 65 %, T 1024 71 %, T 2048 76 %; D 128 79 %. At T 128 the register tiles
 // take 55 % of the time, rows in and out 26 %, the softmax 10 %, packing keys 9 %.
-// Tried and lost: softmax per register group (latency of the row maxima shows), blocks of 24, 72, 96 rows (no difference).
+// Tried and lost: softmax per register group (latency of the row maxima shows), blocks of 24 and 72 rows (no difference).
 // Zen 3, AVX2, 2 cores, two threads, D 64, alone: T 128 46 %, T 512 60 to 65 %, T 1024 63 to 69 %, T 2048 69 to 73 %, T 4096 72 %; D 128 76 %; beside strangers
 // T 128 34 %, T 512 51 %, T 1024 55 %, T 2048 58 %; 1.2 to 2.2 times torch. One thread at T 512 reaches 63 % when the core is its own and 49 when a stranger
 // works on the core's other thread (gemm.h), every part a fifth slower. Of its time the register tiles take 66 % (T 1024: 72), at 97 % of the peak in the first
@@ -30,13 +30,17 @@
 // Zen 5, AVX-512, 2 cores, two threads, D 64: T 128 38 %, T 512 65 to 68 %, T 1024 69 %, T 2048 71 %, T 4096 75 %; D 128 79 to 81 %; 2.4 to 4.0 times torch.
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: T 128 33 %, T 512 52, T 1024 56, T 2048 59, T 4096 62; D 128 66;
 // 1.25 to 2.3 times torch. Register tiles take 73 to 75 % of the time, at 79 % of the peak, the softmax 16, rows in and out 4 (T 1024: 8). Blocks of 24
-// rows lost 1 to 3 %, of 96 won as much, with coarser shares of short sequences for each thread; not asking for the next head's rows: nothing.
+// rows lost 1 to 3 %, of 96, as they are with AVX-512 now, won as much (Zen 5: 1); not asking for the next head's rows: nothing.
 #include "kernels/cpu/chains.h"
 
 namespace rlhf::RLHF_ISA {
 namespace {
 
+#if RLHF_VECTOR_AVX512
+constexpr int64_t BLOCK = 16 * GROUP;
+#else
 constexpr int64_t BLOCK = 8 * GROUP;
+#endif
 
 // Packed keys and values of one chain under one head, filled up to `filled` tiles.
 struct Packed {
