@@ -212,9 +212,11 @@ class Device : public Napi::ObjectWrap<Device> {
     return out;
   }
 
-  // trim(): starts the peak anew
+  // trim(): starts the peak anew, without the workspace that calls so far needed
   void trim(const Napi::CallbackInfo&) {
     if (memory_) memory_->reset_peak();
+    if (queue_) queue_->trim();
+    planned_workspace_ = 0;
   }
 
   void close(const Napi::CallbackInfo&) { shut(); }

@@ -15,7 +15,16 @@ Queue::~Queue() {
   }
   ready_.notify_one();
   thread_.join();
+  release_workspace();
+}
+
+void Queue::release_workspace() {
   if (workspace_) pages_.release(workspace_);
+  workspace_ = nullptr, workspace_bytes_ = 0;
+}
+
+void Queue::trim() {
+  push([this] { release_workspace(); });
 }
 
 void Queue::push(std::function<void()> task) {
@@ -81,7 +90,7 @@ void Queue::run(const Call& call) {
   rlhf_status status = attempt();
   int64_t bytes = 0;
   if (status == RLHF_BAD_WORKSPACE && invoke(stream_, call.op, values, nullptr, 0, &bytes) == RLHF_OK) {  // nothing was continued yet
-    if (workspace_) pages_.release(workspace_);
+    release_workspace();
     workspace_ = pages_.allocate(size_t(bytes));
     workspace_bytes_ = workspace_ ? size_t(bytes) : 0;
     status = attempt();

@@ -36,6 +36,7 @@ class Queue {
   void push(std::function<void()> task);
   void drain();  // waits until all that is queued has run
   void run(std::shared_ptr<const Calls>);  // bound; many of them are one task
+  void trim();  // gives back the workspace, once all that is queued has run
 
   // On the queue's thread only: the first failure since it was last taken, and keeping one.
   Failure take_failure();
@@ -46,6 +47,7 @@ class Queue {
  private:
   void work();
   void run(const Call&);
+  void release_workspace();
 
   rlhf_stream* stream_;
   const Pages pages_;

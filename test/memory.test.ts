@@ -101,6 +101,23 @@ test("attention's workspace grows with the longest sequence, not with the batch"
   expect(await workspace(256)).toBeLessThan(1.1 * one);
 });
 
+test("what was queued before the peak began anew has no workspace in it", async () => {
+  await using fresh = await device("cpu", { threads: 2 });
+  const square = async (n: number) => {
+    const [x, w] = [Tensor.empty([n, n], "f32", fresh), Tensor.empty([n, n], "f32", fresh)];
+    await ops.linear(x, w).read();
+    for (const one of [x, w]) one.dispose();
+  };
+  fresh.resetPeak();
+  await square(96);
+  const alone = fresh.memory();
+  await square(512);
+  expect(fresh.memory().peak).toBeGreaterThan(alone.peak);
+  fresh.resetPeak();
+  await square(96);
+  expect(fresh.memory().workspace).toBe(alone.workspace);
+});
+
 /** The device's memory after each step. */
 async function held(loop: AsyncGenerator<unknown>, on: Device): Promise<{ current: number; held: number }[]> {
   const after: { current: number; held: number }[] = [];

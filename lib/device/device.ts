@@ -52,7 +52,7 @@ export interface Device {
   record<T>(f: () => T): Recorded<T>;
   /** What it has taken so far. */
   memory(): DeviceMemory;
-  /** Starts the peak anew. */
+  /** Starts the peak anew, without the workspace of what was queued before. */
   resetPeak(): void;
   /**
    * Waits for what is queued, then frees everything; from the call on, other calls throw TypeError `DEVICE`. Called again, it
@@ -67,7 +67,7 @@ export interface Device {
 export interface DeviceMemory {
   /** Of the tensors in use. */
   current: number;
-  /** The highest so far, with the workspace. */
+  /** The highest so far, with the workspace. `resetPeak` starts both anew. */
   peak: number;
   /** With what was freed and is kept for the next tensors. */
   held: number;
