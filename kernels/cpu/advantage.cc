@@ -21,9 +21,10 @@
 // 5. Lost there: no chunks, each line of eight rows through registers from memory to memory (1.9 cycles at 1,001 tokens, 7.3 at 1,024, where 32 lines meet
 // in one set of the cache); chunks of 256, 128 and 64 tokens (2 to 10 % in a cache, up to half from memory: the longer a stretch, the more of it the core's
 // prefetcher guesses); four rows of 1,024 tokens, two of 2,048, asking into L1; ordinary stores, up to half as much again.
-// Zen 5, AVX-512, two threads: 1.7 to 1.8 ms, at the limit, and 0.019: 3.3 and 3.8 times the plain loop on one thread.
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 1024 x 4096 in 1.8 ms, 72 %, 3.9 times the plain loop on one thread; 64
-// x 1024 in 0.025, 3.4 times; 512 sequences of 1 to 600 tokens in 0.09, 2.3 times (with one thread as fast as it). Lost there: chunks of 256 (nothing) and
+// Zen 5, AVX-512, two threads: 1.2 to 1.8 ms, at the limit, and 0.019: 3.3 to 5.8 and 3.7 times the plain loop on one thread; of 1 to 600 tokens 0.061, 2.9
+// times.
+// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 1024 x 4096 in 1.8 ms, 72 %, 3.9 times the plain loop on one thread;
+// 64 x 1024 in 0.025, 3.4 times; 512 sequences of 1 to 600 tokens in 0.09, 2.3 times (with one thread as fast as it). Lost there: chunks of 256 (nothing) and
 // 1,024 tokens (8 %), asking into L1 (5) or not at all (22), ordinary stores (15); sequences in order of their lengths, so that eight that go together are
 // alike (5 % with one thread, half as much again with two, probably since neighbours' lines go from core to core).
 #include "kernels/cpu/math.h"

@@ -9,7 +9,7 @@
 // AMD Zen 4, AVX-512, 2 cores, two threads, 32 sequences of 1,024 tokens, heads of 64: 12 of them 6.2 to 7.8 ms, 56 to 87 % of the limit of
 // memory; 14 over 2 of keys and values 1.7 to 2.4, 44 to 51 %, where seven queries share what is read.
 // Zen 3, AVX2, 2 cores, two threads: 12 heads of their own 6.1 to 8.7 ms, 87 to 95 %; 14 heads on 2 1.9 to 4.1 ms, 29 to 40 %.
-// Zen 5, AVX-512, 2 cores, two threads: 4.2 to 4.7 ms, at the limit; 0.63 to 0.75, 56 to 77 %.
+// Zen 5, AVX-512, 2 cores, two threads: 2.9 to 4.7 ms, at the limit; 0.63 to 0.75, 56 to 85 %.
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 87 and 56 %.
 #include "kernels/cpu/attention.h"
 

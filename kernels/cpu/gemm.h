@@ -33,13 +33,13 @@
 // (nothing to 7 %), both threads packing a before the product (nothing to 6), a read where it lies in place of packing it (nothing to 7); blocks
 // of up to 768 steps, as even as they go, of 96 rows: 1 to 3 % of large products won, 3 of the head's backward lost, steps of training the same.
 //
-// Zen 5, AVX-512, two cores (517 to 535 GFLOP/s): 2048^3 86 to 89 %, 1024 x 768 x 768 87 to 90, 2048 x 3072 x 768 90 to 92, the head's 87, weight gradients 84
-// to 93; 2.1 to 2.9 times torch. Its multiply-adds are twice as fast as its shuffles (one of 512 bits a cycle) and as what the cores' second level of caches
-// takes, so packing costs more: a number 0.40 cycles of a, 0.35 of a transposed, 0.25 to 0.35 of b, 0.5 of b transposed, 3 % of a product of 768 columns and 8
-// of 256. The rows that the panels of a transposed a take next, asked for as these are packed, won weight gradients 2 to 10 %. Lost: transposing by 512 bits (a
-// a quarter faster, b slower), whole lines of a transposed a put together by vpermt2ps (nothing: its panels bind), rows of c split over threads from half as
-// many rows as columns on (0 to 4 %). What was made for Intel (below) won there too: 2 to 6 % where c is large, 11 to 20 of one row of bf16 by 50257 columns;
-// blocks of 1152 steps and of 13 tiles, on top, nothing.
+// Zen 5, AVX-512, two cores (517 to 535 GFLOP/s): 2048^3 90 to 92 %, 1024 x 768 x 768 88 to 92, 2048 x 3072 x 768 90 to 93, the head's 89 to 92, weight
+// gradients 88 to 94; 2.2 to 3.2 times torch. Its multiply-adds are twice as fast as its shuffles (one of 512 bits a cycle) and as what the cores' second level
+// of caches takes, so packing costs more: a number 0.40 cycles of a, 0.35 of a transposed, 0.25 to 0.35 of b, 0.5 of b transposed, 3 % of a product of 768
+// columns and 8 of 256. The rows that the panels of a transposed a take next, asked for as these are packed, won weight gradients 2 to 10 %. Lost: transposing
+// by 512 bits (a a quarter faster, b slower), whole lines of a transposed a put together by vpermt2ps (nothing: its panels bind), rows of c split over threads
+// from half as many rows as columns on (0 to 4 %). What was made for Intel (below) won there too: 2 to 6 % where c is large, 11 to 20 of one row of bf16 by
+// 50257 columns; blocks of 1152 steps and of 13 tiles, on top, nothing.
 //
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 2048^3 75 %, 1024 x 768 x 768 73 to 76, 2048 x 3072 x 768 76 to 77,
 // the head's 71 to 77; 0.93 to 1.21 times torch, whose library reaches 77 to 80 there, 59 at the head. Its peak is that of multiply-adds after a pause, 430

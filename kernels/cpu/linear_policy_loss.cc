@@ -12,10 +12,11 @@
 // eager, 3.0 TRL's chunks; at the peak itself it would be 1.5 times F.linear_cross_entropy and 1.6 eager. The products bind (gemm.h). To read 154 MB of
 // weights twice, and read and write their gradient, for every 256 rows alone takes 31 ms of 600 there, at 20 GB/s. Lost: blocks of 512 rows, and spans of
 // the gradient twice as long: nothing beyond what that machine varies by.
-// Zen 5, AVX-512, 2 cores, two threads (517 GFLOP/s): 79 to 83 % of the peak, 2.4 times torch; 89 % of the time is in the products' register tiles. Blocks
-// of 350, 518 and 1,008 rows there: nothing to 2 % lost, though weights are read less often.
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 66 % of the peak, 1.14 times torch compiled, 1.31 eager, 2.7 times
-// TRL's chunks; its three products bind (gemm.h; the peak itself would be 1.7 times torch). Blocks of 512 rows: 2 %, for 50 MB more.
+// Zen 5, AVX-512, 2 cores, two threads (517 GFLOP/s): 82 to 85 % of the peak, 2.4 times torch compiled and F.linear_cross_entropy; 89 % of the time is in the
+// products' register tiles. Blocks of 350, 518 and 1,008 rows there: nothing to 2 % lost, though weights are read less often.
+// Intel Xeon (Sapphire Rapids or
+// later, L2 of 2 MB), AVX-512, 2 cores, two threads: 66 % of the peak, 1.14 times torch compiled, 1.31 eager, 2.7 times TRL's chunks; its three products bind
+// (gemm.h; the peak itself would be 1.7 times torch). Blocks of 512 rows: 2 %, for 50 MB more.
 #include "kernels/cpu/linear_head.h"
 #include "kernels/cpu/policy_loss.h"
 

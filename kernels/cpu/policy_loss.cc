@@ -9,7 +9,7 @@
 // register of four a cycle. Lost: the sums held in a cache and widened from there, two a cycle (8 to 12 %); one chain in place of three steps (5 %); the
 // three steps in loops of eight sixteens (15 %, and 2.4 times as long where GCC copies vectors by halves). PPO's formula written out once more in three
 // such loops, two sixteens at a time, takes 49 cycles: a sixth for 35 lines, not kept.
-// Zen 5, AVX-512, 2 cores, two threads: 0.25 ms, 58 to 90 % of the limit, which moves with who else uses the last level of caches that the arrays fit in.
+// Zen 5, AVX-512, 2 cores, two threads: 0.26 ms, 58 to 100 % of the limit, which moves with who else uses the last level of caches that the arrays fit in.
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 0.41 ms, 72 %, 6 times torch compiled.
 #include "kernels/cpu/policy_loss.h"
 
