@@ -14,9 +14,8 @@
 // the gradient twice as long: nothing beyond what that machine varies by.
 // Zen 5, AVX-512, 2 cores, two threads (517 GFLOP/s): 82 to 85 % of the peak, 2.4 times torch compiled and F.linear_cross_entropy; 89 % of the time is in the
 // products' register tiles. Blocks of 350, 518 and 1,008 rows there: nothing to 2 % lost, though weights are read less often.
-// Intel Xeon (Sapphire Rapids or
-// later, L2 of 2 MB), AVX-512, 2 cores, two threads: 66 % of the peak, 1.14 times torch compiled, 1.31 eager, 2.7 times TRL's chunks; its three products bind
-// (gemm.h; the peak itself would be 1.7 times torch). Blocks of 512 rows: 2 %, for 50 MB more.
+// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 66 % of the peak, 1.14 times torch compiled, 1.31 eager, 2.7 times
+// TRL's chunks; its three products bind (gemm.h; the peak itself would be 1.7 times torch). Blocks of 512 rows: 2 %, for 50 MB more.
 #include "kernels/cpu/linear_head.h"
 #include "kernels/cpu/policy_loss.h"
 
