@@ -1,6 +1,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { root } from "../lib/device/native.js";
 import type { Timer } from "./measure.js";
@@ -68,8 +69,10 @@ class Process {
     this.child.stdin!.write(`${line}\n`);
     return this.answer();
   }
-  close(): void {
+  /** Waits until it is gone: what it does last is not beside what is measured next. */
+  async close(): Promise<void> {
     this.child.stdin!.end();
+    if (!this.ended) await once(this.child, "close");
   }
 }
 
@@ -101,7 +104,7 @@ export class Peers {
   }
 
   async close(): Promise<void> {
-    for (const process of await Promise.all(this.running.values())) process?.close();
+    await Promise.all([...this.running.values()].map(async (running) => (await running)?.close()));
   }
 
   private process(script: Script): Promise<Process | undefined> {

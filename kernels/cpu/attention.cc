@@ -37,11 +37,7 @@
 namespace rlhf::RLHF_ISA {
 namespace {
 
-#if RLHF_VECTOR_AVX512
-constexpr int64_t BLOCK = 16 * GROUP;
-#else
-constexpr int64_t BLOCK = 8 * GROUP;
-#endif
+constexpr int64_t BLOCK = FORWARD_ROWS;
 
 // Packed keys and values of one chain under one head, filled up to `filled` tiles.
 struct Packed {

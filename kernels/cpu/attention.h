@@ -13,6 +13,11 @@ namespace {
 
 constexpr int TILE = 64;
 constexpr int GROUP = 6;  // query rows of one register tile, on every ISA
+#if RLHF_VECTOR_AVX512
+constexpr int64_t FORWARD_ROWS = 16 * GROUP;  // query rows of a block
+#else
+constexpr int64_t FORWARD_ROWS = 8 * GROUP;
+#endif
 
 // Vectors side by side in a register tile of R rows: as many as leave registers for the operands.
 constexpr int abreast(int rows) {

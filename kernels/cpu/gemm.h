@@ -111,8 +111,8 @@ RLHF_INLINE int64_t steps_apart(int64_t k, int64_t requests) {
 
 // One register tile: R rows, N vectors of columns of which `columns` are there. T: float or bf16. It asks for the lines of c below,
 // which the next tile continues or writes, then for `asked` more at `ahead`. LAID: a is read where it lies, a_row from row to row, and
-// `asked` lines at `ahead` are asked for in every turn of TURN steps, ahead_step bytes on each time.
-template <int R, class T, int N = NV, bool LAID = false>
+// `asked` lines at `ahead` are asked for in every turn of TURN steps, ahead_step bytes on each time. FREE: what c holds is added to the sum, no law.
+template <int R, class T, int N = NV, bool LAID = false, bool FREE = false>
 __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
     const char* ahead = nullptr, int64_t ahead_step = 0, int64_t asked = 0, int64_t a_row = 0) {
   V sum[R][N];
@@ -121,7 +121,7 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
   for (int i = 0; i < R; i++)
 #pragma GCC unroll 2
     for (int j = 0; j < N; j++) sum[i][j] = zero();
-  if (continued) {
+  if (continued && !FREE) {
 #pragma GCC unroll 16
     for (int i = 0; i < R; i++)
 #pragma GCC unroll 2
@@ -201,23 +201,24 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
 #pragma GCC unroll 16
     for (int i = 0; i < R; i++) {
       float* to = c + i * c_row + j * LANES;
+      if (FREE && continued) sum[i][j] = sum[i][j] + (whole ? load(to) : load(to, n));
       if (whole) store(to, sum[i][j]);
       else store(to, sum[i][j], n);
     }
   }
 }
 
-template <class T>
+template <class T, bool FREE>
 RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
     const char* ahead, int64_t ahead_step, int64_t asked) {
   switch (rows) {
     // clang-format off
-#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR, T>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked);
+#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR, T, NV, false, FREE>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked);
     ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8)
     ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) ROWS_CASE(13)
 #undef ROWS_CASE
         // clang-format on
-        default : return micro<MR, T>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked);
+        default : return micro<MR, T, NV, false, FREE>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked);
   }
 }
 
@@ -458,7 +459,7 @@ RLHF_INLINE Ahead ahead_b(const MatrixOf<T>& b, int64_t from, int64_t k, int64_t
 }
 
 // The whole product on the calling thread, columns [first, last) of it; first is a multiple of 32.
-template <class T = float>
+template <class T = float, bool FREE = false>
 __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* scratch) {
   if (p.k == 0) {
     for (int64_t i = top; i < bottom && !p.continued; i++)
@@ -501,12 +502,12 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
             else if (k0 + k < p.k) next = ahead_b(p.b, k0 + k, smaller(steps, p.k - k0 - k), j0, smaller(PANEL, n));
             asked = next.total() / (tiles * ((columns + NR - 1) / NR)) + 1;
           }
-          const auto multiply = [&](const auto* b) {
+          const auto multiply = [&]<class P>(const P* b) {
             for (int64_t l = 0; l < columns; l += NR)
               for (int64_t i = 0; i < tiles; i++) {
                 const char* from = nullptr;
                 const int64_t count = next.take(asked, from);
-                micro_rows(int(smaller(MR, m - i * MR)), k, a + i * a_panel, b + l, p.c + (i0 + i * MR) * p.c_row + j0 + j + l, p.c_row,
+                micro_rows<P, FREE>(int(smaller(MR, m - i * MR)), k, a + i * a_panel, b + l, p.c + (i0 + i * MR) * p.c_row + j0 + j + l, p.c_row,
                     int(smaller(NR, columns - l)), continued, bias ? bias + j0 + j + l : nullptr, from, next.step, count);
               }
           };
@@ -522,7 +523,7 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
 RLHF_INLINE int64_t parallel_scratch(int threads, int64_t m, int64_t n, int64_t k, bool packed) {
   return threads * round_up(product_scratch(m, n, k, packed), LANES);
 }
-template <class T = float>
+template <class T = float, bool FREE = false>
 RLHF_INLINE void product(Context& ctx, const Product<T>& p, float* scratch) {
   if (p.m == 0 || p.n == 0) return;
   const int64_t each = round_up(product_scratch(p.m, p.n, p.k, p.panels != nullptr), LANES);
@@ -530,12 +531,12 @@ RLHF_INLINE void product(Context& ctx, const Product<T>& p, float* scratch) {
   const bool by_rows = p.m > 2 * p.n || (p.m > p.n / 4 && p.m >= 8 * MR * ctx.threads && p.panels);
   const int64_t grain = by_rows ? MR : PANEL, size = by_rows ? p.m : p.n, grains = (size + grain - 1) / grain;
   int64_t parts = smaller(ctx.threads, smaller(grains, work / 65536 + 1));
-  if (parts == 1) return product_columns(p, 0, p.n, 0, p.m, scratch);
+  if (parts == 1) return product_columns<T, FREE>(p, 0, p.n, 0, p.m, scratch);
   ctx.each([&](int thread) {
     if (thread >= parts) return;
     const int64_t begin = grains * thread / parts * grain, end = smaller(size, grains * (thread + 1) / parts * grain);
-    if (by_rows) product_columns(p, 0, p.n, begin, end, scratch + thread * each);
-    else product_columns(p, begin, end, 0, p.m, scratch + thread * each);
+    if (by_rows) product_columns<T, FREE>(p, 0, p.n, begin, end, scratch + thread * each);
+    else product_columns<T, FREE>(p, begin, end, 0, p.m, scratch + thread * each);
   });
 }
 
