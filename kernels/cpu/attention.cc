@@ -27,7 +27,7 @@
 // blocks of 96, 144 and 192 rows (nothing to 2 %); the tile's loop in assembly (2 %), or with 3 rows by 32 lanes and a sixth fewer instructions (3 % at
 // the second state, 3 to 5 lost at the first); the rows of the next tile asked for in place of the next head's, and o's before they are written (3 % at T
 // 512, nothing elsewhere); no second scheduling (nothing) or that of znver3 (4 % lost).
-// Zen 5, AVX-512, 2 cores, two threads, D 64: T 128 39 %, T 512 62 to 68 %, T 1024 67 to 70 %, T 2048 71 to 74 %, T 4096 76 %; D 128 81 %; 2.4 to 4.6 times
+// Zen 5, AVX-512, 2 cores, two threads, D 64: T 128 39 %, T 512 62 to 68 %, T 1024 67 to 70 %, T 2048 69 to 74 %, T 4096 76 %; D 128 81 %; 2.4 to 4.6 times
 // torch.
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: T 128 33 %, T 512 52, T 1024 56, T 2048 59, T 4096 62; D 128 66;
 // 1.25 to 2.3 times torch. Register tiles take 73 to 75 % of the time, at 79 % of the peak, the softmax 16, rows in and out 4 (T 1024: 8). Blocks of 24

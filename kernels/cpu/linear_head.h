@@ -9,7 +9,7 @@
 // Measured on two cores of an AMD EPYC (Zen 4, AVX-512, 234 GFLOP/s), blocks of 256 rows, C 768, V 50257, share of the peak: x 90 %, dh 90,
 // dW 90; x 84, dh 80 and dW 89 when every tile and thread packed for itself and g went to memory and back. What is left is the
 // products' own (gemm.h). Tried and lost: hints for the weight's lines alone, without packing once: dh 88, but x as before.
-// Zen 5, AVX-512, two cores (517 GFLOP/s): linear_logprob_grad 85 to 88 % of the peak over three products.
+// Zen 5, AVX-512, two cores (517 GFLOP/s): linear_logprob_grad 82 to 88 % of the peak over three products.
 // Zen 3, AVX2, two cores: linear_logprob_grad 85 to 88 %; beside strangers 71 with two threads, 80 with one.
 #pragma once
 #include "kernels/cpu/gemm.h"

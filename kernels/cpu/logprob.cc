@@ -14,8 +14,8 @@
 // Zen 3, AVX2, 2 cores, two threads: logprob 16.7 ms (32 % of the limit; 22 in one loop: 31 cycles a sixteen for 43), logprob_grad 14.8 (63 %; in two loops
 // 2 to 9 % slower), linear_logprob 85 to 87 % of the peak, 1.5 times torch compiled, 1.7 eager, 2.1 TRL's chunks: twice torch eager would be more than the
 // peak. With a stranger on each core's other thread (gemm.h) 33 ms, 24 ms and 69 %.
-// Zen 5, AVX-512, 2 cores, two threads: logprob 6.9 ms (63 %: arithmetic binds; a seventh more in one loop), logprob_grad 6 to 10 (at the limit),
-// linear_logprob 87 % of the peak, 3.0 times torch, 5.5 times TRL.
+// Zen 5, AVX-512, 2 cores, two threads: logprob 6.9 ms (63 to 72 %: arithmetic binds; a seventh more in one loop), logprob_grad 6 to 10 (at the limit),
+// linear_logprob 87 % of the peak, 3.0 times torch, 3.9 to 5.5 times TRL.
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: linear_logprob 71 %, 1.36 times torch, its gradient 73 %, 1.22 times;
 // its products bind (gemm.h).
 #include "kernels/cpu/linear_head.h"
