@@ -21,8 +21,8 @@
 // T 512 52 %, T 1024 56 %, T 2048 60 %; 1.2 to 2.3 times torch; what binds is what binds attention.cc there, and what was tried there was tried here.
 // Zen 5, AVX-512, 2 cores, two threads, D 64: T 128 35 to 42 %, T 512 62 to 69 %, T 1024 67 to 73, T 2048 72 to 77, T 4096 78 to 80; D 128 76 to 83; 2.6 to 4.4
 // times torch.
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: T 128 25 %, T 512 55, T 1024 57, T 2048 59, T 4096 62; D 128
-// 62; 1.2 to 2.2 times torch.
+// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: T 128 25 %, T 512 55, T 1024 57, T 2048 59, T 4096 62; D 128 62; 1.2
+// to 2.2 times torch.
 #include "kernels/cpu/chains.h"
 
 namespace rlhf::RLHF_ISA {

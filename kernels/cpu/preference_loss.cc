@@ -25,9 +25,8 @@
 // Zen 5, AVX-512, 2 cores, two threads: 0.86 to 0.91 ms, 39 to 48 %, 12 times torch eager and 9 to 10 compiled; 1.55 before a chunk asked for the lines of the
 // next one, when three tenths of the time went into waiting for scores. A ninth is the check of the ids; three passes of 38 to 45 cycles a sixteen are most of
 // the rest. Wins counted in a loop of their own: 8 % more; by counts of mask bits in place of sums of ones: nothing.
-// Intel Xeon (Sapphire Rapids or later),
-// AVX-512, 2 cores, two threads: 1.39 ms, 32 %, 9.3 times torch compiled and 12 eager; three quarters of it are pairs, a tenth the check of the ids. Lost
-// there: chunks of 128 and 512 (0 to 3 %), lines of the next chunk not asked for (14 %).
+// Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: 1.39 ms, 32 %, 9.3 times torch compiled and 12 eager; three quarters of it are
+// pairs, a tenth the check of the ids. Lost there: chunks of 128 and 512 (0 to 3 %), lines of the next chunk not asked for (14 %).
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 
