@@ -1,7 +1,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
+import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { root } from "../lib/device/native.js";
 import type { Timer } from "./measure.js";

@@ -31,7 +31,7 @@
 // torch.
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: T 128 33 %, T 512 52, T 1024 56, T 2048 59, T 4096 62; D 128 66;
 // 1.25 to 2.3 times torch. Register tiles take 73 to 75 % of the time, at 79 % of the peak, the softmax 16, rows in and out 4 (T 1024: 8). Blocks of 24
-// rows lost 1 to 3 %, of 96, as they are with AVX-512 now, won as much (Zen 5: 1); not asking for the next head's rows: nothing.
+// rows lost 1 to 3 %, of 96, as they are with AVX-512 now, won as much (Zen 5: 1, Zen 4: nothing); not asking for the next head's rows: nothing.
 #include "kernels/cpu/chains.h"
 
 namespace rlhf::RLHF_ISA {

@@ -69,7 +69,7 @@ constexpr int64_t KC = 384, MC = 24 * MR, NC = 1024;
 constexpr int64_t NR = NV * LANES;
 
 // Where cores have few buffers for lines that are not in L1 (Intel's have 16), a tile's own reads from L2 need them too: what tiles need later is asked for
-// over all of their steps. So on Zen 5, but Zen 4, which takes the requests from the first step on, one after the other, has not been measured this way.
+// over all of their steps. Zen 5 gains by it too; Zen 4 has not been measured this way and is asked from the first step on, one after the other.
 #if RLHF_VECTOR_AVX512
 RLHF_INLINE bool spreads() { return !__builtin_cpu_is("amdfam19h"); }
 RLHF_INLINE bool asks_panels() { return spreads(); }  // for packed panels, before their tiles
@@ -165,7 +165,7 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
 #pragma GCC unroll 8
         for (int t = 0; t < TURN; t++) advance();
   }
-  if (LAID && N == 2 && !asked && spreads())  // a whole panel from memory
+  if (LAID && N == 2 && !asked && spreads())  // a whole panel from memory, which prefetchers follow too near
 #pragma GCC unroll 1
     for (; step < k; step++) {
 #pragma GCC unroll 2

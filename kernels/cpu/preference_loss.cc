@@ -297,8 +297,9 @@ __attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int
     each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { losses<FORM, CHAIN>(terms, pairs, x, lanes, signs); });
     const double above = sum(signs.above), below = sum(signs.below);
     double valid = double(n);  // a tie is half a win, NaN none
-    for (int64_t i = 0; i < n && above + below != double(n); i++)
-      if (x.z[i] != x.z[i]) valid = valid - 1;
+    if (above + below != valid)
+      for (int64_t i = 0; i < n; i++)
+        if (x.z[i] != x.z[i]) valid = valid - 1;
     all.wins = all.wins + 0.5 * (valid + above - below), all.pairs = all.pairs + double(n);
     scatter(x.slopes, how, chosen, rejected, n, a.dscores.data);
     for (int64_t i = 0; CHAIN && i < n; i++) {
