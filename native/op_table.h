@@ -13,6 +13,7 @@ enum class Kind { in, opt, out, opt_out, add, opt_add, ids, offsets, real, integ
 inline bool is_tensor(Kind k) { return k < Kind::real; }
 inline bool is_optional(Kind k) { return k == Kind::opt || k == Kind::opt_out || k == Kind::opt_add; }
 inline bool is_written(Kind k) { return k == Kind::out || k == Kind::opt_out; }
+inline bool is_result(Kind k) { return is_written(k) || k == Kind::add || k == Kind::opt_add; }
 
 // What a scalar may be: of an interval, whose ends belong to it or not.
 struct Range {

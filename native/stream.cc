@@ -318,13 +318,25 @@ class Checker {
   bool narrow_ = false;
 };
 
+int64_t elements(const rlhf_tensor* t) {
+  int64_t size = 1;
+  for (int d = 0; d < t->rank; d++) size *= t->dims[d];
+  return size;
+}
+
+// No result has an element: whatever the sizes of what is read, there is nothing to compute, nor to take memory for.
+bool is_empty(const Op& op, const Value* values) {
+  for (size_t i = 0; i < op.arguments.size(); i++)
+    if (is_result(op.arguments[i].kind) && values[i].tensor && elements(values[i].tensor) > 0) return false;
+  return true;
+}
+
 // What an op that could not run leaves behind: NaN, never an old number.
 void poison(rlhf_stream* on, const Op& op, const Value* values) {
   for (size_t i = 0; i < op.arguments.size(); i++) {
     const rlhf_tensor* t = values[i].tensor;
     if (!is_written(op.arguments[i].kind) || !t) continue;
-    int64_t size = 1;
-    for (int d = 0; d < t->rank; d++) size *= t->dims[d];
+    const int64_t size = elements(t);
     if (on->gpu) {
       on->gpu->fill(t->data, t->dtype == RLHF_I32 ? 0 : 0xff, size * (t->dtype == RLHF_F64 ? 8 : t->dtype == RLHF_BF16 ? 2 : 4));
       continue;
@@ -366,7 +378,9 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
     if (s != RLHF_BAD_ARGUMENT && !bytes_wanted) poison(on, op, values);
     return s;
   }
-  if (bytes_wanted && !on->gpu && !asks_for_workspace[index]) return *bytes_wanted = 0, RLHF_OK;
+  const bool empty = is_empty(op, values);
+  if (bytes_wanted && (empty || (!on->gpu && !asks_for_workspace[index]))) return *bytes_wanted = 0, RLHF_OK;
+  if (empty) return RLHF_OK;
   KeepDenormals keep;
   Context ctx{
       on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr, on->gpu.get(), index};

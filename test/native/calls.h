@@ -169,7 +169,10 @@ inline void one_nan(Memory& memory) {
   }
 }
 
-// The status, then the bits of everything that the op may write.
+inline constexpr int64_t workspace_worth_having = int64_t(1) << 28;
+
+// The status, then the bits of everything that the op may write. Sizes of tensors without elements may want any workspace: one that
+// is more than worth having counts as refused.
 inline std::vector<char> outcome(Stream& on, const Call& call, std::string* message) {
   const Op& op = *call.op;
   std::vector<Memory> own = call.memory;
@@ -181,12 +184,13 @@ inline std::vector<char> outcome(Stream& on, const Call& call, std::string* mess
     *message = rlhf_message(on.handle);
     return result[0] = 1, result;
   }
+  if (bytes > workspace_worth_having) return *message = std::string(op.name) + ": wants too much workspace", result[0] = 1, result;
   void* workspace = bytes ? std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64)) : nullptr;
   result[0] = char(invoke(on.handle, index, values.data(), workspace, bytes, nullptr));
   if (result[0]) *message = rlhf_message(on.handle);
   std::free(workspace);
   for (size_t i = 0; i < own.size(); i++)
-    if (op.arguments[i].kind != Kind::in && is_tensor(op.arguments[i].kind)) {
+    if (is_result(op.arguments[i].kind)) {
       one_nan(own[i]);
       result.insert(result.end(), own[i].bytes.begin(), own[i].bytes.end());
     }

@@ -25,7 +25,7 @@ inline uint64_t seed() {
   static const uint64_t value = [] {
     const char* given = std::getenv("RLHF_TEST_SEED");
     uint64_t s = given ? std::strtoull(given, nullptr, 10) : uint64_t(std::time(nullptr));
-    std::printf("seed %llu\n", (unsigned long long)s);
+    std::printf("seed %llu\n", (unsigned long long)s), std::fflush(stdout);  // a test that is ended by a signal has said it
     return s;
   }();
   return value;

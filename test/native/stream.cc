@@ -1,5 +1,5 @@
 // What a stream refuses and says: threads that the system does not give, scalars out of their ranges; what control groups allow; the
-// list of ops with its versions; outputs that are inputs, where the header says that they may be.
+// list of ops with its versions; outputs that are inputs, where the header says that they may be; results without elements.
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -86,6 +86,20 @@ void outputs_that_are_inputs() {
   });
 }
 
+void results_without_elements() {
+  std::istringstream names(rlhf_isa_available());
+  for (std::string isa; names >> isa;) {
+    Stream s(isa, 3);
+    Tensor<float> logits({0, int64_t(1) << 31}), logp({0}), truncated({0});
+    Tensor<int32_t> counter({0, 4}), token({0});
+    const int64_t bytes = rlhf_sample_workspace(logits, counter, 1, 2, 0.7, 5, 0.9, 0, token, logp, truncated, s.handle);
+    expect(bytes == 0, "%s: no row of 2^31 logits asks for %lld bytes", s.name.c_str(), (long long)bytes);
+    const rlhf_status status = rlhf_sample(s.handle, logits, counter, 1, 2, 0.7, 5, 0.9, 0, token, logp, truncated, nullptr, 0);
+    expect(status == RLHF_OK, "%s: no row of 2^31 logits: %s", s.name.c_str(), rlhf_message(s.handle));
+    expect(rlhf_sample(s.handle, logits, counter, 1, 2, 0.7, 5, 2, 0, token, logp, truncated, nullptr, 0) == RLHF_BAD_ARGUMENT, "top_p 2 is taken for no row");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -93,6 +107,7 @@ int main() {
   quotas();
   scalars_out_of_range();
   outputs_that_are_inputs();
+  results_without_elements();
   const std::string list = rlhf_ops_json(),
                     begin = "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) + ", \"law\": " + std::to_string(RLHF_LAW_VERSION) + ", \"ops\": [";
   expect(list.find(begin) == 0, "the list begins with %s", list.substr(0, 40).c_str());
