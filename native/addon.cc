@@ -191,7 +191,7 @@ class Device : public Napi::ObjectWrap<Device> {
   // run(recorded)
   void run(const Napi::CallbackInfo& info) {
     open(info.Env());
-    queue_->run(*info[0].As<Napi::External<Recorded>>().Data());
+    if (!planned_) queue_->run(*info[0].As<Napi::External<Recorded>>().Data());
   }
 
   void plan(const Call& call) {

@@ -94,7 +94,7 @@ interface Recording {
 
 const DTYPES = { f32: 0, f64: 1, i32: 2, bf16: 3, f16: 4 } as const; // no op of the addon takes the last
 const LAYOUTS = { rows: 0, panels: 1, "panels-transposed": 2 } as const;
-const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "WORKSPACE", 5: "DEVICE" };
+const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "MEMORY", 5: "DEVICE" };
 
 const opened = new Set<Device>(); // and not closed, in this order
 
@@ -153,7 +153,7 @@ export class AddonDevice implements Device {
     } catch (failure) {
       const { message, status } = failure as { message: string; status?: number };
       if (status === undefined) throw failure;
-      throw (status === 2 || status === 3 ? rangeError : typeError)(CODES[status], inCamel(message));
+      throw (status >= 2 && status <= 4 ? rangeError : typeError)(CODES[status], inCamel(message));
     }
   }
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void {

@@ -57,8 +57,12 @@ export class PlannedDevice extends AddonDevice {
   override record<T>(f: () => T): Recorded<T> {
     const calls: { op: OpSpec; args: Args }[] = (this.recorded = []);
     try {
-      const run = () => calls.forEach(({ op, args }) => this.count(op, args, 0));
-      return { ...super.record(f), run };
+      const recorded = super.record(f);
+      const run = () => {
+        recorded.run();
+        for (const { op, args } of calls) this.count(op, args, 0);
+      };
+      return { ...recorded, run };
     } finally {
       this.recorded = undefined;
     }

@@ -97,3 +97,15 @@ test("a planned run counts every step of a generation", async () => {
   expect(four.calls - three.calls).toBe(three.calls - two.calls);
   model.dispose();
 });
+
+test("a planned recording is counted in every run, until it is disposed", async () => {
+  await using planned = new PlannedDevice(1, { flops: 1, bandwidth: 1, call: 0 });
+  const x = Tensor.from(new Float32Array(8), [2, 4], planned);
+  const recorded = planned.record(() => ops.linear(x, x));
+  const first = planned.take();
+  recorded.run();
+  expect(planned.take()).toEqual(first);
+  recorded[Symbol.dispose]();
+  expect(() => recorded.run()).toThrow(expect.objectContaining({ code: "DISPOSED" }));
+  expect(planned.take().calls).toBe(0);
+});
