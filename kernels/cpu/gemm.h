@@ -39,7 +39,9 @@
 // columns and 8 of 256. The rows that the panels of a transposed a take next, asked for as these are packed, won weight gradients 2 to 10 %. Lost: transposing
 // by 512 bits (a a quarter faster, b slower), whole lines of a transposed a put together by vpermt2ps (nothing: its panels bind), rows of c split over threads
 // from half as many rows as columns on (0 to 4 %). What was made for Intel (below) won there too: 2 to 6 % where c is large, 11 to 20 of one row of bf16 by
-// 50257 columns; blocks of 1152 steps and of 13 tiles, on top, nothing.
+// 50257 columns; blocks of 1152 steps and of 13 tiles, on top, nothing. So rows of a are read where they lie: 4 to 7 % of products of 256 columns won, 3 to 5
+// of 1024 x 768 x 768, 1 to 2 of the head's; where rows are a multiple of 4 KB apart, 5 of 256 columns, but 2 % of 2048^3 lost, which packs them still. A
+// transposed a read where it lies: 3 % of weight gradients of 256 columns won, 2 to 8 of wider ones lost.
 //
 // Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 2048^3 75 %, 1024 x 768 x 768 73 to 76, 2048 x 3072 x 768 76 to 77,
 // the head's 71 to 77; 0.93 to 1.21 times torch, whose library reaches 77 to 80 there, 59 at the head. Its peak is that of multiply-adds after a pause, 430
@@ -73,12 +75,15 @@ constexpr int64_t NR = NV * LANES;
 #if RLHF_VECTOR_AVX512
 RLHF_INLINE bool spreads() { return !__builtin_cpu_is("amdfam19h"); }
 RLHF_INLINE bool asks_panels() { return spreads(); }  // for packed panels, before their tiles
+RLHF_INLINE bool packs_slowly() { return __builtin_cpu_is("amd") && !__builtin_cpu_is("amdfam19h"); }  // Zen 5, beside its multiply-adds
 #elif RLHF_VECTOR_AVX2
 RLHF_INLINE bool spreads() { return false; }
 RLHF_INLINE bool asks_panels() { return true; }
+RLHF_INLINE bool packs_slowly() { return false; }
 #else
 RLHF_INLINE bool spreads() { return false; }
 RLHF_INLINE bool asks_panels() { return false; }
+RLHF_INLINE bool packs_slowly() { return false; }
 #endif
 
 RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -109,10 +114,12 @@ RLHF_INLINE int64_t steps_apart(int64_t k, int64_t requests) {
   return smaller(k / requests, 16);
 }
 
+enum class Reading { packed, laid, few };  // [k][MR]; where it lies, a_row from row to row; so too, of a product that reads b from memory
+
 // One register tile: R rows, N vectors of columns of which `columns` are there. T: float or bf16. It asks for the lines of c below,
-// which the next tile continues or writes, then for `asked` more at `ahead`. LAID: a is read where it lies, a_row from row to row, and
-// `asked` lines at `ahead` are asked for in every turn of TURN steps, ahead_step bytes on each time. FREE: what c holds is added to the sum, no law.
-template <int R, class T, int N = NV, bool LAID = false, bool FREE = false>
+// which the next tile continues or writes, then for `asked` more at `ahead`; of few rows, for `asked` lines at `ahead` in every turn of TURN steps,
+// ahead_step bytes on each time. FREE: what c holds is added to the sum, no law.
+template <int R, class T, int N = NV, Reading A = Reading::packed, bool FREE = false>
 __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
     const char* ahead = nullptr, int64_t ahead_step = 0, int64_t asked = 0, int64_t a_row = 0) {
   V sum[R][N];
@@ -131,13 +138,14 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
         sum[i][j] = whole ? load(from) : n > 0 ? load(from, n < LANES ? n : LANES) : zero();
       }
   }
+  const float* half = a + R / 2 * a_row;  // an address reaches rows by a_row, 2, 4 and 8 of it
   const auto advance = [&]() __attribute__((always_inline)) {
-    multiply_add(
-        sum, [&](int i) __attribute__((always_inline)) { return a[LAID ? i * a_row : i]; }, b);
-    a += LAID ? 1 : MR, b += PANEL;
+    const auto left = [&](int i) __attribute__((always_inline)) { return A == Reading::packed ? a[i] : i < R / 2 ? a[i * a_row] : half[(i - R / 2) * a_row]; };
+    multiply_add(sum, left, b);
+    a += A == Reading::packed ? MR : 1, half++, b += PANEL;
   };
   int64_t step = 0;
-  if (!LAID) {
+  if (A != Reading::few) {
     const int64_t apart = steps_apart(k, R + asked);
     const auto advance_each = [&](int64_t count, auto&& ask) __attribute__((always_inline)) {
       for (; count > 0; count--, step += apart) {
@@ -165,7 +173,7 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
 #pragma GCC unroll 8
         for (int t = 0; t < TURN; t++) advance();
   }
-  if (LAID && N == 2 && !asked && spreads())  // a whole panel from memory, which prefetchers follow too near
+  if (A == Reading::few && N == 2 && !asked && spreads())  // a whole panel from memory, which prefetchers follow too near
 #pragma GCC unroll 1
     for (; step < k; step++) {
 #pragma GCC unroll 2
@@ -173,7 +181,7 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
         __builtin_prefetch(reinterpret_cast<const char*>(b + 4 * STREAMED * PANEL) + line, 0, 2);
       advance();
     }
-  if (LAID)
+  if (A == Reading::few)
 #pragma GCC unroll 1
     for (; step + TURN <= k; step += TURN, ahead += ahead_step) {
       if (TURN == 1) {
@@ -208,17 +216,17 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
   }
 }
 
-template <class T, bool FREE>
+template <class T, Reading A, bool FREE>
 RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
-    const char* ahead, int64_t ahead_step, int64_t asked) {
+    const char* ahead, int64_t ahead_step, int64_t asked, int64_t a_row) {
   switch (rows) {
     // clang-format off
-#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR, T, NV, false, FREE>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked);
+#define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR, T, NV, A, FREE>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked, a_row);
     ROWS_CASE(1) ROWS_CASE(2) ROWS_CASE(3) ROWS_CASE(4) ROWS_CASE(5) ROWS_CASE(6) ROWS_CASE(7) ROWS_CASE(8)
     ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) ROWS_CASE(13)
 #undef ROWS_CASE
         // clang-format on
-        default : return micro<MR, T, NV, false, FREE>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked);
+        default : return micro<MR, T, NV, A, FREE>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked, a_row);
   }
 }
 
@@ -360,6 +368,13 @@ struct Product {
 RLHF_INLINE int64_t block_steps(int64_t rows, int64_t columns, int64_t k) {
   return smaller(k, spreads() && rows > MC && rows * columns > 1 << 18 ? 2 * KC : KC);
 }
+
+// Whether rows of a are read where they lie, where packing costs more than that: not those of a wide c that are a multiple of 4 KB apart, which meet in a few
+// sets of L1.
+template <class T>
+RLHF_INLINE bool is_read_laid(const Product<T>& p, int64_t columns) {
+  return packs_slowly() && !p.a_panels && p.a.column == 1 && (columns <= 12 * PANEL || p.a.row % 1024 != 0);
+}
 RLHF_INLINE int64_t packed_a_floats(int64_t rows, int64_t k) { return round_up(round_up(smaller(rows, MC), MR) * k + LANES, LANES); }
 
 // floats that product() needs for itself
@@ -423,8 +438,8 @@ RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, i
           const int64_t turn = each * TURN / 32 * 32, asked = (turn + LINE - 1) / LINE;
           const char* ahead = reinterpret_cast<const char*>(panel + k * PANEL) + bytes * i / rows * k;
           for (int64_t l = 0; l < columns; l += N * LANES, ahead += each * k)
-            micro<R, P, N, true>(k, p.a.data + (top + i) * p.a.row + k0, panel + l, c + i * c_row + l, c_row, int(smaller(N * LANES, columns - l)), continued,
-                bias ? bias + j + l : nullptr, ahead, turn, asked, p.a.row);
+            micro<R, P, N, Reading::few>(k, p.a.data + (top + i) * p.a.row + k0, panel + l, c + i * c_row + l, c_row, int(smaller(N * LANES, columns - l)),
+                continued, bias ? bias + j + l : nullptr, ahead, turn, asked, p.a.row);
           i += R;
         };
         for (int64_t t = 0; t < tiles; t++) switch (rows * (t + 1) / tiles - rows * t / tiles) {
@@ -469,6 +484,7 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
   const int64_t steps = block_steps(bottom - top, last - first, p.k);
   float* packed_a = scratch;
   float* packed_b = scratch + packed_a_floats(p.m, block_steps(p.m, p.n, p.k));
+  const bool laid = is_read_laid(p, last - first);
   const bool again = bottom - top > MC;  // panels are used again, for other rows; else they take one place in turn, which stays in a cache
   if (bottom - top <= FEW && p.a.column == 1) return product_few(p, first, last, top, bottom, packed_b);
   for (int64_t j0 = first; j0 < last; j0 += NC) {
@@ -481,7 +497,8 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
         const int64_t m = smaller(MC, bottom - i0), tiles = (m + MR - 1) / MR;
         const float* a = packed_a;
         int64_t a_panel = MR * k;
-        if (p.a_panels) a_panel = packed_step(p.k), a = p.a_panels + i0 / MR * a_panel + k0 * MR;
+        if (laid) a_panel = MR * p.a.row, a = p.a.at(i0) + k0;
+        else if (p.a_panels) a_panel = packed_step(p.k), a = p.a_panels + i0 / MR * a_panel + k0 * MR;
         else pack_a(p.a, i0, m, p.m, k0, k, packed_a, a_panel);
         const bool packs = i0 == top && !p.panels;
         Ahead next;
@@ -502,17 +519,18 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
             else if (k0 + k < p.k) next = ahead_b(p.b, k0 + k, smaller(steps, p.k - k0 - k), j0, smaller(PANEL, n));
             asked = next.total() / (tiles * ((columns + NR - 1) / NR)) + 1;
           }
-          const auto multiply = [&]<class P>(const P* b) {
+          const auto multiply = [&]<Reading A, class P>(const P* b) {
             for (int64_t l = 0; l < columns; l += NR)
               for (int64_t i = 0; i < tiles; i++) {
                 const char* from = nullptr;
                 const int64_t count = next.take(asked, from);
-                micro_rows<P, FREE>(int(smaller(MR, m - i * MR)), k, a + i * a_panel, b + l, p.c + (i0 + i * MR) * p.c_row + j0 + j + l, p.c_row,
-                    int(smaller(NR, columns - l)), continued, bias ? bias + j0 + j + l : nullptr, from, next.step, count);
+                micro_rows<P, A, FREE>(int(smaller(MR, m - i * MR)), k, a + i * a_panel, b + l, p.c + (i0 + i * MR) * p.c_row + j0 + j + l, p.c_row,
+                    int(smaller(NR, columns - l)), continued, bias ? bias + j0 + j + l : nullptr, from, next.step, count, p.a.row);
               }
           };
-          if (p.panels) multiply(p.panels + (j0 + j) * p.k + k0 * PANEL);
-          else multiply(panel);
+          const auto meet = [&](const auto* b) { laid ? multiply.template operator()<Reading::laid>(b) : multiply.template operator()<Reading::packed>(b); };
+          if (p.panels) meet(p.panels + (j0 + j) * p.k + k0 * PANEL);
+          else meet(panel);
         }
       }
     }
