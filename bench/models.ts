@@ -18,8 +18,9 @@ import type { Timer } from "./measure.js";
 // Zen 3 without such others: SFT 74 %, 2.1 times its peers; PPO 72 %, 2.1 times TRL (2.3 times would be 80 %). Of the demo's PPO 73 % are tiles, at 95 % of the peak, 6 packing, 3 gelu and its gradient, 2
 // each layer norms and AdamW, 6 threads that wait for each other or for JavaScript. Lost there: workers that look for work 10 and 50 times as long before they sleep (nothing);
 // four other ways to pack or split these products (gemm.h).
-// Zen 5, AVX-512, two threads: of a PPO update of the demo 67 % are tiles, 8 packing, 2 AdamW, 2 threads that wait for each other, 2 gelu and its gradient; 64 to 67 % of
-// the limit, 3.4 to 3.6 times TRL; of one of GPT-2 67, 6, 8 and 3 (norm of the gradients), 75 to 80 % of the limit, 2.9 to 3.1 times TRL.
+// Zen 5, AVX-512, two threads: of a PPO update of the demo 64 to 67 % are tiles, 4 packing (8 before rows were read where they lie: the update 2 % faster), 2 AdamW, 2 threads
+// that wait for each other, 2 gelu and its gradient; 62 to 67 % of the limit, 3.2 to 3.6 times TRL; of one of GPT-2 67, 6, 8 and 3 (norm of the gradients), 75 to 80 % of
+// the limit, 2.9 to 3.3 times TRL.
 // Intel Xeon (Sapphire Rapids or later), AVX-512, two threads: of an SFT step of the demo 66 % are tiles, 8 packing, 4 gelu and its gradient, 3 and 2 the logits' gradient and statistics; 53 % of
 // the limit, whose peak multiply-adds reach after a pause (gemm.h). Of GPT-2's generation half is products of 16 rows, which read the weights at four fifths of the bandwidth, 16 the
 // prompts' products, 14 attention and its cache, 7 threads that wait for each other; 39 % of the limit. Lost there: larger pieces of weights, asked for nearer and further (gemm.h).

@@ -33,7 +33,7 @@
 // (nothing to 7 %), both threads packing a before the product (nothing to 6), a read where it lies in place of packing it (nothing to 7); blocks
 // of up to 768 steps, as even as they go, of 96 rows: 1 to 3 % of large products won, 3 of the head's backward lost, steps of training the same.
 //
-// Zen 5, AVX-512, two cores (517 to 535 GFLOP/s): 2048^3 90 to 92 %, 1024 x 768 x 768 88 to 92, 2048 x 3072 x 768 90 to 93, the head's 89 to 92, weight
+// Zen 5, AVX-512, two cores (517 to 535 GFLOP/s): 2048^3 90 to 92 %, 1024 x 768 x 768 92 to 93, 2048 x 3072 x 768 90 to 93, the head's 90 to 92, weight
 // gradients 88 to 94; 2.2 to 3.2 times torch. Its multiply-adds are twice as fast as its shuffles (one of 512 bits a cycle) and as what the cores' second level
 // of caches takes, so packing costs more: a number 0.40 cycles of a, 0.35 of a transposed, 0.25 to 0.35 of b, 0.5 of b transposed, 3 % of a product of 768
 // columns and 8 of 256. The rows that the panels of a transposed a take next, asked for as these are packed, won weight gradients 2 to 10 %. Lost: transposing
