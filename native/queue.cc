@@ -85,7 +85,7 @@ void Queue::run(std::shared_ptr<const Calls> calls) {
 }
 
 void Queue::run(const Call& call) {
-  const std::string name = op_table()[size_t(call.op)].name;
+  const char* const name = op_table()[size_t(call.op)].name;
   const Value* values = call.values.data();
   const auto attempt = [&] { return invoke(stream_, call.op, values, workspace_, int64_t(workspace_bytes_.load()), nullptr); };
   rlhf_status status = attempt();
@@ -93,7 +93,7 @@ void Queue::run(const Call& call) {
   if (status == RLHF_BAD_WORKSPACE && invoke(stream_, call.op, values, nullptr, 0, &bytes) == RLHF_OK) {  // nothing was continued yet
     release_workspace();
     workspace_ = pages_.allocate(size_t(bytes));
-    if (!workspace_) return keep({name, name + ": out of memory: " + std::to_string(bytes) + " bytes of workspace wanted", status});
+    if (!workspace_) return keep({name, std::string(name) + ": out of memory: " + std::to_string(bytes) + " bytes of workspace wanted", status});
     workspace_bytes_ = size_t(bytes);
     status = attempt();
   }

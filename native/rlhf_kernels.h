@@ -5,7 +5,7 @@
 //   int64_t     rlhf_<op>_workspace(..., rlhf_stream*);      bytes, or -1 where the arguments are refused
 // On a CPU's stream a call returns when the op is done; on a GPU's it enqueues and returns, tensors and workspace lie on the device,
 // and ids and offsets that turn out bad leave NaN and are told by rlhf_stream_wait. After a status other than RLHF_OK,
-// rlhf_message(stream) says what was wrong.
+// rlhf_message(stream) says what was wrong. A call whose results have no element is done once its shapes and numbers are checked.
 // A stream takes one call at a time: threads that share one take turns, threads with one each need not.
 // An output overlaps no other argument, but for add, sub, mul, scale and clamp, whose y may be an input, and logprob_grad, whose dlogits
 // may be logits (of the same stride). Data begins at a multiple of its element's size; at 16 bytes, rows too, a GPU moves it fastest.

@@ -378,9 +378,10 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
     if (s != RLHF_BAD_ARGUMENT && !bytes_wanted) poison(on, op, values);
     return s;
   }
-  const bool empty = is_empty(op, values);
-  if (bytes_wanted && (empty || (!on->gpu && !asks_for_workspace[index]))) return *bytes_wanted = 0, RLHF_OK;
-  if (empty) return RLHF_OK;
+  if (is_empty(op, values) || (bytes_wanted && !on->gpu && !asks_for_workspace[index])) {
+    if (bytes_wanted) *bytes_wanted = 0;
+    return RLHF_OK;
+  }
   KeepDenormals keep;
   Context ctx{
       on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr, on->gpu.get(), index};

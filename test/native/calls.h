@@ -190,7 +190,7 @@ inline std::vector<char> outcome(Stream& on, const Call& call, std::string* mess
   if (result[0]) *message = rlhf_message(on.handle);
   std::free(workspace);
   for (size_t i = 0; i < own.size(); i++)
-    if (is_result(op.arguments[i].kind)) {
+    if (op.arguments[i].kind != Kind::in && is_tensor(op.arguments[i].kind)) {
       one_nan(own[i]);
       result.insert(result.end(), own[i].bytes.begin(), own[i].bytes.end());
     }
