@@ -75,7 +75,7 @@ constexpr int64_t NR = NV * LANES;
 #if RLHF_VECTOR_AVX512
 RLHF_INLINE bool spreads() { return !__builtin_cpu_is("amdfam19h"); }
 RLHF_INLINE bool asks_panels() { return spreads(); }  // for packed panels, before their tiles
-RLHF_INLINE bool packs_slowly() { return __builtin_cpu_is("amd") && !__builtin_cpu_is("amdfam19h"); }  // Zen 5, beside its multiply-adds
+RLHF_INLINE bool packs_slowly() { return spreads() && __builtin_cpu_is("amd"); }  // Zen 5, beside its multiply-adds
 #elif RLHF_VECTOR_AVX2
 RLHF_INLINE bool spreads() { return false; }
 RLHF_INLINE bool asks_panels() { return true; }
@@ -375,6 +375,7 @@ template <class T>
 RLHF_INLINE bool is_read_laid(const Product<T>& p, int64_t columns) {
   return packs_slowly() && !p.a_panels && p.a.column == 1 && (columns <= 12 * PANEL || p.a.row % 1024 != 0);
 }
+
 RLHF_INLINE int64_t packed_a_floats(int64_t rows, int64_t k) { return round_up(round_up(smaller(rows, MC), MR) * k + LANES, LANES); }
 
 // floats that product() needs for itself
