@@ -41,6 +41,8 @@ const models = [
   [1024, 768, 768],
   [2048, 3072, 768],
   [1024, 50257, 768],
+  [2560, 1024, 256], // the demo's, up and down
+  [2560, 256, 1024],
 ];
 const bench = (sizes: readonly number[][], draw: (random: Random, size: readonly number[]) => Case): NonNullable<Truth["bench"]> =>
   sizes.map((size) => ({ shape: `N ${size[0]}, O ${size[1]}, I ${size[2]}`, draw: (random) => draw(random, size) }));
