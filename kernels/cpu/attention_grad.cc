@@ -59,7 +59,7 @@ __attribute__((noinline)) void probabilities(int64_t D, float scale, const Block
     for (int j = 0; j < 4; j++) {
       y[j] = z[j] = zero();
       if (j >= columns) continue;
-      y[j] = exp_score(load(p + LANES * j) * factor - lse);
+      y[j] = exp_score(min(set(87.0f), load(p + LANES * j) * factor - lse));  // above 0 only where lse is of other rows
       z[j] = (y[j] * (load(ds + LANES * j) - delta)) * factor;
     }
     if (seen[i] < TILE)
