@@ -97,14 +97,16 @@ struct Context {
   Gpu* gpu = nullptr;  // of a GPU's stream: the call enqueues, tensors and workspace lie on the device
   int op = 0;  // in the list
 
-  // The kernel's one request for memory, before any other work, 64-byte aligned. A kernel that gets null returns at once.
+  // The kernel's one request for memory, before any other work: 64-byte aligned, wherever the caller's workspace begins.
+  // A kernel that gets null returns at once.
   RLHF_INLINE void* scratch(int64_t bytes) {
-    if (measuring || bytes > workspace_bytes) {
-      if (!measuring) failure = "workspace is too small";
-      workspace_bytes = bytes;
+    constexpr int64_t LINE = 64;
+    if (measuring || bytes < 0 || bytes > workspace_bytes - LINE) {
+      if (!measuring || bytes < 0) failure = "workspace is too small";
+      workspace_bytes = bytes < 0 ? INT64_MAX : bytes + LINE;  // negative: more than can be counted
       return nullptr;
     }
-    return workspace;
+    return workspace + (-reinterpret_cast<uintptr_t>(workspace) & (LINE - 1));
   }
 
   RLHF_INLINE void fail(const char* what) {

@@ -167,6 +167,8 @@ struct rlhf_stream {
 namespace rlhf {
 namespace {
 
+int64_t bytes_of(int32_t dtype) { return dtype == RLHF_F64 ? 8 : dtype == RLHF_BF16 ? 2 : 4; }
+
 int dtype_of(const char* type) {
   if (type[0] == 'I') return RLHF_I32;
   return std::strcmp(type, "F64") == 0 ? RLHF_F64 : RLHF_F32;
@@ -242,6 +244,9 @@ class Checker {
       if (__builtin_mul_overflow(size, t->dims[i], &size) || size > (int64_t(1) << 56)) return refuse(RLHF_BAD_ARGUMENT, "%s is too large", a.name);
     }
     if (size > 0 && !t->data) return refuse(RLHF_BAD_ARGUMENT, "%s has no data", a.name);
+    const int64_t element = bytes_of(t->dtype);
+    if (reinterpret_cast<uintptr_t>(t->data) % uintptr_t(element))
+      return refuse(RLHF_BAD_ARGUMENT, "%s begins at %p, wanted a multiple of the %lld bytes of an element", a.name, t->data, (long long)element);
     bool rows = std::strcmp(a.type, "ROWS") == 0;
     if (t->rank > 0 && t->dims[0] > 1 && (rows ? t->stride < inner : t->stride != inner))
       return refuse(RLHF_BAD_ARGUMENT, "%s has stride %lld, wanted %lld%s", a.name, (long long)t->stride, (long long)inner, rows ? " or more" : "");
@@ -338,7 +343,7 @@ void poison(rlhf_stream* on, const Op& op, const Value* values) {
     if (!is_written(op.arguments[i].kind) || !t) continue;
     const int64_t size = elements(t);
     if (on->gpu) {
-      on->gpu->fill(t->data, t->dtype == RLHF_I32 ? 0 : 0xff, size * (t->dtype == RLHF_F64 ? 8 : t->dtype == RLHF_BF16 ? 2 : 4));
+      on->gpu->fill(t->data, t->dtype == RLHF_I32 ? 0 : 0xff, size * bytes_of(t->dtype));
       continue;
     }
     if (t->dtype == RLHF_F32) std::fill_n(static_cast<float*>(t->data), size, std::numeric_limits<float>::quiet_NaN());
@@ -383,6 +388,7 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
     return RLHF_OK;
   }
   KeepDenormals keep;
+  if (!workspace) workspace_bytes = 0;
   Context ctx{
       on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr, on->gpu.get(), index};
   if (bytes_wanted) ctx.workspace = nullptr, ctx.workspace_bytes = 0;

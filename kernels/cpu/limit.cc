@@ -37,6 +37,8 @@ void limit_fma(Context& ctx, const limit_fma_args& a) {
 void limit_stream(Context& ctx, const limit_stream_args& a) {
   const int64_t R = a.x.dim[0], U = a.y.dim[0], W = a.z.dim[0], N = a.x.dim[1], threads = a.sink.dim[0];
   if (N % BLOCK) return ctx.fail("the streams must be whole blocks of 256 values");
+  if (a.past_caches && reinterpret_cast<uintptr_t>(a.z.data) % (LANES * sizeof(float)))
+    return ctx.fail("z begins at no multiple of 64 bytes, which what goes past the caches must");
   ctx.each([&](int thread) {
     if (thread >= threads) return;
     const int64_t begin = N / BLOCK * thread / threads * BLOCK, end = N / BLOCK * (thread + 1) / threads * BLOCK;
