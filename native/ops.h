@@ -69,17 +69,17 @@ OP(attention_decode, SCRATCH IN(ROWS, q, "B,H,D") IN(F32, k_cache, "S,G,T,D") IN
      IDS(slots, "B", "S") IN(I32, lengths, "B") REAL(scale, finite()) OUT(F32, o, "B,H,D"))
 
 // ---- log-probs: logits / temperature; lse = log sum exp; entropy in nats
-OP(logprob, IN(ROWS, logits, "M,V") IDS(y, "M", "V") REAL(temperature, positive())
+OP(logprob, IN(ROWS, logits, "M,V") IDS(y, "M", "V") REAL(temperature, temperature())
      OUT(F32, logp, "M") OUT(F32, lse, "M") OUT(F32, entropy, "M"))
 OP(logprob_grad, IN(ROWS, logits, "M,V") IDS(y, "M", "V") IN(F32, logp, "M") IN(F32, lse, "M") IN(F32, entropy, "M")
-     IN(F32, dlogp, "M") OPT(F32, dentropy, "M") REAL(temperature, positive()) OUT(SAME, dlogits, "M,V"))
+     IN(F32, dlogp, "M") OPT(F32, dentropy, "M") REAL(temperature, temperature()) OUT(SAME, dlogits, "M,V"))
 OP(linear_logprob, SCRATCH IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V")
-     REAL(temperature, positive()) OUT(F32, logp, "M") OUT(F32, lse, "M") OUT(F32, entropy, "M"))
+     REAL(temperature, temperature()) OUT(F32, logp, "M") OUT(F32, lse, "M") OUT(F32, entropy, "M"))
 OP(linear_logprob_grad, SCRATCH IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V")
      IN(F32, logp, "M") IN(F32, lse, "M") IN(F32, entropy, "M") IN(F32, dlogp, "M") OPT(F32, dentropy, "M")
-     REAL(temperature, positive()) OPT_OUT(SAME, dh, "N,C") OPT_ADD(F32, dweight, "V,C"))
+     REAL(temperature, temperature()) OPT_OUT(SAME, dh, "N,C") OPT_ADD(F32, dweight, "V,C"))
 // full KL(p || q) of each row, p and q given by their logits
-OP(full_kl, IN(ROWS, logits, "M,V") IN(ROWS, ref_logits, "M,V") REAL(temperature, positive()) OUT(F32, kl, "M"))
+OP(full_kl, IN(ROWS, logits, "M,V") IN(ROWS, ref_logits, "M,V") REAL(temperature, temperature()) OUT(F32, kl, "M"))
 
 // ---- advantages and rewards
 OP(gae, IN(F32, rewards, "N") IN(F32, values, "N") OPT(I32, mask, "N") OFFSETS(cu_seqlens, "B+1", "N")
@@ -110,7 +110,7 @@ OP(sequence_sum_grad, IN(F32, dy, "B") OFFSETS(cu_seqlens, "B+1", "N") INT(mean,
 OP(policy_loss, SCRATCH IN(F32, logp, "M") OPT(F32, entropy, "M") POLICY_LOSS
      OUT(F32, loss, "1") OUT(F32, dlogp, "M") OPT_OUT(F32, dentropy, "M"))
 OP(linear_policy_loss, SCRATCH IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V")
-     REAL(temperature, positive()) POLICY_LOSS
+     REAL(temperature, temperature()) POLICY_LOSS
      OUT(F32, loss, "1") OUT(F32, logp, "M") OUT(F32, entropy, "M") OPT_OUT(SAME, dh, "N,C") OPT_ADD(F32, dweight, "V,C"))
 // stats: loss, clipped, value, squared error to the return, return, squared return (weighted as the loss); tokens; 0
 OP(value_loss, SCRATCH IN(F32, values, "M") OPT(F32, old_values, "M") IN(F32, returns, "M") OPT(I32, mask, "M")

@@ -8,7 +8,8 @@
 // rlhf_message(stream) says what was wrong. A call whose results have no element is done once its shapes and numbers are checked.
 // A stream takes one call at a time: threads that share one take turns, threads with one each need not.
 // An output overlaps no other argument, but for add, sub, mul, scale and clamp, whose y may be an input, and logprob_grad, whose dlogits
-// may be logits (of the same stride). Data begins at a multiple of its element's size; at 16 bytes, rows too, a GPU moves it fastest.
+// may be logits (of the same stride). Data begins at a multiple of its element's size, or the call is refused; at 16 bytes, rows too,
+// a GPU moves it fastest. Workspace may begin anywhere. Only limit_stream with past_caches wants z at a multiple of 64 bytes.
 #ifndef RLHF_KERNELS_H
 #define RLHF_KERNELS_H
 #include <stdint.h>
@@ -21,7 +22,7 @@ extern "C" {
 #endif
 
 #define RLHF_ABI_VERSION 1
-#define RLHF_LAW_VERSION 1
+#define RLHF_LAW_VERSION 2  // 2: differences of logits are scaled by 1/T, not logits
 
 typedef enum { RLHF_F32 = 0, RLHF_F64 = 1, RLHF_I32 = 2, RLHF_BF16 = 3 } rlhf_dtype;
 typedef enum { RLHF_ROW_MAJOR = 0, RLHF_PANELS = 1, RLHF_PANELS_TRANSPOSED = 2 } rlhf_layout;

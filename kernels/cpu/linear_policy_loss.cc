@@ -56,7 +56,7 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
           const int64_t target = head.target(m0 + r, tile);
           const float* x = own + r * TILE_ROW;
           stats[tile * rows + r] = tile_stats(x, n, head.inverse_temperature, target);
-          if (target >= 0) targets[r] = x[target] * head.inverse_temperature;
+          if (target >= 0) targets[r] = x[target];
           float* to = logits + r * stride + tile * VOCABULARY_TILE;
           for (int64_t i = 0; backward && i < n; i += LANES) stream(to + i, load(x + i));
         }
@@ -66,8 +66,8 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
     ctx.split(count, 1, 32, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
         TileStats row{-__builtin_inf(), 0, 0};
-        join(row, stats + r, head.tiles, rows);
-        const RowStats result = finish(row, targets[r]);
+        join(row, stats + r, head.tiles, head.inverse_temperature, rows);
+        const RowStats result = finish(row, targets[r], head.inverse_temperature);
         a.logp[m0 + r] = result.logp, lse[m0 + r] = result.lse, a.entropy[m0 + r] = result.entropy;
       }
     });

@@ -68,15 +68,15 @@ void linear_logprob(Context& ctx, const linear_logprob_args& a) {
           const float* x = logits + r * TILE_ROW;
           const int64_t target = head.target(m0 + r, tile);
           stats[tile * rows + r] = tile_stats(x, head.tile_size(tile), head.inverse_temperature, target);
-          if (target >= 0) targets[r] = x[target] * head.inverse_temperature;
+          if (target >= 0) targets[r] = x[target];
         }
       }
     });
     ctx.split(count, 1, 256, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
         TileStats row{-__builtin_inf(), 0, 0};
-        join(row, stats + r, head.tiles, rows);
-        const RowStats result = finish(row, targets[r]);
+        join(row, stats + r, head.tiles, head.inverse_temperature, rows);
+        const RowStats result = finish(row, targets[r], head.inverse_temperature);
         a.logp[m0 + r] = result.logp, a.lse[m0 + r] = result.lse, a.entropy[m0 + r] = result.entropy;
       }
     });
@@ -114,14 +114,16 @@ void full_kl(Context& ctx, const full_kl_args& a) {
   ctx.split(a.logits.dim[0], 1, 8192 / (V_ + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; m++) {
       const float *x = a.logits.row(m), *y = a.ref_logits.row(m);
-      const V t = set(inverse), lse_p = set(row_stats(x, V_, 0, inverse).lse), lse_q = set(row_stats(y, V_, 0, inverse).lse);
+      const V t = set(inverse);
+      const TileStats row_p = row_tiles(x, V_, -1, inverse), row_q = row_tiles(y, V_, -1, inverse);
+      const V m_p = set(float(row_p.m)), m_q = set(float(row_q.m)), tail_p = set(float(log(row_p.s))), tail_q = set(float(log(row_q.s)));
       double kl = 0;
       for (int64_t j = 0; j < V_; j += VOCABULARY_TILE) {
         D total = setd(0);
         const int64_t end_of_tile = smaller(V_, j + VOCABULARY_TILE);
         for (int64_t i = j; i < end_of_tile; i += LANES) {
           const int n = int(smaller(LANES, end_of_tile - i));
-          const V log_p = load(x + i, n) * t - lse_p, log_q = load(y + i, n) * t - lse_q, p = exp(log_p);
+          const V log_p = (load(x + i, n) - m_p) * t - tail_p, log_q = (load(y + i, n) - m_q) * t - tail_q, p = exp(log_p);
           const B counts = first(n) & !(p == zero());  // NaN counts
           const V d = select(counts, log_q - log_p, zero());
           total = fma(widen(select(counts, p, zero())), expm1_wide(d) - widen(d), total);

@@ -1,13 +1,14 @@
 // Log-softmax statistics of a row of logits, in tiles of 512 vocabulary entries counted from index 0 (law 3).
 //
-// With x = logit / T (x = logit * (1/T)), each tile is summed by itself, whoever computes it:
-//   m_t = max x,  s_t = sum exp(x - m_t),  u_t = sum exp(x - m_t) (x - m_t)      (16 f64 lanes; the target's term left out)
+// x is the logit, t = 1/T. Differences of logits are scaled, never logits, so that no finite logit overflows at any temperature.
+// Each tile is summed by itself, whoever computes it:
+//   m_t = max x,  s_t = sum exp((x - m_t) t),  u_t = sum exp((x - m_t) t) (x - m_t) t      (16 f64 lanes; without the target's term)
 // and tiles are joined in order, in f64:
-//   m' = max(m, m_t),  a = exp(m - m'),  b = exp(m_t - m'),
-//   u' = a (u + (m - m') s) + b (u_t + (m_t - m') s_t),  s' = a s + b s_t
+//   m' = max(m, m_t),  a = exp((m - m') t),  b = exp((m_t - m') t),
+//   u' = a (u + (m - m') t s) + b (u_t + (m_t - m') t s_t),  s' = a s + b s_t
 // A tile with a NaN has s = u = NaN, and so has its row.
 // The target's own term stays out of S, so that a confident token keeps its digits:
-//   logp = -log1p(S) where x_y is the maximum, else (x_y - m) - log(S + exp(x_y - m));  lse = x_y - logp
+//   logp = -log1p(S) where x_y is the maximum, else d - log(S + exp(d)), d = (x_y - m) t;  lse = m t + (d - logp)
 #pragma once
 #include "kernels/cpu/math.h"
 
@@ -23,13 +24,12 @@ struct TileStats {
 template <bool SCALED>
 [[maybe_unused]] static __attribute__((noinline)) TileStats tile_stats(const float* x, int64_t n, float inverse_temperature, int64_t target) {
   const V t = set(inverse_temperature), none = set(-__builtin_inff());
-  const auto at = [&](int64_t i, int count) __attribute__((always_inline)) { return SCALED ? load(x + i, count) * t : load(x + i, count); };
   V top = none, second = none;
   int64_t i = 0;
-  for (; i + 2 * LANES <= n; i += 2 * LANES) top = max(at(i, LANES), top), second = max(at(i + LANES, LANES), second);
+  for (; i + 2 * LANES <= n; i += 2 * LANES) top = max(load(x + i), top), second = max(load(x + i + LANES), second);
   for (; i < n; i += LANES) {
     const int count = n - i < LANES ? int(n - i) : LANES;
-    top = max(select(first(count), at(i, count), none), top);
+    top = max(select(first(count), load(x + i, count), none), top);
   }
   const float m = max(max(top, second));
   if (m == -__builtin_inff()) {  // nothing is possible, or NaN, which a maximum passes over, is all that there is besides
@@ -42,9 +42,9 @@ template <bool SCALED>
   const V vm = set(m);
   each_vector(
       0, n, [&](int64_t i, int count) __attribute__((always_inline)) {
-        const V y = at(i, count);
-        const Reduction a = reduce_diff(y, vm);
-        store(n_of + i, a.n), store(e + i, a.r), store(d + i, y - vm);
+        const V y = load(x + i, count), difference = y - vm;
+        const Reduction a = SCALED ? reduce_diff(y, vm, t) : reduce_diff(y, vm);
+        store(n_of + i, a.n), store(e + i, a.r), store(d + i, SCALED ? difference * t : difference);
       });
   for (i = 0; i < n; i += LANES) {
     const V y = load(d + i);
@@ -65,7 +65,9 @@ RLHF_FUNCTION TileStats tile_stats(const float* x, int64_t n, float inverse_temp
 }
 
 // row joined with tiles[0], tiles[stride] ..., in order; the exponentials of sixteen tiles at once, from the maxima alone
-[[maybe_unused]] static __attribute__((noinline)) void join(TileStats& row, const TileStats* tiles, int64_t count, int64_t stride = 1) {
+[[maybe_unused]] static __attribute__((noinline)) void join(
+    TileStats& row, const TileStats* tiles, int64_t count, float inverse_temperature, int64_t stride = 1) {
+  const double t = inverse_temperature;
   for (int64_t first_tile = 0; first_tile < count; first_tile += LANES) {
     const int n = count - first_tile < LANES ? int(count - first_tile) : LANES;
     alignas(64) double factors[LANES] = {};
@@ -73,7 +75,8 @@ RLHF_FUNCTION TileStats tile_stats(const float* x, int64_t n, float inverse_temp
     for (int k = 0; k < n; k++) {
       const double next = tiles[(first_tile + k) * stride].m;
       if (next == -__builtin_inf()) continue;
-      factors[k] = m >= next ? next - m : m - next, m = m >= next ? m : next;
+      const double d = (m >= next ? next - m : m - next) * t;
+      factors[k] = d < -1000 ? -1000 : d, m = m >= next ? m : next;  // 0 below -708
     }
     store(factors, exp_below(load(factors)));
     for (int k = 0; k < n; k++) {
@@ -83,11 +86,11 @@ RLHF_FUNCTION TileStats tile_stats(const float* x, int64_t n, float inverse_temp
       if (row.m == -__builtin_inf()) {
         row = tile;
       } else if (row.m >= tile.m) {
-        const double d = tile.m - row.m;
+        const double d = (tile.m - row.m) * t;
         row.u = row.u + factor * (tile.u + d * tile.s);
         row.s = row.s + factor * tile.s;
       } else {
-        const double d = row.m - tile.m;
+        const double d = (row.m - tile.m) * t;
         row.u = factor * (row.u + d * row.s) + tile.u;
         row.s = factor * row.s + tile.s;
         row.m = tile.m;
@@ -100,20 +103,20 @@ struct RowStats {
   float logp, lse, entropy;
 };
 
-// the row's end: its joined tiles and x_y, the target's logit times 1/T
-RLHF_FUNCTION RowStats finish(const TileStats& row, float target) {
-  const double d = double(target) - row.m;
+// the row's end: its joined tiles and x_y, the target's logit
+RLHF_FUNCTION RowStats finish(const TileStats& row, float target, float inverse_temperature) {
+  const double d = (double(target) - row.m) * inverse_temperature;
   if (row.m == -__builtin_inf()) return {-__builtin_inff(), -__builtin_inff(), 0};  // nothing is possible
   const double own = d == 0 ? 1.0 : exp(d);
   const double tail = d == 0 ? log1p(row.s) : log(row.s + own);  // lse - m
   const double logp = d - tail;
   const double mean = (row.u + (own > 0 ? own * d : 0)) / (row.s + own);  // of x - m
   const double entropy = tail - mean;
-  return {float(logp), float(row.m + tail), float(entropy <= 0 ? 0 : entropy)};
+  return {float(logp), float(row.m * inverse_temperature + tail), float(entropy <= 0 ? 0 : entropy)};
 }
 
-// A whole row at once.
-RLHF_INLINE RowStats row_stats(const float* logits, int64_t V_, int64_t y, float inverse_temperature) {
+// The joined tiles of a whole row; y is the target, or negative where s and u are to have every term.
+RLHF_INLINE TileStats row_tiles(const float* logits, int64_t V_, int64_t y, float inverse_temperature) {
   TileStats row{-__builtin_inf(), 0, 0}, tiles[LANES];
   for (int64_t j = 0; j < V_;) {
     int n = 0;
@@ -123,9 +126,12 @@ RLHF_INLINE RowStats row_stats(const float* logits, int64_t V_, int64_t y, float
       tiles[n] =
           tile_stats(logits + j, V_ - j < VOCABULARY_TILE ? V_ - j : VOCABULARY_TILE, inverse_temperature, y >= j && y < j + VOCABULARY_TILE ? y - j : -1);
     }
-    join(row, tiles, n);
+    join(row, tiles, n, inverse_temperature);
   }
-  return finish(row, logits[y] * inverse_temperature);
+  return row;
+}
+RLHF_INLINE RowStats row_stats(const float* logits, int64_t V_, int64_t y, float inverse_temperature) {
+  return finish(row_tiles(logits, V_, y, inverse_temperature), logits[y], inverse_temperature);
 }
 
 // d loss / d logit, in place or not, for vocabulary entries [begin, begin + n) of a row: with p_j = exp(x_j - lse),

@@ -2,7 +2,7 @@
 // on every ISA. Coefficients are Chebyshev fits in 40 digits of the functions on the reduced range.
 //
 //   V exp        n = nearest(x log2 e), r = x - n ln 2 in two parts, 2^n (1 + r + r^2 P(r)); 0 below 2^-126     <= 1 ulp
-//   V exp_below  the same up to 88;  exp_diff: exp(x - m) for x <= m, the rounding error of x - m carried into r
+//   V exp_below  the same up to 88;  exp_diff: exp((x - m) t) for x <= m, rounding errors carried into r
 //   V log        mantissa and exponent in f64, 2 atanh((m-1)/(m+1)), rounded once                               <= 0.51 ulp
 //   V expm1, tanh, sincos, erf: the critical part in f64;  log1p: f64 lane by lane
 //   double exp, log, log1p, expm1, cos, pow: <= 2 ulp;  D exp_below: the bits of exp, up to 709;  D log1p: 0 to 1
@@ -240,8 +240,15 @@ RLHF_FUNCTION Reduction reduce_diff(V x, V m) {
   const V d = x - m, back = d - x, e = (x - (d - back)) - (m + back);  // Knuth's two-sum
   return Reduction(d, &e);
 }
-// exp(x - m) for x <= m as if the difference were exact: 1 where x == m, 0 where x is -inf
+// of (x - m) t, the rounding errors of both steps carried into r
+RLHF_FUNCTION Reduction reduce_diff(V x, V m, V t) {
+  const V d = x - m, back = d - x, e = (x - (d - back)) - (m + back), y = d * t, lost = fma(d, t, -y) + e * t;
+  return Reduction(y, &lost);
+}
+// exp((x - m) t) for x <= m as if the exponent were exact: 1 where x == m, 0 where x is -inf. The difference is scaled, not its
+// terms, so that nothing overflows that is not 0 in the end.
 RLHF_INLINE V exp_diff(V x, V m) { return exp_below(x - m, reduce_diff(x, m)); }
+RLHF_INLINE V exp_diff(V x, V m, V t) { return exp_below((x - m) * t, reduce_diff(x, m, t)); }
 
 RLHF_FUNCTION V log(V x) {
   const B tiny = x < set(1.17549435e-38f);

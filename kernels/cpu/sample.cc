@@ -1,6 +1,6 @@
 // One token per row of logits, with its log-prob; normal deviates.
 //
-//   x = logit / T, p = softmax(x); with top-k, top-p, min-p (Nguyen et al. 2024) in this order on the tokens sorted by
+//   p = softmax of logit / T, as exp((logit - max) / T); with top-k, top-p, min-p (Nguyen et al. 2024) in this order on the tokens sorted by
 //   (p descending, id ascending); the token that crosses top_p stays; then inverse CDF over the kept ids in their order,
 //   one 53-bit uniform in f64. T = 0: the argmax, with log-probs at T = 1.
 //   logp is that of the whole vocabulary, the bits of logprob; truncated_logp that among the kept.
@@ -61,7 +61,8 @@ struct Weights {
   int64_t best;
 };
 
-// The argmax, and p unless it is all that is wanted; false where no token is possible or a logit is NaN or +infinity
+// The argmax, and p = exp((x - max x) / T) unless it is all that is wanted: at most 1, and 1 at the argmax, whatever the temperature.
+// False where no token is possible or a logit is NaN or +infinity.
 RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, bool greedy, Weights& w) {
   const V none = set(-__builtin_inff());
   V top = none;
@@ -73,10 +74,14 @@ RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, bool gr
   const float most = max(top);
   if (sum(select(whole, zero(), set(1.0f))) != 0 || !(most > -__builtin_inff() && most < __builtin_inff())) return false;
   for (w.best = 0; logits[w.best] != most;) w.best++;
-  const V t = set(inverse), m = set(most * inverse);
-  if (!greedy)
+  if (greedy) return true;
+  const V m = set(most), t = set(inverse);
+  if (inverse == 1)
     each_vector(
-        0, size, [&](int64_t i, int n) __attribute__((always_inline)) { store(w.p + i, exp_diff(load(logits + i, n) * t, m), n); });
+        0, size, [&](int64_t i, int n) __attribute__((always_inline)) { store(w.p + i, exp_diff(load(logits + i, n), m), n); });
+  else
+    each_vector(
+        0, size, [&](int64_t i, int n) __attribute__((always_inline)) { store(w.p + i, exp_diff(load(logits + i, n), m, t), n); });
   return true;
 }
 
@@ -111,7 +116,7 @@ RLHF_INLINE void truncate(const sample_args& a, int64_t size, float* p, Candidat
     n = kept;
   }
   if (a.min_p > 0) {
-    int64_t kept = 1;
+    int64_t kept = 0;
     while (kept < n && double(sorted[kept].p) >= a.min_p * double(sorted[0].p)) kept++;
     n = kept;
   }
@@ -129,7 +134,7 @@ RLHF_INLINE int64_t pick(const Weights& w, int64_t size, double u) {
   for (int64_t i = block * BLOCK; i < size; i++)
     if ((sum += w.p[i]) > goal) return i;
   int64_t last = size - 1;
-  while (w.p[last] == 0) last--;
+  while (last > 0 && w.p[last] == 0) last--;
   return last;
 }
 
@@ -146,7 +151,7 @@ void sample(Context& ctx, const sample_args& a) {
   if (size == 0 && rows > 0) return ctx.fail("the vocabulary is empty");
   const bool greedy = a.temperature == 0;
   const float inverse = greedy ? 1.0f : float(1 / a.temperature);
-  if (!(inverse > 0 && inverse < __builtin_inff())) return ctx.fail("the temperature must be 0, or a positive number whose inverse is finite");
+  if (!(inverse >= 0x1p-120f && inverse <= 0x1p127f)) return ctx.fail("temperature is neither 0 nor in [2^-127, 2^120]");
   const bool truncated = !greedy && (a.top_k > 0 || a.top_p < 1 || a.min_p > 0);
   bool bad[1024] = {};  // as many threads as a stream may have
   ctx.each([&](int thread) {

@@ -37,7 +37,7 @@ DEVICE void head_logits_grad(const P& params) {
 #pragma unroll
       for (int j = 0; j < Mma::COLUMNS; j++) {
         const int64_t n = at.n + Mma::column(j);
-        mma.at(i, j) = n < V ? row.at(n, mma.at(i, j) * p.inverse_temperature) : 0.0f;
+        mma.at(i, j) = n < V ? row.at(n, mma.at(i, j)) : 0.0f;
       }
     }
     store_tile(mma, at, M, p.stride, p.g, p.stride, [](int64_t, int64_t, float g) { return g; });  // zeros beyond V
@@ -74,7 +74,7 @@ KERNEL(head_finish, FinishParams, 128) {
   for (int k = 16; k > 0; k /= 2) most = max(most, shuffle_xor(most, k));
   double s = 0, u = 0;
   for (int64_t t = begin + 3 * lane(); t < end; t += 96) {
-    const double d = p.stats[t] == -INFINITE ? 0.0 : double(p.stats[t]) - most, b = exp(d);
+    const double d = p.stats[t] == -INFINITE ? 0.0 : (double(p.stats[t]) - most) * p.inverse_temperature, b = exp(d);
     s += b * p.stats[t + 1], u += b * (p.stats[t + 2] + d * p.stats[t + 1]);
   }
   for (int k = 16; k > 0; k /= 2) s += shuffle_xor(s, k), u += shuffle_xor(u, k);
@@ -89,10 +89,10 @@ KERNEL(head_finish, FinishParams, 128) {
     p.logp[m] = p.lse[m] = -INFINITE, p.entropy[m] = 0;
     return;
   }
-  const double d = double(p.targets[m]) - most, own = d == 0 ? 1.0 : exp(d);
+  const double d = (double(p.targets[m]) - most) * p.inverse_temperature, own = d == 0 ? 1.0 : exp(d);
   const double tail = d == 0 ? log1p(s) : log(s + own);  // lse - m
   const double entropy = tail - (u + (own > 0 ? own * d : 0)) / (s + own);
-  p.logp[m] = float(d - tail), p.lse[m] = float(most + tail), p.entropy[m] = entropy < 0 ? 0.0f : float(entropy);
+  p.logp[m] = float(d - tail), p.lse[m] = float(most * double(p.inverse_temperature) + tail), p.entropy[m] = entropy < 0 ? 0.0f : float(entropy);
 }
 
 // a warp per token, then per pair: the first pair of the token from there on

@@ -18,7 +18,7 @@ struct LogitsParams {
   Global<const int32_t> y;  // [M], of this block, as all below
   float inverse_temperature;
   Global<float> stats;  // [M][tiles][3]
-  Global<float> targets;  // [M]: x at y
+  Global<float> targets;  // [M]: the logit at y
   Global<float> logits;  // [M][stride], or null: not kept
   int64_t stride;
 };
@@ -43,6 +43,7 @@ struct FinishParams {
   Global<const int32_t> rows, y;  // [M]
   Global<float> logp, lse, entropy;  // [M]
   int64_t M, tiles, N, V;
+  float inverse_temperature;
   Latch error;
 };
 
@@ -70,7 +71,7 @@ struct GatherParams {
 
 // The parts of the block's rows that its warps have left in shared memory, in their order.
 template <class Mma>
-DEVICE void join_parts(Shared<float> parts, const Place& at, int64_t M, int64_t tiles, Global<float> stats) {
+DEVICE void join_parts(Shared<float> parts, const Place& at, int64_t M, int64_t tiles, float t, Global<float> stats) {
   sync_threads();
   const int64_t m = at.m + thread();
   if (thread() >= Mma::M || m >= M) return;
@@ -78,14 +79,14 @@ DEVICE void join_parts(Shared<float> parts, const Place& at, int64_t M, int64_t 
   float most = -INFINITE, s = 0, u = 0;
   for (int k = 0; k < Mma::PARTS; k++) most = max(most, own[3 * k]);
   for (int k = 0; k < Mma::PARTS; k++) {
-    const float d = own[3 * k] == -INFINITE ? 0.0f : own[3 * k] - most, b = exp(d);
+    const float d = own[3 * k] == -INFINITE ? 0.0f : (own[3 * k] - most) * t, b = exp(d);
     s += b * own[3 * k + 1], u += b * (own[3 * k + 2] + d * own[3 * k + 1]);
   }
   const int64_t to = (m * tiles + at.n / Mma::N) * 3;
   stats[to] = most, stats[to + 1] = s, stats[to + 2] = u;
 }
 
-// x = logits / T of the tile, left in the accumulators; its statistics
+// The statistics of a tile of logits x, which stay in the accumulators: m = max x, the sums over (x - m) / T
 template <class Mma, class T>
 DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, SharedMemory& memory) {
   const Shared<float> parts = memory.take<float>(Mma::PARTS > 1 ? 3 * Mma::PARTS * Mma::M : 0);
@@ -101,7 +102,7 @@ DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shar
 #pragma unroll
     for (int j = 0; j < Mma::COLUMNS; j++) {
       float& x = mma.at(i, j);
-      x = Mma::column(j) < columns ? x * p.inverse_temperature : -INFINITE;
+      x = Mma::column(j) < columns ? x : -INFINITE;
       most = x > most ? x : most;
       if (Mma::column(j) == target) own = x, mine = true;
     }
@@ -110,7 +111,7 @@ DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shar
     float s = 0, u = 0;
 #pragma unroll
     for (int j = 0; j < Mma::COLUMNS; j++) {
-      const float x = mma.at(i, j), d = x - most;
+      const float x = mma.at(i, j), d = (x - most) * p.inverse_temperature;
       float e = most == -INFINITE ? (x == -INFINITE ? 0.0f : x) : exp(d);  // a row of NaN alone stays NaN
       if (Mma::column(j) == target || Mma::column(j) >= columns) e = 0;
       s += e;
@@ -126,10 +127,10 @@ DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shar
       p.stats[to] = most, p.stats[to + 1] = s, p.stats[to + 2] = u;
     }
   }
-  if constexpr (Mma::PARTS > 1) join_parts<Mma>(parts, at, M, tiles, p.stats);
+  if constexpr (Mma::PARTS > 1) join_parts<Mma>(parts, at, M, tiles, p.inverse_temperature, p.stats);
 }
 
-// d loss / d logit of one row, with p_j = exp(x_j - lse):
+// d loss / d logit of one row, with p_j = exp(logit_j / T - lse):
 //   g_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T;  at the target -dlogp expm1(logp) / T in place of -dlogp p / T
 struct RowGrad {
   float lse, entropy, dlogp, dentropy, own, t;
@@ -144,8 +145,8 @@ struct RowGrad {
         t(inverse_temperature),
         target(y) {}
 
-  DEVICE float at(int64_t j, float x) const {
-    const float d = x - lse, e = exp(d);
+  DEVICE float at(int64_t j, float logit) const {
+    const float d = logit * t - lse, e = exp(d);
     float g = j == target ? own : dlogp * e;
     if (dentropy != 0 && e > 0) g += dentropy * (e * (d + entropy));
     return -(g * t);
@@ -214,7 +215,8 @@ void head_forward(Context& ctx, const Head<T>& head, const ForwardMemory& memory
   const Global<const int32_t> rows = global<const int32_t>(head.rows.data + m0, count), y = global<const int32_t>(head.y.data + m0, count);
   const LogitsParams<T> p{head.logits(m0, count), y, head.inverse_temperature, memory.stats, memory.targets, logits, head.padded};
   launch_product<true, true>(ctx, dtype_name<T>("head_logits_f32", "head_logits_bf16"), p);
-  const FinishParams f{memory.stats, memory.targets, rows, y, logp + m0, lse + m0, entropy + m0, count, head.tiles, head.N, head.V, latch_of(ctx)};
+  const FinishParams f{
+      memory.stats, memory.targets, rows, y, logp + m0, lse + m0, entropy + m0, count, head.tiles, head.N, head.V, head.inverse_temperature, latch_of(ctx)};
   launch(ctx, "head_finish", {(count + 3) / 4}, 128, 0, f);
 }
 

@@ -1,5 +1,5 @@
 // Log-probs of tokens given the logits, and their gradient.
-//   logp[m] = x_y - log sum_j exp(x_j),  x = logits[m] / T;  lse, entropy too;  statistics: logprob.h
+//   logp[m] = x_y - log sum_j exp(x_j),  x = logits[m] / T;  lse, entropy too;  statistics, of scaled differences: logprob.h
 //   dlogits_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T,  at the target -dlogp expm1(logp) / T in place of -dlogp p / T
 //
 // Plan: a block of 256 threads a row. A thread takes 8 logits at a time, 2,048 apart: their maximum, then their sums in f32, joined to
@@ -57,17 +57,17 @@ DEVICE void logprob(const LogprobParams<T>& p) {
   SharedMemory memory;
   const Shared<float> tops = memory.take<float>(8);
   const Shared<double> sums = memory.take<double>(16);
-  RowPart own;
+  RowPart own{p.inverse_temperature};
   for (int64_t j = 8 * thread(); j < p.V; j += STRIP) {
     float x[8], top = -INFINITE, s = 0, u = 0;
     load_eight(row, j, p.V, p.vector, x);
     UNROLL for (int k = 0; k < 8; k++) {
-      x[k] = j + k < p.V ? x[k] * p.inverse_temperature : -INFINITE;
+      x[k] = j + k < p.V ? x[k] : -INFINITE;
       top = x[k] > top || x[k] != x[k] ? x[k] : top;
     }
     if (top == -INFINITE) continue;
     UNROLL for (int k = 0; k < 8; k++) {
-      const float d = x[k] - top, e = j + k == y ? 0 : exp(d);
+      const float d = (x[k] - top) * p.inverse_temperature, e = j + k == y ? 0 : exp(d);
       s += e;
       if (e > 0) u = fma(e, d, u);
     }
@@ -84,7 +84,7 @@ DEVICE void logprob(const LogprobParams<T>& p) {
   for (int w = 1; w < 8; w++) own.join(tops[w], sums[2 * w], sums[2 * w + 1]);
   const bool bad = y < 0 || y >= p.V;
   if (bad) latch(p.error, BAD_ID);
-  const RowEnd end = row_end(own, bad ? 0 : to_float(row[y]) * p.inverse_temperature);
+  const RowEnd end = row_end(own, bad ? 0 : to_float(row[y]));
   p.logp[m] = bad ? NOT_A_NUMBER : end.logp, p.lse[m] = bad ? NOT_A_NUMBER : end.lse, p.entropy[m] = bad ? NOT_A_NUMBER : end.entropy;
 }
 KERNEL(logprob_f32, LogprobParams<float>, 256) { logprob(p); }

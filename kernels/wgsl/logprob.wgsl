@@ -1,4 +1,4 @@
-// Log-softmax statistics of rows of logits, and their gradient. With x = logit / T (x = logit * (1/T)):
+// Log-softmax statistics of rows of logits, and their gradient. With x = logit / T:
 //
 //   logp = x_y - log sum_j exp(x_j);  lse = log sum_j exp(x_j);  entropy = lse - sum_j p_j x_j, nats
 //   dx_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T;  at the target dlogp (1 - p) / T = -dlogp expm1(logp) / T
@@ -6,6 +6,7 @@
 //
 // The target's own term stays out of S = sum over j != y of exp(x_j - m), so that a confident token keeps its digits:
 //   logp = -log1p(S) where x_y = m, else (x_y - m) - log(S + exp(x_y - m))
+// Differences of logits are scaled, never logits, so that no finite logit overflows at any temperature: m is a logit.
 //
 // Plan: a workgroup per row and slice: the maximum, then S and U = sum exp(x_j - m) (x_j - m) at twice f32's precision; slices
 // are joined in order in state [rows][8]: m, S, U, x_y. A logit of -1e30 or less is absent: it is told by its bits and never
@@ -29,13 +30,21 @@ fn absent(x: f32) -> bool { return bitcast<u32>(x) >= 0xf149f2cau; } // -1e30 an
 
 struct Row { m: f32, s: Wide, u: Wide }
 
+// (x - m) / T for x <= m, -1e30 at least: nothing overflows
+fn scaled_difference(x: f32, m: f32) -> Wide {
+  let d = two_sum(x, -m);
+  let t = p.inverse_temperature;
+  if (t > 1.0 && d.x < -1e30 / t) { return wide(-1e30); }
+  return wide_add(two_product(d.x, t), wide(d.y * t));
+}
+
 fn join(a: Row, b: Row) -> Row {
   if (b.m == NONE) { return a; }
   if (a.m == NONE) { return b; }
   var high = a;
   var low = b;
   if (a.m < b.m) { high = b; low = a; }
-  let d = two_sum(low.m, -high.m);
+  let d = scaled_difference(low.m, high.m);
   let factor = wide_exp(d);
   if (factor.x == 0.0) { return high; }
   high.u = wide_add(high.u, wide_mul(factor, wide_add(low.u, wide_mul(d, low.s))));
@@ -55,7 +64,7 @@ fn row_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
   for (var j = thread; j < p.columns; j = j + 256u) {
     let x = operand(base + j);
     if (is_nan(x)) { atomicStore(&found_nan, 1u); }
-    if (!absent(x)) { top = max(top, x * p.inverse_temperature); }
+    if (!absent(x)) { top = max(top, x); }
   }
   let m = max_all(top, thread);
   var s = wide(0.0);
@@ -63,7 +72,7 @@ fn row_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
   for (var j = thread; j < p.columns; j = j + 256u) {
     let x = operand(base + j);
     if (absent(x) || j == label) { continue; }
-    let d = two_sum(x * p.inverse_temperature, -m);
+    let d = scaled_difference(x, m);
     if (d.x < -87.0) { continue; }
     let e = exp_with_error(d.x, d.y);
     s = wide_add(s, wide(e));
@@ -82,7 +91,7 @@ fn row_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
     x_y = state[at + 5u];
     bad = bad || state[at + 6u] != 0.0;
   }
-  if (label < p.columns && !absent(operand(base + label))) { x_y = operand(base + label) * p.inverse_temperature; }
+  if (label < p.columns && !absent(operand(base + label))) { x_y = operand(base + label); }
   if (p.closing == 0u) {
     state[at] = row.m;
     state[at + 1u] = row.s.x;
@@ -99,13 +108,13 @@ fn row_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
     var d = wide(0.0);
     var own = wide(0.0);
     if (x_y != NONE) {
-      d = two_sum(x_y, -row.m);
+      d = scaled_difference(x_y, row.m);
       own = wide_exp(d);
     }
     let all = wide_add(row.s, own);
     let tail = wide_log(all); // lse - m; where x_y = m, own is 1 and this is log1p(S)
     if (x_y != NONE) { result.x = min(narrow(wide_add(d, -tail)), 0.0); }
-    result.y = narrow(wide_add(wide(row.m), tail));
+    result.y = narrow(wide_add(two_product(row.m, p.inverse_temperature), tail));
     var mean = row.u;
     if (own.x > 0.0) { mean = wide_add(mean, wide_mul(own, d)); }
     result.z = max(narrow(wide_add(tail, -wide_div(mean, all))), 0.0);

@@ -172,7 +172,7 @@ function check(model: Transformer, requests: readonly Request[], options: Sampli
   };
   within("maxTokens", maxTokens, Number.isInteger(maxTokens) && maxTokens >= 1, "a whole number from 1");
   within("slots", slots, Number.isInteger(slots) && slots >= 1, "a whole number from 1");
-  within("temperature", temperature, temperature >= 0 && temperature < Infinity, "a number from 0");
+  within("temperature", temperature, temperature === 0 || (temperature >= 2 ** -127 && temperature <= 2 ** 120), "0 or a number from 2^-127 to 2^120");
   within("topK", topK, Number.isInteger(topK) && topK >= 0, "a whole number from 0");
   within("topP", topP, topP > 0 && topP <= 1, "a number above 0, 1 at most");
   within("minP", minP, minP >= 0 && minP <= 1, "a number from 0 to 1");

@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cctype>
+#include <cfloat>
 #include <map>
 
 #include "native/op_table.h"
@@ -12,11 +13,20 @@ namespace check {
 
 using namespace rlhf;
 
-// One tensor argument's memory, exactly as long as the tensor.
+// One tensor argument's memory, exactly as long as the tensor; a call sees it at any multiple of its element's size.
 struct Memory {
-  std::vector<char> bytes;
+  std::vector<char> bytes, placed;
+  size_t offset = 0;  // of the bytes in what is placed
   rlhf_tensor tensor{};
   bool absent = false, lost = false;  // lost: a tensor that points nowhere
+
+  void place() {
+    placed = std::vector<char>(offset);
+    placed.insert(placed.end(), bytes.begin(), bytes.end());
+    placed.shrink_to_fit();
+    tensor.data = lost ? nullptr : placed.data() + offset;
+  }
+  void take_back() { bytes.assign(placed.begin() + int64_t(offset), placed.end()); }
 };
 
 struct Call {
@@ -29,7 +39,7 @@ struct Call {
     for (size_t i = 0; i < list.size(); i++) {
       const Kind kind = op->arguments[i].kind;
       if (is_tensor(kind)) {
-        own[i].tensor.data = own[i].lost ? nullptr : own[i].bytes.data();
+        own[i].place();
         list[i].tensor = own[i].absent ? nullptr : &own[i].tensor;
       } else if (kind == Kind::real) list[i].real = reals[i];
       else list[i].integer = integers[i];
@@ -37,6 +47,13 @@ struct Call {
     return list;
   }
 };
+
+// Numbers at the ends of what f32 can be.
+inline float extreme(Random& random) {
+  const float list[] = {FLT_MAX, 1e38f, 4e37f, 1e20f, 88.7f, 1, FLT_MIN, FLT_TRUE_MIN, 0, INFINITY, NAN};
+  const float x = list[random.below(random.below(3) == 0 ? 11 : 9)];
+  return random.below(2) ? -x : x;
+}
 
 inline int64_t bytes_of(int32_t dtype) { return dtype == RLHF_F64 ? 8 : dtype == RLHF_BF16 ? 2 : 4; }
 
@@ -95,8 +112,8 @@ inline Call make(const Op& op, Random& random, Random& contents) {
       if (name.find("beta") == 0 && op.name == std::string("adamw")) value = 0.9;
       if (name == "top_p" || name == "min_p" || name == "label_smoothing") value = 0.3 * random.uniform() + (name == "top_p" ? 0.6 : 0);
       if (name == "clip_ratio_c") value += 1;
-      value = std::min(std::max(value, argument.range.low), argument.range.high);
-      call.reals[i] = value;
+      if (random.below(8) == 0) value = random.below(2) ? argument.range.low : argument.range.high;  // the least and the most that it may be
+      call.reals[i] = std::min(std::max(value, argument.range.low), argument.range.high);
       continue;
     }
     if (!is_tensor(argument.kind)) {
@@ -126,17 +143,19 @@ inline Call make(const Op& op, Random& random, Random& contents) {
       if (d > 0) inner *= dims[d];
     }
     t.stride = inner;
+    memory.offset = size_t(random.below(16)) * size_t(bytes_of(t.dtype));
     memory.bytes.resize(size_t(size * bytes_of(t.dtype)));
+    const bool hostile = random.below(6) == 0;
     for (int64_t k = 0; k < size; k++) {
       if (t.dtype == RLHF_F32) {
-        float x = float(contents.normal());
+        float x = hostile ? extreme(contents) : float(contents.normal());
         if (name == "v" && op.name == std::string("adamw")) x = std::abs(x);
         std::memcpy(memory.bytes.data() + 4 * k, &x, 4);
       } else if (t.dtype == RLHF_F64) {
-        double x = std::abs(contents.normal());
+        double x = std::abs(hostile ? extreme(contents) : contents.normal());
         std::memcpy(memory.bytes.data() + 8 * k, &x, 8);
       } else if (t.dtype == RLHF_BF16) {
-        float x = float(contents.normal());
+        float x = hostile ? extreme(contents) : float(contents.normal());
         std::memcpy(memory.bytes.data() + 2 * k, reinterpret_cast<char*>(&x) + 2, 2);
       } else {
         int32_t x = int32_t(random.below(3));
@@ -161,12 +180,17 @@ inline Call make(const Op& op, Random& random, Random& contents) {
 }
 
 // All NaN are one: which of them an operation on two gives is no part of the law.
-inline void one_nan(Memory& memory) {
-  for (size_t k = 0; memory.tensor.dtype == RLHF_F32 && k < memory.bytes.size(); k += 4) {
-    float x;
-    std::memcpy(&x, memory.bytes.data() + k, 4);
-    if (x != x) x = std::numeric_limits<float>::quiet_NaN(), std::memcpy(memory.bytes.data() + k, &x, 4);
+template <class T>
+inline void one_nan(std::vector<char>& bytes) {
+  for (size_t k = 0; k + sizeof(T) <= bytes.size(); k += sizeof(T)) {
+    T x;
+    std::memcpy(&x, bytes.data() + k, sizeof(T));
+    if (x != x) x = std::numeric_limits<T>::quiet_NaN(), std::memcpy(bytes.data() + k, &x, sizeof(T));
   }
+}
+inline void one_nan(Memory& memory) {
+  if (memory.tensor.dtype == RLHF_F32) one_nan<float>(memory.bytes);
+  if (memory.tensor.dtype == RLHF_F64) one_nan<double>(memory.bytes);
 }
 
 inline constexpr int64_t workspace_worth_having = int64_t(1) << 28;
@@ -185,10 +209,13 @@ inline std::vector<char> outcome(Stream& on, const Call& call, std::string* mess
     return result[0] = 1, result;
   }
   if (bytes > workspace_worth_having) return *message = std::string(op.name) + ": wants too much workspace", result[0] = 1, result;
-  void* workspace = bytes ? std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64)) : nullptr;
-  result[0] = char(invoke(on.handle, index, values.data(), workspace, bytes, nullptr));
+  static size_t turn = 0;
+  const size_t shift = turn++ % 64;  // workspace may begin anywhere
+  std::vector<char> workspace(size_t(bytes) + shift);
+  workspace.shrink_to_fit();
+  result[0] = char(invoke(on.handle, index, values.data(), bytes ? workspace.data() + shift : nullptr, bytes, nullptr));
   if (result[0]) *message = rlhf_message(on.handle);
-  std::free(workspace);
+  for (Memory& memory : own) memory.take_back();
   for (size_t i = 0; i < own.size(); i++)
     if (op.arguments[i].kind != Kind::in && is_tensor(op.arguments[i].kind)) {
       one_nan(own[i]);
