@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
-import { ops, Tensor, type Device } from "../lib/index.js";
+import { generate, ops, Tensor, type Device } from "../lib/index.js";
 import { run } from "../lib/tensor/op.js";
-import { everyCpu } from "./models.js";
+import { everyCpu, lively, llama } from "./models.js";
 import { Random } from "./random.js";
 
 // Any finite logits at any temperature that is taken: a token that is there, a log-prob that is one.
@@ -116,4 +116,25 @@ test("a temperature whose inverse is no f32 is refused by its name", () => {
   const logits = Tensor.from(new Float32Array(6), [2, 3], on);
   for (const temperature of [0, -1, 5e-324, 1e-39, 1e37, Infinity, NaN])
     expect(() => ops.logprob(logits, Int32Array.of(0, 1), { temperature })).toThrow(/^logprob: temperature is /);
+});
+
+test("a model of any finite weights samples tokens that are there, or is refused by a code", async () => {
+  const random = new Random("extreme weights");
+  const on = devices[0];
+  for (let round = 0; round < 40; round++) {
+    const model = await lively(llama, on);
+    const { name, value } = random.pick([...model.parameters.values()]);
+    const factor = random.pick([LARGEST, 4e37, 1e20, 2 ** -149, -1e30]);
+    value.write(Float32Array.from(await value.read(), (x) => Math.max(-LARGEST, Math.min(LARGEST, x * factor))));
+    const options = { maxTokens: 4, seed: round, temperature: random.pick([0, ...TEMPERATURES]), ...random.pick(MODES) };
+    try {
+      for (const { completion } of await generate(model, [{ prompt: [1, 2, 3], index: 0, sample: 0 }], options))
+        for (const id of completion) expect(id >= 0 && id < llama.vocabulary).toBe(true);
+    } catch (error) {
+      const { code, message } = error as Error & { code?: string };
+      if (code !== "ARGUMENT") throw new Error(`${name} times ${factor}, ${JSON.stringify(options)}: ${message}`, { cause: error });
+      expect(message).toMatch(/^sample: logits hold NaN or infinity/);
+    }
+    model.dispose();
+  }
 });
