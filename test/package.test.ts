@@ -1,4 +1,5 @@
 import { execFile } from "node:child_process";
+import { createHash } from "node:crypto";
 import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, readdir, readFile, rename, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -60,6 +61,30 @@ packed("the installed package", () => {
     expect(files.filter(({ name }) => name.endsWith(".ts") && !name.endsWith(".d.ts"))).toEqual([]);
     expect(await readdir(at("node_modules", addon))).toEqual(expect.arrayContaining(["LICENSE", "README.md", "package.json", "rlhf_kernels.node"]));
   });
+
+  test("names what it is made of: each package that it needs at run time with licence and hash, and the addon's bytes", async () => {
+    const text = await readFile(at("node_modules/rlhf-kernels/sbom.cdx.json"), "utf8");
+    const { components, dependencies } = JSON.parse(text) as {
+      components: { name: string; version: string; licenses?: unknown[]; hashes?: { alg: string; content: string }[] }[];
+      dependencies: { ref: string; dependsOn: string[] }[];
+    };
+    const lock = JSON.parse(await readFile(at("package-lock.json"), "utf8")) as { packages: Record<string, { version: string }> };
+    const installed = Object.entries(lock.packages).flatMap(([path, { version }]) =>
+      path && path !== "node_modules/rlhf-kernels" ? `${path.slice(path.lastIndexOf("node_modules/") + 13)} ${version}` : [],
+    );
+    expect(components.map(({ name, version }) => `${name} ${version}`).toSorted()).toEqual(installed.toSorted());
+    for (const { name, licenses, hashes } of components) expect([name, licenses?.length, hashes?.length]).toEqual([name, 1, 1]);
+    const bytes = await readFile(at("node_modules", addon, "rlhf_kernels.node"));
+    expect(components.find(({ name }) => name === addon)?.hashes?.[0].content).toBe(createHash("sha256").update(bytes).digest("hex"));
+    const refs = new Set(dependencies.map(({ ref }) => ref));
+    for (const { dependsOn } of dependencies) for (const ref of dependsOn) expect(ref === addon || refs.has(ref)).toBe(true);
+    expect(text).not.toMatch(/timestamp|serialNumber|\/tmp\/|"distribution"/);
+  });
+
+  test("the addon has the same bytes wherever it is built", async () => {
+    const { stdout } = await execute("npm", ["run", "--silent", "reproduce", "--", "--addon"], { cwd: root });
+    expect(stdout).toContain("reproduced: the same bytes at both places");
+  }, 600_000);
 
   test("runs the README's example, by import and by require alike", async () => {
     const [esm, cjs] = [await run("node", "example.mjs"), await run("node", "example.cjs")];
