@@ -69,7 +69,10 @@ function billOfMaterials() {
     ...rest,
     metadata: { component: { ...metadata.component, name: manifest.name } },
     components: [native, ...rest.components.filter((one) => needed.has(one["bom-ref"])).map(placeless)],
-    dependencies: [{ ref: own, dependsOn: [addon.name, ...direct] }, ...[...needed].sort().map((ref) => ({ ref, dependsOn: edges.get(ref) ?? [] }))],
+    dependencies: [
+      { ref: own, dependsOn: [addon.name, ...direct] },
+      ...[...needed].sort((a, b) => (a < b ? -1 : 1)).map((ref) => ({ ref, dependsOn: edges.get(ref) ?? [] })),
+    ],
   };
 }
 writeFileSync(join(out, "sbom.cdx.json"), `${JSON.stringify(billOfMaterials(), null, 2)}\n`);
