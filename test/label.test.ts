@@ -7,7 +7,8 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "@jest/gl
 import { serveLabels, type LabelServer } from "../lib/cli/labelling/server.js";
 import { readRows } from "../lib/data/jsonl.js";
 import { LabelLog, labelEntry, type LabelEntry } from "../lib/data/label_log.js";
-import { Labelling, OVERALL, task, type Task } from "../lib/data/labelling.js";
+import { Labelling, task, type Task } from "../lib/data/labelling.js";
+import { OVERALL } from "../lib/data/votes.js";
 import { root } from "../lib/device/native.js";
 import { Browser, chromium, type Page } from "./chromium.js";
 
@@ -82,7 +83,7 @@ describe("the server", () => {
       [400, "next", own, '{"annotator":""}'],
       [400, "next", own, JSON.stringify({ annotator: "a".repeat(41) })],
       [413, "next", own, JSON.stringify({ annotator: "a".repeat(100_000) })],
-      [409, "answer", own, JSON.stringify({ annotator: "ana", task: "0", kind: "skip", seconds: 1 })],
+      [409, "answer", own, JSON.stringify({ annotator: "ana", turn: 0, task: "0".repeat(16), kind: "skip", seconds: 1 })],
     ];
     for (const [status, path, headers, text = body] of refused)
       expect([path, headers, (await post(address, path, headers, text)).status]).toEqual([path, headers, status]);
@@ -304,7 +305,7 @@ describe("rlhf label", () => {
     const code = await new Promise((resolve) => child.on("close", resolve));
     expect([code, errors.text]).toEqual([0, ""]);
     expect(out.text).toContain("Nothing left to compare");
-    expect(out.text).toContain("one\ufffd[2J 1"); // a completion commands no terminal
+    expect(out.text).toContain("one\\u001b[2J 1"); // a completion commands no terminal
     expect(out.text).not.toContain("\u001b");
     expect(out.text).toContain("\ntie\n");
     expect((await readRows(at("p.labels.jsonl"), labelEntry)).map(({ kind, reason, strength }) => [kind, reason, strength?.overall])).toEqual([
@@ -341,10 +342,10 @@ describe("rlhf label", () => {
           method: "POST",
           headers: { "content-type": "application/json", origin: new URL(address).origin },
           body: JSON.stringify({ annotator: "ana", ...body }),
-        }).then((response) => response.json())) as { shown: { task: string }; progress: { mine: number } };
-      const { shown, progress } = await post("next", {});
+        }).then((response) => response.json())) as { turn: number; shown: { task: string }; progress: { mine: number } };
+      const { turn, shown, progress } = await post("next", {});
       expect(progress.mine).toBe(round);
-      await post("answer", { task: shown.task, kind: "label", ranks: { overall: [1, 2] }, seconds: 1 });
+      await post("answer", { turn, task: shown.task, kind: "label", ranks: { overall: [1, 2] }, seconds: 1 });
       child.kill(round === 0 ? "SIGKILL" : "SIGINT");
       await ended;
       expect((await readFile(at("p.labels.jsonl"), "utf8")).split("\n").length - 1).toBe(round + 1);

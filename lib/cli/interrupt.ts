@@ -1,3 +1,5 @@
+import { warn } from "./terminal.js";
+
 /** What ends a run that was asked to stop: it has saved what it can. */
 export class Interrupted extends Error {
   readonly code = "INTERRUPTED";
@@ -17,7 +19,9 @@ export class Interrupt {
   private readonly handler = (signal: NodeJS.Signals) => {
     this.asked = signal;
     this[Symbol.dispose]();
-    process.stderr.write(`\n${signal}: this step is finished and saved, then the run stops; once more stops it at once\n`);
+    warn(
+      `\n${signal}: this step is finished and saved, then the run stops; once more stops it at once, and --resume goes on from the last checkpoint`,
+    );
   };
 
   constructor() {
@@ -31,5 +35,30 @@ export class Interrupt {
 
   [Symbol.dispose](): void {
     for (const signal of SIGNALS) process.off(signal, this.handler);
+  }
+}
+
+/** Ctrl-C, SIGTERM and a terminal that closes: the first asks a command to end. The second says what is still done; the third ends the process at once. */
+export class Ending {
+  private readonly controller = new AbortController();
+  private readonly signals = [...SIGNALS, "SIGHUP"] as const;
+  private readonly handler = (signal: NodeJS.Signals) => {
+    if (!this.controller.signal.aborted) return this.controller.abort();
+    this[Symbol.dispose]();
+    warn(`\n${signal}: ${this.later}. Once more ends at once`);
+  };
+
+  /** @param later what the second signal says */
+  constructor(private readonly later: string) {
+    for (const signal of this.signals) process.on(signal, this.handler);
+  }
+
+  /** Aborts when the command is asked to end. */
+  get asked(): AbortSignal {
+    return this.controller.signal;
+  }
+
+  [Symbol.dispose](): void {
+    for (const signal of this.signals) process.off(signal, this.handler);
   }
 }

@@ -7,24 +7,40 @@
  * @param units the values that annotators gave to each thing judged: m of a unit, n in those units with more than one
  */
 export function krippendorff(units: Iterable<readonly number[]>): number | undefined {
-  const all: number[] = [];
-  let within = 0;
-  for (const values of units) {
-    if (values.length < 2) continue;
-    within += squares(values) / (values.length - 1);
-    all.push(...values);
+  const agreement = new Agreement();
+  for (const values of units) agreement.count(values, 1);
+  return agreement.alpha;
+}
+
+/** Krippendorff's alpha of units that come and go, from sums alone. The sums of halves, which labels are, are exact in any order. */
+export class Agreement {
+  private values = 0;
+  private sum = 0;
+  private sumSquared = 0;
+  private readonly within = new Map<number, number>(); // sums over i != j of (v_i - v_j)^2 of all units with so many values
+
+  /** @param sign 1 for a unit that comes, -1 for one that goes */
+  count(values: readonly number[], sign: 1 | -1): void {
+    const m = values.length;
+    if (m < 2) return;
+    let [sum, sumSquared] = [0, 0];
+    for (const value of values) {
+      sum += value;
+      sumSquared += value * value;
+    }
+    this.values += sign * m;
+    this.sum += sign * sum;
+    this.sumSquared += sign * sumSquared;
+    this.within.set(m, (this.within.get(m) ?? 0) + sign * squares(m, sum, sumSquared));
   }
-  const between = squares(all) / (all.length - 1);
-  return between > 0 ? 1 - within / between : undefined;
+
+  get alpha(): number | undefined {
+    const between = squares(this.values, this.sum, this.sumSquared) / (this.values - 1);
+    let within = 0;
+    for (const [m, sum] of [...this.within].sort(([a], [b]) => a - b)) within += sum / (m - 1);
+    return between > 0 ? 1 - within / between : undefined;
+  }
 }
 
 /** Sum over i != j of (v_i - v_j)^2, for values of one size: those of labels. */
-function squares(values: readonly number[]): number {
-  let sum = 0;
-  let sumSquared = 0;
-  for (const value of values) {
-    sum += value;
-    sumSquared += value * value;
-  }
-  return 2 * (values.length * sumSquared - sum * sum);
-}
+const squares = (count: number, sum: number, sumSquared: number) => 2 * (count * sumSquared - sum * sum);

@@ -1,10 +1,10 @@
-import { alphaOf, OVERALL } from "./labelling.js";
 import { krippendorff } from "./agreement.js";
 import { isNumber, rowsOf, type Row } from "./jsonl.js";
 import { labelEntry, type LabelEntry } from "./label_log.js";
 import { pairsOf } from "./labels.js";
 import { wilson } from "./metrics.js";
 import { textsOf, transcript, type Text } from "./texts.js";
+import { alphaOf, OVERALL } from "./votes.js";
 
 /** What a file of prompts, demonstrations, comparisons or labels holds, and what may be wrong with it. */
 export interface DataReport {
@@ -138,11 +138,13 @@ function labels(log: readonly LabelEntry[]): DataReport["labels"] {
   }
   const entries = [...standing.values()];
   const labelled = entries.filter(({ kind }) => kind === "label");
-  const annotators: Record<string, number> = {};
+  const annotators = new Map<string, number>();
   const tasks = new Map<string, LabelEntry[]>();
   for (const entry of labelled) {
-    annotators[entry.annotator] = (annotators[entry.annotator] ?? 0) + 1;
-    tasks.set(entry.task, [...(tasks.get(entry.task) ?? []), entry]);
+    annotators.set(entry.annotator, (annotators.get(entry.annotator) ?? 0) + 1);
+    const before = tasks.get(entry.task);
+    if (before) before.push(entry);
+    else tasks.set(entry.task, [entry]);
   }
   const decided = labelled.flatMap(({ ranks = {}, shown }) =>
     Object.values(ranks).flatMap((of) => (of.length === 2 && of[0] !== of[1] ? of[shown[0]] === 1 : [])),
@@ -151,7 +153,7 @@ function labels(log: readonly LabelEntry[]): DataReport["labels"] {
   const criteria = [...new Set(labelled.flatMap(({ ranks = {} }) => Object.keys(ranks)))];
   const seconds = labelled.map((entry) => entry.seconds).sort((a, b) => a - b);
   return {
-    annotators,
+    annotators: Object.fromEntries(annotators),
     skipped: entries.filter(({ kind }) => kind === "skip").length,
     flagged: entries.filter(({ kind }) => kind === "flag").length,
     firstPreferred: decided.length > 0 ? first : null,

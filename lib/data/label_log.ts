@@ -1,8 +1,11 @@
-import { constants, open, type FileHandle } from "node:fs/promises";
+import { constants, open, readFile, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { typeError } from "../device/errors.js";
-import { syncFolder } from "../model/safetensors.js";
-import { isNumber, isNumbers, isString, readJsonl, type Row } from "./jsonl.js";
+import { isDeepStrictEqual } from "node:util";
+import { shown as text, typeError } from "../device/errors.js";
+import { syncFolder, writeFileDurably } from "../model/safetensors.js";
+import { isRanks } from "./answers.js";
+import { checkedFields, withCrc } from "./crc.js";
+import { isString, Row } from "./jsonl.js";
 import { Lock } from "./lock.js";
 
 /** How much better: of the one that was preferred in a pair. */
@@ -26,19 +29,74 @@ export interface LabelEntry {
   reason?: string;
 }
 
-const kinds = ["label", "skip", "flag", "undo"];
+const KINDS = ["label", "skip", "flag", "undo"];
+const FIELDS = ["kind", "task", "annotator", "at", "shown", "seconds", "ranks", "strength", "reason"];
 
-/** @throws TypeError `COLUMN` naming the column and the line */
+/**
+ * A line of the log, whose checksum is verified where it has one.
+ * @throws TypeError `COLUMN` naming the column and the line
+ */
 export function labelEntry(row: Row): LabelEntry {
-  row.column("kind", `one of ${kinds.join(", ")}`, (value): value is string => isString(value) && kinds.includes(value));
-  for (const name of ["task", "annotator", "at"]) row.text(name);
-  row.column("shown", "places of completions", isNumbers);
-  row.column("seconds", "a number", isNumber);
-  row.optional("ranks", "ranks for each criterion", (value): value is object => typeof value === "object" && Object.values(value!).every(isNumbers));
-  return row.value as unknown as LabelEntry;
+  const { fields, damage } = checkedFields(row.value);
+  if (damage !== undefined) throw row.error(`the line is damaged: ${damage}`);
+  const line = new Row(fields, row.place);
+  const unknown = Object.keys(fields).find((name) => !FIELDS.includes(name));
+  if (unknown !== undefined) throw row.error(`there is a column ${text(unknown)}, wanted only ${FIELDS.join(", ")}`);
+  line.column("kind", `one of ${KINDS.join(", ")}`, (value): value is string => isString(value) && KINDS.includes(value));
+  for (const name of ["task", "annotator", "at"]) line.text(name);
+  const { length } = line.column("shown", "the places of completions, each once", isOrder);
+  line.column("seconds", "a number from 0", (value): value is number => Number.isFinite(value) && (value as number) >= 0);
+  line.optional("ranks", `${length} ranks for each criterion`, (value): value is object => isRecord(value, (ranks) => isRanks(ranks, length)));
+  line.optional("strength", "slightly or clearly for each criterion", (value): value is object =>
+    isRecord(value, (how) => how === "slightly" || how === "clearly"),
+  );
+  line.optional("reason", "a string", isString);
+  return fields as unknown as LabelEntry;
 }
 
+const isRecord = (value: unknown, accepts: (one: unknown) => boolean) =>
+  typeof value === "object" && value !== null && !Array.isArray(value) && Object.values(value).every(accepts);
+const isOrder = (value: unknown): value is number[] =>
+  Array.isArray(value) && value.toSorted((a, b) => Number(a) - Number(b)).every((place, i) => place === i);
+
 const LINE_FEED = 0x0a;
+const decoder = new TextDecoder("utf-8", { fatal: true });
+
+/** The entry of a line without its line feed; undefined of a blank one. @throws TypeError `JSON`, `COLUMN` */
+function entryOf(bytes: Uint8Array, place: string): LabelEntry | undefined {
+  let value: unknown;
+  try {
+    const line = decoder.decode(bytes);
+    if (line.trim() === "") return undefined;
+    value = JSON.parse(line);
+  } catch (error) {
+    throw typeError("JSON", `${place}: not a line of JSON: ${(error as Error).message}`);
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value)) throw typeError("JSON", `${place}: ${text(value)}, wanted a JSON object`);
+  return labelEntry(new Row(value as Record<string, unknown>, place));
+}
+
+/** The lines that end with a line feed, and what follows the last of them: a line that was cut off. */
+function linesOf(content: Buffer): { lines: Buffer[]; rest: Buffer } {
+  const lines: Buffer[] = [];
+  let start = 0;
+  for (let end = content.indexOf(LINE_FEED); end >= 0; end = content.indexOf(LINE_FEED, start)) {
+    lines.push(content.subarray(start, end));
+    start = end + 1;
+  }
+  return { lines, rest: content.subarray(start) };
+}
+
+/** A line that is whole but for its line feed was acknowledged: what stands there is damage. A line that was cut off is shorter. */
+function lostLineFeed(rest: Buffer, place: string): boolean {
+  try {
+    return rest.length > 1 && entryOf(rest.subarray(0, -1), place) !== undefined;
+  } catch {
+    return false;
+  }
+}
+
+const lockOf = (file: string) => new Lock(join(dirname(file), `.${basename(file)}.lock`), "one server, which several annotators share");
 
 /**
  * The labels of a folder's annotators, one line each, only ever appended: a line is on the disk (fdatasync) before `append`
@@ -46,30 +104,37 @@ const LINE_FEED = 0x0a;
  */
 export class LabelLog {
   private last: Promise<unknown> = Promise.resolve();
+  private isClean = true; // nothing lies behind the last entry
 
   private constructor(
     readonly entries: LabelEntry[],
+    /** Whether a line that was cut off has been dropped. */
+    readonly torn: boolean,
     private readonly handle: FileHandle,
     private length: number,
     private readonly lock: Lock,
   ) {}
 
-  /** @throws TypeError `LOCKED` if another process has it open; `FILE`, `JSON`, `COLUMN` for what is no log */
+  /**
+   * @throws TypeError `LOCKED` if another process has it open; `FILE`, `JSON`, `COLUMN` for what is no log, or has a damaged line: the message
+   *   names file and line, and what sets such lines aside
+   */
   static async open(file: string): Promise<LabelLog> {
-    const lock = new Lock(join(dirname(file), `.${basename(file)}.lock`), "one server, which several annotators share");
+    const lock = lockOf(file);
     let handle: FileHandle | undefined;
     try {
       handle = await open(file, constants.O_RDWR | constants.O_CREAT).catch((error: Error) => {
         throw typeError("FILE", `${file} cannot be opened: ${error.message}`);
       });
       const content = await handle.readFile();
-      const length = content.lastIndexOf(LINE_FEED) + 1;
-      const entries: LabelEntry[] = [];
-      for await (const row of readJsonl(file, [content.subarray(0, length)])) entries.push(labelEntry(row));
-      await handle.truncate(length);
+      const { lines, rest } = linesOf(content);
+      const entries = entriesOf(file, lines);
+      if (lostLineFeed(rest, file)) throw damaged(`${file}:${lines.length + 1}: the line feed at the end of the line is damaged`);
+      const length = content.length - rest.length;
+      if (rest.length > 0) await handle.truncate(length);
       await handle.sync();
       await syncFolder(dirname(file));
-      return new LabelLog(entries, handle, length, lock);
+      return new LabelLog(entries, rest.length > 0, handle, length, lock);
     } catch (error) {
       await handle?.close();
       lock[Symbol.dispose]();
@@ -77,17 +142,30 @@ export class LabelLog {
     }
   }
 
-  /** @throws TypeError `FILE` if the disk does not take it; then the log is as it was */
+  /**
+   * Appends an entry. Before this returns, the entry is on the disk and has been read back.
+   * @throws TypeError `ANSWER` for what `open` would not read again, `FILE` if the disk does not take it; then the log is as it was
+   */
   append(entry: LabelEntry): Promise<void> {
-    const line = Buffer.from(`${JSON.stringify(entry)}\n`);
+    const line = Buffer.from(`${withCrc(JSON.stringify(entry))}\n`);
     const write = async () => {
+      holds(line, entry);
       try {
+        if (!this.isClean) await this.handle.truncate(this.length);
+        this.isClean = false;
         for (let at = 0; at < line.length;) at += (await this.handle.write(line, at, line.length - at, this.length + at)).bytesWritten;
         await this.handle.datasync();
+        const { buffer, bytesRead } = await this.handle.read(Buffer.alloc(line.length + 1), 0, line.length + 1, this.length);
+        if (!buffer.subarray(0, bytesRead).equals(line)) throw new Error("what was read back is not what was written");
       } catch (error) {
-        await this.handle.truncate(this.length).catch(() => undefined); // the next line begins at the same place in any case
+        const truncated = this.handle.truncate(this.length).then(() => this.handle.datasync());
+        this.isClean = await truncated.then(
+          () => true,
+          () => false, // tried again before the next line is written
+        );
         throw typeError("FILE", `the label is not saved: ${(error as Error).message}`);
       }
+      this.isClean = true;
       this.length += line.length;
       this.entries.push(entry);
     };
@@ -101,4 +179,83 @@ export class LabelLog {
     await this.handle.close();
     this.lock[Symbol.dispose]();
   }
+}
+
+/** @throws TypeError `ANSWER` unless the line, read as `open` reads it, is the entry */
+function holds(line: Buffer, entry: LabelEntry): void {
+  let fault = "";
+  try {
+    if (isDeepStrictEqual(entryOf(line.subarray(0, -1), "it"), entry)) return;
+  } catch (error) {
+    fault = `: ${(error as Error).message}`;
+  }
+  throw typeError("ANSWER", `the label would not be read again as it is${fault}`);
+}
+
+const damaged = (message: string) => typeError("COLUMN", `${message}. \`rlhf data repair\` sets such lines aside and keeps the others`);
+
+function entriesOf(file: string, lines: readonly Buffer[]): LabelEntry[] {
+  const entries: LabelEntry[] = [];
+  for (const [i, line] of lines.entries()) {
+    let entry: LabelEntry | undefined;
+    try {
+      entry = entryOf(line, `${file}:${i + 1}`);
+    } catch (error) {
+      if (entries.length === 0 && !laterEntry(lines.slice(i + 1))) throw error; // no log at all
+      throw Object.assign(error as Error, { message: damaged((error as Error).message).message });
+    }
+    if (entry) entries.push(entry);
+  }
+  return entries;
+}
+
+/** Whether any of the lines is an entry. */
+const laterEntry = (lines: readonly Buffer[]) =>
+  lines.some((line) => {
+    try {
+      return entryOf(line, "") !== undefined;
+    } catch {
+      return false;
+    }
+  });
+
+export interface Repaired {
+  /** Lines that stay. */
+  kept: number;
+  /** Why each of the others was set aside, by file and line. */
+  aside: string[];
+  /** Where they are; it is there only if there are any. */
+  file: string;
+}
+
+/**
+ * Sets the damaged lines of a log aside: they move to FILE.damaged, all others stay as they are, byte for byte.
+ * @throws TypeError `LOCKED` while a server has it open; `FILE` if it cannot be read or holds no label at all
+ */
+export async function repairLog(file: string): Promise<Repaired> {
+  using _lock = lockOf(file);
+  const content = await readFile(file).catch((error: Error) => {
+    throw typeError("FILE", `${file} cannot be read: ${error.message}`);
+  });
+  const { lines, rest } = linesOf(content);
+  if (lostLineFeed(rest, file)) lines.push(rest.subarray(0, -1)); // the line itself is whole
+  const [kept, set]: Buffer[][] = [[], []];
+  const aside: string[] = [];
+  for (const [i, line] of lines.entries())
+    try {
+      entryOf(line, `${file}:${i + 1}`);
+      kept.push(line);
+    } catch (error) {
+      aside.push((error as Error).message);
+      set.push(line);
+    }
+  if (!laterEntry(kept)) throw typeError("FILE", `${file} holds no label: wanted the log that rlhf label keeps`);
+  const beside = `${file}.damaged`;
+  const ended = (all: readonly Buffer[]) => all.map((line) => Buffer.concat([line, Buffer.of(LINE_FEED)]));
+  if (set.length > 0) {
+    const before = await readFile(beside).catch(() => Buffer.alloc(0));
+    await writeFileDurably(beside, [before, ...ended(set)]);
+  }
+  await writeFileDurably(file, ended(kept));
+  return { kept: kept.length, aside, file: beside };
 }

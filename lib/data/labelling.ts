@@ -1,11 +1,15 @@
 import { createHash } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 import { rangeError, typeError } from "../device/errors.js";
 import { Random } from "../device/philox.js";
-import { krippendorff } from "./agreement.js";
-import type { LabelEntry, LabelLog, Strength } from "./label_log.js";
+import { Agreement } from "./agreement.js";
+import { answerFrom, type Answer } from "./answers.js";
+import type { LabelEntry, LabelLog } from "./label_log.js";
 import { pairsOf } from "./labels.js";
+import { Positions } from "./positions.js";
 import type { CompletedRow } from "./preferences.js";
 import type { Text } from "./texts.js";
+import { OVERALL, votesOn } from "./votes.js";
 
 /** Completions of one prompt that people compare: a pair, or more for a ranking (Ouyang et al. 2022). */
 export interface Task {
@@ -31,15 +35,6 @@ export interface Shown {
   prompt: Text;
   /** In the order shown. */
   completions: Text[];
-}
-
-export interface Answer {
-  kind: "label" | "skip" | "flag";
-  /** For each criterion the rank of each completion, in the order shown: 1 is best, equal ranks are a tie. */
-  ranks?: Record<string, number[]>;
-  strength?: Record<string, Strength>;
-  reason?: string;
-  seconds: number;
 }
 
 export interface LabellingProgress {
@@ -74,36 +69,79 @@ export interface LabelledRow {
   [criterion: string]: unknown;
 }
 
+/** What an annotator sees. */
+export interface View {
+  /** How often this annotator has answered or undone: an answer or an undo names it, so that each counts once. */
+  turn: number;
+  /** Null when there is nothing left for this one. */
+  shown: Shown | null;
+  progress: LabellingProgress;
+}
+
 const STREAMS = { order: 41, twice: 42, shown: 43 };
 const LEASE = 15 * 60; // seconds for which a task that was shown waits for its answer
+const MOST_ANNOTATORS = 1000;
+
+/** A task and what has been said of it. */
+interface Judged {
+  readonly task: Task;
+  /** In the order in which tasks are handed out. */
+  readonly position: number;
+  /** Labels wanted. */
+  readonly wanted: number;
+  /** The standing answer of each annotator. */
+  readonly given: Map<string, LabelEntry>;
+  labels: number;
+  flags: number;
+  /** Who has been shown it and not answered. */
+  readonly holders: Set<string>;
+}
+
+interface Person {
+  turn: number;
+  /** What was done last. */
+  last?: LabelEntry;
+  /** Standing answers. */
+  mine: number;
+  /** Answers in their order; those that do not stand are passed over. */
+  readonly answered: LabelEntry[];
+  lease?: { of: Judged; at: number };
+}
 
 /**
  * Hands tasks out to annotators and keeps what they say. Tasks come in an order drawn from the seed; which of them two
  * annotators label, and in which order each sees the completions, depend on the seed and the texts alone.
+ *
+ * Calls are done one after the other: each sees what the one before has changed. Their cost does not grow with the number of tasks or
+ * labels, since counts are kept of everything that progress tells.
  */
 export class Labelling {
-  private readonly tasks = new Map<string, Task>();
-  private readonly order: string[];
-  private readonly wanted = new Map<string, number>();
-  private least = 0; // labels wanted, before flags and extra ones
-  private readonly touched = new Set<string>(); // tasks that someone has answered
-  private readonly given = new Map<string, Map<string, LabelEntry>>(); // task, annotator
-  private readonly history = new Map<string, LabelEntry[]>(); // annotator
-  private readonly leases = new Map<string, { task: string; at: number }>(); // annotator
+  private readonly judged = new Map<string, Judged>();
+  private readonly order: Judged[] = [];
+  private readonly people = new Map<string, Person>();
+  private readonly needy: Positions; // tasks that want labels
+  private readonly open = new Map<string, Positions>(); // annotator who asked: tasks that want labels and have none of this one
+  private readonly agreements: ReadonlyMap<string, Agreement>; // criterion
+  private readonly counts = { labels: 0, wanted: 0, shared: 0 };
+  private last: Promise<unknown> = Promise.resolve();
 
   /** @throws RangeError `EMPTY` if there is nothing to compare */
   constructor(
-    tasks: readonly Task[],
+    private readonly tasks: readonly Task[],
     private readonly log: LabelLog,
     private readonly options: LabellingOptions,
   ) {
-    for (const one of tasks) this.tasks.set(one.id, one);
-    if (this.tasks.size === 0) throw rangeError("EMPTY", "there is nothing to compare: no prompt has two completions that differ");
-    this.order = new Random(options.seed, STREAMS.order).shuffle([...this.tasks.keys()]);
-    for (const id of this.order) {
-      this.wanted.set(id, 1 + Number(new Random(options.seed, STREAMS.twice, word(id)).uniform() < options.twice));
-      this.least += this.wanted.get(id)!;
-      this.given.set(id, new Map());
+    const byId = new Map(tasks.map((one) => [one.id, one]));
+    if (byId.size === 0) throw rangeError("EMPTY", "there is nothing to compare: no prompt has two completions that differ");
+    this.needy = new Positions(byId.size);
+    this.agreements = new Map(options.criteria.map((criterion) => [criterion, new Agreement()]));
+    for (const [position, id] of new Random(options.seed, STREAMS.order).shuffle([...byId.keys()]).entries()) {
+      const wanted = 1 + Number(new Random(options.seed, STREAMS.twice, word(id)).uniform() < options.twice);
+      const judged: Judged = { task: byId.get(id)!, position, wanted, given: new Map(), labels: 0, flags: 0, holders: new Set() };
+      this.judged.set(id, judged);
+      this.order.push(judged);
+      this.needy.add(position);
+      this.counts.wanted += wanted;
     }
     for (const entry of log.entries) this.apply(entry);
   }
@@ -112,136 +150,216 @@ export class Labelling {
     return this.options.criteria;
   }
 
+  /** Does work after all that was asked before. */
+  private serial<T>(work: () => T | Promise<T>): Promise<T> {
+    const done = this.last.then(work, work);
+    this.last = done;
+    return done;
+  }
+
+  /** Resolves when all that was asked before is done. */
+  async settled(): Promise<void> {
+    await this.last.catch(() => undefined);
+  }
+
+  /** @throws RangeError `LIMIT` for one more than there may be */
+  private person(annotator: string): Person {
+    let person = this.people.get(annotator);
+    if (person) return person;
+    if (this.people.size >= MOST_ANNOTATORS) throw rangeError("LIMIT", `annotator is new, and there are ${MOST_ANNOTATORS}, wanted one of them`);
+    this.people.set(annotator, (person = { turn: 0, mine: 0, answered: [] }));
+    return person;
+  }
+
   private apply(entry: LabelEntry): void {
-    const given = this.given.get(entry.task);
-    if (!given) return; // of texts that are no longer compared
-    this.touched.add(entry.task);
-    let history = this.history.get(entry.annotator);
-    if (!history) this.history.set(entry.annotator, (history = []));
-    if (entry.kind === "undo") {
-      given.delete(entry.annotator);
-      this.history.set(
-        entry.annotator,
-        history.filter(({ task }) => task !== entry.task),
-      );
-    } else {
-      given.set(entry.annotator, entry);
-      history.push(entry);
+    const { annotator } = entry;
+    const person = this.people.get(annotator) ?? { turn: 0, mine: 0, answered: [] };
+    this.people.set(annotator, person);
+    person.turn++;
+    person.last = entry;
+    const judged = this.judged.get(entry.task);
+    if (judged?.task.completions.length !== entry.shown.length) return; // of texts that are no longer compared
+    const wasNeedy = isNeedy(judged);
+    const { given } = judged;
+    const before = given.get(annotator);
+    this.count(judged, -1);
+    if (before) this.tally(judged, person, before, -1);
+    if (entry.kind === "undo") given.delete(annotator);
+    else {
+      given.set(annotator, entry);
+      person.answered.push(entry);
+      this.tally(judged, person, entry, 1);
+    }
+    this.count(judged, 1);
+    this.reopen(judged, wasNeedy === isNeedy(judged) ? [annotator] : this.open.keys());
+  }
+
+  private tally(judged: Judged, person: Person, { kind }: LabelEntry, sign: 1 | -1): void {
+    person.mine += sign;
+    if (kind === "label") judged.labels += sign;
+    if (kind === "flag") judged.flags += sign;
+  }
+
+  /** Adds what a task contributes to the counts, or takes it away before the task changes. */
+  private count({ task, wanted, given, labels, flags }: Judged, sign: 1 | -1): void {
+    this.counts.labels += sign * labels;
+    this.counts.wanted += sign * (flags > 0 ? labels - wanted : Math.max(0, labels - wanted));
+    if (labels < 2) return;
+    this.counts.shared += sign;
+    const entries = [...given.values()];
+    for (const [criterion, agreement] of this.agreements)
+      for (const [i, j] of pairsOf(task.completions.length)) agreement.count(votesOn(entries, criterion, i, j), sign);
+  }
+
+  /** Notes for some annotators whether a task is open to them. */
+  private reopen(judged: Judged, annotators: Iterable<string>): void {
+    const { position, given } = judged;
+    if (isNeedy(judged)) this.needy.add(position);
+    else this.needy.delete(position);
+    for (const annotator of annotators) {
+      const open = this.open.get(annotator);
+      if (isNeedy(judged) && !given.has(annotator)) open?.add(position);
+      else open?.delete(position);
     }
   }
 
-  private show(id: string, annotator: string): Shown {
-    const { prompt, completions } = this.tasks.get(id)!;
-    return { task: id, prompt, completions: this.shown(id, annotator).map((place) => completions[place]) };
+  private openTo(annotator: string, { answered }: Person): Positions {
+    let open = this.open.get(annotator);
+    if (open) return open;
+    this.open.set(annotator, (open = new Positions(this.order.length, this.needy)));
+    for (const entry of answered) if (this.stands(entry)) open.delete(this.judged.get(entry.task)!.position);
+    return open;
   }
 
-  private shown(id: string, annotator: string): number[] {
-    const places = this.tasks.get(id)!.completions.map((_, place) => place);
+  private shownOf({ task: { id, prompt, completions } }: Judged, annotator: string): Shown {
+    return { task: id, prompt, completions: this.placesOf(id, annotator).map((place) => completions[place]) };
+  }
+
+  private placesOf(id: string, annotator: string): number[] {
+    const places = this.judged.get(id)!.task.completions.map((_, place) => place);
     return new Random(this.options.seed, STREAMS.shown, word(id), word(createHash("sha256").update(annotator).digest("hex"))).shuffle(places);
   }
 
-  /** The next task of an annotator, the same until it is answered; undefined when there is nothing left for this one. */
-  next(annotator: string, now = Date.now() / 1000): Shown | undefined {
-    const lease = this.leases.get(annotator);
-    const id = lease?.task ?? this.order.find((one) => this.isOpen(one, annotator, now));
-    if (id === undefined) return undefined;
-    this.leases.set(annotator, { task: id, at: now });
-    return this.show(id, annotator);
+  /**
+   * The next task of an annotator, the same until it is answered; undefined when there is nothing left for this one.
+   * @throws RangeError `LIMIT` for one annotator more than there may be
+   */
+  next(annotator: string, now = Date.now() / 1000): Promise<Shown | undefined> {
+    return this.serial(() => this.handOut(annotator, now));
   }
 
-  private isOpen(id: string, annotator: string, now: number): boolean {
-    const given = this.given.get(id)!;
-    if (given.has(annotator)) return false;
-    let taken = 0;
-    for (const { kind } of given.values()) {
-      if (kind === "flag") return false;
-      taken += Number(kind === "label");
+  /** As `next`, with what the page shows beside it. */
+  view(annotator: string): Promise<View> {
+    return this.serial(() => {
+      const shown = this.handOut(annotator, Date.now() / 1000) ?? null;
+      return { turn: this.person(annotator).turn, shown, progress: this.progress(annotator) };
+    });
+  }
+
+  private handOut(annotator: string, now: number): Shown | undefined {
+    const person = this.person(annotator);
+    const kept = person.lease && (now - person.lease.at < LEASE || isNeedy(person.lease.of)) ? person.lease.of : undefined;
+    const judged = kept ?? this.firstFree(annotator, person, now);
+    this.hold(annotator, person, judged, now);
+    return judged && this.shownOf(judged, annotator);
+  }
+
+  private firstFree(annotator: string, person: Person, now: number): Judged | undefined {
+    const open = this.openTo(annotator, person);
+    for (let at = open.first(); at !== undefined; at = open.first(at + 1)) {
+      const judged = this.order[at];
+      const held = [...judged.holders].filter((other) => other !== annotator && now - this.people.get(other)!.lease!.at < LEASE);
+      if (judged.labels + held.length < judged.wanted) return judged;
     }
-    const wanted = this.wanted.get(id)!;
-    if (taken >= wanted) return false;
-    for (const [other, lease] of this.leases) taken += Number(other !== annotator && lease.task === id && now - lease.at < LEASE);
-    return taken < wanted;
+    return undefined;
+  }
+
+  private hold(annotator: string, person: Person, judged: Judged | undefined, at: number): void {
+    person.lease?.of.holders.delete(annotator);
+    judged?.holders.add(annotator);
+    person.lease = judged && { of: judged, at };
   }
 
   /**
-   * Keeps an answer to the task that the annotator has been shown; it is on the disk when this returns.
-   * @throws TypeError `STALE` if that is another one, `ANSWER` for what is no answer
+   * Keeps an answer to the task that the annotator has been shown; it is on the disk when this returns. The same answer sent again counts once.
+   * @param turn the annotator's turn that is answered, as `view` gave it; without it the present one
+   * @throws TypeError `STALE` if that is another one, `ANSWER` for what is no answer, `FILE` if the disk does not take it
    */
-  async answer(annotator: string, id: string, answer: Answer): Promise<void> {
-    if (this.leases.get(annotator)?.task !== id) throw typeError("STALE", `task is ${id}, which is not what ${annotator} was shown last`);
-    const shown = this.shown(id, annotator);
-    const { kind, seconds, reason } = answer;
-    if (!["label", "skip", "flag"].includes(kind)) throw typeError("ANSWER", `kind is ${String(kind)}, wanted label, skip or flag`);
-    if (!(typeof seconds === "number" && seconds >= 0)) throw typeError("ANSWER", `seconds is ${String(seconds)}, wanted a number from 0`);
-    if (reason !== undefined && typeof reason !== "string") throw typeError("ANSWER", `reason is ${typeof reason}, wanted a string`);
-    const entry: LabelEntry = { kind, task: id, annotator, at: new Date().toISOString(), shown, seconds: Math.round(100 * seconds) / 100 };
-    if (kind === "label") Object.assign(entry, this.judged(answer, shown));
-    if (reason) entry.reason = reason;
-    this.leases.delete(annotator); // a second answer to the same task is stale while the first is being written
-    try {
+  answer(annotator: string, id: string, answer: Answer, turn?: number): Promise<void> {
+    return this.serial(async () => {
+      const person = this.person(annotator);
+      const judged = this.judged.get(id);
+      if (!judged) throw typeError("STALE", `task is ${id}, and there is none of this name`);
+      const entry = this.entry(annotator, id, answerFrom(answer, this.criteria, judged.task.completions.length));
+      if (turn === person.turn - 1 && isSame(person.last!, entry)) return;
+      if (person.lease?.of !== judged || (turn ?? person.turn) !== person.turn)
+        throw typeError("STALE", `task is ${id}, which is not what ${annotator} was shown last`);
       await this.log.append(entry);
-    } catch (error) {
-      this.leases.set(annotator, { task: id, at: Date.now() / 1000 });
-      throw error;
-    }
-    this.apply(entry);
+      this.hold(annotator, person, undefined, 0);
+      this.apply(entry);
+    });
   }
 
-  private judged({ ranks, strength }: Answer, shown: readonly number[]): Pick<LabelEntry, "ranks" | "strength"> {
-    const inOrder: Record<string, number[]> = {};
-    const strengths: Record<string, Strength> = {};
-    for (const criterion of this.criteria) {
-      const given: unknown = ranks?.[criterion];
-      if (!Array.isArray(given) || given.length !== shown.length || !given.every((rank) => Number.isInteger(rank) && rank >= 1 && rank <= shown.length))
-        throw typeError("ANSWER", `ranks.${criterion} is ${JSON.stringify(given)}, wanted ${shown.length} whole numbers from 1 to ${shown.length}`);
-      inOrder[criterion] = [];
-      shown.forEach((place, i) => (inOrder[criterion][place] = (given as number[])[i]));
-      const how: unknown = strength?.[criterion];
-      if (how === undefined || shown.length > 2 || given[0] === given[1]) continue;
-      if (how !== "slightly" && how !== "clearly") throw typeError("ANSWER", `strength.${criterion} is ${JSON.stringify(how)}, wanted slightly or clearly`);
-      strengths[criterion] = how;
-    }
-    return { ranks: inOrder, ...(Object.keys(strengths).length > 0 ? { strength: strengths } : {}) };
+  private entry(annotator: string, id: string, { kind, seconds, reason, ranks, strength }: Answer): LabelEntry {
+    const shown = this.placesOf(id, annotator);
+    const hundredths = Math.round(100 * seconds) + 0; // no -0, which JSON does not keep
+    const inOrder = (of: readonly number[]) => shown.map((_, place) => of[shown.indexOf(place)]);
+    return {
+      kind,
+      task: id,
+      annotator,
+      at: new Date().toISOString(),
+      shown,
+      seconds: hundredths / 100,
+      ...(ranks ? { ranks: Object.fromEntries(Object.entries(ranks).map(([criterion, of]) => [criterion, inOrder(of)])) } : {}),
+      ...(strength ? { strength } : {}),
+      ...(reason ? { reason } : {}),
+    };
   }
 
-  /** Takes back the annotator's last answer; its task is the next one. Undefined if there is none. */
-  async undo(annotator: string): Promise<Shown | undefined> {
-    const last = this.history.get(annotator)?.at(-1);
-    if (!last) return undefined;
-    const entry: LabelEntry = { kind: "undo", task: last.task, annotator, at: new Date().toISOString(), shown: last.shown, seconds: 0 };
-    await this.log.append(entry);
-    this.apply(entry);
-    this.leases.set(annotator, { task: last.task, at: Date.now() / 1000 });
-    return this.show(last.task, annotator);
+  /**
+   * Takes back the annotator's last answer; its task is the next one. Undefined if there is none.
+   * @param turn the annotator's turn, as `view` gave it: the same undo sent again takes nothing more back. Without it the present one
+   * @throws TypeError `STALE` if the annotator has done something since, `FILE` if the disk does not take it
+   */
+  undo(annotator: string, turn?: number): Promise<Shown | undefined> {
+    return this.serial(async () => {
+      const person = this.person(annotator);
+      if (turn === person.turn - 1 && person.last?.kind === "undo") return this.handOut(annotator, Date.now() / 1000);
+      if ((turn ?? person.turn) !== person.turn) throw typeError("STALE", `turn is ${turn}, and ${annotator} is at ${person.turn}`);
+      while (person.answered.length > 0 && !this.stands(person.answered.at(-1)!)) person.answered.pop();
+      const last = person.answered.at(-1);
+      if (!last) return undefined;
+      const entry: LabelEntry = { kind: "undo", task: last.task, annotator, at: new Date().toISOString(), shown: last.shown, seconds: 0 };
+      await this.log.append(entry);
+      this.apply(entry);
+      const judged = this.judged.get(last.task)!;
+      this.hold(annotator, person, judged, Date.now() / 1000);
+      return this.shownOf(judged, annotator);
+    });
+  }
+
+  private stands(entry: LabelEntry): boolean {
+    return this.judged.get(entry.task)!.given.get(entry.annotator) === entry;
   }
 
   progress(annotator: string): LabellingProgress {
-    let labels = 0;
-    let wanted = this.least;
-    const shared: LabelEntry[][] = [];
-    for (const id of this.touched) {
-      const entries = [...this.given.get(id)!.values()];
-      const least = this.wanted.get(id)!;
-      const count = entries.filter(({ kind }) => kind === "label").length;
-      labels += count;
-      wanted += entries.some(({ kind }) => kind === "flag") ? count - least : Math.max(0, count - least);
-      if (count > 1) shared.push(entries);
-    }
-    const alpha = Object.fromEntries(this.criteria.map((criterion) => [criterion, alphaOf(shared, criterion) ?? null]));
-    return { mine: this.history.get(annotator)?.length ?? 0, labels, wanted, alpha, shared: shared.length };
+    const alpha = Object.fromEntries([...this.agreements].map(([criterion, agreement]) => [criterion, agreement.alpha ?? null]));
+    return { mine: this.people.get(annotator)?.mine ?? 0, ...this.counts, alpha };
   }
 
   /** What the reward stage learns from: all pairs of every task that someone labelled and nobody flagged. */
   preferences(): LabelledRow[] {
-    return [...this.tasks.values()].flatMap(({ id, prompt, completions, ends }) => {
-      const entries = [...this.given.get(id)!.values()];
-      if (entries.some(({ kind }) => kind === "flag")) return [];
+    return [...new Map(this.tasks.map((one) => [one.id, one])).values()].flatMap(({ id, prompt, completions, ends }) => {
+      const { given, flags } = this.judged.get(id)!;
+      const entries = [...given.values()];
+      if (flags > 0) return [];
       return pairsOf(completions.length).flatMap(([i, j]): LabelledRow[] => {
         const votes = this.criteria.map((criterion) => votesOn(entries, criterion, i, j));
         if (votes[0].length === 0) return [];
         const firsts = mean(votes[0]) >= 0.5;
         const share = (of: number[]) => (firsts ? mean(of) : 1 - mean(of));
-        const strengths = entries.flatMap(({ strength }) => strength?.[this.criteria[0]] ?? []);
+        const strengths = entries.flatMap(({ strength = {} }) => (Object.hasOwn(strength, this.criteria[0]) ? strength[this.criteria[0]] : []));
         const [chosen, rejected] = firsts ? [i, j] : [j, i];
         return [
           {
@@ -259,30 +377,18 @@ export class Labelling {
     });
   }
 
-  close(): Promise<void> {
-    return this.log.close();
+  async close(): Promise<void> {
+    await this.settled();
+    await this.log.close();
   }
 }
 
-/** The one question where no criteria are named: which is better? It is `agreement` and has no column of its own. */
-export const OVERALL = "overall";
+const isNeedy = ({ labels, flags, wanted }: Judged) => flags === 0 && labels < wanted;
 
-/** Krippendorff's alpha of the labels of each task, pair by pair. */
-export function alphaOf(tasks: readonly (readonly LabelEntry[])[], criterion: string): number | undefined {
-  return krippendorff(
-    tasks.flatMap((entries) => {
-      const count = entries.find(({ ranks }) => ranks?.[criterion])?.ranks?.[criterion].length ?? 0;
-      return pairsOf(count).map(([i, j]) => votesOn(entries, criterion, i, j));
-    }),
-  );
-}
-
-/** For each label: 1 if i is ranked before j, 0 if after, 1/2 for a tie. */
-function votesOn(entries: readonly LabelEntry[], criterion: string, i: number, j: number): number[] {
-  return entries.flatMap(({ ranks }) => {
-    const of = ranks?.[criterion];
-    return of ? [of[i] === of[j] ? 0.5 : Number(of[i] < of[j])] : [];
-  });
+/** Whether two answers say the same, whenever they were given. */
+function isSame(a: LabelEntry, b: LabelEntry): boolean {
+  const said = ({ kind, task: id, ranks, strength, reason }: LabelEntry) => ({ kind, id, ranks, strength, reason });
+  return isDeepStrictEqual(said(a), said(b));
 }
 
 const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / values.length;

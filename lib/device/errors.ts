@@ -19,7 +19,21 @@ export function notPromise(what: string, value: unknown): void {
   throw typeError("ASYNC", `${what}: the function returned a promise, wanted one that is not asynchronous`);
 }
 
-/** A value as messages show it: JSON, cut short. */
+// Emoji keep what joins them, and words of scripts that need joiners keep those.
+const JOINING = String.raw`(?<=[\p{Extended_Pictographic}\p{Emoji_Modifier}])[\ufe0e\ufe0f\u200d]|(?<=[\p{Script=Arabic}\p{M}])[\u200c\u200d]`;
+const HIDDEN = new RegExp(String.raw`(?!${JOINING})[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]`, "gu");
+
+/**
+ * A text that a terminal can only show. Control characters, marks of direction, halves of surrogate pairs and characters without
+ * a shape are written as JSON escapes them (U+202E becomes \u202e), so JSON stays the same data.
+ * @param lines keep line feeds and tabs
+ */
+export function visible(text: string, { lines = false } = {}): string {
+  const escaped = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return text.replace(HIDDEN, (one) => (lines && (one === "\n" || one === "\t") ? one : one.split("").map(escaped).join("")));
+}
+
+/** A value as messages show it: JSON, cut short, with nothing that commands a terminal. */
 export function shown(value: unknown): string {
   let text: string | undefined;
   try {
@@ -28,5 +42,6 @@ export function shown(value: unknown): string {
     return typeof value === "bigint" ? `${value}n` : "a value nested too deeply";
   }
   text ??= String(value);
-  return text.length > 60 ? `${text.slice(0, 60)}...` : text;
+  if (text.length <= 60) return visible(text);
+  return `${visible(text.slice(0, 60).replace(/[\ud800-\udbff]$/, ""))}...`; // no half of a pair
 }

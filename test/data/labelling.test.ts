@@ -7,7 +7,8 @@ import { tasksOf } from "../../lib/cli/labelling/tasks.js";
 import { krippendorff } from "../../lib/data/agreement.js";
 import { checkData } from "../../lib/data/check.js";
 import { LabelLog, type LabelEntry } from "../../lib/data/label_log.js";
-import { Labelling, OVERALL, task, type Task } from "../../lib/data/labelling.js";
+import { Labelling, task, type Task } from "../../lib/data/labelling.js";
+import { OVERALL } from "../../lib/data/votes.js";
 import { root } from "../../lib/device/native.js";
 import { Random, seed } from "../random.js";
 
@@ -70,7 +71,7 @@ describe("handing out", () => {
     const session = await labelling(all, { twice: 0.3 });
     const seen = new Map<string, string[]>();
     for (const turn of Array.from({ length: 1000 }, (_, i) => ["ana", "ben", "eve"][i % 3])) {
-      const shown = session.next(turn);
+      const shown = await session.next(turn);
       if (!shown) continue;
       seen.set(shown.task, [...(seen.get(shown.task) ?? []), turn]);
       const ranks = alphabetical(shown.completions);
@@ -89,20 +90,21 @@ describe("handing out", () => {
 
   test("does not give two annotators the same task at once, unless two are wanted", async () => {
     const session = await labelling(tasks(3));
-    const first = ["ana", "ben", "eve"].map((name) => session.next(name)?.task);
+    const first: string[] = [];
+    for (const name of ["ana", "ben", "eve"]) first.push((await session.next(name))!.task);
     expect(new Set(first).size).toBe(3);
-    expect(session.next("dan")).toBeUndefined();
-    expect(session.next("ana")!.task).toBe(first[0]);
+    expect(await session.next("dan")).toBeUndefined();
+    expect((await session.next("ana"))!.task).toBe(first[0]);
     const later = Date.now() / 1000 + 3600; // nobody answers
-    expect(session.next("dan", later)).toBeDefined();
+    expect(await session.next("dan", later)).toBeDefined();
   });
 
   test("shows the completions in a random order, the same for the same annotator", async () => {
     const all = tasks(400);
     const session = await labelling(all);
     let firsts = 0;
-    for (let shown = session.next("ana"); shown; shown = session.next("ana")) {
-      expect(session.next("ana")).toEqual(shown);
+    for (let shown = await session.next("ana"); shown; shown = await session.next("ana")) {
+      expect(await session.next("ana")).toEqual(shown);
       firsts += Number(shown.completions[0] === all.find(({ id }) => id === shown.task)!.completions[0]);
       await session.answer("ana", shown.task, { kind: "skip", seconds });
     }
@@ -114,7 +116,7 @@ describe("labels", () => {
   test("of people become soft labels, by the texts and not by the order shown; each criterion has its column", async () => {
     const session = await labelling(tasks(1), { criteria: ["helpful", "harmless"], twice: 1 });
     const say = async (annotator: string, helpful: "a" | "b" | "tie", harmless: "a" | "b") => {
-      const shown = session.next(annotator)!;
+      const shown = (await session.next(annotator))!;
       const ranks = (wanted: string) => shown.completions.map((text) => (wanted === "tie" || (text as string).endsWith(wanted) ? 1 : 2));
       await session.answer(annotator, shown.task, {
         kind: "label",
@@ -133,7 +135,7 @@ describe("labels", () => {
 
   test("of a ranking become all its pairs", async () => {
     const session = await labelling(tasks(1, 4));
-    const shown = session.next("ana")!;
+    const shown = (await session.next("ana"))!;
     await session.answer("ana", shown.task, { kind: "label", ranks: { overall: alphabetical(shown.completions) }, seconds });
     expect(session.preferences().map(({ chosen, rejected }) => `${chosen as string} > ${rejected as string}`)).toEqual([
       "0 a > 0 b",
@@ -149,13 +151,13 @@ describe("labels", () => {
     const session = await labelling(tasks(3), { twice: 1 });
     const order: string[] = [];
     for (const kind of ["label", "flag", "skip"] as const) {
-      const shown = session.next("ana")!;
+      const shown = (await session.next("ana"))!;
       order.push(shown.task);
-      await session.answer("ana", shown.task, { kind, ranks: { overall: [1, 2] }, seconds });
+      await session.answer("ana", shown.task, { kind, ...(kind === "label" ? { ranks: { overall: [1, 2] } } : {}), seconds });
     }
     expect(session.preferences()).toHaveLength(1);
-    expect(session.next("ana")).toBeUndefined();
-    expect([session.next("ben")!.task, session.progress("ana").mine]).toEqual([order[0], 3]);
+    expect(await session.next("ana")).toBeUndefined();
+    expect([(await session.next("ben"))!.task, session.progress("ana").mine]).toEqual([order[0], 3]);
     for (const id of order.toReversed()) expect((await session.undo("ana"))!.task).toBe(id);
     expect(await session.undo("ana")).toBeUndefined();
     expect([session.preferences().length, session.progress("ana").mine]).toEqual([0, 0]);
@@ -164,14 +166,26 @@ describe("labels", () => {
   test.each<[string, object]>([
     ["kind", { kind: "like", seconds }],
     ["seconds", { kind: "skip", seconds: -1 }],
-    ["ranks.overall", { kind: "label", seconds }],
+    ["ranks", { kind: "label", seconds }],
     ["ranks.overall", { kind: "label", ranks: { overall: [1, 3] }, seconds }],
     ["ranks.overall", { kind: "label", ranks: { overall: [1] }, seconds }],
     ["strength.overall", { kind: "label", ranks: { overall: [1, 2] }, strength: { overall: "very" }, seconds }],
     ["reason", { kind: "skip", reason: 3, seconds }],
+    ["ranks", { kind: "skip", ranks: { overall: [1, 2] }, seconds }],
+    ["ranks", { kind: "label", ranks: { overall: [1, 2], more: [1, 2] }, seconds }],
+    ["ranks", { kind: "label", ranks: JSON.parse('{"overall": [1, 2], "__proto__": [1, 2]}') as object, seconds }],
+    ["ranks.overall", { kind: "label", ranks: { overall: [1, 1.5] }, seconds }],
+    ["seconds", { kind: "skip", seconds: 1e307 }],
+    ["seconds", { kind: "skip", seconds: Infinity }],
+    ["seconds", { kind: "skip", seconds: "1" }],
+    ["reason", { kind: "skip", reason: "x".repeat(2001), seconds }],
+    ["reason", { kind: "skip", reason: "half of a pair: \ud800", seconds }],
+    ["reason", { kind: "skip", reason: "\0", seconds }],
+    ["more", { kind: "skip", seconds, more: 1 }],
+    ["an object", null as never],
   ])("are refused by %s, and leave no line", async (what, answer) => {
     const session = await labelling(tasks(1));
-    const { task: id } = session.next("ana")!;
+    const { task: id } = (await session.next("ana"))!;
     await expect(session.answer("ana", id, answer as never)).rejects.toMatchObject({ code: "ANSWER", message: expect.stringContaining(what) });
     await expect(session.answer("ben", id, { kind: "skip", seconds })).rejects.toMatchObject({ code: "STALE" });
     expect(await readFile(file, "utf8")).toBe("");
@@ -181,19 +195,19 @@ describe("labels", () => {
     const all = tasks(20);
     const first = await labelling(all, { twice: 0.5 });
     for (let i = 0; i < 15; i++) {
-      const shown = first.next("ana")!;
+      const shown = (await first.next("ana"))!;
       await first.answer("ana", shown.task, {
         kind: i % 5 ? "label" : "skip",
-        ranks: { overall: alphabetical(shown.completions) },
+        ...(i % 5 ? { ranks: { overall: alphabetical(shown.completions) } } : {}),
         reason: i ? "why" : "",
         seconds,
       });
       if (i === 7) await first.undo("ana");
     }
-    const wanted = [first.preferences(), first.progress("ana"), first.next("ana")];
+    const wanted = [first.preferences(), first.progress("ana"), await first.next("ana")];
     await opened.pop()!.close();
     const again = await labelling(all, { twice: 0.5 });
-    expect([again.preferences(), again.progress("ana"), again.next("ana")]).toEqual(wanted);
+    expect([again.preferences(), again.progress("ana"), await again.next("ana")]).toEqual(wanted);
   });
 });
 
@@ -334,7 +348,7 @@ describe("checking a file", () => {
   test("tells of a log who labelled, how often what came first won, and how far people agree", async () => {
     const session = await labelling(tasks(30), { twice: 1 });
     for (const annotator of ["ana", "ben"])
-      for (let shown = session.next(annotator); shown; shown = session.next(annotator))
+      for (let shown = await session.next(annotator); shown; shown = await session.next(annotator))
         await session.answer(annotator, shown.task, { kind: "label", ranks: { overall: [1, 2] }, seconds: 2 });
     await session.undo("ben");
     const { labels } = await checkData(file);

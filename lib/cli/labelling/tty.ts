@@ -1,31 +1,32 @@
 import { emitKeypressEvents, type Key } from "node:readline";
 import { styleText } from "node:util";
-import { OVERALL, type Answer, type Labelling, type Shown } from "../../data/labelling.js";
+import { annotatorName, LONGEST_REASON, MOST_SECONDS, type Answer } from "../../data/answers.js";
+import type { Labelling, Shown } from "../../data/labelling.js";
+import { OVERALL } from "../../data/votes.js";
+import { visible } from "../../device/errors.js";
 import type { Strength } from "../../data/label_log.js";
 import { transcript, type Text } from "../../data/texts.js";
 
-/** A text for a terminal: what would command it is shown as U+FFFD. */
-const plain = (text: Text) =>
-  transcript(text)
-    .trim()
-    .replace(/[^\P{Cc}\n\t]/gu, "\ufffd");
+/** A text for a terminal, which cannot command it. */
+const plain = (text: Text) => visible(transcript(text).trim(), { lines: true });
 const letter = (i: number) => String.fromCharCode(65 + i);
 const help = (pair: boolean) =>
   pair
     ? "A B slightly better, shift: clearly   T tie   S skip   X flag   R reason   U undo   Q quit"
     : "letters, best first   = ties the next   backspace   enter when all are placed   S skip   X flag   R reason   U undo   Q quit";
 
-/** Labels at a terminal, one key an answer, until nothing is left or Q. */
-export async function labelAtTerminal(labelling: Labelling, annotator: string): Promise<void> {
+/** Labels at a terminal, one key an answer, until nothing is left, Q or `asked` to end. */
+export async function labelAtTerminal(labelling: Labelling, name: string, asked: AbortSignal): Promise<void> {
+  const annotator = annotatorName(name);
   const { stdin: input, stdout: output } = process;
   const strong = (text: string) => (output.isTTY ? styleText("bold", text) : text);
   const faint = (text: string) => (output.isTTY ? styleText("dim", text) : text);
-  const keys = keysOf(input);
+  const keys = keysOf(input, asked);
   try {
-    for (let shown = labelling.next(annotator); shown; shown = labelling.next(annotator)) {
-      const { labels, wanted, mine, alpha } = labelling.progress(annotator);
-      const alphas = Object.entries(alpha).flatMap(([name, value]) =>
-        value === null ? [] : [`alpha ${name === OVERALL ? "" : `${name} `}${value.toFixed(2)}`],
+    for (let { shown, progress } = await labelling.view(annotator); shown; { shown, progress } = await labelling.view(annotator)) {
+      const { labels, wanted, mine, alpha } = progress;
+      const alphas = Object.entries(alpha).flatMap(([criterion, value]) =>
+        value === null ? [] : [`alpha ${criterion === OVERALL ? "" : `${criterion} `}${value.toFixed(2)}`],
       );
       const pair = shown.completions.length === 2;
       if (output.isTTY) output.write("\x1b[2J\x1b[H");
@@ -34,9 +35,10 @@ export async function labelAtTerminal(labelling: Labelling, annotator: string): 
       output.write(`\n${faint(help(pair))}\n`);
       const start = performance.now();
       const answer = await ask(shown, labelling.criteria, keys, output);
+      const seconds = Math.min(MOST_SECONDS, (performance.now() - start) / 1000);
       if (answer === "quit") return;
       if (answer === "undo") await labelling.undo(annotator);
-      else await labelling.answer(annotator, shown.task, { ...answer, seconds: (performance.now() - start) / 1000 });
+      else await labelling.answer(annotator, shown.task, { ...answer, seconds });
     }
     output.write("Nothing left to compare.\n");
   } finally {
@@ -100,6 +102,9 @@ function ranksOf(groups: readonly number[][]): number[] {
   return ranks;
 }
 
+/** Characters as people count them: a backspace takes one. */
+const characters = new Intl.Segmenter();
+
 async function line(prompt: string, keys: Keys, output: NodeJS.WriteStream): Promise<string> {
   let text = "";
   output.write(prompt);
@@ -107,11 +112,14 @@ async function line(prompt: string, keys: Keys, output: NodeJS.WriteStream): Pro
     const { value: key, done } = await keys.next();
     if (done || key.name === "return" || key.name === "enter") break;
     if (key.name === "backspace") {
-      if (text) output.write("\b \b");
-      text = text.slice(0, -1);
-    } else if (key.sequence && !key.ctrl && !/\p{Cc}/u.test(key.sequence)) {
+      text = [...characters.segment(text)]
+        .slice(0, -1)
+        .map(({ segment }) => segment)
+        .join("");
+      if (output.isTTY) output.write(`\r\x1b[K${prompt}${visible(text)}`);
+    } else if (key.sequence && !key.ctrl && !/[\p{Cc}\p{Cs}]/u.test(key.sequence) && text.length + key.sequence.length <= LONGEST_REASON) {
       text += key.sequence;
-      output.write(key.sequence);
+      output.write(visible(key.sequence));
     }
   }
   output.write("\n");
@@ -120,7 +128,7 @@ async function line(prompt: string, keys: Keys, output: NodeJS.WriteStream): Pro
 
 type Keys = AsyncGenerator<Key, undefined>;
 
-async function* keysOf(input: NodeJS.ReadStream): Keys {
+async function* keysOf(input: NodeJS.ReadStream, asked: AbortSignal): Keys {
   const waiting: Key[] = [];
   let wake = () => undefined as void;
   let ended = false;
@@ -132,6 +140,8 @@ async function* keysOf(input: NodeJS.ReadStream): Keys {
     ended = true;
     wake();
   };
+  if (asked.aborted) onEnd();
+  asked.addEventListener("abort", onEnd);
   emitKeypressEvents(input);
   input.on("keypress", onKey).on("end", onEnd);
   if (input.isTTY) input.setRawMode(true);
@@ -145,6 +155,7 @@ async function* keysOf(input: NodeJS.ReadStream): Keys {
     }
   } finally {
     if (input.isTTY) input.setRawMode(false);
+    asked.removeEventListener("abort", onEnd);
     input.off("keypress", onKey).off("end", onEnd).pause();
   }
 }

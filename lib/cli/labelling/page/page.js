@@ -10,7 +10,7 @@ const make = (tag, properties = {}, ...children) => {
 const letter = (i) => String.fromCharCode(65 + i);
 
 let annotator = "";
-let state; // { criteria, shown, progress }
+let state; // { criteria, turn, shown, progress }
 let busy = false;
 let current = 0; // the criterion that keys answer
 let ranks; // of each criterion, in the order shown
@@ -46,7 +46,8 @@ async function send(route, body) {
     const answer = await response.json();
     if (response.status === 409) {
       busy = false;
-      return await send("next", {}); // answered in another window
+      await send("next", {});
+      return complain("This was answered before, here or in another window, and that answer stays. Undo takes back the last one.");
     }
     if (!response.ok) throw new Error(answer.error);
     state = answer;
@@ -54,12 +55,16 @@ async function send(route, body) {
     show();
     $("status").textContent = { answer: "Saved. ", undo: "Taken back. " }[route] ?? "";
   } catch (error) {
-    $("error").textContent = error.message;
-    $("error").hidden = false;
+    complain(error.message);
   } finally {
     busy = false;
     document.body.ariaBusy = "false";
   }
+}
+
+function complain(text) {
+  $("error").textContent = text;
+  $("error").hidden = false;
 }
 
 function show() {
@@ -270,9 +275,11 @@ function next() {
 }
 
 function answer(kind) {
-  const seconds = (seen + (since === undefined ? 0 : performance.now() - since)) / 1000;
-  const text = $("reason").value.trim();
-  return ask("answer", { task: state.shown.task, kind, seconds, ...(kind === "label" ? { ranks, strength } : {}), ...(text ? { reason: text } : {}) });
+  const seconds = Math.min(1e6, (seen + (since === undefined ? 0 : performance.now() - since)) / 1000);
+  const text = $("reason")
+    .value.replace(/[^\P{Cc}\n\t]|\p{Cs}/gu, " ")
+    .trim();
+  return ask("answer", { turn: state.turn, task: state.shown.task, kind, seconds, ...(kind === "label" ? { ranks, strength } : {}), ...(text ? { reason: text } : {}) });
 }
 
 function reason(open) {
@@ -285,7 +292,7 @@ function reason(open) {
 const actions = {
   skip: () => answer("skip"),
   flag: () => answer("flag"),
-  undo: () => ask("undo"),
+  undo: () => ask("undo", { turn: state.turn }),
   reason: () => reason($("reason-box").hidden),
 };
 
