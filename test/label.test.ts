@@ -1,6 +1,7 @@
 import { spawn } from "node:child_process";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { request } from "node:http";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "@jest/globals";
@@ -88,6 +89,132 @@ describe("the server", () => {
     for (const [status, path, headers, text = body] of refused)
       expect([path, headers, (await post(address, path, headers, text)).status]).toEqual([path, headers, status]);
     expect(await entries()).toEqual([]);
+  });
+
+  test("refuses what is out of bounds by its field, and it changes nothing", async () => {
+    const address = await serve([task("Prompt", ["x", "y"]), ...pairs(3)], { criteria: ["helpful", "constructor"] });
+    const own = { origin: new URL(address).origin, "content-type": "application/json" };
+    const ask = async (route: string, body: object | string) => {
+      const { status, text } = await post(address, route, own, typeof body === "string" ? body : JSON.stringify({ annotator: "ana", ...body }));
+      return { status, ...(JSON.parse(text) as { error: string; turn: number; shown: { task: string } }) };
+    };
+    const { turn, shown } = await ask("next", {});
+    const ranks = { helpful: [1, 2], constructor: [2, 1] };
+    const good = { turn, task: shown.task, kind: "label", ranks, seconds: 1 };
+    const text = JSON.stringify({ annotator: "ana", ...good });
+    const deep = "[".repeat(20_000) + "]".repeat(20_000);
+    const refused: [string, string, object | string][] = [
+      ["annotator", "next", { annotator: 7 }],
+      ["annotator", "next", { annotator: " ana" }],
+      ["annotator", "next", { annotator: "a\u202eb" }],
+      ["annotator", "next", { annotator: "a\u0000b" }],
+      ["annotator", "next", { annotator: "a\u200bb" }],
+      ["annotator", "next", '{"annotator":"a\\ud800"}'],
+      ["more", "next", { more: 1 }],
+      ["__proto__", "next", '{"annotator":"ana","__proto__":{"turn":1}}'],
+      ["an object", "next", "[]"],
+      ["an object", "next", "null"],
+      ["JSON", "next", '{"annotator":"ana"'],
+      ["JSON", "next", ""],
+      ["turn", "answer", { ...good, turn: -1 }],
+      ["turn", "answer", { ...good, turn: "0" }],
+      ["turn", "answer", { ...good, turn: 2 ** 53 }],
+      ["turn", "undo", {}],
+      ["turn", "undo", { turn: 0.5 }],
+      ["task", "answer", { ...good, task: "__proto__" }],
+      ["task", "answer", { ...good, task: 1 }],
+      ["kind", "answer", { ...good, kind: "undo" }],
+      ["seconds", "answer", text.replace('"seconds":1', '"seconds":1e307')],
+      ["seconds", "answer", text.replace('"seconds":1', '"seconds":1e999')],
+      ["seconds", "answer", { ...good, seconds: null }],
+      ["ranks.helpful", "answer", { ...good, ranks: { helpful: [1, 2, 2], constructor: [1, 2] } }],
+      ["ranks.constructor", "answer", { ...good, ranks: { helpful: [1, 2] } }],
+      ["ranks.helpful", "answer", text.replace("[1,2]", deep)],
+      ["ranks has a field \"__proto__\"", "answer", text.replace('"ranks":{', '"ranks":{"__proto__":[1,2],')],
+      ["strength.helpful", "answer", { ...good, strength: { helpful: "very" } }],
+      ["strength", "answer", { ...good, strength: [] }],
+      ["reason", "answer", { ...good, reason: "x".repeat(3000) }],
+      ["shown", "answer", { ...good, shown: [0, 1] }],
+    ];
+    for (const [field, route, body] of refused) {
+      const { status, error } = await ask(route, body);
+      expect([field, status, error]).toEqual([field, 400, expect.stringContaining(field)]);
+    }
+    expect(await entries()).toEqual([]);
+    expect(await ask("next", {})).toMatchObject({ status: 200, turn, shown });
+    expect(await ask("answer", good)).toMatchObject({ status: 200, turn: turn + 1 });
+    expect(await ask("answer", { ...good, seconds: 3 })).toMatchObject({ status: 200, turn: turn + 1 }); // its answer was lost on the way
+    expect(await ask("answer", { ...good, kind: "skip", ranks: undefined })).toMatchObject({ status: 409 });
+    for (let i = 0; i < 2; i++) expect(await ask("undo", { turn: turn + 1 })).toMatchObject({ status: 200, turn: turn + 2, shown });
+    expect(await entries()).toMatchObject([{ kind: "label", seconds: 1 }, { kind: "undo" }]);
+    await server!.close();
+    await labelling.close();
+    await serve(pairs(1)); // reads the log again
+  });
+
+  test("outlives hostile connections", async () => {
+    const address = await serve(pairs(1));
+    const { host, origin, port, pathname } = new URL(address);
+    const say = (text: string | Buffer, ends = false) =>
+      new Promise<string>((resolve) => {
+        let heard = "";
+        const socket = connect(Number(port), "127.0.0.1", () => void (ends ? socket.end(text) : socket.write(text)));
+        socket.on("data", (chunk) => (heard += chunk.toString("latin1")));
+        socket.on("error", () => undefined).on("close", () => resolve(heard));
+      });
+    const head = (path: string, ...more: string[]) => [`POST ${pathname}${path} HTTP/1.1`, ...more, "connection: close"].join("\r\n") + "\r\n\r\n";
+    const own = [`host: ${host}`, `origin: ${origin}`, "content-type: application/json"];
+    const chunked = (body: Buffer) => Buffer.concat([Buffer.from(`${body.length.toString(16)}\r\n`), body, Buffer.from("\r\n0\r\n\r\n")]);
+    const refused: [number, string | Buffer][] = [
+      [400, "\x16\x03\x01\x02\0\x01\0"],
+      [400, `POST ${pathname}next HTTP/1.1\r\n\r\n`],
+      [431, head("next", ...own, `x: ${"x".repeat(20_000)}`)],
+      [403, head("next", ...own, "host: evil.example")],
+      [403, head("next", "host: evil.example", ...own)],
+      [403, head("next", ...own, "origin: http://evil.example", "content-length: 2") + "{}"],
+      [400, head("next", ...own, "content-length: 2", "content-length: 3") + "{}"],
+      [400, head("next", ...own, "content-length: 2", "transfer-encoding: chunked") + "{}"],
+      [400, head("next", ...own, "content-length: -1")],
+      [413, head("next", ...own, "content-length: 99999999999")],
+      [413, Buffer.concat([Buffer.from(head("next", ...own, "transfer-encoding: chunked")), chunked(Buffer.alloc(70_000, " "))])],
+      [400, Buffer.concat([Buffer.from(head("next", ...own, "content-length: 17")), Buffer.from('{"annotator":"\xff"}', "latin1")])],
+      [404, head("../next", ...own)],
+      [404, `GET http://evil.example/ HTTP/1.1\r\nhost: ${host}\r\nconnection: close\r\n\r\n`],
+      ...["PUT", "DELETE", "OPTIONS", "HEAD", "GET"].map((method): [number, string] => [404, head("next", ...own).replace("POST", method)]),
+      [404, head("", ...own)],
+    ];
+    for (const [status, text] of refused) expect([text.toString("latin1").slice(0, 200), Number(/^HTTP\/1\.1 (\d+)/.exec(await say(text))?.[1])]).toEqual([text.toString("latin1").slice(0, 200), status]);
+    const endless = say(Buffer.concat([Buffer.from(head("next", ...own, "transfer-encoding: chunked")), chunked(Buffer.alloc(3_000_000, " "))]));
+    expect(await endless).toMatch(/^(HTTP\/1\.1 413 [^]*)?$/); // it may be closed before all was sent
+    const cut = say(head("next", ...own, "content-length: 100") + "{", true);
+    const silent = [say(""), say(head("next", ...own, "content-length: 100") + "{")];
+    const chunkedWell = Buffer.concat([Buffer.from(head("next", ...own, "transfer-encoding: chunked")), chunked(Buffer.from('{"annotator":"ana"}'))]);
+    expect(await say(chunkedWell)).toMatch(/^HTTP\/1\.1 200 /);
+    await cut;
+    const start = performance.now();
+    await server!.close();
+    await Promise.all(silent);
+    expect(performance.now() - start).toBeLessThan(1500);
+    expect(await entries()).toEqual([]);
+  });
+
+  test("at its end answers what is on its way to the disk", async () => {
+    const address = await serve(pairs(30));
+    const own = { origin: new URL(address).origin, "content-type": "application/json" };
+    const ask = (route: string, body: object) => post(address, route, own, JSON.stringify(body));
+    const begun = Array.from({ length: 20 }, (_, i) => `n${i}`);
+    const shown = await Promise.all(begun.map(async (annotator) => JSON.parse((await ask("next", { annotator })).text) as { turn: number; shown: { task: string } }));
+    const answers = begun.map((annotator, i) =>
+      ask("answer", { annotator, turn: shown[i].turn, task: shown[i].shown.task, kind: "skip", seconds: 1 }).then(
+        ({ status }) => [annotator, status] as const,
+        () => [annotator, 0] as const,
+      ),
+    );
+    await Promise.race(answers);
+    await server!.close();
+    const told = (await Promise.all(answers)).filter(([, status]) => status === 200).map(([annotator]) => annotator);
+    expect(told.length).toBeGreaterThan(0);
+    expect((await entries()).map(({ annotator }) => annotator).toSorted()).toEqual(expect.arrayContaining(told.toSorted()));
   });
 
   test("sends a page in one piece that may load nothing and be framed by nobody", async () => {
@@ -351,5 +478,63 @@ describe("rlhf label", () => {
       expect((await readFile(at("p.labels.jsonl"), "utf8")).split("\n").length - 1).toBe(round + 1);
     }
     expect(await readRows(at("p.jsonl"), ({ value }) => value.annotators)).toEqual([1, 1]);
+  });
+
+  const listening = async (out: { text: string }) => {
+    while (!/http:\S+/.test(out.text)) await new Promise((resolve) => setTimeout(resolve, 20));
+    return new URL(out.text.match(/http:\S+/)![0]);
+  };
+  /** A log of one label, as a server that was killed leaves it. */
+  async function oneLabel(): Promise<void> {
+    const child = start("--tty", "--set", "label.twice=0");
+    child.stdin.end("aq");
+    await new Promise((resolve) => child.on("close", resolve));
+    expect(await entriesOf()).toHaveLength(1);
+    await rm(at("p.jsonl"));
+  }
+  const entriesOf = () => readRows(at("p.labels.jsonl"), labelEntry);
+
+  test.each([
+    ["once", ["SIGINT"]],
+    ["twice", ["SIGINT", "SIGTERM"]],
+    ["by a terminal that closes", ["SIGHUP"]],
+  ] as const)("--ui, asked to end %s, ends at once beside silent connections and writes the preferences", async (_, signals) => {
+    await oneLabel();
+    const child = start("--ui", "--set", "label.twice=0");
+    const [out, errors] = [heard(child.stdout), heard(child.stderr)];
+    const ended = new Promise((resolve) => child.on("close", resolve));
+    const { port } = await listening(out);
+    await rm(at("p.jsonl"));
+    const silent = Array.from({ length: 3 }, () => connect(Number(port), "127.0.0.1").on("error", () => undefined));
+    await Promise.all(silent.map((socket) => new Promise((resolve) => socket.once("connect", resolve))));
+    silent[0].write("POST / HTTP/1.1\r\nhost:");
+    const begun = performance.now();
+    for (const signal of signals) child.kill(signal);
+    expect(await ended).toBe(0);
+    expect(performance.now() - begun).toBeLessThan(4000);
+    expect(await readRows(at("p.jsonl"), ({ value }) => value.annotators)).toEqual([1]);
+    if (signals.length > 1) expect(errors.text).toContain("the next start writes it too");
+  });
+
+  test("--ui, killed before it wrote the preferences, writes them at its next start", async () => {
+    await oneLabel();
+    const child = start("--ui", "--set", "label.twice=0");
+    await listening(heard(child.stdout));
+    expect(await readRows(at("p.jsonl"), ({ value }) => value.annotators)).toEqual([1]);
+    const ended = new Promise((resolve) => child.on("close", resolve));
+    child.kill("SIGKILL");
+    await ended;
+  });
+
+  test("--tty, asked to end, writes the preferences", async () => {
+    await oneLabel();
+    const child = start("--tty", "--set", "label.twice=0");
+    const out = heard(child.stdout);
+    const ended = new Promise((resolve) => child.on("close", resolve));
+    while (!out.text.includes("slightly better")) await new Promise((resolve) => setTimeout(resolve, 20));
+    await rm(at("p.jsonl"));
+    child.kill("SIGTERM");
+    expect(await ended).toBe(0);
+    expect(await readRows(at("p.jsonl"), ({ value }) => value.annotators)).toEqual([1]);
   });
 });

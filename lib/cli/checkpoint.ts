@@ -7,6 +7,7 @@ import type { Transformer } from "../model/transformer.js";
 import type { AdamW } from "../rlhf/optimizer.js";
 import type { Config } from "./schema.js";
 import type { Interrupt } from "./interrupt.js";
+import { warn } from "./terminal.js";
 
 export interface CheckpointParts {
   models: Record<string, Transformer>;
@@ -75,7 +76,7 @@ export class Checkpoint {
       } catch (error) {
         if ((error as { code?: string }).code !== "SAFETENSORS") throw error;
         faults.push((error as Error).message);
-        process.stderr.write(`${(error as Error).message}; it is set aside, the one before it is tried\n`);
+        warn(`${(error as Error).message}; it is set aside, the one before it is tried`);
         await rename(file, `${file}.damaged`);
       }
     }

@@ -30,6 +30,7 @@ import { copyTokenizer, sftStage, stream, type SftText } from "./stages/sft.js";
 import { textBatches } from "../rlhf/text.js";
 import { Random } from "../device/philox.js";
 import { table } from "./table.js";
+import { say, sayJson } from "./terminal.js";
 
 // The commands of single stages: files in, files out.
 
@@ -94,7 +95,7 @@ export async function sft(
   if (files.model) await copyTokenizer(files.model, files.out);
   const told = `loss ${result.loss.toFixed(3)}${heldOut.length > 0 ? `, ${result.bitsPerByte.toFixed(3)} bits per held-out byte` : ""}`;
   await writeReport(run, told);
-  console.log(`${files.out}: ${result.parameters} weights, ${told}`);
+  say(`${files.out}: ${result.parameters} weights, ${told}`);
   await device.close();
 }
 
@@ -142,7 +143,7 @@ export async function collect(
 export async function label({ config, device }: Opened, { data, out }: { data: string; out: string }): Promise<void> {
   const rows = labelAll(await readCompletions(data), config);
   await writeJsonl(out, rows);
-  console.log(`${out}: ${rows.length} comparisons`);
+  say(`${out}: ${rows.length} comparisons`);
   await device.close();
 }
 
@@ -166,7 +167,7 @@ export async function reward(
   });
   const told = verdict(result);
   await writeReport(run, told, result.heldOut > 0 ? result.calibration : undefined);
-  console.log(`${out}: ${told}`);
+  say(`${out}: ${told}`);
   await device.close();
 }
 
@@ -212,7 +213,7 @@ export async function ppo(
   });
   const told = `${result.updates} updates of ${options.rolloutBatch} completions`;
   await writeReport(run, told);
-  console.log(`${files.out}: ${told}`);
+  say(`${files.out}: ${told}`);
   await device.close();
 }
 
@@ -234,7 +235,7 @@ export async function evaluation(
   const { result, rows } = await evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
   await writeJsonl(files.out, rows);
   await run.remove();
-  console.log(
+  say(
     table(
       ["figure", "value"],
       Object.entries(result).map(([name, value]) => [
@@ -253,7 +254,7 @@ export async function score({ device }: Opened, { model: folder, data, out }: { 
   const rows: object[] = [];
   for await (const row of scoreRows(model, tokenizer, data))
     if (out) rows.push(row);
-    else console.log(JSON.stringify(row));
+    else sayJson(row);
   if (out) await writeJsonl(out, rows);
   await device.close();
 }
@@ -300,6 +301,6 @@ export async function merge({ device }: Opened, { model: folders, out }: { model
   const model = Transformer.average(models);
   await saveModel(model, out);
   await copyTokenizer(folders[0], out);
-  console.log(`${out}: ${model.size} weights`);
+  say(`${out}: ${model.size} weights`);
   await device.close();
 }

@@ -2,12 +2,15 @@
 import { Command, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { constants } from "node:os";
 import { join } from "node:path";
+import { say, sayJson, warn } from "./terminal.js";
+import { visible } from "../device/errors.js";
 
 const whole =
-  (least: number) =>
+  (least: number, most = Infinity) =>
   (text: string): number => {
     const value = Number(text);
-    if (!Number.isInteger(value) || value < least) throw new InvalidArgumentError(`wanted a whole number from ${least}`);
+    if (!Number.isInteger(value) || value < least || value > most)
+      throw new InvalidArgumentError(`wanted a whole number from ${least}${most < Infinity ? ` to ${most}` : ""}`);
     return value;
   };
 const number =
@@ -20,7 +23,10 @@ const number =
   };
 const collected = (value: string, before: string[]) => [...before, value];
 
-const program = new Command("rlhf").description("All of RLHF on hand-written kernels").showHelpAfterError("(rlhf --help lists the commands)");
+const program = new Command("rlhf")
+  .description("All of RLHF on hand-written kernels")
+  .showHelpAfterError("(rlhf --help lists the commands)")
+  .configureOutput({ writeErr: (text) => void process.stderr.write(visible(text, { lines: true })) });
 
 /** What every command that is configured takes, */
 const configurable = (name: string, description: string) =>
@@ -48,7 +54,7 @@ stage("demo", "the whole of RLHF in minutes: base model, completions, comparison
       .split("\n")
       .slice(0, 6)
       .map((line) => sampleText(JSON.parse(line)));
-    console.log(`\n${samples.join("\n")}\n\n${summaryTable(summary, folder)}`);
+    say(`\n${samples.join("\n")}\n\n${summaryTable(summary, folder)}`);
     await device.close();
   });
 
@@ -91,7 +97,7 @@ stage("label", "compare completions: people in a browser (--ui) or at the termin
   .requiredOption("--data <file>", "JSONL of rlhf collect; with people also other rows with prompt, completion or with prompt, chosen, rejected")
   .requiredOption("--out <file>", "JSONL with prompt, chosen, rejected, agreement; every label of people is kept in FILE.labels.jsonl beside it")
   .option("--ui", "people label on a page that this machine alone can open", false)
-  .option("--port <n>", "of the page; 0 takes any", whole(0), 0)
+  .option("--port <n>", "of the page; 0 takes any", whole(0, 65535), 0)
   .option("--tty", "a person labels at this terminal", false)
   .option("--annotator <name>", "who labels at the terminal", process.env.USER ?? "me")
   .action(async ({ data, out, ui, tty, annotator, port, ...options }) => {
@@ -164,9 +170,8 @@ program
   .option("--threads <n>", "compute threads", whole(1))
   .action(async ({ threads, ...options }) => (await import("./commands.js")).score(await opened({ threads }), options));
 
-program
-  .command("data")
-  .description("about files of data")
+const data = program.command("data").description("about files of data");
+data
   .command("check")
   .description("counts, duplicates, contradictions, length bias and agreement of a file of prompts, demonstrations, comparisons or labels")
   .argument("<file>", "JSONL or Parquet; - is standard input")
@@ -174,7 +179,17 @@ program
   .action(async (file, { json }) => {
     const [{ checkData, reportLines }, { table }] = await Promise.all([import("../data/check.js"), import("./table.js")]);
     const report = await checkData(file);
-    console.log(json ? JSON.stringify(report, null, 2) : table([file, "figure"], reportLines(report)));
+    if (json) sayJson(report, 2);
+    else say(table([file, "figure"], reportLines(report)));
+  });
+
+data
+  .command("repair")
+  .description("set the damaged lines of a log of labels aside, in FILE.damaged, and keep all others as they are")
+  .argument("<file>", "FILE.labels.jsonl of rlhf label")
+  .action(async (file) => {
+    const { kept, aside, file: beside } = await (await import("../data/label_log.js")).repairLog(file);
+    say([...aside, `${file}: ${kept} lines are kept, ${aside.length} set aside${aside.length > 0 ? ` in ${beside}` : ""}`].join("\n"));
   });
 
 configurable(
@@ -185,13 +200,14 @@ configurable(
   .action(async ({ threads, json, ...options }) => {
     const { plan, planTable } = await import("./plan.js");
     const plans = await plan(await configured(options), threads);
-    console.log(json ? JSON.stringify(plans, null, 2) : planTable(plans));
+    if (json) sayJson(plans, 2);
+    else say(planTable(plans));
   });
 
 program
   .command("config")
   .description("every option with its default and what it means, as YAML")
-  .action(async () => console.log((await (await import("./config.js")).documentedDefaults()).trimEnd()));
+  .action(async () => say((await (await import("./config.js")).documentedDefaults()).trimEnd()));
 
 program
   .command("info")
@@ -199,7 +215,7 @@ program
   .option("--json", "as JSON", false)
   .action(async ({ json }) => {
     const found = await (await import("./info.js")).info();
-    if (json) return console.log(JSON.stringify(found, null, 2));
+    if (json) return sayJson(found, 2);
     for (const [name, value] of Object.entries(found)) {
       const text =
         typeof value === "object"
@@ -209,7 +225,7 @@ program
                 .map(([key, state]) => `${key}: ${String(state)}`)
                 .join("; ")
           : value;
-      console.log(
+      say(
         `${name.padEnd(14)} ${name === "fmaPeak" ? `${(Number(value) / 1e9).toFixed(0)} GFLOP/s` : name === "readBandwidth" ? `${(Number(value) / 1e9).toFixed(1)} GB/s` : String(text)}`,
       );
     }
@@ -222,8 +238,8 @@ program
   .action(async ({ json }) => {
     const [{ opList }, { table }] = await Promise.all([import("./info.js"), import("./table.js")]);
     const list = opList();
-    if (json) return console.log(JSON.stringify(list, null, 2));
-    console.log(
+    if (json) return sayJson(list, 2);
+    say(
       table(
         ["op", "inputs", "outputs", "cpu", "webgpu", "cuda", "receipt"],
         list.map(({ name, inputs, outputs, cpu, webgpu, cuda, receipt }) => [
@@ -256,12 +272,12 @@ try {
   await program.parseAsync();
 } catch (error) {
   const { code, message, stack, signal } = error as Error & { code?: string; signal?: "SIGINT" | "SIGTERM" };
-  console.error(code ? `rlhf: ${message}` : (stack ?? message)); // an error without a code is ours
+  warn(code ? `rlhf: ${message}` : (stack ?? message)); // an error without a code is ours
   process.exitCode = 1;
   if (signal) {
     const given = process.argv.slice(2).filter((one) => one !== "--resume");
     const quoted = (one: string) => (/^[\w./=:,-]+$/.test(one) ? one : `'${one.replaceAll("'", "'\\''")}'`);
-    console.error(`rlhf: go on with: rlhf ${[...given, "--resume"].map(quoted).join(" ")}`);
+    warn(`rlhf: go on with: rlhf ${[...given, "--resume"].map(quoted).join(" ")}`);
     process.exit(128 + constants.signals[signal]);
   }
 }

@@ -1,4 +1,5 @@
 import { styleText } from "node:util";
+import { visible } from "../device/errors.js";
 
 /** One stage's bar. */
 export interface Bar {
@@ -33,7 +34,7 @@ export function progressTo(output: NodeJS.WriteStream = process.stderr): Progres
         const rate = first && now > first.at ? (1000 * (count - first.count)) / (now - first.at) : 0;
         const left = rate > 0 && count < total ? `, ${duration((total - count) / rate)} left` : "";
         const figures = `${count}/${total} ${unit}${rate > 0 ? `, ${rate >= 10 ? rate.toFixed(0) : rate.toFixed(1)}/s` : ""}${left}${note ? `  ${note}` : ""}`;
-        return `${name.padEnd(14)} ${bar(total > 0 ? count / total : 1)} ${figures}`.slice(0, width);
+        return visible(`${name.padEnd(14)} ${bar(total > 0 ? count / total : 1)} ${figures}`).slice(0, width);
       };
       const show = (force: boolean) => {
         const now = performance.now();
@@ -51,7 +52,7 @@ export function progressTo(output: NodeJS.WriteStream = process.stderr): Progres
           show(false);
         },
         done(summary = note) {
-          const text = `${name.padEnd(14)} ${duration((performance.now() - start) / 1000).padStart(6)}  ${summary}`;
+          const text = visible(`${name.padEnd(14)} ${duration((performance.now() - start) / 1000).padStart(6)}  ${summary}`);
           output.write(output.isTTY ? `\r\x1b[K${styleText("green", "done")} ${text}\n` : `${text}\n`);
         },
       };

@@ -1,5 +1,8 @@
+import { visible } from "../device/errors.js";
+
 /** Rows in columns: text to the left, numbers to the right. */
-export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
+export function table(titles: readonly string[], cells: readonly (readonly string[])[]): string {
+  const [head, ...rows] = [titles, ...cells].map((row) => row.map((cell) => visible(cell)));
   const widths = head.map((title, i) => Math.max(title.length, ...rows.map((row) => row[i].length)));
   const numeric = head.map((_, i) => i > 0 && rows.every((row) => /^[-+\d.,:%x\u2013 e]*$/.test(row[i])));
   const line = (row: readonly string[]) =>

@@ -4,7 +4,7 @@ import { isDeepStrictEqual } from "node:util";
 import { shown as text, typeError } from "../device/errors.js";
 import { syncFolder, writeFileDurably } from "../model/safetensors.js";
 import { isRanks } from "./answers.js";
-import { checkedFields, withCrc } from "./crc.js";
+import { checkedFields, withCrc, withoutCrc } from "./crc.js";
 import { isString, Row } from "./jsonl.js";
 import { Lock } from "./lock.js";
 
@@ -39,7 +39,7 @@ const FIELDS = ["kind", "task", "annotator", "at", "shown", "seconds", "ranks", 
 export function labelEntry(row: Row): LabelEntry {
   const { fields, damage } = checkedFields(row.value);
   if (damage !== undefined) throw row.error(`the line is damaged: ${damage}`);
-  const line = new Row(fields, row.place);
+  const line = fields === row.value ? row : new Row(fields, row.place);
   const unknown = Object.keys(fields).find((name) => !FIELDS.includes(name));
   if (unknown !== undefined) throw row.error(`there is a column ${text(unknown)}, wanted only ${FIELDS.join(", ")}`);
   line.column("kind", `one of ${KINDS.join(", ")}`, (value): value is string => isString(value) && KINDS.includes(value));
@@ -68,7 +68,7 @@ function entryOf(bytes: Uint8Array, place: string): LabelEntry | undefined {
   try {
     const line = decoder.decode(bytes);
     if (line.trim() === "") return undefined;
-    value = JSON.parse(line);
+    value = JSON.parse(withoutCrc(line));
   } catch (error) {
     throw typeError("JSON", `${place}: not a line of JSON: ${(error as Error).message}`);
   }
@@ -76,16 +76,16 @@ function entryOf(bytes: Uint8Array, place: string): LabelEntry | undefined {
   return labelEntry(new Row(value as Record<string, unknown>, place));
 }
 
-/** The lines that end with a line feed, and what follows the last of them: a line that was cut off. */
-function linesOf(content: Buffer): { lines: Buffer[]; rest: Buffer } {
-  const lines: Buffer[] = [];
-  let start = 0;
-  for (let end = content.indexOf(LINE_FEED); end >= 0; end = content.indexOf(LINE_FEED, start)) {
-    lines.push(content.subarray(start, end));
+/** The lines that end with a line feed, without it. */
+function* linesOf(content: Buffer): Generator<Buffer> {
+  for (let start = 0, end = content.indexOf(LINE_FEED); end >= 0; end = content.indexOf(LINE_FEED, start)) {
+    yield content.subarray(start, end);
     start = end + 1;
   }
-  return { lines, rest: content.subarray(start) };
 }
+
+/** What follows the last line feed: a line that was cut off. */
+const restOf = (content: Buffer) => content.subarray(content.lastIndexOf(LINE_FEED) + 1);
 
 /** A line that is whole but for its line feed was acknowledged: what stands there is damage. A line that was cut off is shorter. */
 function lostLineFeed(rest: Buffer, place: string): boolean {
@@ -127,9 +127,9 @@ export class LabelLog {
         throw typeError("FILE", `${file} cannot be opened: ${error.message}`);
       });
       const content = await handle.readFile();
-      const { lines, rest } = linesOf(content);
-      const entries = entriesOf(file, lines);
-      if (lostLineFeed(rest, file)) throw damaged(`${file}:${lines.length + 1}: the line feed at the end of the line is damaged`);
+      const rest = restOf(content);
+      const entries = entriesOf(file, content);
+      if (lostLineFeed(rest, file)) throw damaged(`${file}: the line feed at the end of its last line is damaged`);
       const length = content.length - rest.length;
       if (rest.length > 0) await handle.truncate(length);
       await handle.sync();
@@ -194,30 +194,29 @@ function holds(line: Buffer, entry: LabelEntry): void {
 
 const damaged = (message: string) => typeError("COLUMN", `${message}. \`rlhf data repair\` sets such lines aside and keeps the others`);
 
-function entriesOf(file: string, lines: readonly Buffer[]): LabelEntry[] {
+function entriesOf(file: string, content: Buffer): LabelEntry[] {
   const entries: LabelEntry[] = [];
-  for (const [i, line] of lines.entries()) {
-    let entry: LabelEntry | undefined;
+  let number = 0;
+  for (const line of linesOf(content))
     try {
-      entry = entryOf(line, `${file}:${i + 1}`);
+      const entry = entryOf(line, `${file}:${++number}`);
+      if (entry) entries.push(entry);
     } catch (error) {
-      if (entries.length === 0 && !laterEntry(lines.slice(i + 1))) throw error; // no log at all
-      throw Object.assign(error as Error, { message: damaged((error as Error).message).message });
+      if (hasEntry(linesOf(content))) throw Object.assign(error as Error, { message: damaged((error as Error).message).message });
+      throw error; // no log at all
     }
-    if (entry) entries.push(entry);
-  }
   return entries;
 }
 
-/** Whether any of the lines is an entry. */
-const laterEntry = (lines: readonly Buffer[]) =>
-  lines.some((line) => {
+function hasEntry(lines: Iterable<Buffer>): boolean {
+  for (const line of lines)
     try {
-      return entryOf(line, "") !== undefined;
+      if (entryOf(line, "")) return true;
     } catch {
-      return false;
+      // the next one may be
     }
-  });
+  return false;
+}
 
 export interface Repaired {
   /** Lines that stay. */
@@ -237,7 +236,7 @@ export async function repairLog(file: string): Promise<Repaired> {
   const content = await readFile(file).catch((error: Error) => {
     throw typeError("FILE", `${file} cannot be read: ${error.message}`);
   });
-  const { lines, rest } = linesOf(content);
+  const [lines, rest] = [[...linesOf(content)], restOf(content)];
   if (lostLineFeed(rest, file)) lines.push(rest.subarray(0, -1)); // the line itself is whole
   const [kept, set]: Buffer[][] = [[], []];
   const aside: string[] = [];
@@ -249,7 +248,7 @@ export async function repairLog(file: string): Promise<Repaired> {
       aside.push((error as Error).message);
       set.push(line);
     }
-  if (!laterEntry(kept)) throw typeError("FILE", `${file} holds no label: wanted the log that rlhf label keeps`);
+  if (!hasEntry(kept)) throw typeError("FILE", `${file} holds no label: wanted the log that rlhf label keeps`);
   const beside = `${file}.damaged`;
   const ended = (all: readonly Buffer[]) => all.map((line) => Buffer.concat([line, Buffer.of(LINE_FEED)]));
   if (set.length > 0) {

@@ -89,12 +89,12 @@ interface Judged {
   readonly position: number;
   /** Labels wanted. */
   readonly wanted: number;
-  /** The standing answer of each annotator. */
-  readonly given: Map<string, LabelEntry>;
+  /** The standing answers, one of each annotator. */
+  readonly given: LabelEntry[];
   labels: number;
   flags: number;
   /** Who has been shown it and not answered. */
-  readonly holders: Set<string>;
+  readonly holders: string[];
 }
 
 interface Person {
@@ -116,6 +116,7 @@ interface Person {
  * labels, since counts are kept of everything that progress tells.
  */
 export class Labelling {
+  private readonly tasks: readonly Task[];
   private readonly judged = new Map<string, Judged>();
   private readonly order: Judged[] = [];
   private readonly people = new Map<string, Person>();
@@ -127,17 +128,18 @@ export class Labelling {
 
   /** @throws RangeError `EMPTY` if there is nothing to compare */
   constructor(
-    private readonly tasks: readonly Task[],
+    tasks: readonly Task[],
     private readonly log: LabelLog,
     private readonly options: LabellingOptions,
   ) {
     const byId = new Map(tasks.map((one) => [one.id, one]));
+    this.tasks = [...byId.values()];
     if (byId.size === 0) throw rangeError("EMPTY", "there is nothing to compare: no prompt has two completions that differ");
     this.needy = new Positions(byId.size);
     this.agreements = new Map(options.criteria.map((criterion) => [criterion, new Agreement()]));
     for (const [position, id] of new Random(options.seed, STREAMS.order).shuffle([...byId.keys()]).entries()) {
       const wanted = 1 + Number(new Random(options.seed, STREAMS.twice, word(id)).uniform() < options.twice);
-      const judged: Judged = { task: byId.get(id)!, position, wanted, given: new Map(), labels: 0, flags: 0, holders: new Set() };
+      const judged: Judged = { task: byId.get(id)!, position, wanted, given: [], labels: 0, flags: 0, holders: [] };
       this.judged.set(id, judged);
       this.order.push(judged);
       this.needy.add(position);
@@ -181,12 +183,11 @@ export class Labelling {
     if (judged?.task.completions.length !== entry.shown.length) return; // of texts that are no longer compared
     const wasNeedy = isNeedy(judged);
     const { given } = judged;
-    const before = given.get(annotator);
+    const before = given.findIndex((one) => one.annotator === annotator);
     this.count(judged, -1);
-    if (before) this.tally(judged, person, before, -1);
-    if (entry.kind === "undo") given.delete(annotator);
-    else {
-      given.set(annotator, entry);
+    if (before >= 0) this.tally(judged, person, given.splice(before, 1)[0], -1);
+    if (entry.kind !== "undo") {
+      given.push(entry);
       person.answered.push(entry);
       this.tally(judged, person, entry, 1);
     }
@@ -206,9 +207,8 @@ export class Labelling {
     this.counts.wanted += sign * (flags > 0 ? labels - wanted : Math.max(0, labels - wanted));
     if (labels < 2) return;
     this.counts.shared += sign;
-    const entries = [...given.values()];
     for (const [criterion, agreement] of this.agreements)
-      for (const [i, j] of pairsOf(task.completions.length)) agreement.count(votesOn(entries, criterion, i, j), sign);
+      for (const [i, j] of pairsOf(task.completions.length)) agreement.count(votesOn(given, criterion, i, j), sign);
   }
 
   /** Notes for some annotators whether a task is open to them. */
@@ -218,7 +218,7 @@ export class Labelling {
     else this.needy.delete(position);
     for (const annotator of annotators) {
       const open = this.open.get(annotator);
-      if (isNeedy(judged) && !given.has(annotator)) open?.add(position);
+      if (isNeedy(judged) && !given.some((one) => one.annotator === annotator)) open?.add(position);
       else open?.delete(position);
     }
   }
@@ -268,15 +268,16 @@ export class Labelling {
     const open = this.openTo(annotator, person);
     for (let at = open.first(); at !== undefined; at = open.first(at + 1)) {
       const judged = this.order[at];
-      const held = [...judged.holders].filter((other) => other !== annotator && now - this.people.get(other)!.lease!.at < LEASE);
+      const held = judged.holders.filter((other) => other !== annotator && now - this.people.get(other)!.lease!.at < LEASE);
       if (judged.labels + held.length < judged.wanted) return judged;
     }
     return undefined;
   }
 
   private hold(annotator: string, person: Person, judged: Judged | undefined, at: number): void {
-    person.lease?.of.holders.delete(annotator);
-    judged?.holders.add(annotator);
+    const holders = person.lease?.of.holders;
+    holders?.splice(holders.indexOf(annotator), 1);
+    judged?.holders.push(annotator);
     person.lease = judged && { of: judged, at };
   }
 
@@ -340,7 +341,7 @@ export class Labelling {
   }
 
   private stands(entry: LabelEntry): boolean {
-    return this.judged.get(entry.task)!.given.get(entry.annotator) === entry;
+    return this.judged.get(entry.task)!.given.includes(entry);
   }
 
   progress(annotator: string): LabellingProgress {
@@ -350,16 +351,15 @@ export class Labelling {
 
   /** What the reward stage learns from: all pairs of every task that someone labelled and nobody flagged. */
   preferences(): LabelledRow[] {
-    return [...new Map(this.tasks.map((one) => [one.id, one])).values()].flatMap(({ id, prompt, completions, ends }) => {
+    return this.tasks.flatMap(({ id, prompt, completions, ends }) => {
       const { given, flags } = this.judged.get(id)!;
-      const entries = [...given.values()];
       if (flags > 0) return [];
       return pairsOf(completions.length).flatMap(([i, j]): LabelledRow[] => {
-        const votes = this.criteria.map((criterion) => votesOn(entries, criterion, i, j));
+        const votes = this.criteria.map((criterion) => votesOn(given, criterion, i, j));
         if (votes[0].length === 0) return [];
         const firsts = mean(votes[0]) >= 0.5;
         const share = (of: number[]) => (firsts ? mean(of) : 1 - mean(of));
-        const strengths = entries.flatMap(({ strength = {} }) => (Object.hasOwn(strength, this.criteria[0]) ? strength[this.criteria[0]] : []));
+        const strengths = given.flatMap(({ strength = {} }) => (Object.hasOwn(strength, this.criteria[0]) ? strength[this.criteria[0]] : []));
         const [chosen, rejected] = firsts ? [i, j] : [j, i];
         return [
           {

@@ -1,15 +1,19 @@
-import { fork, type ChildProcess } from "node:child_process";
+import { execFile, fork, type ChildProcess } from "node:child_process";
 import { appendFile, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "@jest/globals";
 import { tasksOf } from "../../lib/cli/labelling/tasks.js";
 import { krippendorff } from "../../lib/data/agreement.js";
 import { checkData } from "../../lib/data/check.js";
-import { LabelLog, type LabelEntry } from "../../lib/data/label_log.js";
+import { withCrc } from "../../lib/data/crc.js";
+import { LabelLog, repairLog, type LabelEntry } from "../../lib/data/label_log.js";
+import { Positions } from "../../lib/data/positions.js";
+import { alphaOf, OVERALL } from "../../lib/data/votes.js";
 import { Labelling, task, type Task } from "../../lib/data/labelling.js";
-import { OVERALL } from "../../lib/data/votes.js";
 import { root } from "../../lib/device/native.js";
+import { Random as Philox } from "../../lib/device/philox.js";
 import { Random, seed } from "../random.js";
 
 let folder: string;
@@ -211,6 +215,147 @@ describe("labels", () => {
   });
 });
 
+describe("requests at once", () => {
+  const skip = { kind: "skip", seconds } as const;
+
+  test("see what the ones before have changed: a task that is being answered is not handed out again", async () => {
+    const session = await labelling(tasks(50));
+    const { task: id } = (await session.next("ana"))!;
+    const label = { kind: "label" as const, ranks: { overall: [1, 2] }, seconds };
+    const [, next, other] = await Promise.all([session.answer("ana", id, label), session.next("ana"), session.next("ben")]);
+    expect(new Set([id, next!.task, other!.task]).size).toBe(3);
+    const { task: second } = next!;
+    const [first, again] = await Promise.allSettled([session.answer("ana", second, skip), session.answer("ana", second, { ...skip, kind: "flag" })]);
+    expect([first.status, again]).toMatchObject(["fulfilled", { reason: { code: "STALE" } }]);
+  });
+
+  test("count once each: the same answer or undo sent again changes nothing, one of an earlier turn is refused", async () => {
+    const session = await labelling(tasks(5));
+    const lines = async () => (await readFile(file, "utf8")).split("\n").length - 1;
+    const [one, two] = [await session.view("ana"), await session.view("ana")];
+    expect(two).toEqual(one); // two windows
+    const sent = { kind: "label" as const, ranks: { overall: [1, 2] }, seconds };
+    await Promise.all([1, 2, 3].map((longer) => session.answer("ana", one.shown!.task, { ...sent, seconds: longer }, one.turn)));
+    expect([await lines(), session.progress("ana").mine]).toEqual([1, 1]);
+    const contrary = session.answer("ana", one.shown!.task, { ...sent, ranks: { overall: [2, 1] } }, one.turn);
+    await expect(contrary).rejects.toMatchObject({ code: "STALE" });
+    for (let i = 0; i < 2; i++) await session.answer("ana", (await session.next("ana"))!.task, sent);
+    const { turn } = await session.view("ana");
+    const undone = await Promise.all([1, 2, 3, 4].map(() => session.undo("ana", turn)));
+    expect([new Set(undone.map((shown) => shown!.task)).size, session.progress("ana").mine, await lines()]).toEqual([1, 2, 4]);
+    await Promise.all([session.undo("ana"), session.undo("ana"), session.undo("ana")]); // of the present turn: one label each
+    expect([session.progress("ana").mine, await lines()]).toEqual([0, 6]);
+    const late = session.answer("ana", one.shown!.task, sent, one.turn); // it was undone
+    await expect(late).rejects.toMatchObject({ code: "STALE" });
+    await expect(session.undo("ana", turn)).rejects.toMatchObject({ code: "STALE" });
+    expect(await lines()).toBe(6);
+  });
+
+  test("of one annotator more than there may be are refused", async () => {
+    const session = await labelling(tasks(2));
+    for (let i = 0; i < 1000; i++) await session.next(`n${i}`);
+    await expect(session.next("one more")).rejects.toMatchObject({ code: "LIMIT" });
+    await session.next("n7");
+  });
+});
+
+describe("kept counts", () => {
+  test("are those of walking all labels, and the next task is the first that is open, whatever was said before", async () => {
+    const random = new Random("counts");
+    const all = tasks(40, 3);
+    const options = { criteria: ["a", "b"], twice: 0.5 };
+    const session = await labelling(all, options);
+    const word = (id: string) => Number.parseInt(id.slice(0, 8), 16);
+    const order = new Philox(1, 41).shuffle(all.map(({ id }) => id));
+    const wanted = (id: string) => 1 + Number(new Philox(1, 42, word(id)).uniform() < options.twice);
+    const names = ["ana", "ben", "eve", "dan"];
+    for (let step = 0; step < 400; step++) {
+      const name = random.pick(names);
+      if (random.uniform() < 0.25) await session.undo(name);
+      else {
+        const shown = await session.next(name);
+        if (!shown) continue;
+        const kind = random.pick(["label", "label", "label", "label", "skip", "flag"] as const);
+        const ranks = () => shown.completions.map(() => 1 + random.below(3));
+        await session.answer(name, shown.task, { kind, seconds, ...(kind === "label" ? { ranks: { a: ranks(), b: ranks() } } : {}) });
+      }
+      if (step % 10 > 0) continue;
+      const given = new Map<string, Map<string, LabelEntry>>(all.map(({ id }) => [id, new Map<string, LabelEntry>()]));
+      for (const entry of opened.at(-1)!.entries)
+        if (entry.kind === "undo") given.get(entry.task)!.delete(entry.annotator);
+        else given.get(entry.task)!.set(entry.annotator, entry);
+      const lists = [...given.values()].map((entries) => [...entries.values()]);
+      const labelsOf = (entries: Iterable<LabelEntry>) => [...entries].filter(({ kind }) => kind === "label").length;
+      const shared = lists.filter((entries) => labelsOf(entries) > 1);
+      const alpha = Object.fromEntries(options.criteria.map((criterion) => [criterion, alphaOf(shared, criterion) ?? null]));
+      const isOpen = (id: string, name: string) => {
+        const entries = given.get(id)!;
+        return !entries.has(name) && ![...entries.values()].some(({ kind }) => kind === "flag") && labelsOf(entries.values()) < wanted(id);
+      };
+      for (const one of names) {
+        const mine = lists.flat().filter(({ annotator }) => annotator === one).length;
+        const again = new Labelling(all, opened.at(-1)!, { seed: 1, ...options }); // nobody holds a task
+        expect({ seed, step, ...session.progress(one) }).toEqual({ seed, step, ...again.progress(one) });
+        expect({ seed, step, ...again.progress(one) }).toMatchObject({ mine, labels: labelsOf(lists.flat()), shared: shared.length, alpha });
+        expect({ seed, step, next: (await again.next(one))?.task }).toEqual({ seed, step, next: order.find((id) => isOpen(id, one)) });
+      }
+    }
+  });
+
+  test("make a request of 100,000 labels as cheap as one of ten, and such a log is read in moments", async () => {
+    const all = tasks(100_000);
+    const said = (id: string, i: number) => ({
+      kind: "label",
+      task: id,
+      annotator: ["ana", "ben", "eve"][i % 3],
+      at: "2026-01-01T00:00:00.000Z",
+      shown: [0, 1],
+      seconds: (i % 100) / 10,
+      ranks: { overall: [1, 2] },
+    });
+    await writeFile(file, all.map(({ id }, i) => `${withCrc(JSON.stringify(said(id, i)))}\n`).join(""));
+    const start = performance.now();
+    const session = await labelling(all, { twice: 1 });
+    expect(session.progress("ana")).toMatchObject({ labels: 100_000, wanted: 200_000 });
+    const opening = performance.now() - start;
+    await session.next("ana");
+    const begun = performance.now();
+    for (let i = 0; i < 100; i++) {
+      const { shown, turn } = await session.view("ana");
+      await session.answer("ana", shown!.task, { kind: "label", ranks: { overall: [1, 2] }, seconds }, turn);
+      if (i % 2) await session.undo("ana");
+    }
+    const requests = (performance.now() - begun) / 250;
+    expect(session.progress("ana")).toMatchObject({ labels: 100_050, shared: 50 });
+    // three seconds and half a millisecond where they were measured; 230 ms when all labels were walked
+    expect({ opening, isSoon: opening < 15_000 }).toMatchObject({ isSoon: true });
+    expect({ requests, isCheap: requests < 25 }).toMatchObject({ isCheap: true });
+  });
+
+  test("rest on a set of positions that finds the first from a place on", () => {
+    const random = new Random("positions");
+    for (const size of [1, 31, 32, 33, 1024, 1025, 40_000]) {
+      const set = new Positions(size);
+      const all = new Set<number>();
+      for (let i = 0; i < 200; i++) {
+        const position = random.below(size);
+        if (random.uniform() < 0.5) {
+          set.add(position);
+          all.add(position);
+        } else {
+          set.delete(position);
+          all.delete(position);
+        }
+        const from = random.below(size);
+        const wanted = Math.min(...[...all].filter((one) => one >= from));
+        expect({ seed, size, from, first: set.first(from) ?? Infinity }).toEqual({ seed, size, from, first: wanted });
+        expect(new Positions(size, set).first()).toBe(set.first());
+      }
+      expect(set.first(size)).toBeUndefined();
+    }
+  });
+});
+
 describe("the log of labels", () => {
   const entry = (i: number): LabelEntry => ({
     kind: "skip",
@@ -250,6 +395,97 @@ describe("the log of labels", () => {
       await expect(log()).rejects.toMatchObject({ message: expect.stringContaining(`${file}:1`) });
       expect(await readFile(file, "utf8")).toBe(text);
     }
+  });
+
+  /** A log of three lines with checksums, and the texts of these lines. */
+  async function three(): Promise<string[]> {
+    const before = await log();
+    for (let i = 0; i < 3; i++) await before.append({ ...entry(i), kind: "label", ranks: { overall: [1, 2] }, reason: "caf\u00e9 \ud83d\ude00" });
+    await opened.pop()!.close();
+    return (await readFile(file, "utf8")).trimEnd().split("\n");
+  }
+
+  test("has every flipped bit found, or it changes nothing", async () => {
+    await three();
+    const whole = await readFile(file);
+    const wanted = (await log()).entries;
+    await opened.pop()!.close();
+    const random = new Random("flip");
+    for (let at = 0; at < whole.length; at++) {
+      const flipped = Buffer.from(whole);
+      flipped[at] ^= 1 << random.below(8);
+      await writeFile(file, flipped);
+      const found = await log().then(
+        (one) => one.entries,
+        (error: Error & { code: string }) => error,
+      );
+      await opened.pop()?.close();
+      if (Array.isArray(found)) expect({ seed, at, found }).toEqual({ seed, at, found: wanted });
+      else {
+        expect(["JSON", "COLUMN"]).toContain((found as Error & { code: string }).code);
+        expect(found.message).toContain("rlhf data repair");
+        expect(await readFile(file)).toEqual(flipped);
+      }
+    }
+  });
+
+  test("of an earlier version, without checksums, is read as before", async () => {
+    const old = entry(5);
+    await writeFile(file, `${JSON.stringify(old)}\n`);
+    expect((await log()).entries).toEqual([old]);
+    await opened.at(-1)!.append(entry(6));
+    expect((await checkData(file)).labels).toMatchObject({ skipped: 2 });
+  });
+
+  test("with damaged lines loses none of the others: a repair sets these aside", async () => {
+    const [first, second, third] = await three();
+    const poisoned = second.replace('"seconds":1', '"seconds":null');
+    const flipped = third.replace('"task":"t"', '"task":"u"');
+    await writeFile(file, `${first}\n${poisoned}\n${flipped}\n${third}\n{"kind":"lab`);
+    await expect(log()).rejects.toMatchObject({ message: expect.stringMatching(/x\.labels\.jsonl:2: .*rlhf data repair/) });
+    await expect(checkData(file)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining("checksum") });
+    const { kept, aside } = await repairLog(file);
+    expect([kept, aside]).toEqual([2, [expect.stringContaining(`${file}:2`), expect.stringContaining(`${file}:3`)]]);
+    expect(await readFile(file, "utf8")).toBe(`${first}\n${third}\n`);
+    expect(await readFile(`${file}.damaged`, "utf8")).toBe(`${poisoned}\n${flipped}\n`);
+    expect((await log()).entries.map(({ seconds: i }) => i)).toEqual([0, 2]);
+    await expect(repairLog(file)).rejects.toMatchObject({ code: "LOCKED" });
+    await opened.pop()!.close();
+    expect(await repairLog(file)).toMatchObject({ kept: 2, aside: [] });
+    await rm(`${file}.damaged`);
+    await writeFile(file, '{"prompt":"a"}\n');
+    await expect(repairLog(file)).rejects.toMatchObject({ code: "FILE" });
+    expect(await readFile(file, "utf8")).toBe('{"prompt":"a"}\n');
+  });
+
+  test("refuses what it would not read again, and nothing is written", async () => {
+    const one = await log();
+    for (const more of [{ seconds: Infinity }, { seconds: -1 }, { shown: [0, 0] }, { ranks: { overall: [1, 3] } }, { more: 1 }, { at: undefined }])
+      await expect(one.append({ ...entry(0), ...more } as never)).rejects.toMatchObject({ code: "ANSWER" });
+    expect(await readFile(file, "utf8")).toBe("");
+    await one.append(entry(1));
+    expect((await readFile(file, "utf8")).split("\n")).toHaveLength(2);
+  });
+
+  test("on a disk that is full keeps what was acknowledged, and takes a label that fits", async () => {
+    const script = join(folder, "full.mjs");
+    await writeFile(
+      script,
+      `import { LabelLog } from ${JSON.stringify(join(root, "dist/lib/data/label_log.js"))};
+      const log = await LabelLog.open(process.argv[2]);
+      const entry = (i, length) => ({ kind: "skip", task: "t", annotator: "n", at: "", shown: [0, 1], seconds: i, reason: "x".repeat(length) });
+      const told = [];
+      for (let i = 0; i < 40; i++)
+        await log.append(entry(i, i % 2 ? 10 : 900)).then(() => told.push(i), ({ code }) => told.push(code));
+      await log.close();
+      console.log(JSON.stringify(told));`,
+    );
+    const { stdout } = await promisify(execFile)("bash", ["-c", `ulimit -f 8; exec ${process.execPath} ${script} ${file}`]);
+    const told = JSON.parse(stdout) as (number | string)[];
+    expect(told).toContain("FILE");
+    expect(told.slice(told.indexOf("FILE")).some((one) => typeof one === "number")).toBe(true);
+    expect((await log()).entries.map(({ seconds: i }) => i)).toEqual(told.filter((one) => one !== "FILE"));
+    expect(opened.at(-1)!.torn).toBe(false);
   });
 
   /** A process that appends without end, and sends the number of each label that is acknowledged. */
