@@ -130,7 +130,7 @@ describe("the server", () => {
       ["ranks.helpful", "answer", { ...good, ranks: { helpful: [1, 2, 2], constructor: [1, 2] } }],
       ["ranks.constructor", "answer", { ...good, ranks: { helpful: [1, 2] } }],
       ["ranks.helpful", "answer", text.replace("[1,2]", deep)],
-      ["ranks has a field \"__proto__\"", "answer", text.replace('"ranks":{', '"ranks":{"__proto__":[1,2],')],
+      ['ranks has a field "__proto__"', "answer", text.replace('"ranks":{', '"ranks":{"__proto__":[1,2],')],
       ["strength.helpful", "answer", { ...good, strength: { helpful: "very" } }],
       ["strength", "answer", { ...good, strength: [] }],
       ["reason", "answer", { ...good, reason: "x".repeat(3000) }],
@@ -183,7 +183,11 @@ describe("the server", () => {
       ...["PUT", "DELETE", "OPTIONS", "HEAD", "GET"].map((method): [number, string] => [404, head("next", ...own).replace("POST", method)]),
       [404, head("", ...own)],
     ];
-    for (const [status, text] of refused) expect([text.toString("latin1").slice(0, 200), Number(/^HTTP\/1\.1 (\d+)/.exec(await say(text))?.[1])]).toEqual([text.toString("latin1").slice(0, 200), status]);
+    for (const [status, text] of refused)
+      expect([text.toString("latin1").slice(0, 200), Number(/^HTTP\/1\.1 (\d+)/.exec(await say(text))?.[1])]).toEqual([
+        text.toString("latin1").slice(0, 200),
+        status,
+      ]);
     const endless = say(Buffer.concat([Buffer.from(head("next", ...own, "transfer-encoding: chunked")), chunked(Buffer.alloc(3_000_000, " "))]));
     expect(await endless).toMatch(/^(HTTP\/1\.1 413 [^]*)?$/); // it may be closed before all was sent
     const cut = say(head("next", ...own, "content-length: 100") + "{", true);
@@ -203,7 +207,9 @@ describe("the server", () => {
     const own = { origin: new URL(address).origin, "content-type": "application/json" };
     const ask = (route: string, body: object) => post(address, route, own, JSON.stringify(body));
     const begun = Array.from({ length: 20 }, (_, i) => `n${i}`);
-    const shown = await Promise.all(begun.map(async (annotator) => JSON.parse((await ask("next", { annotator })).text) as { turn: number; shown: { task: string } }));
+    const shown = await Promise.all(
+      begun.map(async (annotator) => JSON.parse((await ask("next", { annotator })).text) as { turn: number; shown: { task: string } }),
+    );
     const answers = begun.map((annotator, i) =>
       ask("answer", { annotator, turn: shown[i].turn, task: shown[i].shown.task, kind: "skip", seconds: 1 }).then(
         ({ status }) => [annotator, status] as const,

@@ -276,7 +276,11 @@ try {
   process.exitCode = 1;
   if (signal) {
     const given = process.argv.slice(2).filter((one) => one !== "--resume");
-    const quoted = (one: string) => (/^[\w./=:,-]+$/.test(one) ? one : `'${one.replaceAll("'", "'\\''")}'`);
+    const quoted = (one: string) => {
+      if (/^[\w./=:,-]+$/.test(one)) return one;
+      if (visible(one) !== one) return `$'${visible(one.replace(/[\\']/g, "\\$&"))}'`; // bash reads the escapes
+      return `'${one.replaceAll("'", "'\\''")}'`;
+    };
     warn(`rlhf: go on with: rlhf ${[...given, "--resume"].map(quoted).join(" ")}`);
     process.exit(128 + constants.signals[signal]);
   }

@@ -3,6 +3,7 @@ import { readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { Calibration } from "../data/metrics.js";
 import { readJsonl } from "../data/jsonl.js";
+import { jsonElement, markup, pageOf, type Html } from "./html.js";
 import { duration } from "./progress.js";
 import type { Run } from "./run.js";
 import type { EvalRow } from "./stages/eval.js";
@@ -39,113 +40,102 @@ export async function report(run: Run, parts: Parts): Promise<string> {
   const seconds = Object.fromEntries(run.done.map((stage) => [stage.name, stage.seconds]));
   const { heldOut, calibration } = parts.reward;
   const charts = await curves(run, heldOut > 0 ? calibration : undefined);
+  const { eval: evaluated, summary } = parts;
   return page(run, {
-    title: `${percent(parts.eval.winRate)} of completions preferred to the base model's`,
-    about: `${parts.eval.prompts} prompts that no stage saw; 95 %: ${parts.eval.winRateInterval.map(percent).join(" to ")}; ${parts.eval.klPerCompletion.toFixed(1)} nats of KL per completion.
-${escape(String(parts.summary.cpu))}, ${escape(String(parts.summary.isa))}, ${String(parts.summary.threads)} threads, ${duration(parts.summary.seconds as number)}.`,
+    title: `${percent(evaluated.winRate)} of completions preferred to the base model's`,
+    about: `${evaluated.prompts} prompts that no stage saw; 95 %: ${evaluated.winRateInterval.map(percent).join(" to ")}; ${evaluated.klPerCompletion.toFixed(1)} nats of KL per completion.
+${String(summary.cpu)}, ${String(summary.isa)}, ${String(summary.threads)} threads, ${duration(summary.seconds as number)}.`,
     charts,
-    body: `<h2>The chain</h2>
-<div class="chain">${boxes(parts, seconds).join('<div class="arrow" aria-hidden="true">\u2192</div>')}</div>
+    body: markup`<h2>The chain</h2>
+<div class="chain">${boxes(parts, seconds).map((box, i) => (i > 0 ? markup`<div class="arrow" aria-hidden="true">\u2192</div>${box}` : box))}</div>
 <h2>Curves</h2>
 ${figures(charts)}
 <h2>Samples</h2>
 <table class="samples"><thead><tr><th>prompt</th><th>base</th><th>policy</th></tr></thead><tbody>
-${parts.eval.samples.map(sampleRow).join("\n")}
+${evaluated.samples.map(sampleRow)}
 </tbody></table>
 <h2>Summary</h2>
-<table class="summary">${Object.entries(parts.summary)
+<table class="summary">${Object.entries(summary)
       .filter(([, value]) => typeof value !== "object")
-      .map(
-        ([name, value]) =>
-          `<tr><th>${escape(name)}</th><td>${escape(typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value))}</td></tr>`,
-      )
-      .join("")}</table>`,
+      .map(([name, value]) => markup`<tr><th>${name}</th><td>${typeof value === "number" ? Number(value.toPrecision(6)) : String(value)}</td></tr>`)}</table>`,
   });
 }
 
 /** The page of a stage that ran by itself: its curves. */
 export async function stageReport(run: Run, title: string, calibration?: Calibration): Promise<string> {
   const charts = await curves(run, calibration);
-  const about = `${escape(run.folder)}; ${run.done.map(({ name, seconds }) => `${name}: ${duration(seconds)}`).join(", ")}.`;
-  return page(run, { title: escape(title), about, charts, body: figures(charts) });
+  const about = `${run.folder}; ${run.done.map(({ name, seconds }) => `${name}: ${duration(seconds)}`).join(", ")}.`;
+  return page(run, { title, about, charts, body: figures(charts) });
 }
 
 const figures = (charts: Chart[]) =>
-  `<div class="charts">${charts.map(({ title, about }, i) => `<figure><figcaption><b>${escape(title)}</b> ${escape(about)}</figcaption><div id="chart${i}"></div></figure>`).join("")}</div>`;
+  markup`<div class="charts">${charts.map(({ title, about }, i) => markup`<figure><figcaption><b>${title}</b> ${about}</figcaption><div id="chart${i}"></div></figure>`)}</div>`;
 
 /** One page that needs nothing else. */
-async function page(run: Run, { title, about, body, charts }: { title: string; about: string; body: string; charts: Chart[] }): Promise<string> {
+async function page(run: Run, { title, about, body, charts }: { title: string; about: string; body: Html; charts: Chart[] }): Promise<string> {
   const folder = dirname(createRequire(import.meta.url).resolve("uplot"));
   const [script, style] = await Promise.all(["uPlot.iife.min.js", "uPlot.min.css"].map((file) => readFile(join(folder, file), "utf8")));
-  return `<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>rlhf: ${escape(run.folder)}</title>
-<style>${style}${css}</style>
-</head>
-<body>
-<header>
+  return pageOf({
+    title: `rlhf: ${run.folder}`,
+    style: style + css,
+    script: script + drawing,
+    body: markup`<header>
 <h1>${title}</h1>
 <p>${about}</p>
 </header>
 ${body}
-<script>${script}</script>
-<script>const charts = ${JSON.stringify(charts).replaceAll("<", "\\u003c")};${drawing}</script>
-</body>
-</html>
-`;
+${jsonElement("charts", charts)}`,
+  });
 }
 
-function boxes(parts: Parts, seconds: Record<string, number>): string[] {
+function boxes(parts: Parts, seconds: Record<string, number>): Html[] {
   const { sft, collect, label, reward, ppo, summary } = parts;
   const { prompt, completions } = collect.example;
   const [sample] = parts.eval.samples;
-  const box = (stage: string, title: string, about: string, counts: string, example: string) =>
-    `<section><h3>${title}</h3><p class="count">${counts}<br>${duration(seconds[stage] ?? 0)}</p><p>${about}</p><p class="example">${example}</p></section>`;
+  const box = (stage: string, title: string, about: string, counts: string, example: Html) =>
+    markup`<section><h3>${title}</h3><p class="count">${counts}<br>${duration(seconds[stage] ?? 0)}</p><p>${about}</p><p class="example">${example}</p></section>`;
   return [
     box(
       "sft",
       "base model",
       "A tokenizer and a transformer learn the language of the speeches, token by token.",
       `${count(sft.parameters)} weights, ${count(sft.tokens)} tokens`,
-      `${sft.bitsPerByte.toFixed(3)} bits per held-out byte`,
+      markup`${sft.bitsPerByte.toFixed(3)} bits per held-out byte`,
     ),
     box(
       "collect",
       "completions",
       "The base model continues prompts from text that it has not read, several times each.",
       `${count(collect.prompts)} prompts, ${count(collect.completions)} completions`,
-      `\u2026${escape(prompt)}<ins>${escape(completions[0])}</ins>`,
+      markup`\u2026${prompt}<ins>${completions[0]}</ins>`,
     ),
     box(
       "label",
       "comparisons",
       `${label.annotators} scripted annotators say which of two completions sounds better; they read a sentiment lexicon, and disagree as people do.`,
       `${count(label.comparisons)} pairs, ${count(label.disagreed)} not unanimous`,
-      `<b>\u2713</b> ${escape(label.example.chosen)}<br><b>\u2717</b> ${escape(label.example.rejected)}`,
+      markup`<b>\u2713</b> ${label.example.chosen}<br><b>\u2717</b> ${label.example.rejected}`,
     ),
     box(
       "reward",
       "reward model",
       "The base model with a scalar head learns to score as the annotators choose (Bradley and Terry).",
       `${count(reward.comparisons)} pairs, ${count(reward.heldOut)} held out`,
-      verdict(reward),
+      markup`${verdict(reward)}`,
     ),
     box(
       "ppo",
       "PPO",
       "The policy is moved toward what the reward model scores high, and pays for every nat that it leaves the base model.",
       `${ppo.updates} updates, ${count(ppo.episodes)} completions`,
-      `reward ${fixed(summary.rewardBefore)} \u2192 ${fixed(summary.rewardAfter)}`,
+      markup`reward ${fixed(summary.rewardBefore)} \u2192 ${fixed(summary.rewardAfter)}`,
     ),
     box(
       "eval",
       "evaluation",
       "Base and policy continue the same new prompts; the annotator, without noise and never seen by the policy, judges.",
       `${count(parts.eval.prompts)} prompts`,
-      sample ? `\u2026${escape(sample.prompt)}<ins>${escape(sample.policy)}</ins>` : "",
+      sample ? markup`\u2026${sample.prompt}<ins>${sample.policy}</ins>` : markup``,
     ),
   ];
 }
@@ -235,20 +225,21 @@ function sorted(x: number[], y: number[]): { x: number[]; y: number[] } {
   return { x: order.map((i) => x[i]), y: order.map((i) => y[i]) };
 }
 
-const sampleRow = ({ prompt, base, policy, baseScore, policyScore }: EvalRow) =>
-  `<tr><td>\u2026${escape(prompt)}</td><td>${escape(base)} <span class="score">${baseScore.toFixed(1)}</span></td><td>${escape(policy)} <span class="score">${policyScore.toFixed(1)}</span></td></tr>`;
+const sampleRow = ({ prompt, base, policy, baseScore, policyScore }: EvalRow) => {
+  const scored = (text: string, score: number) => markup`<td>${text} <span class="score">${score.toFixed(1)}</span></td>`;
+  return markup`<tr><td>\u2026${prompt}</td>${scored(base, baseScore)}${scored(policy, policyScore)}</tr>\n`;
+};
 
 const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
 const count = (n: number) => n.toLocaleString("en-US");
 const fixed = (value: unknown) => (typeof value === "number" ? value.toFixed(2) : "\u2013");
-const escape = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
 
 const css = `
 :root { color-scheme: light dark; --ink: light-dark(#1d2430, #e6e9ef); --faint: light-dark(#667085, #98a2b3); --line: light-dark(#d9dee7, #394150); --box: light-dark(#f7f8fa, #1b212b); --accent: light-dark(#0a6e5c, #4fd1b5); }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: light-dark(#fff, #12161c); max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .8rem; } header p { color: var(--faint); margin: .3rem 0; }
 .chain { display: flex; align-items: stretch; gap: .3rem; flex-wrap: wrap; }
-.chain section { box-sizing: border-box; flex: 1 1 150px; border: 1px solid var(--line); border-radius: 8px; background: var(--box); padding: .6rem .7rem; font-size: .82rem; min-width: 0; }
+.chain section { box-sizing: border-box; flex: 1 1 150px; border: 1px solid var(--line); border-radius: 8px; background: var(--box); padding: .6rem .7rem; font-size: .82rem; min-width: 0; overflow-wrap: anywhere; }
 .chain h3 { margin: 0; font-size: .98rem; } .chain p { margin: .35rem 0; } .count { color: var(--accent); font-variant-numeric: tabular-nums; }
 .example { color: var(--faint); border-top: 1px dashed var(--line); padding-top: .35rem; overflow-wrap: anywhere; } .example ins { text-decoration: none; color: var(--ink); }
 .arrow { align-self: center; color: var(--faint); }
@@ -261,6 +252,7 @@ table { border-collapse: collapse; font-size: .88rem; } th, td { text-align: lef
 
 // Runs in the page.
 const drawing = `
+const charts = JSON.parse(document.getElementById("charts").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)").matches;
 const ink = dark ? "#98a2b3" : "#667085", grid = { stroke: dark ? "#2a313c" : "#eceff3", width: 1, faint: dark ? "#3d4654" : "#cdd3dc" }, colours = dark ? ["#4fd1b5", "#f0a35e"] : ["#0a6e5c", "#c2570c"];
 charts.forEach((chart, i) => {

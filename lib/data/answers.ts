@@ -69,8 +69,7 @@ export function answerFrom(given: unknown, criteria: readonly string[], size: nu
   return answer;
 }
 
-const isReason = (value: unknown): value is string =>
-  typeof value === "string" && value.length <= LONGEST_REASON && !/[^\P{Cc}\n\t]|\p{Cs}/u.test(value);
+const isReason = (value: unknown): value is string => typeof value === "string" && value.length <= LONGEST_REASON && !/[^\P{Cc}\n\t]|\p{Cs}/u.test(value);
 
 function judged(ranks: unknown, strength: unknown, criteria: readonly string[], size: number): Pick<Answer, "ranks" | "strength"> {
   const ofRanks = fieldsOf("ranks", ranks, criteria);

@@ -56,8 +56,7 @@ export function labelEntry(row: Row): LabelEntry {
 
 const isRecord = (value: unknown, accepts: (one: unknown) => boolean) =>
   typeof value === "object" && value !== null && !Array.isArray(value) && Object.values(value).every(accepts);
-const isOrder = (value: unknown): value is number[] =>
-  Array.isArray(value) && value.toSorted((a, b) => Number(a) - Number(b)).every((place, i) => place === i);
+const isOrder = (value: unknown): value is number[] => Array.isArray(value) && value.toSorted((a, b) => Number(a) - Number(b)).every((place, i) => place === i);
 
 const LINE_FEED = 0x0a;
 const decoder = new TextDecoder("utf-8", { fatal: true });

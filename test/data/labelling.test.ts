@@ -422,7 +422,7 @@ describe("the log of labels", () => {
       await opened.pop()?.close();
       if (Array.isArray(found)) expect({ seed, at, found }).toEqual({ seed, at, found: wanted });
       else {
-        expect(["JSON", "COLUMN"]).toContain((found as Error & { code: string }).code);
+        expect(["JSON", "COLUMN"]).toContain(found.code);
         expect(found.message).toContain("rlhf data repair");
         expect(await readFile(file)).toEqual(flipped);
       }

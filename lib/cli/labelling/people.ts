@@ -50,9 +50,7 @@ export async function labelByPeople({ label, seed }: Pick<Config, "label" | "see
     } else {
       const { serveLabels } = await import("./server.js");
       const server = await serveLabels(labelling, port);
-      say(
-        `${tasks.length} comparisons at\n\n  ${server.address}\n\nKeep the address to yourself: whoever has it can label. Ctrl-C ends and writes ${out}.`,
-      );
+      say(`${tasks.length} comparisons at\n\n  ${server.address}\n\nKeep the address to yourself: whoever has it can label. Ctrl-C ends and writes ${out}.`);
       if (!ending.asked.aborted) await once(ending.asked, "abort");
       await server.close();
     }

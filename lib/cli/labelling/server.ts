@@ -50,8 +50,7 @@ export async function serveLabels(labelling: Labelling, port = 0): Promise<Label
     next: { fields: [], act: () => Promise.resolve() },
     answer: {
       fields: ["turn", "task", ...ANSWER_FIELDS],
-      act: (annotator, { turn, task, ...answer }) =>
-        labelling.answer(annotator, taskName(task), answer as unknown as Answer, wholeNumber("turn", turn, 0)),
+      act: (annotator, { turn, task, ...answer }) => labelling.answer(annotator, taskName(task), answer as unknown as Answer, wholeNumber("turn", turn, 0)),
     },
     undo: { fields: ["turn"], act: (annotator, { turn }) => labelling.undo(annotator, wholeNumber("turn", turn, 0)) },
   };

@@ -279,7 +279,14 @@ function answer(kind) {
   const text = $("reason")
     .value.replace(/[^\P{Cc}\n\t]|\p{Cs}/gu, " ")
     .trim();
-  return ask("answer", { turn: state.turn, task: state.shown.task, kind, seconds, ...(kind === "label" ? { ranks, strength } : {}), ...(text ? { reason: text } : {}) });
+  return ask("answer", {
+    turn: state.turn,
+    task: state.shown.task,
+    kind,
+    seconds,
+    ...(kind === "label" ? { ranks, strength } : {}),
+    ...(text ? { reason: text } : {}),
+  });
 }
 
 function reason(open) {
