@@ -58,7 +58,7 @@ test("what is inserted into HTML is text, in elements, attributes and data", () 
 
 test("the page has no element, script or attribute that its texts brought along, and its policy names one script and one style", async () => {
   for (const one of [page, await stageReport(run, attack)]) {
-    expect(one.match(/<img|<script>document|onerror="|[\u202e\u2028\u0007]/)).toBeNull();
+    for (const part of ["<img", "<script>document", 'onerror="', "\u202e", "\u2028", "\u0007"]) expect([part, one.includes(part)]).toEqual([part, false]);
     expect(one.match(/<script/g)).toHaveLength(2); // the data, and what draws it
     expect(one.slice(0, 500)).toMatch(
       /http-equiv="Content-Security-Policy" content="default-src &#39;none&#39;; style-src &#39;sha256-[\w+/=]+&#39;; script-src &#39;sha256-[\w+/=]+&#39;; base-uri/,
