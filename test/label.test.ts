@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { spawn, type ChildProcess } from "node:child_process";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { request } from "node:http";
 import { connect } from "node:net";
@@ -229,6 +229,7 @@ describe("the server", () => {
     expect(text).not.toMatch(/(src|href)="(?!data:,)/);
     expect(headers["content-security-policy"]).toMatch(/default-src 'none'.*connect-src 'self'.*frame-ancestors 'none'/);
     expect(headers).toMatchObject({ "cache-control": "no-store", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff" });
+    expect(headers).toMatchObject({ "cross-origin-opener-policy": "same-origin", "cross-origin-resource-policy": "same-origin" });
   });
 });
 
@@ -416,8 +417,15 @@ function contrasts(): [string, number][] {
 }
 
 describe("rlhf label", () => {
-  const start = (...args: string[]) =>
-    spawn(process.execPath, [join(root, "dist/lib/cli/main.js"), "label", "--data", at("c.jsonl"), "--out", at("p.jsonl"), ...args]);
+  const children: ChildProcess[] = [];
+  const start = (...args: string[]) => {
+    const child = spawn(process.execPath, [join(root, "dist/lib/cli/main.js"), "label", "--data", at("c.jsonl"), "--out", at("p.jsonl"), ...args]);
+    children.push(child);
+    return child;
+  };
+  afterEach(() => {
+    for (const child of children.splice(0)) child.kill("SIGKILL"); // those of a test that failed
+  });
   const heard = (stream: NodeJS.ReadableStream) => {
     const all = { text: "" };
     stream.on("data", (chunk: Buffer) => (all.text += chunk.toString()));

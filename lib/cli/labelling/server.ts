@@ -63,7 +63,8 @@ export async function serveLabels(labelling: Labelling, port = 0): Promise<Label
   };
 
   const answer = async (request: IncomingMessage, response: ServerResponse) => {
-    if (request.headersDistinct.host?.length !== 1 || request.headers.host !== host) throw new Refusal(403, `the host is not ${host}`);
+    if (request.headersDistinct.host?.length !== 1 || request.headers.host !== host)
+      throw new Refusal(403, `the host is ${shown(request.headersDistinct.host)}, wanted one, ${host}`);
     const [, given = "", route = ""] = /^\/([^/?]*)\/([^?]*)/.exec(request.url ?? "") ?? [];
     if (!same(given, token)) throw new Refusal(404, "the address lacks its token: use the one that rlhf label printed");
     if (request.method === "GET" && route === "") return send(response, 200, "text/html; charset=utf-8", page.html, page.policy);
