@@ -27,6 +27,18 @@ class Refusal extends Error {
   }
 }
 
+/** What the page asks for: the fields beside the annotator, and what is done. */
+type Routes = Record<string, { fields: string[]; act(annotator: string, given: Record<string, unknown>): Promise<unknown> }>;
+
+const routesOf = (labelling: Labelling): Routes => ({
+  next: { fields: [], act: () => Promise.resolve() },
+  answer: {
+    fields: ["turn", "task", ...ANSWER_FIELDS],
+    act: (annotator, { turn, task, ...answer }) => labelling.answer(annotator, taskName(task), answer as unknown as Answer, wholeNumber("turn", turn, 0)),
+  },
+  undo: { fields: ["turn"], act: (annotator, { turn }) => labelling.undo(annotator, wholeNumber("turn", turn, 0)) },
+});
+
 export interface LabelServer {
   /** With the token: whoever knows it may label. */
   address: string;
@@ -43,22 +55,14 @@ export async function serveLabels(labelling: Labelling, port = 0): Promise<Label
   const token = randomBytes(16).toString("hex");
   const page = await wholePage();
   const working = new Set<Promise<unknown>>(); // requests that may change something
+  const routes = routesOf(labelling);
   let host = "";
   let isClosing = false;
 
-  const routes: Record<string, { fields: string[]; act(annotator: string, given: Record<string, unknown>): Promise<unknown> }> = {
-    next: { fields: [], act: () => Promise.resolve() },
-    answer: {
-      fields: ["turn", "task", ...ANSWER_FIELDS],
-      act: (annotator, { turn, task, ...answer }) => labelling.answer(annotator, taskName(task), answer as unknown as Answer, wholeNumber("turn", turn, 0)),
-    },
-    undo: { fields: ["turn"], act: (annotator, { turn }) => labelling.undo(annotator, wholeNumber("turn", turn, 0)) },
-  };
   const handle = async (route: string, asked: unknown) => {
-    const { fields, act } = routes[route];
-    const { annotator, ...given } = fieldsOf("the body", asked, ["annotator", ...fields]);
+    const { annotator, ...given } = fieldsOf("the body", asked, ["annotator", ...routes[route].fields]);
     const name = annotatorName(annotator);
-    await act(name, given);
+    await routes[route].act(name, given);
     return { criteria: labelling.criteria, ...(await labelling.view(name)) };
   };
 
