@@ -1,10 +1,13 @@
 import { dirname, resolve } from "node:path";
-import { mkdir, readFile } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { readCompletions, writeCompletions, type CompletionRow } from "../data/completions.js";
 import type { Calibration } from "../data/metrics.js";
-import { readRows, rowsOf, writeJsonl } from "../data/jsonl.js";
-import { readComparisons, readDemonstrations, readPrompts } from "../data/preferences.js";
-import { typeError } from "../device/errors.js";
+import { writeJsonl, type Row } from "../data/jsonl.js";
+import { orders } from "../data/order.js";
+import { comparisonRow, demonstrationRow, promptRow, type DemonstrationRow } from "../data/preferences.js";
+import { rowFile, textFile } from "../data/rows.js";
+import { Records } from "../data/spool.js";
+import { rangeError, typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
 import { loadModel, loadModels, saveModel } from "../model/checkpoint.js";
 import { Transformer } from "../model/transformer.js";
@@ -22,11 +25,12 @@ import { Run } from "./run.js";
 import type { Config } from "./schema.js";
 import { completionRow, sampleAll, type Prompt } from "./stages/collect.js";
 import { evaluate } from "./stages/eval.js";
-import { comparisons, labelAll } from "./stages/label.js";
+import { labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage, verdict } from "./stages/reward.js";
 import { scoreRows } from "./stages/score.js";
-import { copyTokenizer, sftStage, stream, type SftText } from "./stages/sft.js";
+import { copyTokenizer, sftStage, type SftText } from "./stages/sft.js";
+import { Comparisons, Documents } from "../rlhf/rows.js";
 import { textBatches } from "../rlhf/text.js";
 import { Random } from "../device/philox.js";
 import { table } from "./table.js";
@@ -53,29 +57,32 @@ function hasRows(file: string): boolean {
 }
 
 /** Documents of a text file (one), or of rows with `text`. */
-async function documents(file: string): Promise<string[]> {
-  if (hasRows(file)) return readRows(file, (row) => row.text("text"));
-  return [
-    await readFile(file, "utf8").catch((error: Error) => {
-      throw typeError("FILE", `${file}: ${error.message}`);
-    }),
-  ];
-}
+const documents = (file: string): AsyncIterable<string> => (hasRows(file) ? rowFile(file, (row) => row.text("text")) : textFile(file));
 
 /** Documents, or demonstrations where the first row has a prompt, rendered for the model in the folder. */
 async function sftText(file: string, folder?: string): Promise<SftText> {
-  if (hasRows(file))
-    for await (const row of rowsOf(file)) {
-      if (!row.has("prompt")) break;
-      const tokenizer = folder ? await Tokenizer.load(folder) : undefined;
-      return readDemonstrations(file, tokenizer && (() => tokenizer.chat));
-    }
-  return documents(file);
+  if (!hasRows(file)) return documents(file);
+  const tokenizer = folder ? await Tokenizer.load(folder) : undefined;
+  const chat = tokenizer && (() => tokenizer.chat);
+  let parse: ((row: Row) => string | DemonstrationRow) | undefined;
+  return rowFile(file, (row) => (parse ??= row.has("prompt") ? (one) => demonstrationRow(one, chat) : (one) => one.text("text"))(row));
 }
 
+const promptRows = (file: string, tokenizer: Tokenizer) => rowFile(file, (row) => promptRow(row, () => tokenizer.chat));
+
 async function prompts(file: string, tokenizer: Tokenizer): Promise<Prompt[]> {
-  const rows = await readPrompts(file, () => tokenizer.chat);
-  return rows.map(({ prompt, rendered }) => ({ text: prompt, ids: tokenizer.encodePrompt(prompt, { rendered }), ...(rendered ? { rendered } : {}) }));
+  const all: Prompt[] = [];
+  for await (const { prompt, rendered } of promptRows(file, tokenizer))
+    all.push({ text: prompt, ids: tokenizer.encodePrompt(prompt, { rendered }), ...(rendered ? { rendered } : {}) });
+  return all;
+}
+
+/** The ids of prompts, in a temporary file of the folder. */
+async function promptIds(file: string, tokenizer: Tokenizer, folder: string): Promise<Records> {
+  const all = new Records(folder);
+  for await (const row of promptRows(file, tokenizer)) all.add([tokenizer.encodePrompt(row.prompt, row)]);
+  if (all.length === 0) throw rangeError("EMPTY", `--prompts: ${file} has no prompts`);
+  return all;
 }
 
 /** The curves of a stage, beside what it wrote. */
@@ -93,7 +100,7 @@ export async function sft(
   const heldOut = files.heldOut ? await sftText(files.heldOut, files.model) : [];
   const result = await run.stage("sft", () => sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }));
   if (files.model) await copyTokenizer(files.model, files.out);
-  const told = `loss ${result.loss.toFixed(3)}${heldOut.length > 0 ? `, ${result.bitsPerByte.toFixed(3)} bits per held-out byte` : ""}`;
+  const told = `loss ${result.loss.toFixed(3)}${result.heldOutBytes > 0 ? `, ${result.bitsPerByte.toFixed(3)} bits per held-out byte` : ""}`;
   await writeReport(run, told);
   say(`${files.out}: ${result.parameters} weights, ${told}`);
   await device.close();
@@ -156,11 +163,16 @@ export async function reward(
   const inputs = { files: { "--model": folder, "--data": data, "--held-out": heldOut }, words: { "--criterion": criterion } };
   using run = await Run.open(out, config, device, resume, inputs);
   const [base, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
-  const read = async (file: string) => comparisons(await readComparisons(file, () => tokenizer.chat, criterion), tokenizer, config.reward.softLabels);
+  const read = (file: string) => {
+    const rows = rowFile(file, (row) => comparisonRow(row, () => tokenizer.chat, criterion));
+    return Comparisons.read(rows, tokenizer, { softLabels: config.reward.softLabels, folder: run.folder });
+  };
   fit("--model", folder, base, "any", tokenizer);
   const model = toTrain(base, config, "score");
   const result = await run.stage("reward", async () => {
-    const done = await rewardStage({ config, device, run, progress }, model, await read(data), heldOut === undefined ? undefined : await read(heldOut));
+    using compared = await read(data);
+    using judging = heldOut === undefined ? undefined : await read(heldOut);
+    const done = await rewardStage({ config, device, run, progress }, model, compared, judging);
     await saveTrained(model, out, folder);
     await copyTokenizer(folder, out);
     return done;
@@ -191,19 +203,18 @@ export async function ppo(
   const models = await ppoModels(device, config, files);
   fit("--model", files.model, models.policy, "logits", tokenizer);
   fit("--reward", files.reward, models.reward, "score", tokenizer);
-  const all = await prompts(files.prompts, tokenizer);
+  using all = await promptIds(files.prompts, tokenizer, run.folder);
   const stop = await stopIds(files.model, models.policy, tokenizer);
+  const orderOf = orders(all.length, (round) => new Random(seed, PROMPT_ORDER_STREAM).at(round));
   const batch = (update: number) => {
     const each = options.rolloutBatch / options.samples; // prompts of an update
-    const order = Array.from({ length: each }, (_, i) => update * each + i);
-    const asked = order.map((place) => {
-      const round = Math.floor(place / all.length);
-      const shuffled = new Random(seed, PROMPT_ORDER_STREAM).at(round).shuffle(all.map((_, i) => i));
-      return all[shuffled[place % all.length]].ids;
+    const asked = Array.from({ length: each }, (_, i) => {
+      const place = update * each + i;
+      return all.at(orderOf(Math.floor(place / all.length))[place % all.length]);
     });
     return requestsFor(asked, options.samples);
   };
-  const tokens = files.pretraining ? stream(await documents(files.pretraining), tokenizer) : undefined;
+  using tokens = files.pretraining ? await Documents.read(documents(files.pretraining), tokenizer, run.folder) : undefined;
   const pretraining = tokens && textBatches(tokens, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
   const result = await run.stage("ppo", async () => {
     const done = await ppoStage({ config, device, run, progress }, models, batch, { ...options, seed, stop }, pretraining);

@@ -3,7 +3,8 @@ import { readFile } from "node:fs/promises";
 import { cutPrompts, stateOfTheUnion, type Address } from "../data/corpus.js";
 import { byPrompt, readCompletions, writeCompletions } from "../data/completions.js";
 import { writeJsonl } from "../data/jsonl.js";
-import { readComparisons } from "../data/preferences.js";
+import { comparisonRow } from "../data/preferences.js";
+import { rowFile } from "../data/rows.js";
 import type { Device } from "../device/device.js";
 import { native } from "../device/native.js";
 import { Random } from "../device/philox.js";
@@ -11,6 +12,7 @@ import { loadModel, loadModels } from "../model/checkpoint.js";
 import { requestsFor } from "../model/generate.js";
 import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
+import { Comparisons, Documents } from "../rlhf/rows.js";
 import { textBatches } from "../rlhf/text.js";
 import { cpuName } from "./info.js";
 import { ppoModels, saveTrained, toTrain, withModels } from "./model.js";
@@ -20,10 +22,10 @@ import { Run } from "./run.js";
 import type { Config } from "./schema.js";
 import { completionRow, sampleAll, type Prompt } from "./stages/collect.js";
 import { evaluate, type EvalRow } from "./stages/eval.js";
-import { comparisons, labelAll } from "./stages/label.js";
+import { labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage } from "./stages/reward.js";
-import { copyTokenizer, sftStage, stream } from "./stages/sft.js";
+import { copyTokenizer, sftStage } from "./stages/sft.js";
 import { table } from "./table.js";
 
 const PROMPT_STREAMS = { collect: 32, ppo: 33, eval: 34 };
@@ -87,8 +89,9 @@ export async function demo(folder: string, config: Config, device: Device, progr
     const base = await load(baseDir);
     const model = toTrain(base, config, "score");
     return withModels([base, model], async () => {
-      const rows = await readComparisons(run.path("preferences.jsonl"));
-      const result = await rewardStage(context, model, comparisons(rows, tokenizer, config.reward.softLabels));
+      const rows = rowFile(run.path("preferences.jsonl"), (row) => comparisonRow(row));
+      using compared = await Comparisons.read(rows, tokenizer, { softLabels: config.reward.softLabels, folder });
+      const result = await rewardStage(context, model, compared);
       await saveTrained(model, rewardDir, baseDir);
       await copyTokenizer(baseDir, rewardDir);
       return result;
@@ -103,16 +106,9 @@ export async function demo(folder: string, config: Config, device: Device, progr
       const asked = prompts("ppo", each * updates).map(({ ids }) => ids);
       const batch = (update: number) => requestsFor(asked.slice(update * each, (update + 1) * each), samples);
       const { sequenceLength: length } = config.sft;
-      const pretraining =
-        ptxCoef > 0
-          ? textBatches(
-              stream(
-                corpus.train.map(({ text }) => text),
-                tokenizer,
-              ),
-              { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed },
-            )
-          : undefined;
+      const texts = corpus.train.map(({ text }) => text);
+      using tokens = ptxCoef > 0 ? await Documents.read(texts, tokenizer, folder) : undefined;
+      const pretraining = tokens && textBatches(tokens, { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed });
       const result = await ppoStage(context, models, batch, { ...config.ppo, seed, stop }, pretraining);
       await saveTrained(models.policy, policyDir, baseDir);
       await copyTokenizer(baseDir, policyDir);

@@ -97,13 +97,17 @@ export function rankingRow(row: Row, chat?: Chat): RankingRow {
   return { prompt, ranking: completions, ...endsOf(row, texts) };
 }
 
+/** A preference or a ranking. @param criterion the column that the soft label of a preference is read from */
+export const comparisonRow = (row: Row, chat?: Chat, criterion?: string): ComparisonRow =>
+  row.has("ranking") ? rankingRow(row, chat) : preferenceRow(row, chat, criterion);
+
 /**
  * A file of preferences, rankings or both.
  * @param criterion the column that the soft label of a preference is read from
  * @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT`
  */
 export const readComparisons = (file: string, chat?: Chat, criterion?: string): Promise<ComparisonRow[]> =>
-  readRows<ComparisonRow>(file, (row) => (row.has("ranking") ? rankingRow(row, chat) : preferenceRow(row, chat, criterion)));
+  readRows(file, (row) => comparisonRow(row, chat, criterion));
 
 /** A file of prompts; other columns are passed over. @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT` */
 export const readPrompts = (file: string, chat?: Chat): Promise<PromptRow[]> => readRows(file, (row) => promptRow(row, chat));

@@ -103,11 +103,14 @@ export class Random {
     return Math.floor(this.uniform() * n);
   }
 
-  /** Shuffles the array in place (Fisher and Yates) and returns it. */
-  shuffle<T>(array: T[]): T[] {
+  /** Shuffles the array in place (Fisher and Yates) and returns it. The order depends on its length alone, not on its kind. */
+  shuffle<A extends { readonly length: number; [place: number]: unknown }>(array: A): A {
+    const items: { [place: number]: unknown } = array;
     for (let i = array.length - 1; i > 0; i--) {
       const j = this.below(i + 1);
-      [array[i], array[j]] = [array[j], array[i]];
+      const item = items[i];
+      items[i] = items[j];
+      items[j] = item;
     }
     return array;
   }

@@ -11,16 +11,28 @@ export interface BpeOptions {
   specials?: readonly string[];
 }
 
+/** Counts the words of a text, as `trainBpe` cuts it. */
+export function countWords(text: string, counts: Map<string, number>): void {
+  for (const word of splitWords(text)) counts.set(word, (counts.get(word) ?? 0) + 1);
+}
+
+function counted(texts: Iterable<string>): Map<string, number> {
+  const counts = new Map<string, number>();
+  for (const text of texts) countWords(text, counts);
+  return counts;
+}
+
 /**
  * Trains a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019). Ids: special tokens, the byte characters by
  * code point, then merges. The most frequent pair is merged; of pairs as frequent, the one with the smaller ids. These are
  * the rules, and the file format, of Hugging Face's trainer.
  *
+ * @param texts all texts, or how often each of their words occurs, as `countWords` counts
  * @returns the contents of tokenizer.json and tokenizer_config.json; fewer tokens than asked for where no pair is left
  * @throws RangeError `RANGE` for a vocabulary too small for the special tokens and 256 bytes; TypeError `TOKENIZER` for a
  *   special token that is empty, given twice or a byte's character
  */
-export function trainBpe(texts: Iterable<string>, { vocabulary, specials = ["<|endoftext|>"] }: BpeOptions): TokenizerFiles {
+export function trainBpe(texts: Iterable<string> | Map<string, number>, { vocabulary, specials = ["<|endoftext|>"] }: BpeOptions): TokenizerFiles {
   const alphabet = [...byteCharacters].sort();
   if (!(Number.isInteger(vocabulary) && vocabulary >= specials.length + 256 && vocabulary <= PAIR))
     throw rangeError("RANGE", `vocabulary is ${vocabulary}, wanted a whole number from ${specials.length + 256} (special tokens and bytes) to ${PAIR}`);
@@ -29,7 +41,7 @@ export function trainBpe(texts: Iterable<string>, { vocabulary, specials = ["<|e
       throw typeError("TOKENIZER", `specials[${i}] is ${JSON.stringify(token)}, wanted a token that is neither empty, a byte's character nor given twice`);
   const tokens = [...specials, ...alphabet];
   const corpus = new Corpus(
-    texts,
+    texts instanceof Map ? texts : counted(texts),
     Int32Array.from(byteCharacters, (character) => tokens.indexOf(character)),
   );
   return files(tokens, learn(corpus, tokens, vocabulary), specials);
@@ -80,9 +92,7 @@ class Corpus {
   private readonly frequencies: number[] = [];
   private readonly places = new Map<number, number[]>(); // words that have, or had, the pair
 
-  constructor(texts: Iterable<string>, byteIds: Int32Array) {
-    const frequency = new Map<string, number>();
-    for (const text of texts) for (const word of splitWords(text)) frequency.set(word, (frequency.get(word) ?? 0) + 1);
+  constructor(frequency: ReadonlyMap<string, number>, byteIds: Int32Array) {
     const utf8 = new TextEncoder();
     for (const [word, n] of frequency) {
       const index = this.words.push(Int32Array.from(utf8.encode(word), (byte) => byteIds[byte])) - 1;

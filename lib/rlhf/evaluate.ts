@@ -1,3 +1,4 @@
+import { sliceOf, type Indexed } from "../data/spool.js";
 import type { Completion } from "../model/generate.js";
 import type { Transformer } from "../model/transformer.js";
 import type { Episode } from "./episode.js";
@@ -23,9 +24,13 @@ export async function klPerCompletion(
  * @param episodes what is predicted, as by `windows`
  * @param bytes    of the text that their completions are, UTF-8
  */
-export async function bitsPerByte(model: Transformer, episodes: readonly Episode[], bytes: number): Promise<number> {
-  const { logp } = await logps(model, episodes);
+export async function bitsPerByte(model: Transformer, episodes: Indexed<Episode>, bytes: number): Promise<number> {
   let nats = 0;
-  for (const tokens of logp) for (const one of tokens) nats -= one;
+  for (let first = 0; first < episodes.length; first += AT_ONCE) {
+    const { logp } = await logps(model, sliceOf(episodes, first, first + AT_ONCE));
+    for (const tokens of logp) for (const one of tokens) nats -= one;
+  }
   return nats / Math.LN2 / bytes;
 }
+
+const AT_ONCE = 1024; // episodes

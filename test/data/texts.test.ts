@@ -5,12 +5,15 @@ import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { parquetWriteFile } from "hyparquet-writer";
 import { schema } from "../../lib/cli/schema.js";
-import { comparisons, labelAll } from "../../lib/cli/stages/label.js";
+import { labelAll } from "../../lib/cli/stages/label.js";
 import { readRows } from "../../lib/data/jsonl.js";
 import { readComparisons, readDemonstrations, readPrompts } from "../../lib/data/preferences.js";
 import { trainBpe } from "../../lib/model/bpe.js";
 import { ChatTemplate } from "../../lib/model/chat.js";
 import { Tokenizer } from "../../lib/model/tokenizer.js";
+import { Comparisons } from "../../lib/rlhf/rows.js";
+import { sliceOf } from "../../lib/data/spool.js";
+import type { ComparisonRow } from "../../lib/data/preferences.js";
 
 let folder: string;
 let file: string;
@@ -26,6 +29,10 @@ const chatMl =
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 const tokenizer = new Tokenizer({ ...files, tokenizerConfig: { ...files.tokenizerConfig, chat_template: chatMl } });
 const chat = () => tokenizer.chat;
+const comparisons = async (rows: readonly ComparisonRow[], softLabels = true) => {
+  using all = await Comparisons.read(rows, tokenizer, { softLabels });
+  return sliceOf(all, 0, all.length);
+};
 const defaults = () => schema.parse({});
 const user = (content: string) => ({ role: "user", content });
 const assistant = (content: string) => ({ role: "assistant", content });
@@ -96,22 +103,22 @@ test("an empty prompt begins with BOS, or else with the end of the text before, 
   expect(() => withConfig({}).encodePrompt("")).toThrow(expect.objectContaining({ code: "TOKENIZER", message: expect.stringContaining("prompt is empty") }));
 });
 
-test("comparisons without a prompt are units of their own, also where all of a file hang together by their completions", () => {
+test("comparisons without a prompt are units of their own, also where all of a file hang together by their completions", async () => {
   const pair = (chosen: string, rejected: string, prompt = "") => ({ prompt, chosen, rejected });
-  const units = (...rows: ReturnType<typeof pair>[]) => comparisons(rows, tokenizer, true).map(({ episodes, pairs }) => [episodes.length, pairs.length]);
-  expect(units(pair("a", "b"), pair("c", "d"), pair("e", "d"))).toEqual([
+  const units = async (...rows: ReturnType<typeof pair>[]) => (await comparisons(rows)).map(({ episodes, pairs }) => [episodes.length, pairs.length]);
+  expect(await units(pair("a", "b"), pair("c", "d"), pair("e", "d"))).toEqual([
     [2, 1],
     [2, 1],
     [2, 1],
   ]);
-  expect(units(pair("a", "b", "p"), pair("c", "d", "p"))).toEqual([[4, 2]]);
+  expect(await units(pair("a", "b", "p"), pair("c", "d", "p"))).toEqual([[4, 2]]);
 });
 
 test("a completion ends with the token that ends a text, but for one that a template closed, or that was sampled without", async () => {
   const end = tokenizer.eosId!;
   const learnt = async (row: object) => {
     await write(row);
-    return comparisons(await readComparisons(file, chat), tokenizer, true)[0].episodes.map(({ completion }) => completion);
+    return (await comparisons(await readComparisons(file, chat)))[0].episodes.map(({ completion }) => completion);
   };
   const plain = [" a", " b"].map((text) => tokenizer.encode(text));
   const ended = plain.map((ids) => Int32Array.of(...ids, end));
@@ -125,42 +132,42 @@ test("a completion ends with the token that ends a text, but for one that a temp
   await expect(learnt({ ...row, sampled: "no" })).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining('"sampled"') });
 });
 
-test("comparisons of sampled completions keep their ends: those that were cut have none", () => {
+test("comparisons of sampled completions keep their ends: those that were cut have none", async () => {
   const sampled = (completion: string) => ({ prompt: "q", completion, prompt_ids: [1], completion_ids: [2], temperature: 1, logprobs: [-1] });
   const { label, seed } = defaults();
   const rows = labelAll([sampled(" a good day<|endoftext|>"), sampled(" a bad day")], { label, seed });
   expect(rows).toMatchObject([{ prompt: "q", sampled: true }]);
-  const ends = comparisons(rows, tokenizer, true)[0].episodes.map(({ completion }) => Array.from(completion).at(-1) === tokenizer.eosId);
+  const ends = (await comparisons(rows))[0].episodes.map(({ completion }) => Array.from(completion).at(-1) === tokenizer.eosId);
   expect([ends.length, ends.filter(Boolean).length]).toEqual([2, 1]);
 });
 
-test("comparisons of a prompt are one unit wherever they stand; rankings are units of their own", () => {
+test("comparisons of a prompt are one unit wherever they stand; rankings are units of their own", async () => {
   const pair = (prompt: string, chosen: string, rejected: string) => ({ prompt, chosen, rejected });
-  const weights = (...rows: Parameters<typeof comparisons>[0]) => comparisons(rows, tokenizer, true).map(({ pairs }) => pairs.length);
+  const weights = async (...rows: ComparisonRow[]) => (await comparisons(rows)).map(({ pairs }) => pairs.length);
   const [first, second, other] = [pair("p", "a", "b"), pair("p", "c", "d"), pair("q", "e", "f")];
-  expect(weights(first, second, other)).toEqual([2, 1]);
-  expect(weights(first, other, second)).toEqual([2, 1]);
-  expect(weights(pair("", "a", "b"), other, pair("", "b", "c"))).toEqual([1, 1, 1]);
+  expect(await weights(first, second, other)).toEqual([2, 1]);
+  expect(await weights(first, other, second)).toEqual([2, 1]);
+  expect(await weights(pair("", "a", "b"), other, pair("", "b", "c"))).toEqual([1, 1, 1]);
   const ranked = { prompt: "p", ranking: ["a", "b", "c"] };
-  expect(weights(first, ranked, second)).toEqual([2, 3]);
-  expect(weights(ranked, first, second)).toEqual([3, 2]);
+  expect(await weights(first, ranked, second)).toEqual([2, 3]);
+  expect(await weights(ranked, first, second)).toEqual([3, 2]);
 });
 
-test("the majority alone is learnt where labels are not soft: turned where it is the other way, nothing where there is none", () => {
+test("the majority alone is learnt where labels are not soft: turned where it is the other way, nothing where there is none", async () => {
   const rows = [0.2, 0.5, 0.9, undefined].map((agreement, i) => ({ prompt: `p${i}`, chosen: "a", rejected: "b", agreement, margin: 2 }));
   const [a, b] = ["a", "b"].map((text) => [...tokenizer.encode(text)]);
-  const learnt = (soft: boolean) =>
-    comparisons(rows, tokenizer, soft).map(({ episodes, pairs: [{ chosen, rejected, label, margin }] }) => {
+  const learnt = async (soft: boolean) =>
+    (await comparisons(rows, soft)).map(({ episodes, pairs: [{ chosen, rejected, label, margin }] }) => {
       const text = (place: number) => (episodes[place].completion[0] === a[0] ? "a" : "b");
       return [text(chosen), text(rejected), label, margin];
     });
   expect(b).not.toEqual(a);
-  expect(learnt(false)).toEqual([
+  expect(await learnt(false)).toEqual([
     ["b", "a", undefined, -2],
     ["a", "b", undefined, 2],
     ["a", "b", undefined, 2],
   ]);
-  expect(learnt(true).map(([, , label]) => label)).toEqual([0.2, 0.5, 0.9, undefined]);
+  expect((await learnt(true)).map(([, , label]) => label)).toEqual([0.2, 0.5, 0.9, undefined]);
 });
 
 test.each(["UNCOMPRESSED", "SNAPPY"] as const)("Parquet holds the same rows as JSONL, row group by row group: %s", async (codec) => {

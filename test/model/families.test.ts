@@ -3,10 +3,10 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
-import { stream } from "../../lib/cli/stages/sft.js";
 import { root } from "../../lib/device/native.js";
 import { familiarPatterns, isFamiliar } from "../../lib/model/pipeline.js";
 import { Tokenizer, type TokenizerJson } from "../../lib/model/tokenizer.js";
+import { Documents } from "../../lib/rlhf/rows.js";
 import { peerPython } from "../python.js";
 import { seed } from "../random.js";
 
@@ -56,7 +56,7 @@ describe.each(Object.keys(expected))("%s", (name) => {
     }
   });
 
-  test("begins a plain prompt as transformers does, one that a template rendered as it stands", () => {
+  test("begins a plain prompt as transformers does, one that a template rendered as it stands", async () => {
     const before = (config: object) => new Tokenizer({ tokenizer: json, tokenizerConfig: { ...config } }, name);
     for (const [i, text] of texts.entries()) {
       if (text === "" && wanted.special[i].length === 0) continue;
@@ -68,7 +68,8 @@ describe.each(Object.keys(expected))("%s", (name) => {
     expect(tokenizer.prefix.length).toBe(/llama|mistral/.test(name) ? 1 : 0);
     const [one, other] = ["a", "b"].map((text) => [...tokenizer.encode(text)]);
     const ended = before({ eos_token: Object.keys(json.model.vocab)[2] });
-    expect([...stream(["a", "b"], ended)]).toEqual(
+    const documents = await Documents.read(["a", "b"], ended);
+    expect([...documents.slice(0, documents.length)]).toEqual(
       tokenizer.prefix.length > 0 ? [...tokenizer.prefix, ...one, ended.eosId, ...tokenizer.prefix, ...other] : [ended.eosId, ...one, ended.eosId, ...other],
     );
   });

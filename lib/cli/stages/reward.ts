@@ -1,7 +1,9 @@
 import { itemBatches } from "../../rlhf/text.js";
 import type { Transformer } from "../../model/transformer.js";
 import { calibration, type Calibration } from "../../data/metrics.js";
+import { part, sliceOf, type Indexed } from "../../data/spool.js";
 import { preferences, rewardModel, type Comparison } from "../../rlhf/reward.js";
+import type { Comparisons } from "../../rlhf/rows.js";
 import { AdamW } from "../../rlhf/optimizer.js";
 import type { Context } from "./context.js";
 
@@ -24,14 +26,12 @@ export const verdict = ({ accuracy, calibration, heldOut }: Pick<RewardResult, "
 export async function rewardStage(
   { config, run, progress }: Context,
   model: Transformer,
-  comparisons: readonly Comparison[],
-  heldOut?: readonly Comparison[],
+  comparisons: Comparisons,
+  heldOut?: Comparisons,
 ): Promise<RewardResult> {
   const { reward: options, seed } = config;
   const held = heldOut ? 0 : Math.min(comparisons.length - 1, Math.round(comparisons.length * options.heldOut));
-  const training = comparisons.slice(0, comparisons.length - held);
-  heldOut ??= comparisons.slice(comparisons.length - held);
-  const pairsIn = (units: readonly Comparison[]) => units.reduce((n, { pairs }) => n + pairs.length, 0);
+  const training = part(comparisons, 0, comparisons.length - held);
   const steps = Math.ceil(training.length / options.batch) * options.epochs;
   const optimizer = new AdamW(model.trained, options);
   const checkpoint = run.checkpoint("reward", { models: { model }, optimizers: { model: optimizer } });
@@ -45,26 +45,36 @@ export async function rewardStage(
     await checkpoint.due(metrics.step, steps);
   }
   optimizer.dispose();
-  const judged = await judge(model, heldOut);
-  const result = { comparisons: pairsIn(training), heldOut: pairsIn(heldOut), ...judged };
+  const { pairs, ...judged } = await judge(model, heldOut ?? part(comparisons, training.length, comparisons.length));
+  const result = { comparisons: comparisons.pairs - (heldOut ? 0 : pairs), heldOut: pairs, ...judged };
   bar.done(verdict(result));
   return result;
 }
 
-/** Accuracy (against the majority; a pair without one counts half) and calibration (against the share of annotators) of P(A preferred to B); A is the chosen of every other pair. */
-export async function judge(model: Transformer, comparisons: readonly Comparison[]): Promise<{ accuracy: number; calibration: Calibration }> {
-  const pairs = comparisons.flatMap(({ episodes, pairs }) =>
-    pairs.map(({ chosen, rejected, label = 1 }) => ({ chosen: episodes[chosen], rejected: episodes[rejected], label })),
-  );
-  const p = await preferences(
-    model,
-    pairs.map(({ chosen, rejected }, i) => (i % 2 === 0 ? { a: chosen, b: rejected } : { a: rejected, b: chosen })),
-  );
+const AT_ONCE = 1024; // comparisons
+
+/**
+ * Accuracy (against the majority; a pair without one counts half) and calibration (against the share of annotators) of P(A preferred to B);
+ * A is the chosen of every other pair.
+ */
+export async function judge(model: Transformer, comparisons: Indexed<Comparison>): Promise<{ pairs: number; accuracy: number; calibration: Calibration }> {
+  const outcomes: { probability: number; outcome: number }[] = [];
   let right = 0;
-  const outcomes = Array.from(p, (probability, i) => {
-    const outcome = i % 2 === 0 ? pairs[i].label : 1 - pairs[i].label;
-    right += probability === 0.5 || outcome === 0.5 ? 0.5 : Number(probability > 0.5 === outcome > 0.5);
-    return { probability, outcome };
-  });
-  return { accuracy: right / pairs.length, calibration: calibration(outcomes) };
+  for (let first = 0; first < comparisons.length; first += AT_ONCE) {
+    const pairs = sliceOf(comparisons, first, first + AT_ONCE).flatMap(({ episodes, pairs }) =>
+      pairs.map(({ chosen, rejected, label = 1 }) => ({ chosen: episodes[chosen], rejected: episodes[rejected], label })),
+    );
+    const before = outcomes.length;
+    const isTurned = (i: number) => (before + i) % 2 === 1;
+    const p = await preferences(
+      model,
+      pairs.map(({ chosen, rejected }, i) => (isTurned(i) ? { a: rejected, b: chosen } : { a: chosen, b: rejected })),
+    );
+    for (const [i, probability] of p.entries()) {
+      const outcome = isTurned(i) ? 1 - pairs[i].label : pairs[i].label;
+      right += probability === 0.5 || outcome === 0.5 ? 0.5 : Number(probability > 0.5 === outcome > 0.5);
+      outcomes.push({ probability, outcome });
+    }
+  }
+  return { pairs: outcomes.length, accuracy: right / outcomes.length, calibration: calibration(outcomes) };
 }

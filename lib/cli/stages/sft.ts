@@ -2,24 +2,24 @@ import { existsSync } from "node:fs";
 import { copyFile, mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { DemonstrationRow } from "../../data/preferences.js";
-import { rangeError } from "../../device/errors.js";
-import { trainBpe } from "../../model/bpe.js";
+import type { Source } from "../../data/rows.js";
+import { countWords, trainBpe } from "../../model/bpe.js";
 import { loadModel } from "../../model/checkpoint.js";
 import { baseFolder } from "../../model/peft.js";
 import { writeFileDurably } from "../../model/safetensors.js";
 import { Tokenizer } from "../../model/tokenizer.js";
 import { Transformer } from "../../model/transformer.js";
-import type { Episode } from "../../rlhf/episode.js";
 import { bitsPerByte } from "../../rlhf/evaluate.js";
 import { AdamW } from "../../rlhf/optimizer.js";
-import { sft, tokensIn } from "../../rlhf/sft.js";
-import { itemBatches, textBatches, windows } from "../../rlhf/text.js";
+import { Demonstrations, Documents } from "../../rlhf/rows.js";
+import { sft } from "../../rlhf/sft.js";
+import { itemBatches, textBatches, windowsOf } from "../../rlhf/text.js";
 import { fit } from "../fit.js";
 import { modelConfig, saveTrained, toTrain } from "../model.js";
 import type { Context } from "./context.js";
 
-/** Documents, of which every token is learnt, or demonstrations, of which the completions are. */
-export type SftText = readonly string[] | readonly DemonstrationRow[];
+/** Documents, of which every token is learnt, or demonstrations, of which the completions are. Without a model to start from they are read twice. */
+export type SftText = Source<string | DemonstrationRow>;
 
 export interface SftFiles {
   /** To learn from. */
@@ -53,15 +53,14 @@ export async function sftStage({ config, device, run, progress }: Context, files
   if (model !== begin) begin.dispose();
   const { sequenceLength: length } = options;
   const perBatch = (each: number) => Math.max(1, Math.round(options.batchTokens / each));
-  let batches: (step: number) => Episode[];
-  let cut = 0;
-  if (areDemonstrations(files.text)) {
-    const taught = demonstrations(files.text, tokenizer, length);
-    const episodes = taught.map(({ episode }) => episode);
-    cut = taught.filter((one) => one.cut).length;
-    if (cut > 0) progress.stage("demonstrations", taught.length, "").done(`${cut} of ${taught.length} are cut to the ${length} tokens of sft.sequenceLength`);
-    batches = itemBatches(episodes, { batch: perBatch(tokensIn(episodes) / episodes.length), seed });
-  } else batches = textBatches(stream(files.text, tokenizer), { length, batch: perBatch(length), seed });
+  using text = await tokenised(files.text, tokenizer, length, run.folder);
+  using heldOut = await tokenised(files.heldOut, tokenizer, model.config.context, run.folder);
+  const taught = text instanceof Demonstrations;
+  const cut = taught ? text.cut : 0;
+  if (cut > 0) progress.stage("demonstrations", text.length, "").done(`${cut} of ${text.length} are cut to the ${length} tokens of sft.sequenceLength`);
+  const batches = taught
+    ? itemBatches(text, { batch: perBatch(text.tokens / text.length), seed })
+    : textBatches(text, { length, batch: perBatch(length), seed });
   const optimizer = new AdamW(model.trained, options);
   let loss = NaN;
   let tokens = 0;
@@ -85,14 +84,8 @@ export async function sftStage({ config, device, run, progress }: Context, files
   optimizer.dispose();
 
   const { context } = model.config;
-  const { heldOut } = files;
-  let judged: Episode[];
-  let judgedText: readonly string[];
-  if (areDemonstrations(heldOut)) {
-    const shown = demonstrations(heldOut, tokenizer, context);
-    [judged, judgedText] = [shown.map(({ episode }) => episode), shown.map(({ text }) => text)];
-  } else [judged, judgedText] = [windows(stream(heldOut, tokenizer), { length: context - 1, stride: context >> 1 }), heldOut];
-  const heldOutBytes = judgedText.reduce((n, text) => n + Buffer.byteLength(text), 0);
+  const judged = heldOut instanceof Demonstrations ? heldOut : windowsOf(heldOut, { length: context - 1, stride: context >> 1 });
+  const heldOutBytes = heldOut.bytes;
   const bpb = await bitsPerByte(model, judged, heldOutBytes);
   await saveTrained(model, files.out, files.model);
   const parameters = model.size;
@@ -101,50 +94,21 @@ export async function sftStage({ config, device, run, progress }: Context, files
   return { parameters, tokens, tokensPerSecond: (tokens - before) / seconds, loss, bitsPerByte: bpb, heldOutBytes, cut };
 }
 
-const areDemonstrations = (text: SftText): text is readonly DemonstrationRow[] => typeof text[0] === "object";
-
-const end = ({ eosId }: Tokenizer) => (eosId === undefined ? [] : [eosId]);
-
-/** Documents end to end, each after the token that ends one, and what the tokenizer puts before a text; the first after the latter alone, if there is any. */
-export function stream(documents: readonly string[], tokenizer: Tokenizer): Int32Array {
-  const ids: number[] = [];
-  const { prefix } = tokenizer;
-  for (const [i, text] of documents.entries()) {
-    if (i > 0 || prefix.length === 0) ids.push(...end(tokenizer));
-    ids.push(...prefix);
-    for (const id of tokenizer.encode(text)) ids.push(id);
+/** Reads and tokenises all of a text, demonstrations cut to `length` tokens. Which of both it is, its first item says. */
+async function tokenised(text: SftText, tokenizer: Tokenizer, length: number, folder: string): Promise<Demonstrations | Documents> {
+  let all: Demonstrations | Documents | undefined;
+  for await (const one of text) {
+    all ??= typeof one === "string" ? new Documents(tokenizer, folder) : new Demonstrations(tokenizer, { length, folder });
+    (all as { add(item: typeof one): void }).add(one);
   }
-  return Int32Array.from(ids);
-}
-
-/** A demonstration as the loss wants it: tokenised apart, the completion with its end. */
-interface Demonstration {
-  episode: Episode;
-  /** It was longer. */
-  cut: boolean;
-  /** Of the completion, as far as it was kept. */
-  text: string;
-}
-
-/** Demonstrations, cut to `length` tokens in all, of which the last is predicted alone. */
-function demonstrations(rows: readonly DemonstrationRow[], tokenizer: Tokenizer, length: number): Demonstration[] {
-  return rows.map((row, i) => {
-    const prompt = tokenizer.encodePrompt(row.prompt, row);
-    if (prompt.length > length)
-      throw rangeError("CONTEXT", `demonstration ${i}: the prompt has ${prompt.length} tokens, which leaves no room for its completion in ${length}`);
-    const whole = tokenizer.encodeCompletion(row.completion, { open: row.rendered || row.sampled });
-    const completion = whole.subarray(0, length + 1 - prompt.length);
-    const cut = completion.length < whole.length;
-    return { episode: { prompt, completion }, cut, text: cut ? tokenizer.decode(completion) : row.completion };
-  });
+  return all ?? new Documents(tokenizer, folder);
 }
 
 async function newTokenizer({ text, out }: SftFiles, vocabulary: number, progress: Context["progress"]): Promise<Tokenizer> {
   const bar = progress.stage("tokenizer", 1, "vocabulary");
-  const { tokenizer, tokenizerConfig } = trainBpe(areDemonstrations(text) ? text.flatMap(({ prompt, completion }) => [prompt, completion]) : text, {
-    vocabulary,
-    specials: ["<|endoftext|>"],
-  });
+  const words = new Map<string, number>();
+  for await (const one of text) for (const part of typeof one === "string" ? [one] : [one.prompt, one.completion]) countWords(part, words);
+  const { tokenizer, tokenizerConfig } = trainBpe(words, { vocabulary, specials: ["<|endoftext|>"] });
   await writeFileDurably(join(out, "tokenizer.json"), JSON.stringify(tokenizer));
   await writeFileDurably(join(out, "tokenizer_config.json"), JSON.stringify(tokenizerConfig, null, 2) + "\n");
   bar.advance(1);
