@@ -6,7 +6,6 @@ import { writeJsonl, type Row } from "../data/jsonl.js";
 import { orders } from "../data/order.js";
 import { comparisonRow, demonstrationRow, promptRow, type DemonstrationRow } from "../data/preferences.js";
 import { rowFile, textFile } from "../data/rows.js";
-import { Records } from "../data/spool.js";
 import { rangeError, typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
 import { loadModel, loadModels, saveModel } from "../model/checkpoint.js";
@@ -23,14 +22,14 @@ import type { Progress } from "./progress.js";
 import { stageReport } from "./report.js";
 import { Run } from "./run.js";
 import type { Config } from "./schema.js";
-import { completionRow, sampleAll, type Prompt } from "./stages/collect.js";
+import { completionRows, sampleAll } from "./stages/collect.js";
 import { evaluate } from "./stages/eval.js";
 import { labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage, verdict } from "./stages/reward.js";
 import { scoreRows } from "./stages/score.js";
 import { copyTokenizer, sftStage, type SftText } from "./stages/sft.js";
-import { Comparisons, Documents } from "../rlhf/rows.js";
+import { Comparisons, Documents, Prompts } from "../rlhf/rows.js";
 import { textBatches } from "../rlhf/text.js";
 import { Random } from "../device/philox.js";
 import { table } from "./table.js";
@@ -68,19 +67,12 @@ async function sftText(file: string, folder?: string): Promise<SftText> {
   return rowFile(file, (row) => (parse ??= row.has("prompt") ? (one) => demonstrationRow(one, chat) : (one) => one.text("text"))(row));
 }
 
-const promptRows = (file: string, tokenizer: Tokenizer) => rowFile(file, (row) => promptRow(row, () => tokenizer.chat));
-
-async function prompts(file: string, tokenizer: Tokenizer): Promise<Prompt[]> {
-  const all: Prompt[] = [];
-  for await (const { prompt, rendered } of promptRows(file, tokenizer))
-    all.push({ text: prompt, ids: tokenizer.encodePrompt(prompt, { rendered }), ...(rendered ? { rendered } : {}) });
-  return all;
-}
-
-/** The ids of prompts, in a temporary file of the folder. */
-async function promptIds(file: string, tokenizer: Tokenizer, folder: string): Promise<Records> {
-  const all = new Records(folder);
-  for await (const row of promptRows(file, tokenizer)) all.add([tokenizer.encodePrompt(row.prompt, row)]);
+async function prompts(file: string, tokenizer: Tokenizer, { folder }: Run): Promise<Prompts> {
+  const all = await Prompts.read(
+    rowFile(file, (row) => promptRow(row, () => tokenizer.chat)),
+    tokenizer,
+    folder,
+  );
   if (all.length === 0) throw rangeError("EMPTY", `--prompts: ${file} has no prompts`);
   return all;
 }
@@ -136,13 +128,10 @@ export async function collect(
   using run = await runBeside(out, { ...config, collect: { ...config.collect, ...sampling, weights } }, device, resume, inputs);
   const [model, tokenizer] = await Promise.all([loadModel(folder, device, weights), Tokenizer.load(folder)]);
   fit("--model", folder, model, "logits", tokenizer);
-  const asked = await prompts(file, tokenizer);
+  using asked = await prompts(file, tokenizer, run);
   const options = { ...sampling, stop: await stopIds(folder, model, tokenizer) };
-  const completions = await sampleAll(model, asked, options, { progress, run }, "collect");
-  await writeCompletions(
-    out,
-    completions.map((completion) => completionRow(asked[completion.index], completion, tokenizer, options)),
-  );
+  using completions = await sampleAll(model, asked, options, { progress, run }, "collect");
+  await writeCompletions(out, completionRows(asked, completions, tokenizer, options));
   await run.remove();
   await device.close();
 }
@@ -203,14 +192,14 @@ export async function ppo(
   const models = await ppoModels(device, config, files);
   fit("--model", files.model, models.policy, "logits", tokenizer);
   fit("--reward", files.reward, models.reward, "score", tokenizer);
-  using all = await promptIds(files.prompts, tokenizer, run.folder);
+  using all = await prompts(files.prompts, tokenizer, run);
   const stop = await stopIds(files.model, models.policy, tokenizer);
   const orderOf = orders(all.length, (round) => new Random(seed, PROMPT_ORDER_STREAM).at(round));
   const batch = (update: number) => {
     const each = options.rolloutBatch / options.samples; // prompts of an update
     const asked = Array.from({ length: each }, (_, i) => {
       const place = update * each + i;
-      return all.at(orderOf(Math.floor(place / all.length))[place % all.length]);
+      return all.at(orderOf(Math.floor(place / all.length))[place % all.length]).ids;
     });
     return requestsFor(asked, options.samples);
   };
@@ -242,7 +231,7 @@ export async function evaluation(
   fit("--policy", files.policy, policy, "logits", tokenizer);
   if (files.reward) fit("--reward", files.reward, rewardModel, "score", tokenizer);
   const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: await stopIds(files.policy, policy, tokenizer) };
-  const asked = await prompts(files.prompts, tokenizer);
+  using asked = await prompts(files.prompts, tokenizer, run);
   const { result, rows } = await evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
   await writeJsonl(files.out, rows);
   await run.remove();
@@ -262,11 +251,9 @@ export async function evaluation(
 export async function score({ device }: Opened, { model: folder, data, out }: { model: string; data: string; out?: string }): Promise<void> {
   const [model, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
   fit("--model", folder, model, "score", tokenizer);
-  const rows: object[] = [];
-  for await (const row of scoreRows(model, tokenizer, data))
-    if (out) rows.push(row);
-    else sayJson(row);
+  const rows = scoreRows(model, tokenizer, data);
   if (out) await writeJsonl(out, rows);
+  else for await (const row of rows) sayJson(row);
   await device.close();
 }
 

@@ -12,7 +12,7 @@ import { loadModel, loadModels } from "../model/checkpoint.js";
 import { requestsFor } from "../model/generate.js";
 import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
-import { Comparisons, Documents } from "../rlhf/rows.js";
+import { Comparisons, Documents, type Prompt } from "../rlhf/rows.js";
 import { textBatches } from "../rlhf/text.js";
 import { cpuName } from "./info.js";
 import { ppoModels, saveTrained, toTrain, withModels } from "./model.js";
@@ -20,7 +20,7 @@ import { duration, type Progress } from "./progress.js";
 import { report } from "./report.js";
 import { Run } from "./run.js";
 import type { Config } from "./schema.js";
-import { completionRow, sampleAll, type Prompt } from "./stages/collect.js";
+import { completionRows, sampleAll } from "./stages/collect.js";
 import { evaluate, type EvalRow } from "./stages/eval.js";
 import { labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
@@ -64,8 +64,8 @@ export async function demo(folder: string, config: Config, device: Device, progr
     return withModels([base], async () => {
       const sampling = { ...config.collect, seed, stop, update: SAMPLING_ROUND.collect };
       const asked = prompts("collect", config.collect.prompts);
-      const completions = await sampleAll(base, asked, sampling, context, "collect");
-      const rows = completions.map((completion) => completionRow(asked[completion.index], completion, tokenizer, sampling));
+      using completions = await sampleAll(base, asked, sampling, context, "collect");
+      const rows = [...completionRows(asked, completions, tokenizer, sampling)];
       await writeCompletions(run.path("completions.jsonl"), rows);
       const [first] = byPrompt(rows);
       return {

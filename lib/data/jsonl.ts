@@ -162,9 +162,22 @@ const BLOCK = 2 ** 20;
  * Writes rows as JSONL, beside, then renamed.
  * @throws TypeError `JSON` for a number that JSON cannot hold: NaN or infinite
  */
-export async function writeJsonl(file: string, rows: Iterable<object>): Promise<void> {
-  await writeFileDurably(file, blocks(file, rows));
+export async function writeJsonl(file: string, rows: Iterable<object> | AsyncIterable<object>): Promise<void> {
+  await writeFileDurably(file, Symbol.asyncIterator in rows ? asTheyCome(file, rows) : blocks(file, rows));
 }
+
+/** The bytes of rows that come one by one: no more than some of them are in memory. */
+async function* asTheyCome(file: string, rows: AsyncIterable<object>): AsyncGenerator<Uint8Array> {
+  let some: object[] = [];
+  for await (const row of rows) {
+    if (some.push(row) < AT_ONCE) continue;
+    yield* blocks(file, some);
+    some = [];
+  }
+  yield* blocks(file, some);
+}
+
+const AT_ONCE = 256; // rows
 
 function* blocks(file: string, rows: Iterable<object>): Generator<Uint8Array> {
   let text = "";

@@ -86,7 +86,7 @@ export async function generate(
   options: SamplingOptions,
   onDone?: (completion: Completion) => void,
 ): Promise<Completion[]> {
-  check(model, requests, options);
+  checkRequests(model, requests, options);
   const slots = Math.min(options.slots ?? 64, requests.length);
   const results: Completion[] = new Array(requests.length);
   if (requests.length === 0) return results;
@@ -163,7 +163,8 @@ export async function generate(
   return results;
 }
 
-function check(model: Transformer, requests: readonly Request[], options: SamplingOptions): void {
+/** @throws as `generate`, before anything is sampled */
+export function checkRequests(model: Transformer, requests: readonly Request[], options: SamplingOptions): void {
   const { vocabulary } = model.config;
   const context = Math.min(model.config.context, longestSequence(model.config));
   const { maxTokens, temperature = 1, topK = 0, topP = 1, minP = 0, seed, update = 0, slots = 64 } = options;

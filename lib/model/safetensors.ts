@@ -208,12 +208,12 @@ export async function writeSafetensors(file: string, tensors: ReadonlyMap<string
  * Writes a file beside, syncs it, then renames it over the old one: a reader sees the old or the new one, whole.
  * @throws TypeError `WRITE` if the system refuses: no room, no permission, no such folder
  */
-export async function writeFileDurably(file: string, content: string | Iterable<Uint8Array>): Promise<void> {
+export async function writeFileDurably(file: string, content: string | Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void> {
   const beside = join(dirname(file), `.${basename(file)}.${randomBytes(6).toString("hex")}`);
   try {
     const handle = await open(beside, "wx");
     try {
-      for (const part of typeof content === "string" ? [Buffer.from(content)] : content)
+      for await (const part of typeof content === "string" ? [Buffer.from(content)] : content)
         for (let at = 0; at < part.length;) at += (await handle.write(part, at, Math.min(READ_LIMIT, part.length - at))).bytesWritten;
       await handle.sync();
     } finally {

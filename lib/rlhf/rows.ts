@@ -1,5 +1,5 @@
 import { Keys } from "../data/keys.js";
-import type { ComparisonRow, DemonstrationRow } from "../data/preferences.js";
+import type { ComparisonRow, DemonstrationRow, PromptRow } from "../data/preferences.js";
 import type { Source } from "../data/rows.js";
 import { Grown, Records, Spool, type Indexed } from "../data/spool.js";
 import { rangeError } from "../device/errors.js";
@@ -247,5 +247,50 @@ export class Documents implements Tokens {
 
   [Symbol.dispose](): void {
     this.spool[Symbol.dispose]();
+  }
+}
+
+/** A prompt as a text and as ids. */
+export interface Prompt {
+  text: string;
+  /** int32 */
+  ids: Int32Array;
+  /** A chat template made it. */
+  rendered?: true;
+}
+
+/** Prompts, tokenised. */
+export class Prompts implements Indexed<Prompt> {
+  private readonly records: Records;
+
+  private constructor(folder?: string) {
+    this.records = new Records(folder);
+  }
+
+  /** @param folder as of `Spool` @throws what reading the rows throws, TypeError `TOKENIZER`, `WRITE` */
+  static async read(rows: Source<PromptRow>, tokenizer: Tokenizer, folder?: string): Promise<Prompts> {
+    const all = new Prompts(folder);
+    for await (const row of rows) {
+      const ids = tokenizer.encodePrompt(row.prompt, row);
+      const units = Int32Array.from({ length: row.prompt.length }, (_, i) => row.prompt.charCodeAt(i));
+      all.records.add([Int32Array.of(Number(row.rendered ?? false), ids.length), ids, units]);
+    }
+    return all;
+  }
+
+  get length(): number {
+    return this.records.length;
+  }
+
+  at(place: number): Prompt {
+    const record = this.records.at(place);
+    const end = 2 + record[1];
+    let text = "";
+    for (const unit of record.subarray(end)) text += String.fromCharCode(unit);
+    return { text, ids: record.subarray(2, end), ...(record[0] ? { rendered: true } : {}) };
+  }
+
+  [Symbol.dispose](): void {
+    this.records[Symbol.dispose]();
   }
 }

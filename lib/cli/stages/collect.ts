@@ -1,20 +1,14 @@
 import type { CompletionRow } from "../../data/completions.js";
-import { generate, requestsFor, type Completion } from "../../model/generate.js";
+import { Records, sliceOf, type Indexed } from "../../data/spool.js";
+import { checkRequests, generate, requestsFor, type Completion, type Request } from "../../model/generate.js";
 import type { Tokenizer } from "../../model/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
-import { tokensIn } from "../../rlhf/sft.js";
+import type { Prompt } from "../../rlhf/rows.js";
 import { allFinite } from "../../rlhf/update.js";
 import type { Context } from "./context.js";
 
 /** Who shows progress, and the run whose folder keeps it. */
 export type Sampler = Pick<Context, "progress" | "run">;
-
-export interface Prompt {
-  text: string;
-  ids: Int32Array;
-  /** A chat template made it. */
-  rendered?: true;
-}
 
 export interface Sampling {
   samples: number;
@@ -32,36 +26,96 @@ export interface Sampling {
 /** Completions sampled at once, at most. */
 export const SLOTS = 128;
 
+/** Requests that are made one after another, at most: what they give is in memory until all of them are done. */
+const REQUESTS = 128 * SLOTS;
+
+/** Completions in the order of their requests; all but the last ones lie in a temporary file. */
+export class Completions implements Indexed<Completion> {
+  /** Tokens of all. */
+  tokens = 0;
+  private readonly records: Records;
+
+  constructor(
+    private readonly prompts: Indexed<Pick<Prompt, "ids">>,
+    folder: string,
+  ) {
+    this.records = new Records(folder);
+  }
+
+  add({ index, sample, stopped, completion, logp, truncatedLogp }: Completion): void {
+    const bits = [logp, truncatedLogp].map((values) => new Int32Array(Float32Array.from(values).buffer));
+    this.records.add([Int32Array.of(index, sample, Number(stopped)), completion, ...bits]);
+    this.tokens += completion.length;
+  }
+
+  get length(): number {
+    return this.records.length;
+  }
+
+  at(place: number): Completion {
+    const [head, values] = [3, this.records.at(place)];
+    const tokens = (values.length - head) / 3;
+    const [completion, logp, truncatedLogp] = [0, 1, 2].map((i) => values.slice(head + i * tokens, head + (i + 1) * tokens));
+    const [index, sample, stopped] = values;
+    const floats = (bits: Int32Array) => new Float32Array(bits.buffer);
+    const { ids: prompt } = this.prompts.at(index)!;
+    return { prompt, index, sample, completion, logp: floats(logp), truncatedLogp: floats(truncatedLogp), stopped: stopped === 1 };
+  }
+
+  [Symbol.dispose](): void {
+    this.records[Symbol.dispose]();
+  }
+}
+
 /** Samples completions of prompts, prompt by prompt; those that were sampled before the run was killed are taken from its folder. */
 export async function sampleAll(
   model: Transformer,
-  prompts: readonly Prompt[],
+  prompts: Indexed<Pick<Prompt, "ids">>,
   sampling: Sampling,
   { progress, run }: Sampler,
   title: string,
-): Promise<Completion[]> {
-  const requests = requestsFor(
-    prompts.map(({ ids }) => ids),
-    sampling.samples,
-  );
-  const bar = progress.stage(title, requests.length, "completions");
+): Promise<Completions> {
+  const bar = progress.stage(title, prompts.length * sampling.samples, "completions");
   using journal = run.journal(title);
-  const completions = requests.map((request) => journal.find(request));
-  const missing = requests.filter((_, i) => !completions[i]);
-  bar.advance(requests.length - missing.length);
-  const sampled = await generate(model, missing, { ...sampling, slots: SLOTS }, (completion) => {
-    allFinite(`logp of completion ${completion.sample} of prompt ${completion.index}`, completion.logp, undefined, [completion]);
-    journal.add(completion);
-    bar.advance(1);
-  });
-  let next = 0;
-  const all = completions.map((completion) => completion ?? sampled[next++]);
-  bar.done(`${tokensIn(all)} tokens`);
+  const all = new Completions(prompts, run.folder);
+  const each = Math.max(1, Math.floor(REQUESTS / sampling.samples)); // prompts
+  const requests = (first: number): Request[] => {
+    const asked = sliceOf(prompts, first, first + each).map(({ ids }) => ids);
+    return requestsFor(asked, sampling.samples).map((request) => ({ ...request, index: first + request.index }));
+  };
+  for (let first = 0; first < prompts.length; first += each) checkRequests(model, requests(first), sampling);
+  for (let first = 0; first < prompts.length; first += each) {
+    const found = requests(first).map((request) => journal.find(request) ?? request);
+    const missing = found.filter((one) => !isSampled(one));
+    bar.advance(found.length - missing.length);
+    const sampled = await generate(model, missing, { ...sampling, slots: SLOTS }, (completion) => {
+      allFinite(`logp of completion ${completion.sample} of prompt ${completion.index}`, completion.logp, undefined, [completion]);
+      journal.add(completion);
+      bar.advance(1);
+    });
+    let next = 0;
+    for (const one of found) all.add(isSampled(one) ? one : sampled[next++]);
+  }
+  bar.done(`${all.tokens} tokens`);
   return all;
 }
 
-/** A line of completions.jsonl. */
-export function completionRow(prompt: Prompt, { completion, logp, truncatedLogp }: Completion, tokenizer: Tokenizer, sampling: Sampling): CompletionRow {
+const isSampled = (one: Request | Completion): one is Completion => "completion" in one;
+
+/** The lines of completions.jsonl, made one by one. */
+export function* completionRows(
+  prompts: Indexed<Prompt>,
+  completions: Indexed<Completion>,
+  tokenizer: Tokenizer,
+  sampling: Sampling,
+): Generator<CompletionRow> {
+  for (let i = 0; i < completions.length; i++) {
+    const completion = completions.at(i)!;
+    yield completionRow(prompts.at(completion.index)!, completion, tokenizer, sampling);
+  }
+}
+
+function completionRow(prompt: Prompt, { completion, logp, truncatedLogp }: Completion, tokenizer: Tokenizer, sampling: Sampling): CompletionRow {
   const truncated = (sampling.topK ?? 0) > 0 || (sampling.topP ?? 1) < 1 || (sampling.minP ?? 0) > 0;
   return {
     prompt: prompt.text,

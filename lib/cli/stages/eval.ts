@@ -1,11 +1,13 @@
 import { sentiment } from "../../data/annotator.js";
 import { distinctN, winRate } from "../../data/metrics.js";
+import { sliceOf, type Indexed } from "../../data/spool.js";
 import type { Completion } from "../../model/generate.js";
 import type { Tokenizer } from "../../model/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
 import { klPerCompletion } from "../../rlhf/evaluate.js";
 import { scores } from "../../rlhf/logp.js";
-import { sampleAll, type Prompt, type Sampler, type Sampling } from "./collect.js";
+import type { Prompt } from "../../rlhf/rows.js";
+import { sampleAll, type Sampler, type Sampling } from "./collect.js";
 
 /** A line of eval.jsonl: one prompt, before and after. */
 export interface EvalRow {
@@ -53,38 +55,22 @@ export async function evaluate(
   sampler: Sampler,
   models: { base: Transformer; policy: Transformer; reward?: Transformer },
   tokenizer: Tokenizer,
-  prompts: readonly Prompt[],
+  prompts: Indexed<Prompt>,
   sampling: Sampling,
   judge: Judge = models.reward ? "reward model" : "sentiment lexicon",
 ): Promise<{ result: EvalResult; rows: EvalRow[] }> {
   const sample = (model: Transformer, title: string) => sampleAll(model, prompts, { ...sampling, samples: 1 }, sampler, title);
-  const before = await sample(models.base, "eval: base");
-  const after = await sample(models.policy, "eval: policy");
-  const kl = await klPerCompletion(models.policy, models.base, after, { temperature: sampling.temperature || 1 });
-  // both completions of a prompt side by side, so that the reward model computes it once
-  const rewards =
-    models.reward &&
-    (await scores(
-      models.reward,
-      prompts.flatMap((_, i) => [before[i], after[i]]),
-    ));
-  const [rewardBefore, rewardAfter] = [0, 1].map((place) => rewards?.filter((_, i) => i % 2 === place));
-  const rows = prompts.map(({ text }, i): EvalRow => {
-    const [base, policy] = [before[i], after[i]].map(({ completion }) => tokenizer.decode(completion));
-    return {
-      prompt: text,
-      base,
-      policy,
-      baseScore: sentiment(base),
-      policyScore: sentiment(policy),
-      ...(rewardBefore && rewardAfter ? { baseReward: rewardBefore[i], policyReward: rewardAfter[i] } : {}),
-      kl: kl[i],
-    };
-  });
-  const [winning, other] =
-    judge === "reward model" ? [Array.from(rewardAfter!), Array.from(rewardBefore!)] : [rows.map((row) => row.policyScore), rows.map((row) => row.baseScore)];
-  const { rate, interval, wins, ties, losses } = winRate(winning, other);
-  const length = (completions: readonly Completion[]) => mean(completions.map(({ completion }) => completion.length));
+  using before = await sample(models.base, "eval: base");
+  using after = await sample(models.policy, "eval: policy");
+  const rows: EvalRow[] = [];
+  for (let first = 0; first < prompts.length; first += AT_ONCE) {
+    const last = first + AT_ONCE;
+    const sampled = { before: sliceOf(before, first, last), after: sliceOf(after, first, last) };
+    for (const row of await compared(models, tokenizer, sliceOf(prompts, first, last), sampled, sampling)) rows.push(row);
+  }
+  const all = (name: "baseScore" | "policyScore" | "baseReward" | "policyReward" | "kl") => rows.map((row) => row[name]!);
+  const { rate, interval, wins, ties, losses } =
+    judge === "reward model" ? winRate(all("policyReward"), all("baseReward")) : winRate(all("policyScore"), all("baseScore"));
   const result: EvalResult = {
     prompts: prompts.length,
     judge,
@@ -93,23 +79,49 @@ export async function evaluate(
     wins,
     ties,
     losses,
-    klPerCompletion: mean(kl),
-    rewardBefore: rewardBefore ? mean(rewardBefore) : null,
-    rewardAfter: rewardAfter ? mean(rewardAfter) : null,
-    scoreBefore: mean(rows.map(({ baseScore }) => baseScore)),
-    scoreAfter: mean(rows.map(({ policyScore }) => policyScore)),
-    lengthBefore: length(before),
-    lengthAfter: length(after),
-    distinct2Before: distinctN(
-      before.map(({ completion }) => completion),
-      2,
-    ),
-    distinct2After: distinctN(
-      after.map(({ completion }) => completion),
-      2,
-    ),
+    klPerCompletion: mean(all("kl")),
+    rewardBefore: models.reward ? mean(all("baseReward")) : null,
+    rewardAfter: models.reward ? mean(all("policyReward")) : null,
+    scoreBefore: mean(all("baseScore")),
+    scoreAfter: mean(all("policyScore")),
+    lengthBefore: before.tokens / before.length,
+    lengthAfter: after.tokens / after.length,
+    distinct2Before: distinctN(tokensOf(before), 2),
+    distinct2After: distinctN(tokensOf(after), 2),
   };
   return { result, rows };
+}
+
+const AT_ONCE = 1024; // prompts
+
+/** The rows of some prompts and their completions. */
+async function compared(
+  models: { base: Transformer; policy: Transformer; reward?: Transformer },
+  tokenizer: Tokenizer,
+  prompts: readonly Prompt[],
+  { before, after }: Record<"before" | "after", readonly Completion[]>,
+  sampling: Sampling,
+): Promise<EvalRow[]> {
+  const kl = await klPerCompletion(models.policy, models.base, after, { temperature: sampling.temperature || 1 });
+  // both completions of a prompt side by side, so that the reward model computes it once
+  const sideBySide = prompts.flatMap((_, i) => [before[i], after[i]]);
+  const rewards = models.reward && (await scores(models.reward, sideBySide));
+  return prompts.map(({ text }, i) => {
+    const [base, policy] = [before[i], after[i]].map(({ completion }) => tokenizer.decode(completion));
+    return {
+      prompt: text,
+      base,
+      policy,
+      baseScore: sentiment(base),
+      policyScore: sentiment(policy),
+      ...(rewards ? { baseReward: rewards[2 * i], policyReward: rewards[2 * i + 1] } : {}),
+      kl: kl[i],
+    };
+  });
+}
+
+function* tokensOf(completions: Indexed<Completion>): Generator<Int32Array> {
+  for (let i = 0; i < completions.length; i++) yield completions.at(i)!.completion;
 }
 
 const mean = (values: ArrayLike<number>) => Array.from(values).reduce((a, b) => a + b, 0) / values.length;
