@@ -1,6 +1,7 @@
 import { attention, batch } from "../test/ops/attention.js";
 import { head, linearLogprob } from "../test/ops/logprob.js";
 import type { Device } from "../lib/index.js";
+import { BATCH, DATA_ROWS, epochOrder, stepData } from "./data.js";
 import { prepared, type Prepared } from "./kernels.js";
 import { interleaved } from "./measure.js";
 import { shapes, steps, type Shape, type StepRow } from "./models.js";
@@ -80,6 +81,8 @@ export const growthRows: Row[] = [
       (response) => ({ response }),
     ),
   },
+  { name: "data of a step", varies: "rows", shape: `${BATCH} comparisons of 4 and 2 x 8 words`, sizes: DATA_ROWS, prepare: (_, rows) => stepData(rows) },
+  { name: "data: order of an epoch", varies: "rows", shape: "any", sizes: DATA_ROWS, prepare: (_, rows) => epochOrder(rows) },
 ];
 
 export async function measureGrowth(on: Device, { name, varies, shape, sizes, prepare }: Row): Promise<Growth> {

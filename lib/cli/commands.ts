@@ -1,6 +1,6 @@
 import { dirname, resolve } from "node:path";
 import { mkdir } from "node:fs/promises";
-import { readCompletions, writeCompletions, type CompletionRow } from "../data/completions.js";
+import { completionRow, readCompletions, writeCompletions, type CompletionRow } from "../data/completions.js";
 import type { Calibration } from "../data/metrics.js";
 import { writeJsonl, type Row } from "../data/jsonl.js";
 import { orders } from "../data/order.js";
@@ -137,7 +137,7 @@ export async function collect(
 }
 
 export async function label({ config, device }: Opened, { data, out }: { data: string; out: string }): Promise<void> {
-  const rows = labelAll(await readCompletions(data), config);
+  const rows = await labelAll(rowFile(data, completionRow), config);
   await writeJsonl(out, rows);
   say(`${out}: ${rows.length} comparisons`);
   await device.close();

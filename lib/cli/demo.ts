@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { cutPrompts, stateOfTheUnion, type Address } from "../data/corpus.js";
-import { byPrompt, readCompletions, writeCompletions } from "../data/completions.js";
+import { byPrompt, completionRow, writeCompletions } from "../data/completions.js";
 import { writeJsonl } from "../data/jsonl.js";
 import { comparisonRow } from "../data/preferences.js";
 import { rowFile } from "../data/rows.js";
@@ -77,7 +77,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
   });
 
   const label = await run.stage("label", async () => {
-    const rows = labelAll(await readCompletions(run.path("completions.jsonl")), config);
+    const rows = await labelAll(rowFile(run.path("completions.jsonl"), completionRow), config);
     await writeJsonl(run.path("preferences.jsonl"), rows);
     const bar = progress.stage("label", rows.length, "comparisons");
     bar.done(`${rows.length} comparisons`);

@@ -1,8 +1,11 @@
 import { krippendorff } from "./agreement.js";
-import { isNumber, rowsOf, type Row } from "./jsonl.js";
+import { isNumber, type Row } from "./jsonl.js";
+import { Keys } from "./keys.js";
 import { labelEntry, type LabelEntry } from "./label_log.js";
 import { pairsOf } from "./labels.js";
 import { wilson } from "./metrics.js";
+import { rowFile } from "./rows.js";
+import { Grown } from "./spool.js";
 import { textsOf, transcript, type Text } from "./texts.js";
 import { alphaOf, OVERALL } from "./votes.js";
 
@@ -43,16 +46,16 @@ export interface DataReport {
   };
 }
 
-/** @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE` */
+/** @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHANGED` */
 export async function checkData(file: string): Promise<DataReport> {
   const rows: Record<string, number> = {};
-  const prompts = new Set<string>();
-  const seen = new Set<string>();
-  const pairs: { chosen: string; rejected: string; lengths: [number, number] }[] = [];
-  const agreements: number[] = [];
+  const [prompts, seen] = [new Keys(), new Keys()];
+  const pairs = new Pairs();
   const entries: LabelEntry[] = [];
   const report = { emptyPrompts: 0, duplicates: 0 };
-  for await (const row of rowsOf(file)) {
+  let place = 0;
+  for await (const row of rowFile(file, (one) => one)) {
+    place++;
     const kind = kindOf(row);
     rows[kind] = (rows[kind] ?? 0) + 1;
     if (kind === "labels") {
@@ -60,24 +63,19 @@ export async function checkData(file: string): Promise<DataReport> {
       continue;
     }
     const { prompt, completions } = textsOf(row, columns[kind], { list: kind === "rankings", implicit: kind === "preferences" });
-    prompts.add(JSON.stringify(prompt));
+    prompts.number(JSON.stringify(prompt), place);
     report.emptyPrompts += Number(prompt.length === 0);
-    const key = JSON.stringify([kind, prompt, completions]);
-    report.duplicates += Number(seen.has(key));
-    seen.add(key);
+    report.duplicates += Number(seen.number(JSON.stringify([kind, prompt, completions]), place) !== place);
     if (kind !== "preferences" && kind !== "rankings") continue;
-    for (const [i, j] of pairsOf(completions.length)) {
-      const [chosen, rejected] = [completions[i], completions[j]].map((text) => JSON.stringify([prompt, text]));
-      pairs.push({ chosen, rejected, lengths: [length(completions[i]), length(completions[j])] });
-    }
+    for (const [i, j] of pairsOf(completions.length)) pairs.add(prompt, completions[i], completions[j]);
     const agreement = row.optional("agreement", "a number", isNumber);
-    if (agreement !== undefined) agreements.push(agreement);
+    if (agreement !== undefined) pairs.agree(agreement);
   }
   return {
     rows,
     prompts: prompts.size,
     ...report,
-    ...(pairs.length > 0 ? { comparisons: comparisons(pairs, agreements) } : {}),
+    ...(pairs.count > 0 ? { comparisons: pairs.report() } : {}),
     ...(entries.length > 0 ? { labels: labels(entries) } : {}),
   };
 }
@@ -94,39 +92,69 @@ function kindOf(row: Row): string {
 /** Code points. */
 const length = (text: Text) => Array.from(transcript(text)).length;
 
-function comparisons(
-  pairs: readonly { chosen: string; rejected: string; lengths: [number, number] }[],
-  agreements: readonly number[],
-): DataReport["comparisons"] {
-  const directions = new Map<string, number[]>(); // of each pair of texts, either way round: 1 or 0 for each time that it occurs
-  let contradictions = 0;
-  for (const { chosen, rejected } of pairs) {
-    if (chosen === rejected) continue;
-    const first = chosen < rejected;
-    const key = first ? `${chosen}\n${rejected}` : `${rejected}\n${chosen}`;
-    const before = directions.get(key);
-    if (!before) directions.set(key, [Number(first)]);
-    else {
-      contradictions += Number(before.includes(1 - Number(first)));
-      before.push(Number(first));
+/** Figures of pairs, which are told one by one: 8 bytes a pair are kept, and its key. */
+class Pairs {
+  count = 0;
+  private readonly keys = new Keys();
+  private readonly times = new Grown(new Uint32Array(0)); // that a pair of texts occurs, either way round
+  private readonly firsts = new Grown(new Uint32Array(0)); // of these, with the first of its texts preferred
+  private equal = 0;
+  private contradictions = 0;
+  private differ = 0;
+  private longer = 0;
+  private readonly lengths = { chosen: 0, rejected: 0 };
+  private readonly agreement = { rows: 0, sum: 0, against: 0 };
+
+  add(prompt: Text, ...pair: [chosen: Text, rejected: Text]): void {
+    this.count++;
+    const [a, b] = pair.map(length);
+    this.lengths.chosen += a;
+    this.lengths.rejected += b;
+    this.differ += Number(a !== b);
+    this.longer += Number(a > b);
+    const [chosen, rejected] = pair.map((text) => JSON.stringify([prompt, text]));
+    if (chosen === rejected) this.equal++;
+    else this.prefer(chosen < rejected, [chosen, rejected].sort().join("\n"));
+  }
+
+  private prefer(first: boolean, key: string): void {
+    const { keys, times, firsts } = this;
+    const pair = keys.number(key, times.length);
+    if (pair === times.length) for (const counts of [times, firsts]) counts.push(0);
+    const contrary = first ? times.values[pair] - firsts.values[pair] : firsts.values[pair];
+    this.contradictions += Number(contrary > 0);
+    times.values[pair]++;
+    firsts.values[pair] += Number(first);
+  }
+
+  agree(share: number): void {
+    this.agreement.rows++;
+    this.agreement.sum += share;
+    this.agreement.against += Number(share < 0.5);
+  }
+
+  report(): DataReport["comparisons"] {
+    const { count, equal, contradictions, differ, lengths, agreement } = this;
+    const longer = this.longer / differ;
+    return {
+      pairs: count,
+      equal,
+      contradictions,
+      longerPreferred: differ > 0 ? longer : null,
+      longerInterval: differ > 0 ? wilson(longer, differ) : null,
+      meanLength: { chosen: lengths.chosen / count, rejected: lengths.rejected / count },
+      agreement: { rows: agreement.rows, mean: agreement.rows > 0 ? agreement.sum / agreement.rows : null, against: agreement.against },
+      alpha: krippendorff(this.repeated()) ?? null,
+    };
+  }
+
+  /** What was said of each pair that occurs more than once: 1 where the first of its texts is preferred, or 0. */
+  private *repeated(): Generator<number[]> {
+    for (let pair = 0; pair < this.times.length; pair++) {
+      const [times, firsts] = [this.times.values[pair], this.firsts.values[pair]];
+      if (times > 1) yield Array.from({ length: times }, (_, i) => Number(i < firsts));
     }
   }
-  const differ = pairs.filter(({ lengths: [a, b] }) => a !== b);
-  const longer = differ.filter(({ lengths: [a, b] }) => a > b).length / differ.length;
-  return {
-    pairs: pairs.length,
-    equal: pairs.filter(({ chosen, rejected }) => chosen === rejected).length,
-    contradictions,
-    longerPreferred: differ.length > 0 ? longer : null,
-    longerInterval: differ.length > 0 ? wilson(longer, differ.length) : null,
-    meanLength: { chosen: mean(pairs.map(({ lengths }) => lengths[0])), rejected: mean(pairs.map(({ lengths }) => lengths[1])) },
-    agreement: {
-      rows: agreements.length,
-      mean: agreements.length > 0 ? mean(agreements) : null,
-      against: agreements.filter((share) => share < 0.5).length,
-    },
-    alpha: krippendorff(directions.values()) ?? null,
-  };
 }
 
 function labels(log: readonly LabelEntry[]): DataReport["labels"] {
@@ -162,8 +190,6 @@ function labels(log: readonly LabelEntry[]): DataReport["labels"] {
     alpha: Object.fromEntries(criteria.map((name) => [name, alphaOf([...tasks.values()], name) ?? null])),
   };
 }
-
-const mean = (values: readonly number[]) => values.reduce((a, b) => a + b, 0) / values.length;
 
 /** A report for people. */
 export function reportLines({ rows, prompts, emptyPrompts, duplicates, comparisons: pairs, labels: given }: DataReport): [string, string][] {

@@ -135,7 +135,7 @@ test("a completion ends with the token that ends a text, but for one that a temp
 test("comparisons of sampled completions keep their ends: those that were cut have none", async () => {
   const sampled = (completion: string) => ({ prompt: "q", completion, prompt_ids: [1], completion_ids: [2], temperature: 1, logprobs: [-1] });
   const { label, seed } = defaults();
-  const rows = labelAll([sampled(" a good day<|endoftext|>"), sampled(" a bad day")], { label, seed });
+  const rows = await labelAll([sampled(" a good day<|endoftext|>"), sampled(" a bad day")], { label, seed });
   expect(rows).toMatchObject([{ prompt: "q", sampled: true }]);
   const ends = (await comparisons(rows))[0].episodes.map(({ completion }) => Array.from(completion).at(-1) === tokenizer.eosId);
   expect([ends.length, ends.filter(Boolean).length]).toEqual([2, 1]);
