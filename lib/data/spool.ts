@@ -101,8 +101,7 @@ export class Spool {
     const first = Math.floor(begin / PAGE);
     const bytes = new Uint8Array(PAGE_BYTES * (Math.ceil(end / PAGE) - first));
     try {
-      for (let at = 0, some = 1; some > 0 && at < bytes.length; at += some)
-        some = readSync(this.file!, bytes, at, bytes.length - at, PAGE_BYTES * first + at);
+      for (let at = 0, some = 1; some > 0 && at < bytes.length; at += some) some = readSync(this.file!, bytes, at, bytes.length - at, PAGE_BYTES * first + at);
     } catch (error) {
       throw typeError("FILE", `${this.folder}: the temporary file of the data cannot be read: ${(error as Error).message}`);
     }

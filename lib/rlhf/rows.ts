@@ -89,8 +89,7 @@ export class Comparisons implements Indexed<Comparison> {
         found.set(key, known);
         return known;
       });
-      for (let i = 0; i < at.length; i++)
-        for (let j = i + 1; j < at.length; j++) comparison.pairs.push({ chosen: at[i], rejected: at[j], margin, label });
+      for (let i = 0; i < at.length; i++) for (let j = i + 1; j < at.length; j++) comparison.pairs.push({ chosen: at[i], rejected: at[j], margin, label });
     }
     return comparison;
   }

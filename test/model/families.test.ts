@@ -69,7 +69,7 @@ describe.each(Object.keys(expected))("%s", (name) => {
     const [one, other] = ["a", "b"].map((text) => [...tokenizer.encode(text)]);
     const ended = before({ eos_token: Object.keys(json.model.vocab)[2] });
     const documents = await Documents.read(["a", "b"], ended);
-    expect([...documents.slice(0, documents.length)]).toEqual(
+    expect(Array.from(documents.slice(0, documents.length))).toEqual(
       tokenizer.prefix.length > 0 ? [...tokenizer.prefix, ...one, ended.eosId, ...tokenizer.prefix, ...other] : [ended.eosId, ...one, ended.eosId, ...other],
     );
   });
