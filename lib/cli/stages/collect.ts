@@ -67,18 +67,22 @@ export class Completions implements Indexed<Completion> {
   }
 }
 
-/** Samples completions of prompts, prompt by prompt; those that were sampled before the run was killed are taken from its folder. */
+/**
+ * Samples completions of prompts, prompt by prompt; those that were sampled before the run was killed are taken from its folder.
+ * @param atOnce requests at most whose completions are in memory; it changes none of them
+ */
 export async function sampleAll(
   model: Transformer,
   prompts: Indexed<Pick<Prompt, "ids">>,
   sampling: Sampling,
   { progress, run }: Sampler,
   title: string,
+  atOnce = REQUESTS,
 ): Promise<Completions> {
   const bar = progress.stage(title, prompts.length * sampling.samples, "completions");
   using journal = run.journal(title);
   const all = new Completions(prompts, run.folder);
-  const each = Math.max(1, Math.floor(REQUESTS / sampling.samples)); // prompts
+  const each = Math.max(1, Math.floor(atOnce / sampling.samples)); // prompts
   const requests = (first: number): Request[] => {
     const asked = sliceOf(prompts, first, first + each).map(({ ids }) => ids);
     return requestsFor(asked, sampling.samples).map((request) => ({ ...request, index: first + request.index }));
