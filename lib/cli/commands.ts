@@ -128,10 +128,12 @@ export async function collect(
   using run = await runBeside(out, { ...config, collect: { ...config.collect, ...sampling, weights } }, device, resume, inputs);
   const [model, tokenizer] = await Promise.all([loadModel(folder, device, weights), Tokenizer.load(folder)]);
   fit("--model", folder, model, "logits", tokenizer);
-  using asked = await prompts(file, tokenizer, run);
   const options = { ...sampling, stop: await stopIds(folder, model, tokenizer) };
-  using completions = await sampleAll(model, asked, options, { progress, run }, "collect");
-  await writeCompletions(out, completionRows(asked, completions, tokenizer, options));
+  {
+    using asked = await prompts(file, tokenizer, run);
+    using completions = await sampleAll(model, asked, options, { progress, run }, "collect");
+    await writeCompletions(out, completionRows(asked, completions, tokenizer, options));
+  }
   await run.remove();
   await device.close();
 }
@@ -231,8 +233,11 @@ export async function evaluation(
   fit("--policy", files.policy, policy, "logits", tokenizer);
   if (files.reward) fit("--reward", files.reward, rewardModel, "score", tokenizer);
   const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: await stopIds(files.policy, policy, tokenizer) };
-  using asked = await prompts(files.prompts, tokenizer, run);
-  const { result, rows } = await evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
+  const judged = async () => {
+    using asked = await prompts(files.prompts, tokenizer, run);
+    return evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
+  };
+  const { result, rows } = await judged();
   await writeJsonl(files.out, rows);
   await run.remove();
   say(

@@ -5,7 +5,7 @@ import { rowsOf, type Row } from "./jsonl.js";
 /** Items that come one by one. */
 export type Source<T> = Iterable<T> | AsyncIterable<T>;
 
-/** What a file holds, one by one, as often as it is asked for. It is the same each time, or an error tells that the file has changed. */
+/** What a file holds, one by one, as often as it is asked for. A file that changes meanwhile is an error. */
 class FileSource<T> implements AsyncIterable<T> {
   private state?: string; // when it was read first
 

@@ -41,8 +41,8 @@ const PAGE_BYTES = 4 * PAGE;
 const ROOM = 4096 * PAGE; // values that are kept in memory: 16 MiB
 
 /**
- * A long row of int32 that grows at its end: tokens, or records of them. All but the last 16 MiB lie in a temporary file, so memory
- * does not grow with the data. The file has no name: the system frees it when the process ends, however it ends.
+ * A long row of int32 that grows at its end: tokens, or records of them. All but the last 16 MiB lie in a temporary
+ * file, so memory does not grow with the data. The file has no name: the system frees it when the process ends.
  */
 export class Spool {
   /** Values there are. */
@@ -87,7 +87,10 @@ export class Spool {
     this.onDisk += this.tail.length;
   }
 
-  /** A copy of the values from `begin` to before `end`. @throws TypeError `FILE` if the disk gives others than were written */
+  /**
+   * A copy of the values from `begin` to before `end`.
+   * @throws TypeError `FILE` if the disk gives others than were written
+   */
   slice(begin: number, end: number): Int32Array {
     const values = new Int32Array(end - begin);
     const cut = Math.min(Math.max(this.onDisk, begin), end);
@@ -115,6 +118,17 @@ export class Spool {
   [Symbol.dispose](): void {
     if (this.file !== undefined) closeSync(this.file);
     this.file = undefined;
+  }
+}
+
+/** What `fill` has filled. It is freed where that fails. */
+export async function filled<A extends Disposable>(all: A, fill: (all: A) => Promise<void>): Promise<A> {
+  try {
+    await fill(all);
+    return all;
+  } catch (error) {
+    all[Symbol.dispose]();
+    throw error;
   }
 }
 

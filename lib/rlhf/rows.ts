@@ -1,17 +1,18 @@
 import { Keys } from "../data/keys.js";
 import type { ComparisonRow, DemonstrationRow, PromptRow } from "../data/preferences.js";
 import type { Source } from "../data/rows.js";
-import { Grown, Records, Spool, type Indexed } from "../data/spool.js";
+import { filled, Grown, Records, Spool, type Indexed } from "../data/spool.js";
 import { rangeError } from "../device/errors.js";
 import type { Tokenizer } from "../model/tokenizer.js";
 import type { Episode } from "./episode.js";
 import type { Comparison } from "./reward.js";
 import type { Tokens } from "./text.js";
 
-// Rows of data as the losses want them. One pass tokenises them into a temporary file (Spool), so that every error is told before any
-// work, nothing is tokenised twice, and a step reads its own rows alone. A change of the data's file cannot reach the run after that.
+// Rows of data as the losses want them. One pass tokenises them into a temporary file (Spool). So every error is told
+// before any work, nothing is tokenised twice, and a step reads its own rows alone. A file that changes after the pass
+// cannot reach the run.
 
-/** Preferences of which the completions were tokenised, and what is said of them. */
+/** The tokens of a row, and what is said of its completions. */
 interface Compared {
   prompt: Int32Array;
   completions: Int32Array[];
@@ -23,9 +24,9 @@ interface Compared {
 const REMEMBERED = 64;
 
 /**
- * Comparisons as the reward model learns from them. Prompt and completion are tokenised apart, the completion with the token that ends a
- * text. All preferences of a prompt are one item, wherever in the file they stand, so that each of its completions is computed once.
- * Rankings, and preferences without a prompt, are items of their own.
+ * Comparisons as the reward model learns from them. Prompt and completion are tokenised apart, the completion with the
+ * token that ends a text. All preferences of a prompt are one item, wherever in the file they stand, so that each of
+ * its completions is computed once. Rankings, and preferences without a prompt, are items of their own.
  */
 export class Comparisons implements Indexed<Comparison> {
   /** Pairs of completions in all items. */
@@ -40,8 +41,8 @@ export class Comparisons implements Indexed<Comparison> {
   }
 
   /**
-   * @param options `softLabels`: learn from the share of annotators who agree; else from their majority, and nothing where there is none;
-   *   `folder`: as of `Spool`
+   * @param options `softLabels`: learn from the share of annotators who agree. Without it learn from their majority,
+   *   and nothing where there is none. `folder`: where the temporary file lies, as of `Spool`
    * @throws TypeError `TOKENIZER`, `WRITE`, and what reading the rows throws
    */
   static async read(
@@ -49,28 +50,25 @@ export class Comparisons implements Indexed<Comparison> {
     tokenizer: Tokenizer,
     { softLabels = true, folder }: { softLabels?: boolean; folder?: string } = {},
   ): Promise<Comparisons> {
-    const all = new Comparisons(folder);
+    return filled(new Comparisons(folder), (all) => all.take(rows, tokenizer, softLabels));
+  }
+
+  private async take(rows: Source<ComparisonRow>, tokenizer: Tokenizer, softLabels: boolean): Promise<void> {
     const prompts = new Keys();
     const itemOf = new Grown(new Uint32Array(0)); // of each record
     const remember = memory(tokenizer);
     let length = 0;
-    try {
-      for await (const row of rows) {
-        const { texts, ...said } = judged(row, softLabels);
-        if (texts.length === 0) continue;
-        const key = `${row.rendered} ${row.prompt}`;
-        const item = "ranking" in row || row.prompt === "" ? length : prompts.number(key, length);
-        if (item === length) length++;
-        itemOf.push(item);
-        all.pairs += (texts.length * (texts.length - 1)) / 2;
-        all.records.add(recordOf({ ...remember(key, row, texts), ...said }));
-      }
-    } catch (error) {
-      all[Symbol.dispose]();
-      throw error;
+    for await (const row of rows) {
+      const { texts, ...said } = judged(row, softLabels);
+      if (texts.length === 0) continue;
+      const key = `${row.rendered} ${row.prompt}`;
+      const item = "ranking" in row || row.prompt === "" ? length : prompts.number(key, length);
+      if (item === length) length++;
+      itemOf.push(item);
+      this.pairs += (texts.length * (texts.length - 1)) / 2;
+      this.records.add(recordOf({ ...remember(key, row, texts), ...said }));
     }
-    [all.starts, all.places] = grouped(itemOf.values.subarray(0, itemOf.length), length);
-    return all;
+    [this.starts, this.places] = grouped(itemOf.values.subarray(0, itemOf.length), length);
   }
 
   get length(): number {
@@ -117,7 +115,10 @@ function memory(tokenizer: Tokenizer) {
   };
 }
 
-/** The completions of a row, best first, each once; those of a pair as most annotators see it, unless labels are soft: none where they are even. */
+/**
+ * The completions of a row, best first, each once. Those of a pair are in the order of its columns where labels are
+ * soft. Else they are as most annotators see them, and there are none where annotators are even.
+ */
 function judged(row: ComparisonRow, softLabels: boolean): { texts: string[]; label?: number; margin?: number } {
   if ("ranking" in row) return { texts: [...new Set(row.ranking)] };
   const { chosen, rejected, margin, agreement } = row;
@@ -155,7 +156,7 @@ function grouped(itemOf: Uint32Array, count: number): [starts: Uint32Array<Array
   return [starts, places];
 }
 
-/** Demonstrations as the loss wants them: prompt and completion tokenised apart, the completion with the token that ends a text. */
+/** Demonstrations, tokenised as `Comparisons` are. */
 export class Demonstrations implements Indexed<Episode> {
   /** Tokens of the completions, as far as they are kept. */
   tokens = 0;
@@ -165,7 +166,7 @@ export class Demonstrations implements Indexed<Episode> {
   bytes = 0;
   private readonly records: Records;
 
-  /** @param options `length`: tokens of a demonstration at most, of which the last is predicted alone; `folder`: as of `Spool` */
+  /** @param options `length`: tokens at most, of which the last is predicted alone; `folder`: as of `Spool` */
   constructor(
     private readonly tokenizer: Tokenizer,
     private readonly options: { length: number; folder?: string },
@@ -206,7 +207,10 @@ export class Demonstrations implements Indexed<Episode> {
   }
 }
 
-/** Documents end to end, each after the token that ends one, and what the tokenizer puts before a text; the first after the latter alone, if there is any. */
+/**
+ * Documents end to end. Before each stands the token that ends a document, and what the tokenizer puts before a text.
+ * The first one has the latter alone, where there is any.
+ */
 export class Documents implements Tokens {
   /** UTF-8 bytes of the documents. */
   bytes = 0;
@@ -222,9 +226,9 @@ export class Documents implements Tokens {
 
   /** Reads all documents. @throws what reading them throws, TypeError `TOKENIZER`, `WRITE` */
   static async read(documents: Source<string>, tokenizer: Tokenizer, folder?: string): Promise<Documents> {
-    const all = new Documents(tokenizer, folder);
-    for await (const text of documents) all.add(text);
-    return all;
+    return filled(new Documents(tokenizer, folder), async (all) => {
+      for await (const text of documents) all.add(text);
+    });
   }
 
   /** @throws TypeError `TOKENIZER`, `WRITE` */
@@ -268,13 +272,13 @@ export class Prompts implements Indexed<Prompt> {
 
   /** @param folder as of `Spool` @throws what reading the rows throws, TypeError `TOKENIZER`, `WRITE` */
   static async read(rows: Source<PromptRow>, tokenizer: Tokenizer, folder?: string): Promise<Prompts> {
-    const all = new Prompts(folder);
-    for await (const row of rows) {
-      const ids = tokenizer.encodePrompt(row.prompt, row);
-      const units = Int32Array.from({ length: row.prompt.length }, (_, i) => row.prompt.charCodeAt(i));
-      all.records.add([Int32Array.of(Number(row.rendered ?? false), ids.length), ids, units]);
-    }
-    return all;
+    return filled(new Prompts(folder), async ({ records }) => {
+      for await (const row of rows) {
+        const ids = tokenizer.encodePrompt(row.prompt, row);
+        const units = Int32Array.from({ length: row.prompt.length }, (_, i) => row.prompt.charCodeAt(i));
+        records.add([Int32Array.of(Number(row.rendered ?? false), ids.length), ids, units]);
+      }
+    });
   }
 
   get length(): number {
