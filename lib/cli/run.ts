@@ -73,7 +73,7 @@ export class Run {
     if (!existsSync(stages)) return;
     try {
       const saved = JSON.parse(await readFile(stages, "utf8")) as { stages: StageResult[]; metricsBytes: number };
-      this.done.push(...saved.stages);
+      for (const stage of saved.stages) this.done.push(stage);
       this.metricsBytes = saved.metricsBytes;
     } catch (error) {
       throw typeError("RESUME", `${stages} is not what a run wrote: ${(error as Error).message}`);

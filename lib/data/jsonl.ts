@@ -1,7 +1,9 @@
 import { open, stat } from "node:fs/promises";
+import { pipeline } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { shown, typeError, type CodedError } from "../device/errors.js";
 import { writeFileDurably } from "../model/safetensors.js";
+import { Elements } from "./elements.js";
 
 /** A row of a file, and where it stands there. */
 export class Row {
@@ -52,7 +54,7 @@ export async function* readJsonl(file: string, content: Chunks = chunks(file)): 
     const place = `${file}:${++line}`;
     let value: unknown;
     try {
-      const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+      const text = utf8.decode(bytes);
       if (text.trim() === "") continue;
       value = JSON.parse(text);
     } catch (error) {
@@ -74,17 +76,37 @@ export async function* rowsOf(file: string): AsyncGenerator<Row> {
 
 /** An array of objects, or the lines that such a file may hold too. */
 async function* readJson(file: string): AsyncGenerator<Row> {
-  const parts: Uint8Array[] = [];
-  for await (const chunk of chunks(file)) parts.push(chunk);
-  const content = Buffer.concat(parts);
-  if (!content.subarray(0, 256).toString("latin1").trimStart().startsWith("[")) return yield* readJsonl(file, [content]);
-  let values: unknown[];
+  const source = chunks(file);
   try {
-    values = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(content)) as unknown[];
-  } catch (error) {
-    throw typeError("JSON", `${file}: not an array in JSON: ${(error as Error).message}`);
+    const { value: first = Buffer.alloc(0) } = (await source.next()) as IteratorResult<Buffer, undefined>;
+    const content = (async function* () {
+      yield first;
+      yield* source;
+    })();
+    const isArray = first.subarray(0, 256).toString("latin1").trimStart().startsWith("[");
+    yield* isArray ? readArray(file, content) : readJsonl(file, content);
+  } finally {
+    await source.return(undefined);
   }
-  for (const [i, value] of values.entries()) yield rowFrom(value, `${file}, row ${i + 1}`);
+}
+
+async function* readArray(file: string, content: Chunks): AsyncGenerator<Row> {
+  const elements = new Elements(LONGEST_ROW);
+  let row = 1;
+  const place = () => `${file}, row ${row}`;
+  const parsed = (bytes: Uint8Array): unknown => JSON.parse(utf8.decode(bytes));
+  try {
+    for await (const chunk of content)
+      for (const bytes of elements.push(chunk)) {
+        const value = parsed(bytes);
+        yield rowFrom(value, place());
+        row++;
+      }
+    elements.end();
+  } catch (error) {
+    if (["FILE", "JSON"].includes((error as CodedError).code)) throw error;
+    throw typeError("JSON", `${place()}: not an array in JSON: ${(error as Error).message}`);
+  }
 }
 
 function rowFrom(value: unknown, place: string): Row {
@@ -118,6 +140,7 @@ async function beginning(file: string): Promise<Buffer> {
   }
 }
 
+const utf8 = new TextDecoder("utf-8", { fatal: true });
 const LINE_FEED = 0x0a;
 const GZIP = "\x1f\x8b";
 
@@ -129,7 +152,14 @@ async function* chunks(file: string): AsyncGenerator<Buffer> {
   const handle = await opened(file);
   try {
     const stream = handle.createReadStream({ autoClose: false });
-    yield* (zipped ? stream.pipe(createGunzip()) : stream) as AsyncIterable<Buffer>;
+    if (!zipped) return yield* stream as AsyncIterable<Buffer>;
+    const most = mostUnpacked((await handle.stat()).size);
+    let unpacked = 0;
+    // the callback hears of errors that the iterator throws as well
+    for await (const chunk of pipeline(stream, createGunzip(), () => undefined) as AsyncIterable<Buffer>) {
+      if ((unpacked += chunk.length) > most) throw new Error(`it unpacks to more than ${most} bytes, which no data of its size does`);
+      yield chunk;
+    }
   } catch (error) {
     throw typeError("FILE", `${file} cannot be read: ${(error as Error).message}`);
   } finally {
@@ -137,11 +167,18 @@ async function* chunks(file: string): AsyncGenerator<Buffer> {
   }
 }
 
-const LONGEST_LINE = 2 ** 28; // bytes: a megabyte that is gzipped may be a thousand
+/** Bytes of a row at most. Its values may take twenty times as much memory. */
+export const LONGEST_ROW = 2 ** 24;
+/**
+ * Bytes that a compressed file may hold. A megabyte can hold a thousand and more. It holds ten of text that people wrote, and a hundred
+ * of text that repeats itself much. A small file may hold 256 MiB in any case.
+ */
+export const mostUnpacked = (bytes: number): number => 2 ** 28 + 200 * bytes;
 
 async function* lines(file: string, content: Chunks): AsyncGenerator<Uint8Array> {
   let rest: Uint8Array[] = [];
   let length = 0;
+  let line = 1;
   for await (const chunk of content) {
     let start = 0;
     for (let end = chunk.indexOf(LINE_FEED); end >= 0; end = chunk.indexOf(LINE_FEED, start)) {
@@ -149,9 +186,10 @@ async function* lines(file: string, content: Chunks): AsyncGenerator<Uint8Array>
       rest = [];
       length = 0;
       start = end + 1;
+      line++;
     }
     if (start < chunk.length) rest.push(chunk.subarray(start));
-    if ((length += chunk.length - start) > LONGEST_LINE) throw typeError("JSON", `${file} has a line of more than ${LONGEST_LINE} bytes`);
+    if ((length += chunk.length - start) > LONGEST_ROW) throw typeError("JSON", `${file}:${line} has more than ${LONGEST_ROW} bytes, the limit of a row`);
   }
   if (rest.length > 0) yield Buffer.concat(rest);
 }

@@ -65,7 +65,7 @@ function splitTexts(texts: readonly string[]): Texts {
 }
 
 function splitMessages(conversations: readonly Message[][], row: Row): Texts<Text> {
-  const shortest = Math.min(...conversations.map(({ length }) => length));
+  const shortest = leastLength(conversations);
   const key = (conversation: readonly Message[], i: number) => JSON.stringify([conversation[i].role, conversation[i].content]);
   let length = 0;
   while (length < shortest && conversations.every((one) => key(one, length) === key(conversations[0], length))) length++;
@@ -75,11 +75,13 @@ function splitMessages(conversations: readonly Message[][], row: Row): Texts<Tex
 }
 
 function commonLength(texts: readonly string[]): number {
-  const shortest = Math.min(...texts.map(({ length }) => length));
+  const shortest = leastLength(texts);
   let length = 0;
   while (length < shortest && texts.every((text) => text[length] === texts[0][length])) length++;
   return length;
 }
+
+const leastLength = (all: readonly { length: number }[]) => all.reduce((least, { length }) => Math.min(least, length), Infinity);
 
 const isMessage = (value: unknown): value is Message =>
   typeof value === "object" && value !== null && isString((value as Partial<Message>).role) && isString((value as Partial<Message>).content);

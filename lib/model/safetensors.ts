@@ -85,7 +85,9 @@ async function filesOf(folder: string): Promise<Map<string, string[] | undefined
     if (typeof shard !== "string" || shard !== basename(shard) || shard === "..")
       throw malformed(index, `weight_map of ${name} is ${shown(shard)}, wanted the name of a file beside it`);
     const file = join(folder, shard);
-    files.set(file, [...(files.get(file) ?? []), name]);
+    const names = files.get(file);
+    if (names) names.push(name);
+    else files.set(file, [name]);
   }
   return files;
 }
@@ -137,15 +139,20 @@ async function bytesAt(handle: FileHandle, file: string, position: number, lengt
 function repeatedName(header: string): string | undefined {
   const names = new Set<string>();
   let depth = 0;
-  for (const [token] of header.matchAll(/"(?:[^"\\]|\\.)*"|[{}[\]]/gs))
-    if (token === "{" || token === "[") depth++;
-    else if (token === "}" || token === "]") depth--;
-    else if (depth === 1) {
+  for (let at = 0; at < header.length; at++) {
+    const sign = header[at];
+    if (sign === "{" || sign === "[") depth++;
+    else if (sign === "}" || sign === "]") depth--;
+    else if (sign === '"') {
+      const begin = at;
+      while (header[++at] !== '"') if (header[at] === "\\") at++;
+      if (depth !== 1) continue;
       // at this depth every string is a name: values are objects
-      const name = JSON.parse(token) as string;
+      const name = JSON.parse(header.slice(begin, at + 1)) as string;
       if (names.has(name)) return name;
       names.add(name);
     }
+  }
   return undefined;
 }
 

@@ -314,7 +314,7 @@ export class Tokenizer {
    */
   encodePrompt(prompt: string, { rendered = false } = {}): Int32Array {
     const prefix = rendered ? [] : this.prefix;
-    if (prompt !== "" || prefix.length > 0) return Int32Array.of(...prefix, ...this.encode(prompt));
+    if (prompt !== "" || prefix.length > 0) return joined(prefix, this.encode(prompt));
     const begin = this.bosId ?? this.eosId;
     if (begin === undefined) throw typeError("TOKENIZER", `the prompt is empty, and ${this.name} names no bos_token or eos_token to begin a text with`);
     return Int32Array.of(begin);
@@ -327,7 +327,7 @@ export class Tokenizer {
    */
   encodeCompletion(completion: string, { open = false } = {}): Int32Array {
     const ids = this.encode(completion);
-    return open || this.eosId === undefined || ids.at(-1) === this.eosId ? ids : Int32Array.of(...ids, this.eosId);
+    return open || this.eosId === undefined || ids.at(-1) === this.eosId ? ids : joined(ids, [this.eosId]);
   }
 
   /** What the post-processor puts before a text, unless tokenizer_config.json says that it does not. */
@@ -385,6 +385,14 @@ function prefixOf(step: Step | null | undefined): number[] {
     const ids = specials[String(SpecialToken!.id)]?.ids;
     return Array.isArray(ids) ? ids.filter((id): id is number => Number.isInteger(id)) : [];
   });
+}
+
+/** One after the other; a call takes only some 125,000 arguments, so ids are no arguments. */
+function joined(first: ArrayLike<number>, second: ArrayLike<number>): Int32Array {
+  const all = new Int32Array(first.length + second.length);
+  all.set(first);
+  all.set(second, first.length);
+  return all;
 }
 
 const escaped = (text: string) => text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");

@@ -33,7 +33,7 @@ export async function tasksOf(file: string, { pairs, size }: { pairs: "all" | "d
   }
   for (const { prompt, ends, completions } of groups.values()) {
     const texts = [...completions.values()];
-    if (size === 2) tasks.push(...pairsOf(texts.length, pairs).map(([i, j]) => task(prompt, [texts[i], texts[j]], ends)));
+    if (size === 2) for (const [i, j] of pairsOf(texts.length, pairs)) tasks.push(task(prompt, [texts[i], texts[j]], ends));
     else for (let i = 0; i + 1 < texts.length; i += size) tasks.push(task(prompt, texts.slice(i, i + size), ends));
   }
   return tasks;
