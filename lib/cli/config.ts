@@ -1,8 +1,11 @@
-import { readFile } from "node:fs/promises";
 import { Document, isMap, isNode, isScalar, isSeq, LineCounter, parse, parseDocument, stringify } from "yaml";
 import type { z } from "zod";
 import { shown, typeError } from "../device/errors.js";
+import { readText } from "../model/json.js";
 import { rules, schema, usedOnlyWhen, type Config } from "./schema.js";
+
+// The YAML library takes time that grows as the square of a file's keys and anchors. With this many bytes that is under a second.
+const MOST_BYTES = 2 ** 16;
 
 type Path = (string | number)[];
 
@@ -18,8 +21,8 @@ export async function readConfig(file: string | undefined, sets: readonly string
   const text =
     file === undefined
       ? ""
-      : await readFile(file, "utf8").catch((error: Error) => {
-          throw typeError("CONFIG", `--config: ${error.message}`);
+      : await readText(file, MOST_BYTES).catch((error: Error) => {
+          throw typeError("CONFIG", `--config ${file}: ${error.message}`);
         });
   const document = parsed(text, file, lines);
   const [fault] = document.errors;
@@ -49,6 +52,7 @@ export const configText = (config: Config): string => stringify(config);
 
 /** Whether a text is what `configText` gave, of whatever configuration: every section, and nothing beside it. */
 export function isConfigText(text: string): boolean {
+  if (text.length > MOST_BYTES) return false;
   try {
     const options = parse(text) as Config;
     return Object.keys(schema.shape).every((section) => section in options) && configText(options) === text;

@@ -1,8 +1,9 @@
 import { randomBytes } from "node:crypto";
-import { constants, open, readFile, rename, rm, stat, type FileHandle } from "node:fs/promises";
+import { constants, open, rename, rm, stat, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { shown, typeError } from "../device/errors.js";
 import { fromHalf } from "../tensor/half.js";
+import { readText } from "./json.js";
 
 /** A tensor of a file: F32, F16 and BF16 as f32, small integers as int32, F64 and large integers as f64, all exact. */
 export interface StoredTensor {
@@ -43,7 +44,8 @@ const dtypes: Record<string, { bytes: number; widen: Widen }> = {
   BOOL: { bytes: 1, widen: (bytes) => Int32Array.from(new Uint8Array(bytes)) },
 };
 
-const HEADER_LIMIT = 100_000_000;
+/** Bytes of a header, or an index: 200,000 tensors. JSON of empty objects takes twenty times as much memory. */
+const HEADER_LIMIT = 2 ** 25;
 const READ_LIMIT = 2 ** 30; // one read call takes less than 2^31 bytes
 
 /**
@@ -78,7 +80,10 @@ async function filesOf(folder: string): Promise<Map<string, string[] | undefined
     );
   if (await exists(single)) return new Map([[single, undefined]]);
   if (!(await exists(index))) throw malformed(folder, "there is neither model.safetensors nor model.safetensors.index.json");
-  const places = parse(index, await readFile(index, "utf8")).weight_map;
+  const text = await readText(index, HEADER_LIMIT).catch((error: Error) => {
+    throw malformed(index, `it cannot be read: ${error.message}`);
+  });
+  const places = parse(index, text).weight_map;
   if (!isObject(places)) throw malformed(index, "weight_map is missing");
   const files = new Map<string, string[]>();
   for (const [name, shard] of Object.entries(places)) {
@@ -108,7 +113,8 @@ async function readFileOf(file: string, brain?: "keep"): Promise<{ tensors: Map<
     const { size } = found;
     if (size < 8) throw malformed(file, `it has ${size} bytes, wanted at least the 8 of the header's length`);
     const length = Number(new DataView(await bytesAt(handle, file, 0, 8)).getBigUint64(0, true));
-    if (length > Math.min(HEADER_LIMIT, size - 8)) throw malformed(file, `its header of ${length} bytes exceeds the file of ${size} bytes`);
+    if (length > size - 8) throw malformed(file, `its header of ${length} bytes exceeds the file of ${size} bytes`);
+    if (length > HEADER_LIMIT) throw malformed(file, `its header has ${length} bytes, wanted at most ${HEADER_LIMIT}`);
     const text = new TextDecoder().decode(await bytesAt(handle, file, 8, length));
     const header = parse(file, text);
     const described = entries(file, header, size - 8 - length);
