@@ -1,6 +1,5 @@
-import { Template } from "@huggingface/jinja";
 import { typeError } from "../device/errors.js";
-import { within } from "./time_limit.js";
+import { Template } from "./template.js";
 
 /** A turn of a conversation. */
 export interface Message {
@@ -9,8 +8,6 @@ export interface Message {
   /** What is said. */
   content: string;
 }
-
-const MILLISECONDS = 5000; // a usual one takes a tenth of one
 
 /** A model's chat template: Jinja, with the names that transformers gives it. */
 export class ChatTemplate {
@@ -42,12 +39,10 @@ export class ChatTemplate {
     const continued = open && last?.role === "assistant";
     let text: string;
     try {
-      text = within(MILLISECONDS, () => this.template.render({ ...this.tokens, messages, add_generation_prompt: open && !continued }));
+      text = this.template.render(messages, { ...this.tokens, add_generation_prompt: open && !continued });
     } catch (error) {
-      throw typeError(
-        "CHAT",
-        `${this.name}: the chat template refuses ${messages.map(({ role }) => role).join(", ") || "no messages"}: ${(error as Error).message}`,
-      );
+      const roles = messages.map(({ role }) => role).join(", ") || "no messages";
+      throw typeError("CHAT", `${this.name}: the chat template refuses ${cut(roles)}: ${cut((error as Error).message)}`);
     }
     if (!continued) return text;
     const start = text.lastIndexOf(last.content.trim());
@@ -55,6 +50,9 @@ export class ChatTemplate {
     return text.slice(0, start + (text.startsWith(kept, start) ? kept : last.content.trim()).length);
   }
 }
+
+/** A template may say as much as it likes. */
+const cut = (text: string) => (text.length > 300 ? `${text.slice(0, 300)}...` : text);
 
 const TOKENS = ["bos_token", "eos_token", "pad_token", "unk_token"];
 
