@@ -13,6 +13,8 @@ export interface Step {
 
 const LONGEST_PATTERN = 4096; // the library reads patterns in quadratic time
 const MOST_GROWTH = 64;
+const MOST_STEPS = 256; // a usual file has ten
+const QUICK_STEPS = 32;
 
 /**
  * The same normalizer or pre-tokenizer in steps that the library carries out exactly: its ByteLevel cuts by JavaScript's \s and its
@@ -20,9 +22,29 @@ const MOST_GROWTH = 64;
  * @throws Error for a step that it would carry out otherwise, or that makes a text grow without measure
  */
 export function exact(step: Step | null): Step | null {
-  const grown = growth(step);
-  if (!(grown <= MOST_GROWTH)) throw new Error(`its steps make a text grow ${grown} times, wanted at most ${MOST_GROWTH}`);
+  checkGrowth(step);
   return rewritten(step);
+}
+
+/** The steps of a sequence, and the sequence, however it is nested. @throws Error for too many */
+export function stepsOf(step: Step | null | undefined): Step[] {
+  const found: Step[] = [];
+  const left: unknown[] = [step];
+  while (left.length > 0) {
+    const next = left.pop() as Step | null | undefined;
+    if (next === null || next === undefined) continue;
+    if (found.length === MOST_STEPS) throw new Error(`it has more than ${MOST_STEPS} steps`);
+    found.push(next);
+    const parts = next.type === "Sequence" ? partsOf(next) : [];
+    for (let i = parts.length - 1; i >= 0; i--) left.push(parts[i]);
+  }
+  return found;
+}
+
+function partsOf(step: Step): unknown[] {
+  const parts = step.normalizers ?? step.pretokenizers ?? step.decoders ?? step.processors;
+  if (!Array.isArray(parts)) throw new Error(`a Sequence has ${shown(parts)}, wanted a list of steps`);
+  return parts;
 }
 
 function rewritten(step: Step | null): Step | null {
@@ -46,6 +68,9 @@ function rewritten(step: Step | null): Step | null {
       checkPattern(step);
       if (step.behavior !== "Isolated" && step.behavior !== "Removed") throw new Error(`a Split that is ${shown(step.behavior)} is not supported`);
       if (step.invert && step.behavior !== "Removed") throw new Error("a Split that is inverted and Isolated is not supported");
+      return step;
+    case "FixedLength":
+      if (!(Number.isInteger(step.length) && (step.length as number) > 0)) throw new Error(`the length of FixedLength is ${shown(step.length)}`);
       return step;
     case "Replace":
       checkPattern(step);
@@ -77,25 +102,46 @@ export const familiarPatterns: readonly string[] = [
   `[^\\r\\n\\p{L}\\p{N}]?${capitals}*${smalls}+|[^\\r\\n\\p{L}\\p{N}]?${capitals}+${smalls}*|\\p{N}${marks("\\r\\n/")}`,
 ];
 
-/** Whether every pattern of the steps is a familiar one, so that they need no limit of time. */
-export function isFamiliar(step: Step | null | undefined): boolean {
-  if (step?.type === "Sequence") return ((step.normalizers ?? step.pretokenizers ?? step.decoders) as Step[]).every(isFamiliar);
-  const { Regex } = (step?.pattern ?? {}) as { Regex?: unknown };
-  return Regex === undefined || familiarPatterns.includes(Regex as string);
+/** Whether the steps are few and every pattern of theirs is a familiar one, so that they need no limit of time. */
+export function areQuick(...pipelines: readonly (Step | null | undefined)[]): boolean {
+  const steps = pipelines.flatMap(stepsOf);
+  return (
+    steps.length <= QUICK_STEPS &&
+    steps.every(({ pattern }) => {
+      const { Regex } = (pattern ?? {}) as { Regex?: unknown };
+      return Regex === undefined || familiarPatterns.includes(Regex as string);
+    })
+  );
 }
 
-/** How many times as long a text may become at most. */
-function growth(step: Step | null): number {
-  if (step?.type === "Sequence") {
-    const steps = (step.normalizers ?? step.pretokenizers ?? step.decoders) as (Step | null)[];
-    return steps.reduce((product, one) => product * growth(one), 1);
+// How many characters, at most, the forms of Unicode make of one.
+const FORMS: Record<string, number> = { Lowercase: 2, NFC: 3, NFD: 4, NFKC: 18, NFKD: 18, Precompiled: 18 };
+
+/** @throws Error for steps that make a text grow without measure */
+function checkGrowth(step: Step | null): void {
+  let [times, more] = [1, 0]; // of the text, and at the beginning of each of its parts
+  let folded = true; // what a form has made, no other makes longer: the first is not counted
+  for (const one of stepsOf(step)) {
+    const { type, content, prepend, pattern } = one;
+    const form = FORMS[type];
+    if (form !== undefined) {
+      if (!folded) [times, more] = [form * times, form * more];
+      folded = true;
+    }
+    if (type === "ByteLevel" || type === "BertNormalizer") [times, more] = [3 * times, 3 * more + 1];
+    if (type === "Prepend") more += lengthOf(prepend);
+    if (type === "Replace") {
+      const { String: sought } = (pattern ?? {}) as { String?: unknown };
+      const [length, part] = [lengthOf(content), lengthOf(sought)];
+      const factor = part > 0 ? Math.max(1, length / part) : 1 + length; // a pattern may match nothing, everywhere
+      [times, more] = [factor * times, factor * more + (part > 0 ? 0 : length)];
+    }
+    if ([content, prepend].some((text) => typeof text === "string" && /[^\0-\x7f]/.test(text))) folded = false;
   }
-  if (step?.type === "ByteLevel") return 3;
-  if (step?.type !== "Replace") return 1;
-  const { String: text } = (step.pattern ?? {}) as { String?: unknown };
-  const length = typeof step.content === "string" ? step.content.length : 0;
-  return typeof text === "string" && text !== "" ? Math.max(1, length / text.length) : 1 + length; // a pattern may match nothing, everywhere
+  if (!(times + more <= MOST_GROWTH)) throw new Error(`its steps make a text grow ${times + more} times, wanted at most ${MOST_GROWTH}`);
 }
+
+const lengthOf = (text: unknown) => (typeof text === "string" ? text.length : 0);
 
 export type Join = (tokens: string[]) => string[];
 
@@ -104,10 +150,14 @@ export const byteToken = /^<0x([0-9A-Fa-f]{2})>$/;
 
 /** The decoder that joins tokens to a text; undefined where a step is none of these. @throws Error as `exact` */
 export function joinOf(step: Step | null): Join | undefined {
-  if (!(growth(step) <= MOST_GROWTH)) throw new Error(`its decoder makes a text grow more than ${MOST_GROWTH} times`);
+  checkGrowth(step);
+  return joined(step);
+}
+
+function joined(step: Step | null): Join | undefined {
   switch (step?.type) {
     case "Sequence": {
-      const joins = (step.decoders as (Step | null)[]).map(joinOf);
+      const joins = (step.decoders as (Step | null)[]).map(joined);
       return joins.includes(undefined) ? undefined : (tokens) => joins.reduce((joined, join) => join!(joined), tokens);
     }
     case "Replace": {

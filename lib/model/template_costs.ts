@@ -113,7 +113,10 @@ function mapping(budget: Budget, name: string, object: Value): void {
 
 /** Charges a filter before it works. */
 export function filter(budget: Budget, name: string, operand: Value, args: readonly Value[]): void {
-  const most = args.reduce((sum, one) => sum + (isList(one) ? list(one).reduce((n, part) => n + lengthOf(part), 0) : lengthOf(one) || Math.abs(Number(one.value)) || 0), 0);
+  const most = args.reduce(
+    (sum, one) => sum + (isList(one) ? list(one).reduce((n, part) => n + lengthOf(part), 0) : lengthOf(one) || Math.abs(Number(one.value)) || 0),
+    0,
+  );
   if (name === "tojson") return text(budget, operand, ESCAPED, most);
   if (isText(operand)) {
     if (name === "replace") return method(budget, name, operand, args);

@@ -1,15 +1,16 @@
 import { existsSync } from "node:fs";
-import { mkdir, readFile, stat } from "node:fs/promises";
+import { mkdir, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { rangeError, shown, typeError } from "../device/errors.js";
 import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes } from "./byte_level.js";
 import { chatTemplate, type ChatTemplate } from "./chat.js";
 import { tokenIds } from "./config.js";
+import { readText } from "./json.js";
 import { baseFolder } from "./peft.js";
-import { byteToken, exact, isFamiliar, joinOf, type Join, type Step } from "./pipeline.js";
+import { areQuick, byteToken, exact, joinOf, stepsOf, type Join, type Step } from "./pipeline.js";
 import { writeFileDurably } from "./safetensors.js";
-import { within } from "./time_limit.js";
+import { TimeLimit } from "./time_limit.js";
 
 /** A token beside the model's own, in tokenizer.json. */
 export interface AddedToken {
@@ -78,11 +79,16 @@ export interface TokenStream {
 
 const MOST_IDS = 2 ** 22; // four times the largest vocabulary that is known
 
-// The pipeline of a file may be one that never ends: it has five seconds, and a hundred times what a usual one takes for each character.
-const SECONDS = 5;
+// The pipeline of a file may be one that never ends. It has a hundred times what a usual one takes for each character, and some seconds
+// for all that it does.
+const SECONDS = 2;
 const CHARACTERS_PER_SECOND = 10_000;
 
+const MOST_BYTES = 2 ** 26; // of a tokenizer's file: twice the largest that is known
 const MOST_ADDED = 2 ** 16; // characters of added tokens that one regular expression looks for
+const MOST_ADDED_IN_LIBRARY = 2 ** 19; // the library makes an object of each
+const QUICK_ADDED = 256; // added tokens
+const LONGEST_TOKEN = 1024;
 
 /** A tokenizer of a Hugging Face directory. Byte-level BPE cut as GPT-2 does is encoded here, the rest by @huggingface/tokenizers. */
 export class Tokenizer {
@@ -102,7 +108,9 @@ export class Tokenizer {
   private readonly join?: Join;
   private readonly encoder?: ByteLevelEncoder;
   private readonly added?: RegExp;
+  private readonly limit = new TimeLimit(SECONDS);
   private library?: Library;
+  private quick?: boolean;
   private template?: ChatTemplate;
   private before?: readonly number[];
 
@@ -169,7 +177,7 @@ export class Tokenizer {
       const eos = Array.isArray(tokenizer.added_tokens) ? (tokenizer.added_tokens as AddedToken[]).find((token) => token.id === id) : undefined;
       if (eos) tokenizerConfig.eos_token = eos.content;
     }
-    const template = await readText(join(dirname(file), "chat_template.jinja"));
+    const template = await read(join(dirname(file), "chat_template.jinja"));
     if (template !== undefined) tokenizerConfig.chat_template = template;
     return new Tokenizer({ tokenizer: tokenizer as TokenizerJson, tokenizerConfig }, file);
   }
@@ -210,24 +218,43 @@ export class Tokenizer {
     }
   }
 
-  /** What the library makes of so many characters, by the pipeline of the file; within a time, unless all its patterns are familiar. */
+  /** What the library makes of so many characters, by the pipeline of the file. */
   private used<T>(length: number, work: (library: Library) => T): T {
-    const { slow } = this;
-    const { normalizer, pre_tokenizer, decoder } = this.files.tokenizer;
-    const milliseconds = Math.ceil(1000 * (SECONDS + length / CHARACTERS_PER_SECOND));
-    return this.followed(() => ([normalizer, pre_tokenizer, decoder].every(isFamiliar) ? work(slow) : within(milliseconds, () => work(slow))));
+    return this.followed(() => {
+      const library = (this.library ??= this.limited(0, () => this.opened()));
+      return this.limited(length, () => work(library));
+    });
   }
 
-  private get slow(): Library {
-    if (!this.library) {
-      const { tokenizer, tokenizerConfig } = this.files;
-      const missing = { post_processor: null, decoder: null };
-      this.library = this.followed(() => {
-        const steps = { normalizer: exact(tokenizer.normalizer ?? null), pre_tokenizer: exact(tokenizer.pre_tokenizer ?? null) };
-        return new LibraryTokenizer({ ...missing, ...tokenizer, ...steps }, tokenizerConfig) as Library;
-      });
-    }
-    return this.library;
+  /** Work on so many characters, within a time unless the file can ask for no more than a usual one. */
+  private limited<T>(length: number, work: () => T): T {
+    return this.isQuick ? work() : this.limit.within(length / CHARACTERS_PER_SECOND, work);
+  }
+
+  private get isQuick(): boolean {
+    return (this.quick ??= this.asksLittle(this.files.tokenizer));
+  }
+
+  private asksLittle({ normalizer, pre_tokenizer, post_processor, decoder, model, added_tokens }: TokenizerJson): boolean {
+    const { continuing_subword_prefix: before, continuing_subword_suffix: within, end_of_word_suffix: after, max_input_chars_per_word: most } = model;
+    const isShort = (text: unknown) => typeof text !== "string" || text.length <= LONGEST_TOKEN;
+    return (
+      areQuick(normalizer, pre_tokenizer, post_processor, decoder) &&
+      [before, within, after, ...this.tokens].every(isShort) &&
+      (typeof most !== "number" || most <= LONGEST_TOKEN) &&
+      added_tokens.length <= QUICK_ADDED
+    );
+  }
+
+  private opened(): Library {
+    const { tokenizer, tokenizerConfig } = this.files;
+    const { added_tokens, normalizer = null, pre_tokenizer = null, post_processor = null, decoder = null } = tokenizer;
+    const added = added_tokens.reduce((length, { content }) => length + content.length, 0);
+    if (added > MOST_ADDED_IN_LIBRARY) throw new Error(`its added tokens have ${added} characters, wanted at most ${MOST_ADDED_IN_LIBRARY}`);
+    for (const steps of [post_processor, decoder]) stepsOf(steps);
+    const steps = { normalizer: exact(normalizer), pre_tokenizer: exact(pre_tokenizer), post_processor, decoder };
+    // what names special tokens is used by none of what is asked for here, and takes time that grows as their square
+    return new LibraryTokenizer({ ...tokenizer, ...steps }, { ...tokenizerConfig, additional_special_tokens: undefined }) as Library;
   }
 
   /** The id of a token as the vocabulary spells it. */
@@ -249,7 +276,8 @@ export class Tokenizer {
       return Int32Array.from(ids as number[]);
     }
     const out: number[] = [];
-    const parts = this.added ? text.split(this.added) : [text];
+    const { added } = this;
+    const parts = !added ? [text] : this.isQuick ? text.split(added) : this.followed(() => this.limited(text.length, () => text.split(added)));
     for (const [i, part] of parts.entries())
       if (i % 2 === 1) out.push(this.ids.get(part)!);
       else if (part !== "") this.encoder.encode(part, out);
@@ -332,8 +360,9 @@ export class Tokenizer {
 
   /** What the post-processor puts before a text, unless tokenizer_config.json says that it does not. */
   get prefix(): readonly number[] {
-    return (this.before ??=
-      this.files.tokenizerConfig.add_bos_token === false ? [] : prefixOf(this.files.tokenizer.post_processor).filter((id) => this.tokens[id] !== undefined));
+    if (this.before) return this.before;
+    const steps = this.files.tokenizerConfig.add_bos_token === false ? [] : this.followed(() => stepsOf(this.files.tokenizer.post_processor));
+    return (this.before = steps.flatMap(prefixOf).filter((id) => this.tokens[id] !== undefined));
   }
 
   /** Writes tokenizer.json and tokenizer_config.json. */
@@ -353,14 +382,14 @@ export class Tokenizer {
   }
 }
 
-const readText = (file: string): Promise<string | undefined> =>
-  readFile(file, "utf8").catch((error: NodeJS.ErrnoException) => {
+const read = (file: string): Promise<string | undefined> =>
+  readText(file, MOST_BYTES).catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return undefined;
     throw typeError("TOKENIZER", `${file} cannot be read: ${error.message}`);
   });
 
 async function readJson(file: string): Promise<Record<string, unknown> | undefined> {
-  const text = await readText(file);
+  const text = await read(file);
   if (text === undefined) return undefined;
   try {
     const json: unknown = JSON.parse(text);
@@ -371,18 +400,17 @@ async function readJson(file: string): Promise<Record<string, unknown> | undefin
   throw typeError("TOKENIZER", `${file} is no JSON object`);
 }
 
-/** Ids that a post-processor puts before a text that stands alone. */
-function prefixOf(step: Step | null | undefined): number[] {
-  if (step?.type === "Sequence" && Array.isArray(step.processors)) return (step.processors as Step[]).flatMap(prefixOf);
-  if (step?.type !== "TemplateProcessing" || !Array.isArray(step.single)) return [];
-  const parts = step.single as { SpecialToken?: { id?: string } }[];
+/** Ids that a step of a post-processor puts before a text that stands alone. */
+function prefixOf(step: Step): number[] {
+  if (step.type !== "TemplateProcessing" || !Array.isArray(step.single)) return [];
+  const parts = step.single as ({ SpecialToken?: { id?: string } | null } | null)[];
   const before = parts.slice(
     0,
-    parts.findIndex((part) => part?.SpecialToken === undefined),
+    parts.findIndex((part) => !part?.SpecialToken),
   );
-  const specials = (step.special_tokens ?? {}) as Record<string, { ids?: unknown } | undefined>;
-  return before.flatMap(({ SpecialToken }) => {
-    const ids = specials[String(SpecialToken!.id)]?.ids;
+  const specials = (step.special_tokens ?? {}) as Record<string, { ids?: unknown } | null | undefined>;
+  return before.flatMap((part) => {
+    const ids = specials[String(part!.SpecialToken!.id)]?.ids;
     return Array.isArray(ids) ? ids.filter((id): id is number => Number.isInteger(id)) : [];
   });
 }

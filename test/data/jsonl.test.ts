@@ -36,7 +36,7 @@ describe("a file named .json", () => {
     }
     const wrong: [string, string][] = [
       ["[1]", "rows.json, row 1: 1, wanted a JSON object"],
-      ['[{"a":1}', "rows.json: not an array in JSON"],
+      ['[{"a":1}', "not an array in JSON"],
       ["{\n}", "rows.json:1: not a line of JSON"],
     ];
     for (const [text, message] of wrong) {
