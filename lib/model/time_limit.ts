@@ -28,17 +28,21 @@ export class TimeLimit {
     const limit = this.left + share;
     const begun = performance.now();
     let passed = () => (performance.now() - begun) / 1000; // no less than this thread's own time, which takes long to ask for
-    for (let patience = limit; ; patience *= 1.5)
+    for (let patience = limit; ;) {
+      const started = performance.now();
       try {
         return interrupted(Math.ceil(1000 * patience), work);
       } catch (error) {
         if ((error as NodeJS.ErrnoException).code !== "ERR_SCRIPT_EXECUTION_TIMEOUT") throw error;
         const before = threadTime();
         if (before === undefined || (patience > limit && passed() >= limit)) throw new Error(`it takes more than ${Math.ceil(limit)} s`, { cause: error });
+        const waits = (performance.now() - started) / 1000 / Math.max(0.01, passed()); // for a second of its own
+        patience = 1.25 * Math.max(limit * waits, patience);
         passed = () => threadTime()! - before;
       } finally {
         this.left = Math.min(this.reserve, Math.max(0, limit - passed()));
       }
+    }
   }
 }
 

@@ -79,13 +79,14 @@ export interface TokenStream {
 
 const MOST_IDS = 2 ** 22; // four times the largest vocabulary that is known
 
-// The pipeline of a file may be one that never ends. It has a hundred times what a usual one takes for each character, and some seconds
+// The pipeline of a file may be one that never ends. It has twenty times what a usual one takes for each character, and some seconds
 // for all that it does.
 const SECONDS = 2;
-const CHARACTERS_PER_SECOND = 10_000;
+const CHARACTERS_PER_SECOND = 50_000;
 
 const MOST_BYTES = 2 ** 26; // of a tokenizer's file: twice the largest that is known
 const MOST_ADDED = 2 ** 16; // characters of added tokens that one regular expression looks for
+const MOST_CHOICES = 2 ** 12; // it tries them one by one
 const MOST_ADDED_IN_LIBRARY = 2 ** 19; // the library makes an object of each
 const QUICK_ADDED = 256; // added tokens
 const LONGEST_TOKEN = 1024;
@@ -205,6 +206,7 @@ export class Tokenizer {
       byteCharacters.every((character) => this.ids.has(character)) &&
       added_tokens.every(({ content, lstrip, rstrip }) => content !== "" && !lstrip && !rstrip) &&
       new Set(added_tokens.map(({ special, normalized = !special }) => normalized)).size <= 1 && // else some are looked for before others
+      added_tokens.length <= MOST_CHOICES &&
       added_tokens.reduce((length, { content }) => length + content.length, 0) <= MOST_ADDED
     );
   }
@@ -232,7 +234,7 @@ export class Tokenizer {
   }
 
   private get isQuick(): boolean {
-    return (this.quick ??= this.asksLittle(this.files.tokenizer));
+    return (this.quick ??= this.followed(() => this.asksLittle(this.files.tokenizer)));
   }
 
   private asksLittle({ normalizer, pre_tokenizer, post_processor, decoder, model, added_tokens }: TokenizerJson): boolean {
