@@ -4,6 +4,8 @@ import { isString, type Row } from "./jsonl.js";
 // The text columns of TRL's data sets, in the four ways that they come: plain or conversational, the prompt in a column of its
 // own or at the beginning of the completions.
 
+const MOST_RANKED = 1024; // each two of them are a pair
+
 /** Plain, or the messages of a conversation. */
 export type Text = string | readonly Message[];
 
@@ -20,7 +22,7 @@ export interface Texts<T = string> {
  */
 export function textsOf(row: Row, names: readonly string[], { list = false, implicit = false } = {}): Texts<Text> {
   const completions = list
-    ? [...row.column(names[0], "two or more completions that are not empty, best first", isTexts)]
+    ? [...row.column(names[0], `2 to ${MOST_RANKED} completions that are not empty, best first`, isTexts)]
     : names.map((name) => row.column(name, "a text or messages, not empty", isText));
   const plain = completions.filter(isString).length;
   if (plain !== 0 && plain !== completions.length) throw row.error(`the columns ${names.join(", ")} mix texts and conversations`);
@@ -86,4 +88,4 @@ const leastLength = (all: readonly { length: number }[]) => all.reduce((least, {
 const isMessage = (value: unknown): value is Message =>
   typeof value === "object" && value !== null && isString((value as Partial<Message>).role) && isString((value as Partial<Message>).content);
 const isText = (value: unknown): value is Text => (isString(value) ? value !== "" : Array.isArray(value) && value.length > 0 && value.every(isMessage));
-const isTexts = (value: unknown): value is Text[] => Array.isArray(value) && value.length >= 2 && value.every(isText);
+const isTexts = (value: unknown): value is Text[] => Array.isArray(value) && value.length >= 2 && value.length <= MOST_RANKED && value.every(isText);

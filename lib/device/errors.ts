@@ -33,6 +33,9 @@ export function visible(text: string, { lines = false } = {}): string {
   return text.replace(HIDDEN, (one) => (lines && (one === "\n" || one === "\t") ? one : one.split("").map(escaped).join("")));
 }
 
+/** What another's program says of itself, as messages show it: it may be long, and hold anything. */
+export const brief = (text: string): string => visible(text.length > 300 ? `${text.slice(0, 300)}...` : text);
+
 /** A value as messages show it: JSON, cut short, with nothing that commands a terminal. */
 export function shown(value: unknown): string {
   let text: string | undefined;

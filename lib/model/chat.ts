@@ -1,4 +1,4 @@
-import { typeError } from "../device/errors.js";
+import { brief, typeError } from "../device/errors.js";
 import { Template } from "./template.js";
 
 /** A turn of a conversation. */
@@ -25,7 +25,7 @@ export class ChatTemplate {
     try {
       this.template = new Template(source);
     } catch (error) {
-      throw typeError("CHAT", `${name}: the chat template cannot be read: ${(error as Error).message}`);
+      throw typeError("CHAT", `${name}: the chat template cannot be read: ${brief((error as Error).message)}`);
     }
   }
 
@@ -42,7 +42,7 @@ export class ChatTemplate {
       text = this.template.render(messages, { ...this.tokens, add_generation_prompt: open && !continued });
     } catch (error) {
       const roles = messages.map(({ role }) => role).join(", ") || "no messages";
-      throw typeError("CHAT", `${this.name}: the chat template refuses ${cut(roles)}: ${cut((error as Error).message)}`);
+      throw typeError("CHAT", `${this.name}: the chat template refuses ${brief(roles)}: ${brief((error as Error).message)}`);
     }
     if (!continued) return text;
     const start = text.lastIndexOf(last.content.trim());
@@ -50,9 +50,6 @@ export class ChatTemplate {
     return text.slice(0, start + (text.startsWith(kept, start) ? kept : last.content.trim()).length);
   }
 }
-
-/** A template may say as much as it likes. */
-const cut = (text: string) => (text.length > 300 ? `${text.slice(0, 300)}...` : text);
 
 const TOKENS = ["bos_token", "eos_token", "pad_token", "unk_token"];
 

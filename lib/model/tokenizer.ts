@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { mkdir, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
-import { rangeError, shown, typeError } from "../device/errors.js";
+import { brief, rangeError, shown, typeError } from "../device/errors.js";
 import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes } from "./byte_level.js";
 import { chatTemplate, type ChatTemplate } from "./chat.js";
 import { tokenIds } from "./config.js";
@@ -216,7 +216,7 @@ export class Tokenizer {
     try {
       return work();
     } catch (error) {
-      throw typeError("TOKENIZER", `${this.name} cannot be used: ${(error as Error).message}`);
+      throw typeError("TOKENIZER", `${this.name} cannot be used: ${brief((error as Error).message)}`);
     }
   }
 
