@@ -61,9 +61,33 @@ const counted = () => {
   return { counts, count: (accepted: boolean) => void counts[accepted ? "taken" : "refused"]++ };
 };
 
+const nested = JSON.parse(`${"[".repeat(1000)}${"]".repeat(1000)}`) as unknown;
+
 /** A value where another kind, size or sign was meant. */
 const hostile = fc.oneof(
-  fc.constantFrom<unknown>(null, true, "", "x", [], {}, 0, -1, 0.5, 1e9, 2 ** 31, 2 ** 53, 1e308, "__proto__", [[]], [-1], ["a"]),
+  fc.constantFrom<unknown>(
+    null,
+    true,
+    "",
+    "x",
+    [],
+    {},
+    0,
+    -1,
+    0.5,
+    1e9,
+    2 ** 31,
+    2 ** 53,
+    1e308,
+    "__proto__",
+    [[]],
+    [-1],
+    ["a"],
+    [null],
+    { a: null },
+    "x".repeat(1e5),
+    nested,
+  ),
   fc.jsonValue({ maxDepth: 2 }),
 );
 

@@ -190,7 +190,7 @@ class Bounded extends Library {
       case "FilterExpression":
         return this.filter(node as Filter, this.evaluate((node as Filter).operand, scope), scope);
       case "FilterStatement":
-        return this.filter(node as Filter, super.evaluate({ ...node, type: "Program" } as Node, scope), scope);
+        return this.filter(node as Filter, super.evaluate({ ...node, type: "Program" }, scope), scope);
       case "TestExpression": {
         const operand = this.evaluate((node as Filter).operand, scope);
         this.budget.spend(costs.shallow(operand));

@@ -250,11 +250,16 @@ export class Tokenizer {
 
   private opened(): Library {
     const { tokenizer, tokenizerConfig } = this.files;
-    const { added_tokens, normalizer = null, pre_tokenizer = null, post_processor = null, decoder = null } = tokenizer;
+    const { added_tokens, normalizer, pre_tokenizer, post_processor, decoder } = tokenizer;
     const added = added_tokens.reduce((length, { content }) => length + content.length, 0);
     if (added > MOST_ADDED_IN_LIBRARY) throw new Error(`its added tokens have ${added} characters, wanted at most ${MOST_ADDED_IN_LIBRARY}`);
     for (const steps of [post_processor, decoder]) stepsOf(steps);
-    const steps = { normalizer: exact(normalizer), pre_tokenizer: exact(pre_tokenizer), post_processor, decoder };
+    const steps = {
+      normalizer: exact(normalizer ?? null),
+      pre_tokenizer: exact(pre_tokenizer ?? null),
+      post_processor: post_processor ?? null,
+      decoder: decoder ?? null,
+    };
     // what names special tokens is used by none of what is asked for here, and takes time that grows as their square
     return new LibraryTokenizer({ ...tokenizer, ...steps }, { ...tokenizerConfig, additional_special_tokens: undefined }) as Library;
   }
