@@ -1,6 +1,6 @@
 import { Document, isMap, isNode, isScalar, isSeq, LineCounter, parse, parseDocument, stringify } from "yaml";
 import type { z } from "zod";
-import { shown, typeError } from "../device/errors.js";
+import { brief, shown, typeError } from "../device/errors.js";
 import { readText } from "../model/json.js";
 import { rules, schema, usedOnlyWhen, type Config } from "./schema.js";
 
@@ -83,7 +83,7 @@ function override(document: Document, set: string): [key: string, where: string]
   const equals = set.indexOf("=");
   if (equals < 1) throw typeError("CONFIG", `--set ${set}: wanted name=value, as in --set ppo.klCoef=0.1`);
   const key = set.slice(0, equals).trim();
-  const value = parseDocument(set.slice(equals + 1));
+  const value = parsed(set.slice(equals + 1), `--set ${brief(set)}`, new LineCounter());
   if (value.errors.length > 0) throw typeError("CONFIG", `--set ${set}: ${value.errors[0].message}`);
   try {
     document.setIn(key.split("."), value.contents);

@@ -46,7 +46,8 @@ export const isNumbers = (value: unknown): value is number[] => Array.isArray(va
 /**
  * Reads the rows of a JSONL file one by one, gzipped or not. Lines end with a line feed, alone or after a carriage return; blank ones are skipped.
  * @param content what the file holds, where it has been read
- * @throws TypeError `FILE` for a file that cannot be read; `JSON`, naming file and line, for a line that is not UTF-8 or no JSON object
+ * @throws TypeError `FILE` for a file that cannot be read, or unpacks to more than data does; `JSON`, naming file and line, for a line that
+ *   is not UTF-8, no JSON object, or longer than 16 MiB
  */
 export async function* readJsonl(file: string, content: Chunks = chunks(file)): AsyncGenerator<Row> {
   let line = 0;

@@ -273,7 +273,8 @@ export class Tokenizer {
    * Ids of a text. Special tokens that the text spells out are encoded as such; `special` adds those of the model's own
    * template (as BOS) too. Lone surrogates are encoded as U+FFFD.
    *
-   * @throws TypeError `TOKENIZER` for a character that the vocabulary cannot express
+   * @throws TypeError `TOKENIZER` for a character that the vocabulary cannot express, or where the steps of the file take more time than texts
+   *   of this length may; all texts share a reserve of some seconds
    */
   encode(text: string, { special = false } = {}): Int32Array {
     if (typeof text !== "string") throw typeError("TYPE", `text is ${typeof text}, wanted a string`);
