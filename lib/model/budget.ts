@@ -1,6 +1,3 @@
-/** What is wrong with work that others wrote: it asks for more than honest work takes. */
-export class Exhausted extends Error {}
-
 /**
  * Memory and time for what others wrote, in units of about a byte that is made or a nanosecond that is spent. It is counted, not
  * measured, so a busy machine stops nothing that an idle one does. One budget serves all of a file's work: each piece brings what
@@ -22,11 +19,11 @@ export class Budget {
     this.left = Math.min(this.left + share, this.reserve + most);
   }
 
-  /** @throws Exhausted */
+  /** @throws Error where it has no such units left */
   spend(units: number): void {
     if (!((this.left -= units) >= 0)) {
       this.left = 0;
-      throw new Exhausted("it takes more memory or time than a template of its kind may");
+      throw new Error("it takes more memory or time than a template may");
     }
   }
 }
