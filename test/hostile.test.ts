@@ -138,7 +138,10 @@ describe("a tokenizer", () => {
       { normalizer: { type: "Replace", pattern: { Regex: "(a|a)*b" }, content: "" }, added_tokens: [{ id: 300, content: "a".repeat(60), normalized: true }] },
     ],
     ["added tokens of a million characters", { normalizer: { type: "Lowercase" }, added_tokens: [{ id: 300, content: "a".repeat(1e6) }] }],
-    ["a special token that is null", { post_processor: { type: "TemplateProcessing", single: [{ SpecialToken: null }], special_tokens: {} } }],
+    [
+      "a special token that is null",
+      { post_processor: { type: "TemplateProcessing", single: [{ SpecialToken: null }, { Sequence: { id: "A" } }], special_tokens: {} } },
+    ],
     ["parts that are null", { post_processor: { type: "TemplateProcessing", single: [null], special_tokens: null } }],
     ["a nested normalizer without end", { normalizer: deep("Sequence", "normalizers") }],
     ["a nested pre-tokenizer without end", { pre_tokenizer: deep("Sequence", "pretokenizers") }],
