@@ -2,7 +2,7 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
-import { stream } from "../lib/cli/stages/sft.js";
+import { Documents } from "../lib/rlhf/rows.js";
 import { tasksOf } from "../lib/cli/labelling/tasks.js";
 import {
   device,
@@ -45,7 +45,7 @@ afterAll(async () => {
   await rm(folder, { recursive: true });
 });
 
-test("a tokenizer takes prompts and completions of 300,000 tokens", () => {
+test("a tokenizer takes prompts and completions of 300,000 tokens", async () => {
   const tokenizer = new Tokenizer(files);
   const ids = tokenizer.encode(text);
   expect(ids.length).toBe(LENGTH);
@@ -57,7 +57,8 @@ test("a tokenizer takes prompts and completions of 300,000 tokens", () => {
   expect(isSame(new Tokenizer(withPrefix([0])).encodePrompt(text).subarray(1))).toBe(true);
   const many = new Tokenizer(withPrefix(Array<number>(LENGTH).fill(0)));
   expect(many.encodePrompt("a").length).toBe(LENGTH + 1);
-  expect(stream(["a", "b"], many).length).toBe(2 * LENGTH + 3);
+  using documents = await Documents.read(["a", "b"], many);
+  expect(documents.length).toBe(2 * LENGTH + 3);
 });
 
 test("a slow tokenizer takes 300,000 tokens", () => {
