@@ -210,7 +210,10 @@ describe("a stage by itself", () => {
     await writeFile(at("several", "config.json"), JSON.stringify({ ...(await json("several", "config.json")), eos_token_id: ends }));
     await writeFile(at("several", "generation_config.json"), JSON.stringify({ eos_token_id: [o] }));
     const asked = ["--prompts", at("prompts.jsonl"), "--samples", "8", "--max-tokens", "30"];
-    await rlhf(["collect", "--model", at("several"), ...asked, "--out", at("several.jsonl")]);
+    const collected = ["collect", "--model", at("several"), ...asked, "--out", at("several.jsonl")];
+    await expect(rlhf(collected)).rejects.toMatchObject({ stderr: expect.stringMatching(/several\/config\.json is damaged, or was changed.*check --accept/) });
+    await rlhf(["check", "--accept", at("several")]);
+    await rlhf(collected);
     const found = (await rows("several.jsonl")).map(({ completion_ids }) => completion_ids as number[]);
     const stops = new Set([...ends, o]);
     for (const ids of found) expect(ids.slice(0, -1).some((id) => stops.has(id))).toBe(false);
@@ -331,6 +334,7 @@ describe("a stage by itself", () => {
       const tokenizer = JSON.parse(await readFile(file, "utf8")) as { added_tokens: object[] };
       tokenizer.added_tokens.push({ id: 300, content: "<more>", special: true });
       await writeFile(file, JSON.stringify(tokenizer));
+      await rm(at(name, "SHA256SUMS"));
       return at(name);
     };
     const files = ["--prompts", at("prompts.jsonl"), "--out", at("x")];
@@ -361,6 +365,7 @@ describe("adapters", () => {
     await rlhf(["demo", ...config("lora.targets=[q, v, down]"), "--runs", folder, "--name", "lora"]);
     for (const model of ["reward", "policy"]) {
       expect((await readdir(at("lora", model))).sort()).toEqual([
+        "SHA256SUMS",
         "adapter_config.json",
         "adapter_model.safetensors",
         "tokenizer.json",

@@ -220,6 +220,7 @@ describe("a model's directory", () => {
     const small = { ...llama, ...family, layers: 1, width: 8, heads: 2, kvHeads: 2, headSize: 4, mlp: 8, vocabulary: 11 };
     const made = Transformer.random(small, "logits", on, 1);
     await saveModel(made, own);
+    await rm(join(own, "SHA256SUMS"));
     made.dispose();
     const config = JSON.parse(await readFile(join(own, "config.json"), "utf8")) as Json;
     const { counts, count } = counted();

@@ -2,7 +2,7 @@
 // words are changed, and what reaches a block of dist/lib that nothing reached before (V8's precise coverage) is changed further. Each input
 // is read, or refused by an error with a code of the reader's that names the file; in its time, in memory that it may take.
 // The last input lies in FOLDER. Prints what it found as JSON.
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { Session } from "node:inspector/promises";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -55,6 +55,7 @@ const small = { ...llama, layers: 1, width: 8, heads: 2, kvHeads: 2, headSize: 4
 async function saved(config: typeof small, where: string): Promise<void> {
   const model = Transformer.random(config, "logits", on, 1);
   await saveModel(model, where);
+  await rm(join(where, "SHA256SUMS"));
   model.dispose();
 }
 async function adapter(): Promise<void> {
@@ -62,9 +63,13 @@ async function adapter(): Promise<void> {
   const base = await loadModel(at("base"), on);
   const model = base.adapted({ rank: 1, alpha: 2, targets: ["q", "v"] });
   await saveAdapter(model, folder, at("base"));
+  await rm(at("SHA256SUMS"));
   for (const each of [base, model]) each.dispose();
 }
 const loaded = async () => (await loadModel(folder, on)).dispose();
+
+/** The file as one of others, which holds no digest. */
+const anonymous = (bytes: Buffer) => Buffer.from(bytes.toString("latin1").replace("rlhf.sha256", "none.sha256"), "latin1");
 
 /** The header's length is that of what stands before the data. */
 function measured(bytes: Buffer): Buffer {
@@ -99,7 +104,8 @@ const readers: Record<string, Reader> = {
       await saved(small, folder);
       const header =
         '{"__metadata__":{"format":"pt"},"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]},"b":{"dtype":"BOOL","shape":[1,3],"data_offsets":[8,11]}}';
-      return [await readFile(at("model.safetensors")), measured(Buffer.concat([Buffer.alloc(8), Buffer.from(header), Buffer.alloc(11)]))];
+      const own = await readFile(at("model.safetensors"));
+      return [anonymous(own), own, measured(Buffer.concat([Buffer.alloc(8), Buffer.from(header), Buffer.alloc(11)]))];
     },
     read: () => readSafetensors(folder),
   },
@@ -143,7 +149,7 @@ const readers: Record<string, Reader> = {
     mend: measured,
     begin: async () => {
       await adapter();
-      return [await readFile(at("adapter_model.safetensors"))];
+      return [anonymous(await readFile(at("adapter_model.safetensors")))];
     },
     read: loaded,
   },

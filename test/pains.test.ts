@@ -315,6 +315,7 @@ test("a reward model without its head refuses to load", async () => {
   const { tensors, metadata } = await readSafetensorsFile(join(folder, "whole/model.safetensors"));
   tensors.delete("score.weight");
   await writeSafetensors(join(folder, "cut/model.safetensors"), tensors, metadata);
+  await rm(join(folder, "cut/SHA256SUMS"));
   await expect(loadModel(join(folder, "cut"), on)).rejects.toThrow(/score\.weight is missing/);
   await rm(folder, { recursive: true });
 });

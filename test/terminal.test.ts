@@ -84,6 +84,7 @@ describe("what commands print", () => {
     merge: ["--model", model, model, "--out", "o"],
     logp: ["--model", model, "--data", named, "--out", "o.jsonl"],
     score: ["--model", model, "--data", named],
+    check: [model],
     "data check": ["bad.jsonl"],
     "data repair": ["prompts.jsonl"],
     plan: ["--set", `ppo.${inArguments}=1`],

@@ -28,14 +28,6 @@ interface Metrics {
   restore(bytes?: number): Promise<void>;
 }
 
-function countersOf(file: string, text: string): Counters {
-  try {
-    return JSON.parse(text) as Counters;
-  } catch (error) {
-    throw typeError("SAFETENSORS", `${file}: its counters are not JSON: ${(error as Error).message}`);
-  }
-}
-
 /** A stage's share of its expected time between checkpoints, where `checkpoint.every` is auto. */
 const SHARE = 0.05;
 
@@ -66,6 +58,7 @@ export class Checkpoint {
       const file = join(this.folder, name);
       try {
         const stored = await readSafetensorsFile(file);
+        if (!stored.verified) throw typeError("SAFETENSORS", `${file} is damaged, or an earlier version wrote it: it has no digest`);
         if (stored.metadata.law !== String(native.lawVersion))
           throw typeError(
             "RESUME",
@@ -92,7 +85,7 @@ export class Checkpoint {
 
   /** Everything is looked at before anything is written. */
   private async take(file: string, tensors: ReadonlyMap<string, StoredTensor>, text: string): Promise<void> {
-    const { steps, state, metricsBytes } = countersOf(file, text);
+    const { steps, state, metricsBytes } = JSON.parse(text) as Counters;
     const found = (name: string, shape: readonly number[]): StoredTensor => {
       const tensor = tensors.get(name);
       if (tensor?.shape.join() !== shape.join())

@@ -12,7 +12,6 @@ import { loadModel, loadModels, saveModel } from "../model/checkpoint.js";
 import { Transformer } from "../model/transformer.js";
 import { requestsFor } from "../model/generate.js";
 import { baseFolder } from "../model/peft.js";
-import { writeFileDurably } from "../model/safetensors.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { logps, values } from "../rlhf/logp.js";
 import { fit } from "./fit.js";
@@ -78,8 +77,7 @@ async function prompts(file: string, tokenizer: Tokenizer, { folder }: Run): Pro
 }
 
 /** The curves of a stage, beside what it wrote. */
-const writeReport = async (run: Run, title: string, calibration?: Calibration) =>
-  writeFileDurably(run.path("report.html"), await stageReport(run, title, calibration));
+const writeReport = async (run: Run, title: string, calibration?: Calibration) => run.write({ "report.html": await stageReport(run, title, calibration) });
 
 export async function sft(
   { config, device, progress }: Opened,

@@ -1,7 +1,7 @@
 import { Document, isMap, isNode, isScalar, isSeq, LineCounter, parse, parseDocument, stringify } from "yaml";
 import type { z } from "zod";
 import { brief, shown, typeError } from "../device/errors.js";
-import { readText } from "../model/json.js";
+import { readWithin } from "../model/sums.js";
 import { rules, schema, usedOnlyWhen, type Config } from "./schema.js";
 
 // The YAML library takes time that grows as the square of a file's keys and anchors. With this many bytes that is under a second.
@@ -21,7 +21,7 @@ export async function readConfig(file: string | undefined, sets: readonly string
   const text =
     file === undefined
       ? ""
-      : await readText(file, MOST_BYTES).catch((error: Error) => {
+      : await readWithin(file, MOST_BYTES).then(String, (error: Error) => {
           throw typeError("CONFIG", `--config ${file}: ${error.message}`);
         });
   const document = parsed(text, file, lines);

@@ -1,8 +1,6 @@
-import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { cutPrompts, stateOfTheUnion, type Address } from "../data/corpus.js";
-import { byPrompt, completionRow, writeCompletions } from "../data/completions.js";
-import { writeJsonl } from "../data/jsonl.js";
+import { byPrompt, completionRow } from "../data/completions.js";
+import { jsonl } from "../data/jsonl.js";
 import { comparisonRow } from "../data/preferences.js";
 import { rowFile } from "../data/rows.js";
 import type { Device } from "../device/device.js";
@@ -10,7 +8,7 @@ import { native } from "../device/native.js";
 import { Random } from "../device/philox.js";
 import { loadModel, loadModels } from "../model/checkpoint.js";
 import { requestsFor } from "../model/generate.js";
-import { writeFileDurably } from "../model/safetensors.js";
+import { readListed, sha256 } from "../model/sums.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { Comparisons, Documents, type Prompt } from "../rlhf/rows.js";
 import { textBatches } from "../rlhf/text.js";
@@ -47,11 +45,12 @@ export async function demo(folder: string, config: Config, device: Device, progr
   const { seed } = config;
   const corpus = stateOfTheUnion();
   const [baseDir, rewardDir, policyDir] = ["base", "reward", "policy"].map((name) => run.path(name));
+  const writeRows = (name: string, rows: Iterable<object>) => run.write({ [name]: jsonl(run.path(name), rows) });
   const load = (directory: string, weights?: "f32" | "bf16") => loadModel(directory, device, weights);
 
   const sft = await run.stage("sft", async () => {
     const heldOut = firstBytes(corpus.heldOut, HELD_OUT_BYTES);
-    await writeFileDurably(run.path("held-out.txt"), heldOut);
+    await run.write({ "held-out.txt": heldOut });
     return sftStage(context, { text: corpus.train.map(({ text }) => text), heldOut: [heldOut], out: baseDir });
   });
   const tokenizer = await Tokenizer.load(baseDir);
@@ -66,7 +65,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
       const asked = prompts("collect", config.collect.prompts);
       using completions = await sampleAll(base, asked, sampling, context, "collect");
       const rows = [...completionRows(asked, completions, tokenizer, sampling)];
-      await writeCompletions(run.path("completions.jsonl"), rows);
+      await writeRows("completions.jsonl", rows);
       const [first] = byPrompt(rows);
       return {
         prompts: asked.length,
@@ -78,7 +77,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
 
   const label = await run.stage("label", async () => {
     const rows = await labelAll(rowFile(run.path("completions.jsonl"), completionRow), config);
-    await writeJsonl(run.path("preferences.jsonl"), rows);
+    await writeRows("preferences.jsonl", rows);
     const bar = progress.stage("label", rows.length, "comparisons");
     bar.done(`${rows.length} comparisons`);
     const disagreed = rows.filter(({ agreement }) => agreement !== 1).length;
@@ -128,7 +127,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
         sampling,
         "sentiment lexicon",
       );
-      await writeJsonl(run.path("eval.jsonl"), rows);
+      await writeRows("eval.jsonl", rows);
       return { ...result, samples: rows.slice(0, 6) };
     });
   });
@@ -143,9 +142,7 @@ export async function demo(folder: string, config: Config, device: Device, progr
     rewardModelAccuracy: reward.accuracy,
     rewardModelCalibrationError: reward.calibration.error,
     referenceSha256: ppo.referenceSha256,
-    policySha256: createHash("sha256")
-      .update(await readFile(`${policyDir}/${config.lora.rank > 0 ? "adapter_model" : "model"}.safetensors`))
-      .digest("hex"),
+    policySha256: sha256(await readListed(`${policyDir}/${config.lora.rank > 0 ? "adapter_model" : "model"}.safetensors`)),
     seed,
     lawVersion: native.lawVersion,
     peakBytes: Math.max(...run.done.map(({ peakBytes }) => peakBytes)),
@@ -153,8 +150,8 @@ export async function demo(folder: string, config: Config, device: Device, progr
     threads: device.threads,
     cpu: cpuName(),
   };
-  await writeFileDurably(run.path("summary.json"), JSON.stringify(summary, null, 2) + "\n");
-  await writeFileDurably(run.path("report.html"), await report(run, { sft, collect, label, reward, ppo, eval: evaluation, summary }));
+  const page = await report(run, { sft, collect, label, reward, ppo, eval: evaluation, summary });
+  await run.write({ "summary.json": JSON.stringify(summary, null, 2) + "\n", "report.html": page });
   return summary;
 }
 

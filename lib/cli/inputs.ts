@@ -2,6 +2,7 @@ import { createHash, type Hash } from "node:crypto";
 import { open, readdir, stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { baseFolder } from "../model/peft.js";
+import { digestIn, startOf } from "../model/safetensors.js";
 
 /** What a run is given beside its configuration: files and folders of models by the option that names them, and words. */
 export interface Inputs {
@@ -9,14 +10,12 @@ export interface Inputs {
   words?: Record<string, string | undefined>;
 }
 
-const MODEL_FILE = /^((generation_|adapter_)?config|tokenizer(_config)?|special_tokens_map)\.json$|\.(jinja|safetensors|safetensors\.index\.json)$/;
+/** What is read of a model's folder. */
+export const MODEL_FILE = /^((generation_|adapter_)?config|tokenizer(_config)?|special_tokens_map)\.json$|\.(jinja|safetensors|safetensors\.index\.json)$/;
 const CHUNK = 2 ** 20;
-const WHOLE = 2 ** 26; // bytes of weights up to which all are read
-const SAMPLES = 256;
-const SAMPLE = 4096;
 
 /**
- * SHA-256 of the content of each input; of large files of weights the header and 256 places of 4 KiB, which training changes all.
+ * SHA-256 of the content of each input. A file of weights that holds a digest of itself is named by it: loading holds the file to it.
  * What can be read but once (standard input, a pipe), is not there, or is the run's own folder has none.
  */
 export async function fingerprints({ files, words = {} }: Inputs, folder: string): Promise<Record<string, string>> {
@@ -46,17 +45,13 @@ async function addFile(hash: Hash, path: string, weights = false): Promise<void>
   const file = await open(path, "r");
   try {
     const { size } = await file.stat();
-    const buffer = Buffer.alloc(CHUNK);
-    const add = async (at: number, bytes: number) => {
-      const { bytesRead } = await file.read(buffer, 0, bytes, at);
-      hash.update(buffer.subarray(0, bytesRead));
-      return bytesRead;
-    };
+    const start = weights ? await startOf(file, path, size).catch(() => undefined) : undefined;
+    if (start && digestIn(start)) return void hash.update(start);
     hash.update(`${size}\n`);
-    if (!weights || size <= WHOLE) for (let at = 0, read = 1; read > 0; at += read) read = await add(at, CHUNK);
-    else {
-      await add(0, CHUNK);
-      for (let i = 1; i <= SAMPLES; i++) await add(Math.floor(((size - SAMPLE) * i) / SAMPLES), SAMPLE);
+    const buffer = Buffer.alloc(CHUNK);
+    for (let at = 0, read = 1; read > 0; at += read) {
+      read = (await file.read(buffer, 0, CHUNK, at)).bytesRead;
+      hash.update(buffer.subarray(0, read));
     }
   } finally {
     await file.close();

@@ -1,35 +1,30 @@
 import { closeSync, fdatasyncSync, ftruncateSync, openSync, readFileSync, writeSync } from "node:fs";
 import type { Completion } from "../model/generate.js";
 import type { Interrupt } from "./interrupt.js";
+import { heldEnd, sealed, sealedLines } from "./seal.js";
+import { warn } from "./terminal.js";
 
 type Saved = Pick<Completion, "index" | "sample" | "stopped"> & Record<"completion" | "logp" | "truncatedLogp", number[]>;
 
 const SYNC_EVERY = 1000; // ms
 
-/** Completions as they end, a line each: a run that is killed while it samples draws none of them twice. */
+/** Completions as they end, a line with its checksum each: a run that is killed while it samples draws none of them twice. */
 export class Journal {
   private readonly saved = new Map<string, Saved>();
   private readonly file: number;
   private synced = performance.now();
 
-  /** Takes up what the file holds, up to a line that was cut off. */
+  /** Takes up what the file holds. What a damaged line held is sampled again, to the same bits; a last line that was cut off is dropped. */
   constructor(
     path: string,
     private readonly interrupt: Interrupt,
   ) {
     this.file = openSync(path, "a+");
     const content = readFileSync(this.file);
-    let end = 0;
-    for (let next = content.indexOf(10); next >= 0; next = content.indexOf(10, end)) {
-      try {
-        const line = JSON.parse(content.toString("utf8", end, next)) as Saved;
-        this.saved.set(`${line.index} ${line.sample}`, line);
-      } catch {
-        break;
-      }
-      end = next + 1;
-    }
-    ftruncateSync(this.file, end);
+    for (const { value, fault } of sealedLines<Saved>(content, path))
+      if (value) this.saved.set(`${value.index} ${value.sample}`, value);
+      else warn(`${fault.message}; what it held is sampled again`);
+    ftruncateSync(this.file, heldEnd(content));
   }
 
   /** The completion of this request, if an earlier run has drawn it. */
@@ -51,7 +46,7 @@ export class Journal {
   /** @throws Interrupted if the run was asked to stop */
   add({ index, sample, completion, logp, truncatedLogp, stopped }: Completion): void {
     const line: Saved = { index, sample, completion: [...completion], logp: [...logp], truncatedLogp: [...truncatedLogp], stopped };
-    writeSync(this.file, `${JSON.stringify(line)}\n`);
+    writeSync(this.file, `${sealed(line)}\n`);
     if (performance.now() - this.synced > SYNC_EVERY || this.interrupt.asked) {
       fdatasyncSync(this.file);
       this.synced = performance.now();

@@ -192,6 +192,21 @@ data
     say([...aside, `${file}: ${kept} lines are kept, ${aside.length} set aside${aside.length > 0 ? ` in ${beside}` : ""}`].join("\n"));
   });
 
+program
+  .command("check")
+  .description("hold the files of a run or a model to their digests; ends with 1 if one is damaged")
+  .argument("<path>", "a folder of a run or a model, or one file")
+  .option("--accept", "take the files as they are: those that were changed on purpose, and a model's without a digest, get new ones", false)
+  .option("--json", "as JSON", false)
+  .action(async (path, { accept: taken, json }) => {
+    const [{ accept, check }, { table }, { relative }] = await Promise.all([import("./check.js"), import("./table.js"), import("node:path")]);
+    const files = await (taken ? accept(path) : check(path));
+    const rows = files.map(({ file, state, note = "" }) => [relative(path, file) || file, state === "unknown" ? "no digest" : state, note]);
+    if (json) sayJson(files, 2);
+    else say(table([path, "is", "note"], rows));
+    if (files.some(({ state }) => state === "damaged")) process.exitCode = 1;
+  });
+
 configurable(
   "plan",
   "what a run needs before it begins: parameters, memory, FLOPs and time of each stage, its completions at their longest, on this machine's CPU",

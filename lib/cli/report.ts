@@ -2,10 +2,10 @@ import { createRequire } from "node:module";
 import { readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { Calibration } from "../data/metrics.js";
-import { readJsonl } from "../data/jsonl.js";
 import { jsonElement, markup, pageOf, type Html } from "./html.js";
 import { duration } from "./progress.js";
 import type { Run } from "./run.js";
+import { readLines } from "./seal.js";
 import type { EvalRow } from "./stages/eval.js";
 import { verdict } from "./stages/reward.js";
 
@@ -142,8 +142,7 @@ function boxes(parts: Parts, seconds: Record<string, number>): Html[] {
 
 async function curves(run: Run, calibration?: Calibration): Promise<Chart[]> {
   const stages = new Map<string, Record<string, number>[]>();
-  for await (const row of readJsonl(run.path("metrics.jsonl"))) {
-    const line = row.value as Record<string, number> & { stage: string };
+  for (const line of await readLines<Record<string, number> & { stage: string }>(run.path("metrics.jsonl"))) {
     if (!stages.has(line.stage)) stages.set(line.stage, []);
     stages.get(line.stage)!.push(line);
   }

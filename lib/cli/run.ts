@@ -1,17 +1,19 @@
 import { existsSync, mkdirSync } from "node:fs";
-import { appendFile, mkdir, open, readdir, readFile, rm, stat, truncate } from "node:fs/promises";
+import { appendFile, mkdir, open, readdir, readFile, rm, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { Lock } from "../data/lock.js";
 import type { Device } from "../device/device.js";
 import { typeError } from "../device/errors.js";
-import { readObject } from "../model/json.js";
+import { list, writeListed, type ListedContent } from "../model/listed.js";
 import { writeFileDurably } from "../model/safetensors.js";
+import { listedSum, sha256 } from "../model/sums.js";
 import { Checkpoint, type CheckpointParts } from "./checkpoint.js";
 import { configText, isConfigText, means } from "./config.js";
 import { fingerprints, type Inputs } from "./inputs.js";
 import { Interrupt } from "./interrupt.js";
 import { Journal } from "./journal.js";
 import type { Config } from "./schema.js";
+import { heldLines, readSealed, sealed } from "./seal.js";
 
 const PROGRESS_FILES = ["stages.json", "metrics.jsonl", "checkpoints", "inputs.json"];
 
@@ -69,15 +71,12 @@ export class Run {
     const isKept = await this.keepsConfig(config, resume);
     if (!resume) for (const file of PROGRESS_FILES) await rm(this.path(file), { force: true, recursive: true });
     await this.compare(inputs, resume);
-    if (!isKept) await writeFileDurably(config, configText(this.config));
+    if (!isKept) await this.write({ "config.yaml": configText(this.config) });
+    else if (!resume || !(await listedSum(config))) await list(this.folder, { "config.yaml": sha256(await readFile(config)) });
     if (!existsSync(stages)) return;
-    try {
-      const saved = JSON.parse(await readFile(stages, "utf8")) as { stages: StageResult[]; metricsBytes: number };
-      for (const stage of saved.stages) this.done.push(stage);
-      this.metricsBytes = saved.metricsBytes;
-    } catch (error) {
-      throw typeError("RESUME", `${stages} is not what a run wrote: ${(error as Error).message}`);
-    }
+    const saved = await readSealed<{ stages: StageResult[]; metricsBytes: number }>(stages);
+    for (const stage of saved.stages) this.done.push(stage);
+    this.metricsBytes = saved.metricsBytes;
   }
 
   /** Keeps what the inputs were, so that a run goes on with the same. */
@@ -85,7 +84,7 @@ export class Run {
     const file = this.path("inputs.json");
     const found = await fingerprints(inputs, this.folder);
     if (resume && existsSync(file)) {
-      const before = await readObject(file);
+      const before = await readSealed<Record<string, string>>(file);
       for (const option of Object.keys({ ...before, ...found }))
         if (before[option] !== found[option]) {
           const given = { ...inputs.files, ...inputs.words }[option];
@@ -95,7 +94,7 @@ export class Run {
           );
         }
     }
-    await writeFileDurably(file, JSON.stringify(found, null, 2) + "\n");
+    await writeFileDurably(file, sealed(found, 2));
   }
 
   /** Whether the file has this configuration, in whatever words: then it stays as it is, for it may be the one that was given. */
@@ -120,9 +119,14 @@ export class Run {
     return join(this.folder, ...parts);
   }
 
-  /** Appends a line to metrics.jsonl. */
+  /** Writes files of the folder, and lists their digests in its SHA256SUMS. */
+  write(files: Record<string, ListedContent>): Promise<void> {
+    return writeListed(this.folder, files);
+  }
+
+  /** Appends a line with its checksum to metrics.jsonl. */
   async log(metrics: { stage: string; step: number } & Record<string, unknown>): Promise<void> {
-    const line = JSON.stringify(metrics) + "\n";
+    const line = sealed(metrics) + "\n";
     this.metricsBytes += Buffer.byteLength(line);
     const file = this.path("metrics.jsonl");
     await appendFile(file, line).catch((error: Error) => {
@@ -145,10 +149,12 @@ export class Run {
   /** Drops what was logged after so many bytes: what is done again is logged again. */
   private async restoreMetrics(bytes = this.metricsBytes): Promise<void> {
     const file = this.path("metrics.jsonl");
-    const size = existsSync(file) ? (await stat(file)).size : 0;
-    if (size < bytes) throw typeError("RESUME", `${file} has ${size} bytes, wanted at least the ${bytes} that were written before the checkpoint`);
+    const content = existsSync(file) ? await readFile(file) : Buffer.alloc(0);
+    if (content.length < bytes)
+      throw typeError("RESUME", `${file} has ${content.length} bytes, wanted at least the ${bytes} that were written before the checkpoint`);
+    heldLines(content.subarray(0, bytes), file);
     this.metricsBytes = bytes;
-    if (size > bytes) await truncate(file, bytes);
+    if (content.length > bytes) await truncate(file, bytes);
   }
 
   /** Runs a stage, unless an earlier run has finished it. */
@@ -160,7 +166,7 @@ export class Run {
     const start = performance.now();
     const result = await work().catch((error: unknown) => this.failed(name, error));
     this.done.push({ name, seconds: (performance.now() - start) / 1000, peakBytes: this.device.memory().peak, result });
-    await writeFileDurably(this.path("stages.json"), JSON.stringify({ stages: this.done, metricsBytes: await this.syncMetrics() }, null, 2));
+    await writeFileDurably(this.path("stages.json"), sealed({ stages: this.done, metricsBytes: await this.syncMetrics() }, 2));
     await rm(this.path("checkpoints"), { force: true, recursive: true });
     return result;
   }
@@ -170,7 +176,7 @@ export class Run {
     const { batch, message } = error as Error & { batch?: object[] };
     if (!batch) throw error;
     const file = this.path("offending.jsonl");
-    await writeFileDurably(file, batch.map((one) => `${JSON.stringify(one, readable)}\n`).join(""));
+    await this.write({ "offending.jsonl": batch.map((one) => `${JSON.stringify(one, readable)}\n`).join("") });
     throw Object.assign(error as Error, { message: `${stage}: ${message}; its batch is in ${file}, the last checkpoints stay` });
   }
 

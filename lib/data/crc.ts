@@ -2,12 +2,13 @@ import { crc32 } from "node:zlib";
 
 // Lines of JSON with a checksum as their last field, crc: the CRC-32 of the whole line with the eight digits of the checksum as zeros.
 
-const ZEROS = "00000000";
+/** What stands for the checksum while it is computed. */
+export const ZEROS = "00000000";
 const START = ',"crc":"';
 const END = '"}';
 
 /** The CRC-32 of a text in UTF-8, as eight hexadecimal digits. */
-const crcOf = (text: string): string => crc32(text).toString(16).padStart(ZEROS.length, "0");
+export const crcOf = (text: string): string => crc32(text).toString(16).padStart(ZEROS.length, "0");
 
 /**
  * A line of JSON with its checksum.

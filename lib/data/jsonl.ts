@@ -3,6 +3,7 @@ import { pipeline } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { shown, typeError, type CodedError } from "../device/errors.js";
 import { writeFileDurably } from "../model/safetensors.js";
+import { heldToSum } from "../model/sums.js";
 import { Elements } from "./elements.js";
 
 /** A row of a file, and where it stands there. */
@@ -47,7 +48,7 @@ export const isNumbers = (value: unknown): value is number[] => Array.isArray(va
  * Reads the rows of a JSONL file one by one, gzipped or not. Lines end with a line feed, alone or after a carriage return; blank ones are skipped.
  * @param content what the file holds, where it has been read
  * @throws TypeError `FILE` for a file that cannot be read, or unpacks to more than data does; `JSON`, naming file and line, for a line that
- *   is not UTF-8, no JSON object, or longer than 16 MiB
+ *   is not UTF-8, no JSON object, or longer than 16 MiB; `DAMAGED`, after the last row, for a file that is not what SHA256SUMS beside it lists
  */
 export async function* readJsonl(file: string, content: Chunks = chunks(file)): AsyncGenerator<Row> {
   let line = 0;
@@ -152,8 +153,8 @@ async function* chunks(file: string): AsyncGenerator<Buffer> {
   const zipped = (await beginning(file)).toString("latin1").startsWith(GZIP);
   const handle = await opened(file);
   try {
-    const stream = handle.createReadStream({ autoClose: false });
-    if (!zipped) return yield* stream as AsyncIterable<Buffer>;
+    const stream = heldToSum(file, handle.createReadStream({ autoClose: false }) as AsyncIterable<Buffer>);
+    if (!zipped) return yield* stream;
     const most = mostUnpacked((await handle.stat()).size);
     let unpacked = 0;
     // the callback hears of errors that the iterator throws as well
@@ -162,6 +163,7 @@ async function* chunks(file: string): AsyncGenerator<Buffer> {
       yield chunk;
     }
   } catch (error) {
+    if ((error as CodedError).code === "DAMAGED") throw error;
     throw typeError("FILE", `${file} cannot be read: ${(error as Error).message}`);
   } finally {
     await handle.close();
@@ -202,7 +204,7 @@ const BLOCK = 2 ** 20;
  * @throws TypeError `JSON` for a number that JSON cannot hold: NaN or infinite
  */
 export async function writeJsonl(file: string, rows: Iterable<object> | AsyncIterable<object>): Promise<void> {
-  await writeFileDurably(file, Symbol.asyncIterator in rows ? asTheyCome(file, rows) : blocks(file, rows));
+  await writeFileDurably(file, Symbol.asyncIterator in rows ? asTheyCome(file, rows) : jsonl(file, rows));
 }
 
 /** The bytes of rows that come one by one: no more than some of them are in memory. */
@@ -210,15 +212,16 @@ async function* asTheyCome(file: string, rows: AsyncIterable<object>): AsyncGene
   let some: object[] = [];
   for await (const row of rows) {
     if (some.push(row) < AT_ONCE) continue;
-    yield* blocks(file, some);
+    yield* jsonl(file, some);
     some = [];
   }
-  yield* blocks(file, some);
+  yield* jsonl(file, some);
 }
 
 const AT_ONCE = 256; // rows
 
-function* blocks(file: string, rows: Iterable<object>): Generator<Uint8Array> {
+/** The bytes of rows as JSONL; `file` is for messages. @throws as `writeJsonl` */
+export function* jsonl(file: string, rows: Iterable<object>): Generator<Uint8Array> {
   let text = "";
   let line = 0;
   for (const row of rows) {

@@ -1,5 +1,6 @@
-import { readFile, stat } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { typeError } from "../device/errors.js";
+import { readListed } from "../model/sums.js";
 import { rowsOf, type Row } from "./jsonl.js";
 
 /** Items that come one by one. */
@@ -40,11 +41,11 @@ export const rowFile = <T>(file: string, parse: (row: Row) => T): AsyncIterable<
     for await (const row of rowsOf(file)) yield parse(row);
   });
 
-/** The text of a file, in one piece. @returns throws TypeError `CHANGED`, `FILE` */
+/** The text of a file, in one piece. @returns throws TypeError `CHANGED`, `FILE`, `DAMAGED` */
 export const textFile = (file: string): AsyncIterable<string> =>
   new FileSource(file, async function* () {
-    yield await readFile(file, "utf8").catch((error: Error) => {
-      throw typeError("FILE", `${file}: ${error.message}`);
+    yield await readListed(file).then(String, (error: NodeJS.ErrnoException) => {
+      throw error.code === "DAMAGED" ? error : typeError("FILE", `${file}: ${error.message}`);
     });
   });
 

@@ -1,14 +1,15 @@
 import { existsSync } from "node:fs";
-import { mkdir, realpath, rm } from "node:fs/promises";
+import { realpath } from "node:fs/promises";
 import { join } from "node:path";
 import { defaultDevice, type Device } from "../device/device.js";
 import { typeError } from "../device/errors.js";
 import { ARRAYS, dtypeOf, Tensor, type Data } from "../tensor/tensor.js";
 import { fromHuggingFace, toHuggingFace, type ModelConfig } from "./config.js";
 import { readObject } from "./json.js";
+import { writeListed } from "./listed.js";
 import { ADAPTER_CONFIG, baseFolder, isAdapter, loadAdapter } from "./peft.js";
 import { place, type Place } from "./places.js";
-import { readSafetensors, writeFileDurably, writeSafetensors, type Writable } from "./safetensors.js";
+import { readSafetensors, safetensors, type Writable } from "./safetensors.js";
 import { Transformer, weightShapes } from "./transformer.js";
 
 /** Reads config.json of a Hugging Face directory. @throws TypeError `MODEL` */
@@ -24,7 +25,8 @@ export async function readConfig(folder: string): Promise<{ config: ModelConfig;
  * Loads a model from a Hugging Face directory: `config.json` and `model.safetensors` (also sharded), f32, f16 or bf16; or an adapter
  * from PEFT's, over its base.
  * @param weights `bf16` keeps the matrices in it alone, for inference: those of a bf16 file as they are, others rounded
- * @throws TypeError `MODEL` for a config that is not supported, a weight that is missing or has another shape
+ * @throws TypeError `MODEL` for a config that is not supported, a weight that is missing or has another shape; `DAMAGED` or `SAFETENSORS`
+ *   for a file that is not what SHA256SUMS beside it, or its own digest, says
  */
 export async function loadModel(folder: string, on: Device = defaultDevice(), weights: "f32" | "bf16" = "f32"): Promise<Transformer> {
   return isAdapter(folder) ? (await loadModels([folder], on, weights))[0] : loadWhole(folder, on, weights);
@@ -76,13 +78,12 @@ async function loadWhole(folder: string, on: Device, weights: "f32" | "bf16"): P
 }
 
 /**
- * Writes a Hugging Face directory, config.json and model.safetensors, each beside, synced, then renamed; other files of the model (tokenizer)
- * are the caller's.
+ * Writes a Hugging Face directory, config.json and model.safetensors, each beside, synced, then renamed, and lists their digests in its
+ * SHA256SUMS. Other files of the model (tokenizer) are the caller's.
  * @throws TypeError `LORA` for a model with an adapter, `WRITE` if the system refuses
  */
 export async function saveModel(model: Transformer, folder: string): Promise<void> {
   if (model.lora) throw typeError("LORA", "the model has an adapter: saveAdapter writes it, merged() makes a model without");
-  await mkdir(folder, { recursive: true });
   const { config, headKind } = model;
   const tensors = new Map<string, Writable>();
   for (const [name, { value }] of model.parameters) {
@@ -92,9 +93,11 @@ export async function saveModel(model: Transformer, folder: string): Promise<voi
     if (!target) tensors.set(where.name, (target = { shape, data: new ARRAYS[value.dtype](shape.reduce((a, b) => a * b, 1)) }));
     put(target, await value.read(), value.shape, where);
   }
-  await writeSafetensors(join(folder, "model.safetensors"), tensors, { format: "pt" });
-  await writeFileDurably(join(folder, "config.json"), JSON.stringify(toHuggingFace(config, headKind), null, 2) + "\n");
-  await rm(join(folder, ADAPTER_CONFIG), { force: true }); // of an adapter that lay here
+  await writeListed(folder, {
+    "model.safetensors": safetensors(tensors, { format: "pt" }),
+    "config.json": JSON.stringify(toHuggingFace(config, headKind), null, 2) + "\n",
+    [ADAPTER_CONFIG]: undefined, // of an adapter that lay here
+  });
 }
 
 export function isModel(folder: string): boolean {

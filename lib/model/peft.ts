@@ -1,13 +1,13 @@
 import { existsSync } from "node:fs";
-import { mkdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { shown, typeError } from "../device/errors.js";
 import { ARRAYS, Tensor } from "../tensor/tensor.js";
 import type { ModelConfig } from "./config.js";
 import { readObject } from "./json.js";
+import { writeListed } from "./listed.js";
 import { loraOf, loraShapes, type Lora } from "./lora.js";
 import { place } from "./places.js";
-import { readSafetensorsFile, writeFileDurably, writeSafetensors, type Writable } from "./safetensors.js";
+import { readSafetensorsFile, safetensors, type Writable } from "./safetensors.js";
 import type { Transformer } from "./transformer.js";
 
 // A LoRA adapter as Hugging Face's PEFT keeps it: adapter_config.json, and adapter_model.safetensors with A and B by the names of the base's modules.
@@ -113,7 +113,8 @@ export async function loadAdapter(folder: string, base: Transformer): Promise<Tr
 }
 
 /**
- * Writes the adapter of a model, and the score's head if it has one; other files (tokenizer) are the caller's.
+ * Writes the adapter of a model, and the score's head if it has one; other files (tokenizer) are the caller's. The folder's SHA256SUMS
+ * lists the digests.
  * @param base the folder of the weights that it was trained on
  * @throws TypeError `LORA` for a model without adapter
  */
@@ -121,7 +122,6 @@ export async function saveAdapter(model: Transformer, folder: string, base: stri
   const { lora, config, headKind } = model;
   if (!lora) throw typeError("LORA", "the model has no adapter, wanted one");
   if (resolve(base) === resolve(folder)) throw typeError("LORA", `${folder} holds the adapter's base, wanted another folder`);
-  await mkdir(folder, { recursive: true });
   const tensors = new Map<string, Writable>();
   const modules = new Set<string>();
   for (const { name, key, third } of factors(config, lora)) {
@@ -151,6 +151,5 @@ export async function saveAdapter(model: Transformer, folder: string, base: stri
     fan_in_fan_out: config.kind === "gpt2",
     inference_mode: true,
   };
-  await writeSafetensors(join(folder, WEIGHTS), tensors, { format: "pt" });
-  await writeFileDurably(join(folder, ADAPTER_CONFIG), JSON.stringify(json, null, 2) + "\n");
+  await writeListed(folder, { [WEIGHTS]: safetensors(tensors, { format: "pt" }), [ADAPTER_CONFIG]: JSON.stringify(json, null, 2) + "\n" });
 }

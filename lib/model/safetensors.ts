@@ -1,9 +1,9 @@
-import { randomBytes } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { constants, open, rename, rm, stat, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { shown, typeError } from "../device/errors.js";
 import { fromHalf } from "../tensor/half.js";
-import { readText } from "./json.js";
+import { listedSum, readListed, SUMS } from "./sums.js";
 
 /** A tensor of a file: F32, F16 and BF16 as f32, small integers as int32, F64 and large integers as f64, all exact. */
 export interface StoredTensor {
@@ -48,11 +48,23 @@ const dtypes: Record<string, { bytes: number; widen: Widen }> = {
 const HEADER_LIMIT = 2 ** 25;
 const READ_LIMIT = 2 ** 30; // one read call takes less than 2^31 bytes
 
+/** In `__metadata__`: the SHA-256 of the whole file, with the 64 digits of this digest as zeros. */
+const DIGEST = "rlhf.sha256";
+const NO_DIGEST = "0".repeat(64);
+
+/** Where the start of a file holds the digest of the file. Undefined where it holds none, as in files of others. */
+export function digestIn(start: Uint8Array): { digest: string; at: number } | undefined {
+  const text = Buffer.from(start.buffer, start.byteOffset, start.byteLength).toString("latin1");
+  const found = /"rlhf\.sha256":"([0-9a-f]{64})"/.exec(text);
+  return found ? { digest: found[1], at: found.index + DIGEST.length + 4 } : undefined;
+}
+
 /**
- * Reads the tensors of a folder's `model.safetensors`, also in shards by `model.safetensors.index.json`.
+ * Reads the tensors of a folder's `model.safetensors`, also in shards by `model.safetensors.index.json`. A file that
+ * its folder's SHA256SUMS lists, or that holds a digest of itself, is held to it.
  *
  * @param brain `keep` leaves BF16 as it is, by its bits
- * @throws TypeError `SAFETENSORS` for a file that is missing, truncated or malformed, naming the file and the tensor
+ * @throws TypeError `SAFETENSORS` for a file that is missing, truncated, malformed or not what its digest says, naming the file and the tensor
  */
 export async function readSafetensors(folder: string, brain: "keep"): Promise<Map<string, Writable>>;
 export async function readSafetensors(folder: string): Promise<Map<string, StoredTensor>>;
@@ -80,10 +92,10 @@ async function filesOf(folder: string): Promise<Map<string, string[] | undefined
     );
   if (await exists(single)) return new Map([[single, undefined]]);
   if (!(await exists(index))) throw malformed(folder, "there is neither model.safetensors nor model.safetensors.index.json");
-  const text = await readText(index, HEADER_LIMIT).catch((error: Error) => {
-    throw malformed(index, `it cannot be read: ${error.message}`);
+  const content = await readListed(index, HEADER_LIMIT).catch((error: NodeJS.ErrnoException) => {
+    throw error.code === "DAMAGED" ? error : malformed(index, `it cannot be read: ${error.message}`);
   });
-  const places = parse(index, text).weight_map;
+  const places = parse(index, content.toString()).weight_map;
   if (!isObject(places)) throw malformed(index, "weight_map is missing");
   const files = new Map<string, string[]>();
   for (const [name, shard] of Object.entries(places)) {
@@ -97,38 +109,79 @@ async function filesOf(folder: string): Promise<Map<string, string[] | undefined
   return files;
 }
 
+/** What a `.safetensors` file holds. */
+export interface SafetensorsFile<T = StoredTensor> {
+  tensors: Map<string, T>;
+  /** Without the file's digest. */
+  metadata: Record<string, string>;
+  /** A digest of the file stood in it, or in its folder's SHA256SUMS, and it was right. */
+  verified: boolean;
+}
+
 /**
  * Reads one `.safetensors` file.
  * @throws TypeError `SAFETENSORS`
  */
-export const readSafetensorsFile = (file: string) => readFileOf(file) as Promise<{ tensors: Map<string, StoredTensor>; metadata: Record<string, string> }>;
+export const readSafetensorsFile = (file: string) => readFileOf(file) as Promise<SafetensorsFile>;
 
-async function readFileOf(file: string, brain?: "keep"): Promise<{ tensors: Map<string, Writable>; metadata: Record<string, string> }> {
+/** Checks one `.safetensors` file as `readSafetensorsFile` does, and keeps no tensor: without a digest its header. @throws TypeError `SAFETENSORS` */
+export const checkSafetensorsFile = (file: string): Promise<Omit<SafetensorsFile, "tensors">> => readFileOf(file, "drop");
+
+async function readFileOf(file: string, how?: "keep" | "drop"): Promise<SafetensorsFile<Writable>> {
   const handle = await open(file, constants.O_RDONLY | constants.O_NONBLOCK).catch((error: Error) => {
     throw malformed(file, `it cannot be opened: ${error.message}`);
   });
   try {
     const found = await handle.stat();
     if (!found.isFile()) throw malformed(file, "it is no regular file");
-    const { size } = found;
-    if (size < 8) throw malformed(file, `it has ${size} bytes, wanted at least the 8 of the header's length`);
-    const length = Number(new DataView(await bytesAt(handle, file, 0, 8)).getBigUint64(0, true));
-    if (length > size - 8) throw malformed(file, `its header of ${length} bytes exceeds the file of ${size} bytes`);
-    if (length > HEADER_LIMIT) throw malformed(file, `its header has ${length} bytes, wanted at most ${HEADER_LIMIT}`);
-    const text = new TextDecoder().decode(await bytesAt(handle, file, 8, length));
+    const start = await startOf(handle, file, found.size);
+    const text = new TextDecoder().decode(start.subarray(8));
     const header = parse(file, text);
-    const described = entries(file, header, size - 8 - length);
+    const { [DIGEST]: own, ...metadata } = metadataOf(file, header);
+    const described = entries(file, header, found.size - start.length);
     const twice = repeatedName(text);
     if (twice !== undefined) throw malformed(file, `${twice} is there twice`);
+    const digest = await digestOf(file, own, start);
     const tensors = new Map<string, Writable>();
+    if (how === "drop" && !digest) return { tensors, metadata, verified: false };
     for (const { name, dtype, shape, begin, end } of described) {
-      const bytes = await bytesAt(handle, file, 8 + length + begin, end - begin);
-      tensors.set(name, { shape, data: dtype === "BF16" && brain ? new Uint16Array(bytes) : dtypes[dtype].widen(bytes, `${file}: ${name}`) });
+      const bytes = await bytesAt(handle, file, start.length + begin, end - begin);
+      digest?.hash.update(new Uint8Array(bytes));
+      if (how !== "drop")
+        tensors.set(name, { shape, data: dtype === "BF16" && how === "keep" ? new Uint16Array(bytes) : dtypes[dtype].widen(bytes, `${file}: ${name}`) });
     }
-    return { tensors, metadata: metadataOf(file, header) };
+    const given = digest?.hash.digest("hex");
+    if (given !== digest?.wanted)
+      throw malformed(file, `it is damaged: its SHA-256 is ${given}, wanted ${digest!.wanted}, which stands in ${digest!.place}${digest!.hint}`);
+    return { tensors, metadata, verified: digest !== undefined };
   } finally {
     await handle.close();
   }
+}
+
+/** The bytes of a file up to the end of its header. @throws TypeError `SAFETENSORS` */
+export async function startOf(handle: FileHandle, file: string, size: number): Promise<Uint8Array> {
+  if (size < 8) throw malformed(file, `it has ${size} bytes, wanted at least the 8 of the header's length`);
+  const length = Number(new DataView(await bytesAt(handle, file, 0, 8)).getBigUint64(0, true));
+  if (length > size - 8) throw malformed(file, `its header of ${length} bytes exceeds the file of ${size} bytes`);
+  if (length > HEADER_LIMIT) throw malformed(file, `its header has ${length} bytes, wanted at most ${HEADER_LIMIT}`);
+  return new Uint8Array(await bytesAt(handle, file, 0, 8 + length));
+}
+
+/** The digest that a file is held to, its hash begun with the header: what the folder lists, else what the file holds. */
+async function digestOf(file: string, own: string | undefined, start: Uint8Array) {
+  const hash = createHash("sha256");
+  const listed = await listedSum(file);
+  if (listed !== undefined) {
+    const hint = `. "rlhf check --accept ${dirname(file)}" takes what is there`;
+    return { wanted: listed, place: SUMS, hint, hash: hash.update(start) };
+  }
+  if (own === undefined) return undefined;
+  const place = digestIn(start);
+  if (place?.digest !== own) throw malformed(file, `its digest ${shown(own)} is none, wanted 64 hexadecimal digits`);
+  const blank = Uint8Array.from(start);
+  blank.set(Buffer.from(NO_DIGEST), place.at);
+  return { wanted: own, place: "its header", hint: "", hash: hash.update(blank) };
 }
 
 async function bytesAt(handle: FileHandle, file: string, position: number, length: number): Promise<ArrayBuffer> {
@@ -194,12 +247,28 @@ function entries(file: string, header: Record<string, unknown>, size: number): E
   return found;
 }
 
+/** What a file is to hold. */
+type Durable = string | Iterable<Uint8Array> | AsyncIterable<Uint8Array> | Pick<Content, "write">;
+
+/** What writes itself to a file. */
+export interface Content {
+  write(handle: FileHandle): Promise<void>;
+  /** SHA-256 of the file, once it is written. */
+  sha256(): string;
+}
+
 /**
- * Writes a `.safetensors` file: f32 arrays as F32, f64 as F64, int32 as I32, uint16 as BF16. It is written beside, synced, then renamed.
+ * Writes a `.safetensors` file: f32 arrays as F32, f64 as F64, int32 as I32, uint16 as BF16; with a digest of itself in its metadata. It is
+ * written beside, synced, then renamed.
  * @throws TypeError `SAFETENSORS` for a tensor whose length is not that of its shape
  */
 export async function writeSafetensors(file: string, tensors: ReadonlyMap<string, Writable>, metadata?: Record<string, string>): Promise<void> {
-  const header: Record<string, unknown> = metadata ? { __metadata__: metadata } : {};
+  await writeFileDurably(file, safetensors(tensors, metadata));
+}
+
+/** The content of a `.safetensors` file, as `writeSafetensors` writes it. @throws TypeError `SAFETENSORS` */
+export function safetensors(tensors: ReadonlyMap<string, Writable>, metadata: Record<string, string> = {}): Content {
+  const header: Record<string, unknown> = { __metadata__: { ...metadata, [DIGEST]: NO_DIGEST } };
   let at = 0;
   // Large elements first, so that every tensor lies at a multiple of its element's size.
   const ordered = [...tensors].sort(([, a], [, b]) => b.data.BYTES_PER_ELEMENT - a.data.BYTES_PER_ELEMENT);
@@ -214,20 +283,47 @@ export async function writeSafetensors(file: string, tensors: ReadonlyMap<string
   const start = new Uint8Array(8 + Math.ceil(text.length / 8) * 8).fill(0x20); // spaces pad the header
   new DataView(start.buffer).setBigUint64(0, BigInt(start.length - 8), true);
   start.set(text, 8);
-  await writeFileDurably(file, [start, ...ordered.map(([, { data }]) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength))]);
+  const parts = ordered.map(([, { data }]) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  return {
+    async write(handle) {
+      let at = start.length;
+      for (const part of parts) {
+        await writeAt(handle, part, at);
+        at += part.length;
+      }
+      const syncing = at > LARGE ? handle.datasync() : undefined; // the disk writes while this thread hashes
+      const digest = this.sha256();
+      await syncing;
+      start.set(Buffer.from(digest), digestIn(start)!.at);
+      await writeAt(handle, start, 0);
+    },
+    sha256() {
+      const hash = createHash("sha256").update(start);
+      for (const part of parts) hash.update(part);
+      return hash.digest("hex");
+    },
+  };
+}
+
+const LARGE = 2 ** 24; // bytes, from which hashing takes longer than one more sync
+
+async function writeAt(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
+  for (let at = 0; at < bytes.length;) at += (await handle.write(bytes, at, Math.min(READ_LIMIT, bytes.length - at), position + at)).bytesWritten;
 }
 
 /**
  * Writes a file beside, syncs it, then renames it over the old one: a reader sees the old or the new one, whole.
  * @throws TypeError `WRITE` if the system refuses: no room, no permission, no such folder
  */
-export async function writeFileDurably(file: string, content: string | Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void> {
+export async function writeFileDurably(file: string, content: Durable): Promise<void> {
   const beside = join(dirname(file), `.${basename(file)}.${randomBytes(6).toString("hex")}`);
   try {
     const handle = await open(beside, "wx");
     try {
-      for await (const part of typeof content === "string" ? [Buffer.from(content)] : content)
-        for (let at = 0; at < part.length;) at += (await handle.write(part, at, Math.min(READ_LIMIT, part.length - at))).bytesWritten;
+      if (typeof content === "object" && "write" in content) await content.write(handle);
+      else
+        for await (const part of typeof content === "string" ? [Buffer.from(content)] : content)
+          for (let at = 0; at < part.length;) at += (await handle.write(part, at, Math.min(READ_LIMIT, part.length - at))).bytesWritten;
       await handle.sync();
     } finally {
       await handle.close();

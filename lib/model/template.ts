@@ -173,6 +173,7 @@ class Bounded extends Library {
     if (!node) return super.evaluate(node, scope);
     this.budget.spend(STEP);
     const value = this.charged(node, scope);
+    if (node.written && value.type === "FunctionValue") throw new Error("it writes a function that it does not call");
     if (node.written) costs.text(this.budget, value);
     return value;
   }

@@ -1,15 +1,15 @@
 import { existsSync } from "node:fs";
-import { mkdir, stat } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { brief, rangeError, shown, typeError } from "../device/errors.js";
 import { byteCharacters, ByteLevelEncoder, PAIR, tokenBytes } from "./byte_level.js";
 import { chatTemplate, type ChatTemplate } from "./chat.js";
 import { tokenIds } from "./config.js";
-import { readText } from "./json.js";
+import { writeListed } from "./listed.js";
 import { baseFolder } from "./peft.js";
 import { areQuick, byteToken, exact, joinOf, stepsOf, type Join, type Step } from "./pipeline.js";
-import { writeFileDurably } from "./safetensors.js";
+import { readListed } from "./sums.js";
 import { TimeLimit } from "./time_limit.js";
 
 /** A token beside the model's own, in tokenizer.json. */
@@ -159,7 +159,7 @@ export class Tokenizer {
 
   /**
    * Loads the tokenizer of a Hugging Face directory, or a tokenizer.json with what lies beside it.
-   * @throws TypeError `TOKENIZER`
+   * @throws TypeError `TOKENIZER`; `DAMAGED` for a file that is not what SHA256SUMS beside it lists
    */
   static async load(path: string): Promise<Tokenizer> {
     const isFolder = await stat(path).then(
@@ -373,11 +373,12 @@ export class Tokenizer {
     return (this.before = steps.flatMap(prefixOf).filter((id) => this.tokens[id] !== undefined));
   }
 
-  /** Writes tokenizer.json and tokenizer_config.json. */
+  /** Writes tokenizer.json and tokenizer_config.json, and lists their digests in the folder's SHA256SUMS. */
   async save(folder: string): Promise<void> {
-    await mkdir(folder, { recursive: true });
-    await writeFileDurably(join(folder, "tokenizer.json"), JSON.stringify(this.files.tokenizer, null, 1) + "\n");
-    await writeFileDurably(join(folder, "tokenizer_config.json"), JSON.stringify(this.files.tokenizerConfig, null, 2) + "\n");
+    await writeListed(folder, {
+      "tokenizer.json": JSON.stringify(this.files.tokenizer, null, 1) + "\n",
+      "tokenizer_config.json": JSON.stringify(this.files.tokenizerConfig, null, 2) + "\n",
+    });
   }
 
   private isSpecial(id: number): boolean {
@@ -391,9 +392,9 @@ export class Tokenizer {
 }
 
 const read = (file: string): Promise<string | undefined> =>
-  readText(file, MOST_BYTES).catch((error: NodeJS.ErrnoException) => {
+  readListed(file, MOST_BYTES).then(String, (error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return undefined;
-    throw typeError("TOKENIZER", `${file} cannot be read: ${error.message}`);
+    throw error.code === "DAMAGED" ? error : typeError("TOKENIZER", `${file} cannot be read: ${error.message}`);
   });
 
 async function readJson(file: string): Promise<Record<string, unknown> | undefined> {

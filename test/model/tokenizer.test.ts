@@ -294,6 +294,7 @@ describe("files", () => {
 
   test("may name the end of a text in config.json alone", async () => {
     await tokenizer.save(folder);
+    await rm(join(folder, "SHA256SUMS"));
     await writeFile(join(folder, "tokenizer_config.json"), "{}");
     expect((await Tokenizer.load(folder)).eosId).toBeUndefined();
     await writeFile(join(folder, "config.json"), '{"eos_token_id":1}');

@@ -1,12 +1,13 @@
 import { existsSync } from "node:fs";
-import { copyFile, mkdir } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { DemonstrationRow } from "../../data/preferences.js";
 import type { Source } from "../../data/rows.js";
 import { countWords, trainBpe } from "../../model/bpe.js";
 import { loadModel } from "../../model/checkpoint.js";
+import { writeListed } from "../../model/listed.js";
 import { baseFolder } from "../../model/peft.js";
-import { writeFileDurably } from "../../model/safetensors.js";
+import { readListed } from "../../model/sums.js";
 import { Tokenizer } from "../../model/tokenizer.js";
 import { Transformer } from "../../model/transformer.js";
 import { bitsPerByte } from "../../rlhf/evaluate.js";
@@ -109,8 +110,10 @@ async function newTokenizer({ text, out }: SftFiles, vocabulary: number, progres
   const words = new Map<string, number>();
   for await (const one of text) for (const part of typeof one === "string" ? [one] : [one.prompt, one.completion]) countWords(part, words);
   const { tokenizer, tokenizerConfig } = trainBpe(words, { vocabulary, specials: ["<|endoftext|>"] });
-  await writeFileDurably(join(out, "tokenizer.json"), JSON.stringify(tokenizer));
-  await writeFileDurably(join(out, "tokenizer_config.json"), JSON.stringify(tokenizerConfig, null, 2) + "\n");
+  await writeListed(out, {
+    "tokenizer.json": JSON.stringify(tokenizer),
+    "tokenizer_config.json": JSON.stringify(tokenizerConfig, null, 2) + "\n",
+  });
   bar.advance(1);
   bar.done(`${vocabulary} tokens`);
   return Tokenizer.load(out);
@@ -119,8 +122,10 @@ async function newTokenizer({ text, out }: SftFiles, vocabulary: number, progres
 /** A model's tokenizer, and how it is to be sampled, go where the model goes; an adapter that has none has its base's. */
 export async function copyTokenizer(model: string, to: string): Promise<void> {
   const from = existsSync(join(model, "tokenizer.json")) ? model : await baseFolder(model);
-  for (const file of ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])
-    if (existsSync(join(from, file))) await copyFile(join(from, file), join(to, file));
+  const files: Record<string, Buffer> = {};
+  for (const name of ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])
+    if (existsSync(join(from, name))) files[name] = await readListed(join(from, name));
   const generation = [model, await baseFolder(model)].map((folder) => join(folder, "generation_config.json")).find(existsSync);
-  if (generation) await copyFile(generation, join(to, "generation_config.json"));
+  if (generation) files["generation_config.json"] = await readListed(generation);
+  await writeListed(to, files);
 }
