@@ -105,7 +105,7 @@ struct Driver {
   }
 };
 const Driver& driver() {
-  static const Driver one;
+  static const Driver& one = *new Driver;  // never destroyed: a process may end while threads compute
   return one;
 }
 

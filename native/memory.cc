@@ -1,5 +1,6 @@
 #include "native/memory.h"
 
+#include <algorithm>
 #include <cstdlib>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -39,43 +40,64 @@ void Pages::release(void* p) const {
 }
 
 Memory::~Memory() {
-  for (auto& [p, bytes] : live_) pages_.release(p);
-  trim();
+  for (const Entry& entry : order_) pages_.release(entry.block->data);
 }
 
-void* Memory::allocate(size_t bytes) {
-  bytes = size_class(bytes);
-  auto found = cached_.lower_bound(bytes);
-  void* p;
-  if (found != cached_.end() && found->first <= largest_taken(bytes)) {
-    bytes = found->first;
-    p = found->second.back();
-    found->second.pop_back();
-    if (found->second.empty()) cached_.erase(found);
-  } else {
-    p = pages_.allocate(bytes);
-    if (!p) return nullptr;
-    held_ += bytes;
-  }
-  live_[p] = bytes;
-  current_ += bytes;
+Block* Memory::allocate(size_t asked) {
+  const size_t bytes = size_class(asked);
+  Block* block = nullptr;
+  for (auto kept = cached_.lower_bound(bytes); !block && kept != cached_.end() && kept->first <= largest_taken(bytes); ++kept)
+    if ((block = kept->second)) kept->second = block->next;
+  if (!block) block = fresh(bytes);
+  if (!block) return nullptr;
+  block->asked = asked, block->life = ++lives_;
+  current_ += block->bytes;
   if (current_ > peak_) peak_ = current_;
-  return p;
+  return block;
 }
 
-bool Memory::release(void* p) {
-  auto found = live_.find(p);
-  if (found == live_.end()) return false;
-  current_ -= found->second;
-  cached_[found->second].push_back(p);
-  live_.erase(found);
-  return true;
+// A block with memory of its own. Whatever may throw comes before the memory is taken.
+Block* Memory::fresh(size_t bytes) {
+  Block** const kept = &cached_[bytes];
+  if (order_.size() == order_.capacity()) order_.reserve(2 * order_.size() + 16);
+  if (!spare_) spare_ = &blocks_.emplace_back();
+  void* p = pages_.allocate(bytes);
+  if (!p) return nullptr;
+  Block* block = spare_;
+  spare_ = block->next;
+  block->data = static_cast<char*>(p), block->bytes = bytes, block->kept = kept, block->next = nullptr;
+  const Entry entry{uint64_t(reinterpret_cast<uintptr_t>(p)), block};
+  order_.insert(std::upper_bound(order_.begin(), order_.end(), entry, [](const Entry& a, const Entry& b) { return a.begin < b.begin; }), entry);
+  held_ += bytes;
+  return block;
 }
 
-void Memory::trim() {
-  for (auto& [bytes, free] : cached_)
-    for (void* p : free) pages_.release(p), held_ -= bytes;
-  cached_.clear();
+void Memory::release(Block* block) noexcept {
+  current_ -= block->bytes;
+  block->life = 0, block->owner = nullptr;
+  block->next = *block->kept;
+  *block->kept = block;
+}
+
+Block* Memory::find(uint64_t address, size_t bytes) const {
+  const auto after = std::upper_bound(order_.begin(), order_.end(), address, [](uint64_t a, const Entry& entry) { return a < entry.begin; });
+  if (after == order_.begin()) return nullptr;
+  const Entry& entry = after[-1];
+  const uint64_t offset = address - entry.begin;
+  const size_t asked = entry.block->asked;
+  return entry.block->life && offset <= asked && bytes <= asked - offset ? entry.block : nullptr;
+}
+
+void Memory::trim() noexcept {
+  for (auto& [bytes, kept] : cached_)
+    for (; kept; held_ -= bytes) {
+      Block* block = kept;
+      kept = block->next;
+      pages_.release(block->data);
+      block->data = nullptr, block->next = spare_;
+      spare_ = block;
+    }
+  order_.erase(std::remove_if(order_.begin(), order_.end(), [](const Entry& entry) { return !entry.block->data; }), order_.end());
 }
 
 }  // namespace rlhf

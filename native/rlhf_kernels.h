@@ -53,7 +53,7 @@ rlhf_stream* rlhf_stream_create(const char* isa, int32_t threads);
 // A GPU's stream: enqueues to `cuda_stream` (a CUstream of the device's primary context), or to one of its own where it is NULL.
 // NULL if there is none, with the reason in why[size].
 rlhf_stream* rlhf_cuda_stream_create(int32_t ordinal, void* cuda_stream, char* why, int64_t size);
-rlhf_status rlhf_stream_wait(rlhf_stream*);  // until all that was enqueued is done
+rlhf_status rlhf_stream_wait(rlhf_stream*);  // until all that was enqueued is done; of several ops that failed, each wait tells one
 void* rlhf_stream_allocate(rlhf_stream*, int64_t bytes);  // NULL if there is no more
 void rlhf_stream_release(rlhf_stream*, void*);  // once what is enqueued no longer needs it
 rlhf_status rlhf_stream_write(rlhf_stream*, void* device, const void* host, int64_t bytes);

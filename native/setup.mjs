@@ -115,7 +115,7 @@ step("native", {
 // For the tests: the addon with a simulated GPU, and the tests of the simulator.
 if (process.argv.includes("test"))
   step("simulator", {
-    sources: [...sources, "test/native/simt.cc", "test/native/simt_hopper.cc", "test/native/check.h"],
+    sources: [...sources, "test/native/simt.cc", "test/native/simt_hopper.cc", "test/native/check.h", "test/native/fake"],
     makes: join(root, "build/simulator/Release/rlhf_kernels.node"),
     run: () => compile("build/simulator", "RLHF_SIMT=ON", "RLHF_TESTS=ON"),
   });

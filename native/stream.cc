@@ -138,7 +138,8 @@ const std::vector<Op>& op_table() {
 #define INT(name, range) {Kind::integer, "", #name, "", "", range},
 #define CHOICE(list, name) {Kind::choice, #list, #name, "", ""},
 #define OP(op, arguments) {#op, {arguments}, run_##op, [](const Kernels& k) { return k.op != nullptr; }},
-  static const std::vector<Op> table = {
+  static const std::vector<Op>& table = *new std::vector<Op>{
+  // never destroyed: a process may end while threads compute
 #include "native/ops.h"
   };
 #include "native/ops_end.h"
@@ -148,7 +149,7 @@ const std::vector<Op>& op_table() {
 const std::vector<Choice>& choice_table() {
 #define ITEM(name) #name,
 #define LIST(list, items) {#list, {items}},
-  static const std::vector<Choice> table = {RLHF_CHOICES(LIST)};
+  static const std::vector<Choice>& table = *new std::vector<Choice>{RLHF_CHOICES(LIST)};
 #undef LIST
 #undef ITEM
   return table;
@@ -493,7 +494,7 @@ rlhf_status rlhf_stream_wait(rlhf_stream* on) {
   }
   for (size_t op = 0; op < errors.size(); op++) {
     if (!errors[op]) continue;
-    on->gpu->fill(on->gpu->errors, 0, int64_t(errors.size() * sizeof(int32_t)));
+    on->gpu->fill(on->gpu->errors + op, 0, int64_t(sizeof(int32_t)));  // those of other ops are told by the next wait
     std::snprintf(on->message, sizeof on->message, "%s: %s", rlhf::op_table()[op].name, rlhf::latched(errors[op]));
     return rlhf_status(errors[op] & 0xff);
   }

@@ -113,24 +113,48 @@ test.each([64, 128])("a Hopper's attention at heads of %d knows nothing of the s
 test("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient", () => holdToAbsentTerms(on));
 
 describe("an error on the device", () => {
-  test("of offsets is told by the next read, with the op's name, and once", async () => {
+  /** What lies there, whatever op failed on it. */
+  const trusted = (tensor: Tensor) => {
+    on.trust(tensor.address);
+    return tensor.read();
+  };
+  test("of offsets is told by every read of what it spoilt, with the op's name", async () => {
     const { advantages } = ops.gae(f32(1, 2, 3), f32(1, 2, 3), i32(0, 5, 3), { gamma: 1, lambda: 1 });
     const error = await failure(() => advantages.read());
     expect(error).toBeInstanceOf(RangeError);
     expect(error.code).toBe("OFFSETS");
     expect(error.message).toContain("gae");
-    expect([...(await advantages.read())].every(Number.isNaN)).toBe(true);
+    expect((await failure(() => advantages.read())).message).toBe(error.message);
+    expect([...(await trusted(advantages))].every(Number.isNaN)).toBe(true);
     const again = ops.gae(f32(1, 2, 3), f32(1, 2, 3), i32(0, 2, 3), { gamma: 1, lambda: 1 });
     expect([...(await again.advantages.read())].some(Number.isNaN)).toBe(false);
   });
-  test("of an id is told by the next read, with the op's name", async () => {
+  test("of an id is told by the read of what it spoilt, with the op's name", async () => {
     const { logp } = ops.logprob(Tensor.from(new Float32Array(8), [2, 4], on), i32(1, 4), { temperature: 1 });
     const error = await failure(() => logp.read());
     expect(error).toBeInstanceOf(RangeError);
     expect(error.code).toBe("ID");
     expect(error.message).toContain("logprob");
-    const values = await logp.read();
+    const values = await trusted(logp);
     expect(values[1]).toBeNaN();
+  });
+  test("is that of its op's results since the last read and of what was computed from them; others are good", async () => {
+    const logits = Tensor.from(new Float32Array(8), [2, 4], on);
+    const early = ops.logprob(logits, i32(1, 2), { temperature: 1 }).logp;
+    await early.read();
+    const bad = ops.logprob(logits, i32(1, 4), { temperature: 1 }).logp;
+    const { advantages } = ops.gae(f32(1, 2, 3), f32(1, 2, 3), i32(0, 5, 3), { gamma: 1, lambda: 1 });
+    const [doubled, mixed, good] = [ops.scale(bad, 2), ops.add(bad, early), ops.scale(early, 2)];
+    expect([...(await good.read())].some(Number.isNaN)).toBe(false);
+    expect([...(await early.read())].some(Number.isNaN)).toBe(false);
+    for (const spoilt of [bad, doubled, mixed]) expect((await failure(() => spoilt.read())).message).toContain("logprob");
+    expect((await failure(() => advantages.read())).message).toContain("gae");
+    doubled.write(Float32Array.of(1, 2));
+    run("scale", { x: early, factor: 0, shift: 7, y: mixed });
+    expect([[...(await doubled.read())], [...(await mixed.read())]]).toEqual([
+      [1, 2],
+      [7, 7],
+    ]);
   });
 });
 

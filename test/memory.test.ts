@@ -7,6 +7,7 @@ import { demo } from "../lib/cli/demo.js";
 import { plan } from "../lib/cli/plan.js";
 import { silent } from "../lib/cli/progress.js";
 import { device, ops, ppo, ranking, rewardModel, sft, Tensor, type Device, type Transformer } from "../lib/index.js";
+import { child } from "./child.js";
 import { episodes, lively, llama, ppoConfig } from "./models.js";
 import { Random } from "./random.js";
 
@@ -155,4 +156,42 @@ test.each<[string, boolean, (models: Transformer[]) => AsyncGenerator<unknown>]>
   expect(after.at(-1)!.held).toBeLessThan(1.1 * after[19].held);
   for (const model of new Set([...models, ...whole])) model.dispose();
   expect(on.memory().current).toBe(0); // the loop's own optimizers are gone
+});
+
+test.each([
+  ["in one go", ""],
+  ["with a read in between", "if (i % 50 === 0) await kept.read();"],
+])("tensors that are lost are freed before there are many of them, %s", (_, between) => {
+  const program = `
+    const on = await rlhf.device("cpu", { threads: 1 });
+    const kept = rlhf.Tensor.from(Float32Array.of(1, 2), [2], on);
+    const views = [];
+    let most = 0;
+    for (let i = 0; i < 1000; i++) {
+      const lost = rlhf.Tensor.empty([2500000], "f32", on); // 10 MB
+      if (i % 100 === 0) views.push(lost.rows(0, 1));
+      if (i % 100 === 50) rlhf.ops.scale(lost.rows(0, 4), 2);
+      most = Math.max(most, on.memory().held);
+      ${between}
+    }
+    for (const view of views) view.write(Float32Array.of(7));
+    const values = await Promise.all(views.map(async (view) => (await view.read())[0]));
+    console.log(most < 500e6, values.every((x) => x === 7), ...(await kept.read()));
+    await on.close();`;
+  expect(child(program)).toEqual({ out: "true true 1 2", error: "", end: 0 });
+});
+
+(process.platform === "linux" ? test : test.skip)("before a tensor is refused for want of memory, what lost ones have is taken back", () => {
+  const program = `
+    const { readFileSync } = await import("node:fs");
+    const { spawnSync } = await import("node:child_process");
+    const on = await rlhf.device("cpu", { threads: 1 });
+    const size = 1024 * Number(readFileSync("/proc/self/status", "utf8").match(/VmSize:\\s+(\\d+)/)[1]);
+    if (spawnSync("prlimit", ["--pid=" + process.pid, "--as=" + (size + 2 ** 28) + ":"]).status !== 0) throw new Error("prlimit failed");
+    const kept = rlhf.Tensor.from(new Float32Array(1e6).fill(3), [1e6], on);
+    for (let i = 0; i < 200; i++) rlhf.Tensor.empty([1e7 + 1e5 * (i % 40)], "f32", on); // 40 MB and more, of several sizes
+    const { code } = await Promise.resolve().then(() => rlhf.Tensor.empty([1e8], "f32", on)).catch((error) => error);
+    console.log(code, new Set(await kept.read()).size, (await kept.read())[0]);
+    await on.close();`;
+  expect(child(program)).toEqual({ out: "MEMORY 1 3", error: "", end: 0 });
 });

@@ -1,9 +1,10 @@
 // Arguments that hold ids or offsets, checked on the device. The first fault is latched:
-//   faults [8]: kind (1 ids, 2 offsets, 3 prefix), op, argument, element, its value, limit, number of the last call with a fault
+//   faults [8]: kind (1 ids, 2 offsets, 3 prefix), op, argument, element, its value, limit, number of the last call with a fault, slot of the first
+//   then a slot for each call by its number: kind + 16 argument where it had a fault
 // poison overwrites the outputs of a call with a fault; it runs after the op, in order, so the last such call is this one.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
-  N: u32, limit: i32, kind: u32, op: u32, argument: u32, call: u32,
+  N: u32, limit: i32, kind: u32, op: u32, argument: u32, call: u32, slot: u32,
 }
 struct PoisonParams {
   at: array<vec4<u32>, 2>, zero: u32,
@@ -32,6 +33,7 @@ fn check(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
   }
   if (!bad) { return; }
   atomicStore(&faults[p.at[0].y + 6u], p.call);
+  atomicMax(&faults[p.at[0].y + 8u + p.slot], p.kind + 16u * p.argument);
   loop {
     let tried = atomicCompareExchangeWeak(&faults[p.at[0].y], 0u, p.kind);
     if (tried.exchanged) {
@@ -40,6 +42,7 @@ fn check(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
       atomicStore(&faults[p.at[0].y + 3u], i);
       atomicStore(&faults[p.at[0].y + 4u], bitcast<u32>(value));
       atomicStore(&faults[p.at[0].y + 5u], u32(p.limit));
+      atomicStore(&faults[p.at[0].y + 7u], p.slot);
       break;
     }
     if (tried.old_value != 0u) { break; }

@@ -8,7 +8,7 @@
 // mean, squares about the mean, result.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
-  N: u32, masked: u32, blocks: u32, centred: u32, shift_mean: u32, biased: u32, op: u32,
+  N: u32, masked: u32, blocks: u32, centred: u32, shift_mean: u32, biased: u32, op: u32, slot: u32,
 }
 @group(0) @binding(8) var<uniform> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<f32>;
@@ -97,9 +97,13 @@ fn whiten(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) grou
   var value = 0.0f;
   if (p.biased == 0u && count == 1.0) {
     value = nan();
-    if (i == 0u && atomicLoad(&faults[p.at[1].z]) == 0u) {
-      atomicStore(&faults[p.at[1].z], 4u);
-      atomicStore(&faults[p.at[1].z + 1u], p.op);
+    if (i == 0u) {
+      atomicMax(&faults[p.at[1].z + 8u + p.slot], 4u);
+      if (atomicLoad(&faults[p.at[1].z]) == 0u) {
+        atomicStore(&faults[p.at[1].z], 4u);
+        atomicStore(&faults[p.at[1].z + 1u], p.op);
+        atomicStore(&faults[p.at[1].z + 7u], p.slot);
+      }
     }
   } else if (counts(i)) {
     let centre = mean();

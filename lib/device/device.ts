@@ -1,4 +1,5 @@
-import { notPromise, rangeError, typeError } from "./errors.js";
+import { bytesIn, kindOf } from "./arrays.js";
+import { notPromise, rangeError, shown, typeError, wantFunction, type CodedError } from "./errors.js";
 import { native, type NativeDevice } from "./native.js";
 import { inCamel, specs, type Argument, type Dtype, type OpSpec } from "./ops.js";
 
@@ -34,15 +35,36 @@ export interface Device {
   has(op: string, dtype?: Dtype): boolean;
   /** The 16-bit dtype that an argument of the op may have whatever the others are; none where all must go together. */
   half(op: string, argument: Argument): Dtype | undefined;
-  /** Memory for a tensor. @throws RangeError `MEMORY` if there is no more, TypeError `DEVICE` once it is closed */
-  allocate(bytes: number): number;
+  /**
+   * Memory for a tensor. It is given back when `owner`, an object, is garbage; without an owner, by `release` alone.
+   * @throws RangeError `MEMORY` if there is no more, TypeError `DEVICE` once the device is closed
+   */
+  allocate(bytes: number, owner?: object): number;
   /** Gives it back. */
   release(address: number): void;
-  /** Copies `data` there, in the order of the queue; it may change once this returns. */
+  /**
+   * Copies `data` there, in the order of the queue; it may change once this returns.
+   * @throws RangeError `ARGUMENT` where it does not fit into memory that was allocated
+   */
   write(address: number, data: ArrayBufferView): void;
-  /** After everything queued before; rejects with the first error of a queued op, which names the op. `dtype` is that of what lies there. */
+  /** Takes an allocation's numbers as good, where an op that failed on them is known to have left them alone. */
+  trust(address: number): void;
+  /**
+   * Copies bytes from there, after everything queued before. `dtype` is that of the numbers.
+   *
+   * Rejects with the error of the op that spoilt the numbers there: an op that failed, or one that they come from.
+   * It rejects every time, until all numbers of the allocation are written anew. Reads of other numbers succeed.
+   * An error that no read told is that of `close`.
+   *
+   * - cpu: exact.
+   * - cuda: of a bad id or offset, the GPU tells the op and not the call. The results of all calls of this op since
+   *   the last read count as spoilt.
+   * - webgpu: exact. Of bad ids and offsets between two reads, the first error alone tells the number.
+   *
+   * @throws RangeError `ARGUMENT` where there are not so many bytes
+   */
   read(address: number, bytes: number, dtype?: Dtype): Promise<ArrayBuffer>;
-  /** Queues an op of the list, its arguments in the list's order. */
+  /** Queues an op of the list, its arguments in the list's order. @throws RangeError `ARGUMENT` for a tensor that reaches beyond its memory */
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void;
   /**
    * Runs `f` and keeps its calls, which may then run again: on the same memory, so what they read and `f` did not make must outlive
@@ -94,8 +116,6 @@ interface Recording {
 
 const DTYPES = { f32: 0, f64: 1, i32: 2, bf16: 3, f16: 4 } as const; // no op of the addon takes the last
 const LAYOUTS = { rows: 0, panels: 1, "panels-transposed": 2 } as const;
-const CODES: Record<number, string> = { 1: "ARGUMENT", 2: "ID", 3: "OFFSETS", 4: "MEMORY", 5: "DEVICE" };
-
 const opened = new Set<Device>(); // and not closed, in this order
 
 /** A stream of the addon: a CPU's or a GPU's. */
@@ -125,39 +145,48 @@ export class AddonDevice implements Device {
   half(_op: string, { either }: Argument): Dtype | undefined {
     return this.kind === "cpu" && either ? "bf16" : undefined;
   }
-  allocate(bytes: number): number {
+  allocate(bytes: number, owner?: object): number {
     const { recording } = this;
     const again = recording?.free.get(bytes)?.pop();
-    if (again !== undefined) return again;
-    const address = withinMemory(() => this.open.allocate(bytes));
+    if (again !== undefined) {
+      this.native.own(again, owner);
+      return again;
+    }
+    const address = coded(() => this.open.allocate(bytes, owner));
     recording?.sizes.set(address, bytes);
     return address;
   }
   release(address: number): void {
     const bytes = this.recording?.sizes.get(address);
-    if (bytes === undefined) return void this.native.release(address);
+    if (bytes === undefined) return void coded(() => this.native.release(address));
     const { free } = this.recording!;
+    if (!this.closing) this.native.own(address); // the recording's, whoever had it
     free.set(bytes, [...(free.get(bytes) ?? []), address]);
   }
   write(address: number, data: ArrayBufferView): void {
     if (this.recording) throw typeError("RECORD", "numbers are written while calls are recorded: write them to a tensor before, which the calls read");
-    withinMemory(() => this.open.write(address, new Uint8Array(data.buffer, data.byteOffset, data.byteLength)));
+    const bytes = bytesIn(data);
+    if (!bytes) throw typeError("ARGUMENT", `write: data is ${kindOf(data)}, wanted a typed array or a DataView`);
+    coded(() => this.open.write(address, bytes));
+  }
+  trust(address: number): void {
+    coded(() => this.open.trust(address));
   }
   async read(address: number, bytes: number): Promise<ArrayBuffer> {
-    return this.filled(this.open, address, bytes);
-  }
-  private async filled(on: NativeDevice, address: number, bytes: number): Promise<ArrayBuffer> {
-    const to = withinMemory(() => new ArrayBuffer(bytes));
-    try {
-      return await on.read(address, to);
-    } catch (failure) {
-      const { message, status } = failure as { message: string; status?: number };
-      if (status === undefined) throw failure;
-      throw (status >= 2 && status <= 4 ? rangeError : typeError)(CODES[status], inCamel(message));
-    }
+    return told(() => this.open.read(address, bytes));
   }
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void {
-    if (!this.has(op.name)) throw typeError("OP", `${op.name}: the device ${this.kind} does not have this op`);
+    if (!this.has(op?.name)) throw typeError("OP", `${op?.name}: the device ${this.kind} does not have this op`);
+    try {
+      const numbers = this.fill(op, args);
+      this.recording?.frames.push(...this.frame.subarray(0, numbers));
+      this.open.call(this.frame, numbers);
+    } catch (error) {
+      throw inOurs(error, op.name);
+    }
+  }
+  /** Puts a call into the frame, for the addon to check. @returns how many numbers it has */
+  private fill(op: OpSpec, args: readonly (Placed | number | undefined)[]): number {
     const { frame } = this;
     frame[0] = op.index;
     let at = 1;
@@ -170,17 +199,18 @@ export class AddonDevice implements Device {
       frame[at] = arg ? arg.address : 0;
       frame[at + 1] = arg ? DTYPES[arg.dtype] : -1;
       if (arg) {
+        const { shape } = arg;
         frame[at + 2] = LAYOUTS[arg.layout];
-        frame[at + 3] = arg.shape.length;
-        for (let d = 0; d < arg.shape.length; d++) frame[at + 4 + d] = arg.shape[d];
+        frame[at + 3] = shape.length;
+        for (let d = 0; d < shape.length && d < 4; d++) frame[at + 4 + d] = shape[d];
         frame[at + 8] = arg.stride;
       }
       at += 9;
     }
-    this.recording?.frames.push(...frame.subarray(0, at));
-    this.open.call(frame);
+    return at;
   }
   record<T>(f: () => T): Recorded<T> {
+    wantFunction("f", f);
     if (this.recording) throw typeError("RECORD", "calls are being recorded already, and recordings do not nest");
     const recording: Recording = { frames: [], sizes: new Map(), free: new Map() };
     const dispose = () => {
@@ -198,12 +228,14 @@ export class AddonDevice implements Device {
     } finally {
       this.recording = undefined;
     }
-    let calls: object | undefined = this.native.record(Float64Array.from(recording.frames));
+    let calls: object | undefined = coded(() => this.open.record(Float64Array.from(recording.frames)));
+    for (const address of [...recording.free.values()].flat()) this.native.own(address, calls);
     return {
       result,
       run: () => {
         if (!calls) throw typeError("DISPOSED", "recorded calls were run after they were disposed");
-        this.open.run(calls);
+        const recorded = calls;
+        coded(() => this.open.run(recorded));
       },
       [Symbol.dispose]() {
         calls = undefined;
@@ -223,7 +255,7 @@ export class AddonDevice implements Device {
   private async finish(): Promise<void> {
     opened.delete(this);
     try {
-      await this.filled(this.native, 0, 0);
+      await told(() => this.native.wait());
     } finally {
       this.native.close();
     }
@@ -237,13 +269,24 @@ export class AddonDevice implements Device {
   }
 }
 
-/** What `f` asks memory for, or RangeError `MEMORY` in place of JavaScript's own and the addon's. */
-function withinMemory<T>(f: () => T): T {
+/** An error of the addon as one of ours, with the names that JavaScript has. One without a code came of an argument of a wrong kind. */
+function inOurs(error: unknown, what = "device"): CodedError {
+  const { name, code, message } = error as CodedError;
+  if (typeof code !== "string") return typeError("ARGUMENT", `${what}: ${message}`);
+  return (name === "RangeError" ? rangeError : typeError)(code, inCamel(message));
+}
+function coded<T>(f: () => T): T {
   try {
     return f();
   } catch (error) {
-    const { name, message } = error as Error;
-    throw name === "RangeError" ? rangeError("MEMORY", message) : error;
+    throw inOurs(error);
+  }
+}
+async function told<T>(f: () => Promise<T>): Promise<T> {
+  try {
+    return await f();
+  } catch (error) {
+    throw inOurs(error);
   }
 }
 
@@ -272,16 +315,17 @@ function openCpu(isa: string | undefined, threads: number): Device {
   try {
     return new AddonDevice("cpu", isa, threads);
   } catch (error) {
-    throw rangeError("THREADS", (error as Error).message);
+    throw inOurs(error);
   }
 }
 
 function openCuda(ordinal: number): Device {
-  if (!Number.isInteger(ordinal) || ordinal < 0) throw rangeError("DEVICE", `ordinal is ${ordinal}, wanted a whole number from 0`);
+  if (!Number.isInteger(ordinal) || ordinal < 0) throw rangeError("DEVICE", `ordinal is ${shown(ordinal)}, wanted a whole number from 0`);
   try {
     return new AddonDevice("cuda", "cuda", ordinal);
   } catch (error) {
-    throw rangeError("DEVICE", `cuda: ${(error as Error).message}`);
+    const { code, message } = error as CodedError;
+    throw rangeError(code === "MEMORY" ? code : "DEVICE", `cuda: ${message}`);
   }
 }
 
@@ -291,19 +335,20 @@ function openCuda(ordinal: number): Device {
  * @throws RangeError `DEVICE` if this machine does not have it, `THREADS`, `ISA`
  */
 export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Promise<Device> {
+  if (typeof options !== "object" || options === null) throw typeError("ARGUMENT", `options are ${shown(options)}, wanted an object`);
   const wanted = kind ?? (process.env.RLHF_DEVICE as DeviceKind | undefined) ?? "cpu";
   if (wanted === "webgpu") {
     const { openWebGpu } = await import("./webgpu/open.js");
     return added(await openWebGpu({ ...options, closed: (closed) => opened.delete(closed) }));
   }
   if (wanted === "cuda") return added(openCuda(options.ordinal ?? 0));
-  if (wanted !== "cpu") throw rangeError("DEVICE", `device is "${String(wanted)}", this build has: cpu, cuda, webgpu`);
+  if (wanted !== "cpu") throw rangeError("DEVICE", `device is ${shown(wanted)}, this build has: cpu, cuda, webgpu`);
   const threads = options.threads ?? Number(process.env.RLHF_NUM_THREADS ?? 0);
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
-    throw rangeError("THREADS", `threads is ${options.threads ?? process.env.RLHF_NUM_THREADS}, wanted a whole number from 1 to 1024`);
+    throw rangeError("THREADS", `threads is ${shown(options.threads ?? process.env.RLHF_NUM_THREADS)}, wanted a whole number from 1 to 1024`);
   const isa = options.isa ?? process.env.RLHF_ISA;
   if (isa && !native.isaAvailable.split(" ").includes(isa))
-    throw rangeError("ISA", `isa is "${isa}", this machine has: ${native.isaAvailable.replaceAll(" ", ", ")}`);
+    throw rangeError("ISA", `isa is ${shown(isa)}, this machine has: ${native.isaAvailable.replaceAll(" ", ", ")}`);
   return added(openCpu(isa || undefined, threads));
 }
 

@@ -36,15 +36,25 @@ export function visible(text: string, { lines = false } = {}): string {
 /** What another's program says of itself, as messages show it: it may be long, and hold anything. */
 export const brief = (text: string): string => visible(text.length > 300 ? `${text.slice(0, 300)}...` : text);
 
+/** @throws TypeError `ARGUMENT` for what is no function */
+export function wantFunction(what: string, f: unknown): void {
+  if (typeof f !== "function") throw typeError("ARGUMENT", `${what} is ${shown(f)}, wanted a function`);
+}
+
+const SHOWN = 60; // characters at most
+
 /** A value as messages show it: JSON, cut short, with nothing that commands a terminal. */
 export function shown(value: unknown): string {
+  if (typeof value === "number" || typeof value === "symbol") return visible(String(value));
+  if (typeof value === "bigint") return `${value}n`;
   let text: string | undefined;
   try {
-    text = JSON.stringify(value);
+    const long = Array.isArray(value) && value.length > SHOWN; // of as many members
+    text = long ? `${JSON.stringify(value.slice(0, SHOWN)).slice(0, -1)},...` : JSON.stringify(value);
+    text ??= value === undefined ? "undefined" : typeof value;
   } catch {
-    return typeof value === "bigint" ? `${value}n` : "a value nested too deeply";
+    return `a value of type ${typeof value} that has no JSON`;
   }
-  text ??= String(value);
-  if (text.length <= 60) return visible(text);
-  return `${visible(text.slice(0, 60).replace(/[\ud800-\udbff]$/, ""))}...`; // no half of a pair
+  if (text.length <= SHOWN) return visible(text);
+  return `${visible(text.slice(0, SHOWN).replace(/[\ud800-\udbff]$/, ""))}...`; // no half of a pair
 }

@@ -25,16 +25,25 @@ export interface NativeArgument {
   openHigh: boolean;
 }
 
+/**
+ * A stream of the addon with its memory. Every address is looked up: what lies outside of what was allocated is refused. Errors have a code, and
+ * name arguments as C does.
+ */
 export interface NativeDevice {
   readonly isa: string;
   readonly threads: number;
-  allocate(bytes: number): number;
+  /** Memory that is freed once its owner is lost, where it has one. */
+  allocate(bytes: number, owner?: object): number;
+  /** Gives memory another owner, or none. */
+  own(address: number, owner?: object): void;
   release(address: number): boolean;
   write(address: number, bytes: Uint8Array): void;
-  /** Fills it. */
-  read(address: number, to: ArrayBuffer): Promise<ArrayBuffer>;
-  /** An op's number and its arguments. */
-  call(frame: Float64Array): void;
+  trust(address: number): void;
+  read(address: number, bytes: number): Promise<ArrayBuffer>;
+  /** Until all that is queued is done; rejects with the first failure that no read told. */
+  wait(): Promise<void>;
+  /** An op's number and its arguments: the first so many numbers of the frame. */
+  call(frame: Float64Array, numbers: number): void;
   /** Such frames one after another, for `run`. */
   record(frames: Float64Array): object;
   run(recorded: object): void;

@@ -1,4 +1,4 @@
-import { rangeError } from "./errors.js";
+import { rangeError, shown } from "./errors.js";
 
 /**
  * Philox 4x32 with ten rounds (Salmon et al. 2011): four random words for a counter of four words under a key of two.
@@ -99,7 +99,7 @@ export class Random {
 
   /** A whole number in [0, n). @throws RangeError `RANGE` unless n is one from 1 to 2^32 */
   below(n: number): number {
-    if (!(Number.isInteger(n) && n >= 1 && n <= 2 ** 32)) throw rangeError("RANGE", `n is ${n}, wanted a whole number from 1 to 2^32`);
+    if (!(Number.isInteger(n) && n >= 1 && n <= 2 ** 32)) throw rangeError("RANGE", `n is ${shown(n)}, wanted a whole number from 1 to 2^32`);
     return Math.floor(this.uniform() * n);
   }
 
@@ -123,5 +123,6 @@ export class Random {
 
 /** @throws RangeError `RANGE` unless it is a word of a key or counter */
 export function word(name: string, value: number): void {
-  if (!(Number.isInteger(value) && value >= 0 && value < 2 ** 32)) throw rangeError("RANGE", `${name} is ${value}, wanted a whole number from 0 to 2^32 - 1`);
+  if (!(Number.isInteger(value) && value >= 0 && value < 2 ** 32))
+    throw rangeError("RANGE", `${name} is ${shown(value)}, wanted a whole number from 0 to 2^32 - 1`);
 }

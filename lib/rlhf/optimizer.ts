@@ -40,7 +40,7 @@ export class AdamW {
 
   /**
    * Steps with the gradients that the parameters hold, forgets them, and returns their global norm once it is known.
-   * @throws RangeError `NAN` if a gradient is not finite; the weights are untouched then. What an op before it failed with, as it was
+   * @throws RangeError `NAN` if a gradient is not finite; the weights are untouched then. The error of an op that failed, if a gradient came of it
    */
   async step(learningRate: number): Promise<number> {
     const { betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, clipNorm = Infinity } = this.options;
@@ -68,16 +68,24 @@ export class AdamW {
       this.parameters[i].changed();
     });
     try {
-      const [squared] = await total.read();
-      return Math.sqrt(squared);
-    } catch (error) {
-      const [squared] = await total.read(); // a failure is told once
-      if (Number.isFinite(squared)) throw error; // of an op before: the step was taken
+      const [squared] = await total.read(); // or the error of the op that spoilt a gradient
+      if (Number.isFinite(squared)) return Math.sqrt(squared);
+      this.untouched(gradients);
       const found = await this.notFinite(gradients);
-      throw rangeError("NAN", `step ${this.steps--}: ${(error as Error).message}${found}; the weights are as they were before it`);
+      throw rangeError("NAN", `step ${this.steps--}: adamw: the gradient norm is not finite${found}; the weights are as they were before it`);
     } finally {
       total.dispose();
       for (const parameter of this.parameters) parameter.zeroGrad();
+    }
+  }
+
+  /** Says so to the device, where `adamw` refused the norm: it leaves all numbers alone then. */
+  private untouched(gradients: readonly (Tensor | undefined)[]): void {
+    for (const [i, parameter] of this.parameters.entries()) {
+      if (!gradients[i]) continue;
+      const { m, v } = this.moments[i];
+      for (const { device, address } of [parameter.value, m, v]) device.trust(address);
+      parameter.changed();
     }
   }
 

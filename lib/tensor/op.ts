@@ -1,8 +1,9 @@
+import { arrayClass, kindOf, plain } from "../device/arrays.js";
 import { defaultDevice, type Device } from "../device/device.js";
-import { rangeError, typeError } from "../device/errors.js";
+import { rangeError, shown, typeError } from "../device/errors.js";
 import { specs, type Argument, type Dtype, type OpSpec } from "../device/ops.js";
 import { activeTape, Parameter, type Gradient } from "./tape.js";
-import { ARRAYS, arrayOf, findDtype, kindOf, Tensor, withOwner, type Data } from "./tensor.js";
+import { ARRAYS, arrayOf, findDtype, Tensor, withOwner, type Data } from "./tensor.js";
 
 /** What an op takes for a tensor: a tensor, a weight, or numbers (copied before the call returns); for int32 also those of 64 bits. */
 export type Input = Tensor | Parameter | Data | BigInt64Array | readonly number[];
@@ -37,12 +38,34 @@ export function run(name: string, args: Arguments, gradient?: Gradient, sizes: R
   return call.outputs;
 }
 
+/** The shape of what an op is given. @throws TypeError `ARGUMENT` for what is neither a tensor nor numbers */
+export function shapeOfInput(where: string, x: Input): readonly number[] {
+  if (x instanceof Tensor) return x.shape;
+  if (x instanceof Parameter) return x.value.shape;
+  if (Array.isArray(x)) return [x.length];
+  const numbers = plain(x);
+  if (!numbers) throw typeError("ARGUMENT", `${where} is ${kindOf(x)}, wanted a tensor or numbers`);
+  return [numbers.length];
+}
+
+/** @throws TypeError `ARGUMENT` for what is no tensor */
+export function wantTensor(where: string, x: unknown): void {
+  if (!(x instanceof Tensor)) throw typeError("ARGUMENT", `${where} is ${kindOf(x)}, wanted a tensor`);
+}
+
+/** Options that may be left out, or set to null. @throws TypeError `ARGUMENT` for what is no object */
+export function optionsOf<T extends object>(op: string, options: T | null | undefined): Partial<T> {
+  if (typeof (options ?? {}) !== "object") throw typeError("ARGUMENT", `${op}: options are ${shown(options)}, wanted an object`);
+  return options ?? {};
+}
+
 class Call {
   readonly outputs: Record<string, Tensor> = {};
   readonly values: (Tensor | number | undefined)[] = [];
   readonly device: Device;
   private readonly tensors: Record<string, Tensor> = {};
   private readonly tracked: Record<string, Tensor | Parameter> = {};
+  private readonly args: Arguments;
   private readonly letters: Record<string, number>;
   private readonly narrow: boolean; // its ROWS, WEIGHT and SAME are bf16
   private any: readonly number[] | undefined;
@@ -50,10 +73,11 @@ class Call {
 
   constructor(
     private readonly spec: OpSpec,
-    private readonly args: Arguments,
+    given: Arguments,
     sizes: Record<string, number>,
   ) {
     this.letters = { ...sizes };
+    const args = (this.args = plainIn(given));
     this.device = this.findDevice();
     const apart = spec.arguments.some((argument) => this.device.half(spec.name, argument));
     this.narrow = !apart && this.device.has(spec.name, "bf16") && spec.arguments.some(({ name, kind, rows }) => kind === "in" && rows && isNarrow(args[name]));
@@ -96,6 +120,8 @@ class Call {
 
   private bind(argument: Argument, given: Arguments[string]): void {
     if (given === undefined || typeof given === "boolean") return;
+    if (!(given instanceof Tensor || given instanceof Parameter || Array.isArray(given) || arrayClass(given) !== undefined))
+      return void this.upload(argument, given as Data); // which says why not
     const shape = given instanceof Tensor ? given.shape : given instanceof Parameter ? given.value.shape : [(given as Data).length];
     const where = `${this.spec.name}: ${argument.name}`;
     if (argument.dims === "any") {
@@ -152,7 +178,7 @@ class Call {
     if (typeof value !== "number" || Number.isNaN(value) || (argument.kind === "integer" && !Number.isSafeInteger(value)))
       throw typeError(
         "ARGUMENT",
-        `${this.spec.name}: ${argument.name} is ${String(given)}, wanted ${argument.kind === "integer" ? "a whole number" : "a number"}`,
+        `${this.spec.name}: ${argument.name} is ${shown(given)}, wanted ${argument.kind === "integer" ? "a whole number" : "a number"}`,
       );
     const { low, high, openLow, openHigh } = argument.range;
     if (value < low || value > high || (openLow && value === low) || (openHigh && value === high))
@@ -165,7 +191,7 @@ class Call {
 
   private choice(argument: Argument, given: Arguments[string]): number {
     const index = argument.choices.indexOf(given as string);
-    if (index < 0) throw typeError("CHOICE", `${this.spec.name}: ${argument.name} is "${String(given)}", wanted one of ${argument.choices.join(", ")}`);
+    if (index < 0) throw typeError("CHOICE", `${this.spec.name}: ${argument.name} is ${shown(given)}, wanted one of ${argument.choices.join(", ")}`);
     return index;
   }
 
@@ -224,6 +250,16 @@ class Call {
   private checkIds(ids: Data, where: string, limit: number): void {
     for (let i = 0; i < ids.length; i++) if (ids[i] < 0 || ids[i] >= limit) throw rangeError("ID", `${where}[${i}] is ${ids[i]}, wanted 0 to ${limit - 1}`);
   }
+}
+
+/** The arguments with each typed array as it is, whatever its properties say: what is checked is what is copied to the device. */
+function plainIn(given: Arguments): Arguments {
+  let args: Arguments | undefined;
+  for (const name in given) {
+    const value = given[name];
+    if (typeof value === "object" && arrayClass(value) !== undefined) (args ??= { ...given })[name] = (plain(value) as Data | undefined) ?? value;
+  }
+  return args ?? given;
 }
 
 function checkOffsets(offsets: Data, where: string, total: number | undefined): void {

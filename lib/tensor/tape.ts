@@ -1,4 +1,5 @@
-import { notPromise, typeError } from "../device/errors.js";
+import { kindOf } from "../device/arrays.js";
+import { notPromise, shown, typeError, wantFunction } from "../device/errors.js";
 import type { Device } from "../device/device.js";
 import { run } from "./op.js";
 import { scope, Tensor, tensorsIn, withOwner, type Owner } from "./tensor.js";
@@ -20,7 +21,9 @@ export class Parameter {
     readonly name: string,
     /** What the optimizer changes. */
     readonly value: Tensor,
-  ) {}
+  ) {
+    if (!(value instanceof Tensor)) throw typeError("ARGUMENT", `the value of ${shown(name)} is ${kindOf(value)}, wanted a tensor`);
+  }
 
   /** What ops read: the value, or what it was rounded to. */
   get working(): Tensor {
@@ -139,6 +142,7 @@ export class Tape implements Owner {
   }
 
   private recordWithin<T>(f: () => T): T {
+    wantFunction("f", f);
     const outer = recording;
     recording = this;
     try {
@@ -220,6 +224,7 @@ export class Tape implements Owner {
    */
   backward(...losses: Tensor[]): void {
     for (const [i, loss] of losses.entries()) {
+      if (!(loss instanceof Tensor)) throw typeError("ARGUMENT", `loss ${i} is ${kindOf(loss)}, wanted a tensor`);
       if (loss.size !== 1) throw typeError("SHAPE", `loss ${i} has shape [${loss.shape}], wanted one number`);
       if (losses.indexOf(loss) < i) throw typeError("TAPE", `loss ${i} was given before: scale it to count it twice`);
       if (!this.entries.some(({ outputs }) => Object.values(outputs).includes(loss)))

@@ -1,5 +1,6 @@
+import { kindOf, plain } from "../device/arrays.js";
 import { defaultDevice, type Device, type Placed } from "../device/device.js";
-import { notPromise, rangeError, shown, typeError } from "../device/errors.js";
+import { notPromise, rangeError, shown, typeError, wantFunction } from "../device/errors.js";
 import { BYTES, type Dtype } from "../device/ops.js";
 import { toHalf } from "./half.js";
 
@@ -7,19 +8,20 @@ import { toHalf } from "./half.js";
 export type Data = Float32Array | Float64Array | Int32Array | Uint16Array;
 export const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, bf16: Uint16Array, f16: Uint16Array } as const;
 
-/** Memory on a device, shared by the tensors that view it. */
+/** Memory on a device, shared by the tensors that view it. The device takes it back when the last of them is lost, and this with it. */
 class Storage {
   references = 1;
+  readonly address: number;
   constructor(
     readonly device: Device,
-    readonly address: number,
-  ) {}
+    bytes: number,
+  ) {
+    this.address = device.allocate(bytes, this);
+  }
   release(): void {
     if (--this.references === 0) this.device.release(this.address);
   }
 }
-
-const collected = new FinalizationRegistry<Storage>((storage) => storage.release());
 
 /** Who frees the tensors that are created now: the innermost scope, or a tape. */
 export interface Owner {
@@ -51,7 +53,7 @@ export class Tensor implements Placed {
 
   private constructor(
     storage: Storage,
-    /** Of no dimension: one number. */
+    /** Of no dimension: one number. Frozen. */
     readonly shape: readonly number[],
     /** Of each number. */
     readonly dtype: Dtype,
@@ -60,17 +62,19 @@ export class Tensor implements Placed {
     this.storage = storage;
     this.layout = options.layout ?? "rows";
     this.offset = options.offset ?? 0;
-    this.stride = sizeOf(shape.slice(1));
-    collected.register(this, storage, this);
+    this.stride = shape.reduce((size, dim, d) => (d > 0 ? size * dim : size), 1);
     owners.at(-1)?.adopt(this);
   }
 
   /**
    * Uninitialised memory.
-   * @throws RangeError `SHAPE` for a size that is negative or not whole, or more than four of them, `MEMORY`
+   * @throws RangeError `SHAPE` for a size that is negative or not whole, or more than four of them, `MEMORY`; TypeError `DTYPE`, `DEVICE`
    */
   static empty(shape: readonly number[], dtype: Dtype = "f32", on: Device = defaultDevice()): Tensor {
-    return new Tensor(allocated(shape, dtype, on), shape, dtype);
+    const own = shapeOf(shape);
+    if (typeof dtype !== "string" || !Object.hasOwn(BYTES, dtype))
+      throw typeError("DTYPE", `dtype is ${shown(dtype)}, wanted ${Object.keys(BYTES).join(", ")}`);
+    return new Tensor(allocated(own, dtype, on), own, dtype);
   }
 
   /**
@@ -80,10 +84,11 @@ export class Tensor implements Placed {
    *   `ARGUMENT` for a member of an Array that is no number
    */
   static from(data: Data | readonly number[], shape?: readonly number[], on: Device = defaultDevice(), dtype?: "f16"): Tensor {
-    const given = Array.isArray(data) ? arrayOf("data", data, "f32") : (data as Data);
+    if (dtype !== undefined && dtype !== "f16") throw typeError("DTYPE", `dtype is ${shown(dtype)}, wanted f16, or that of the array`);
+    const given = Array.isArray(data) ? arrayOf("data", data, "f32") : plainOf(data as Data);
     const own = dtypeOf(given);
     const array = dtype && own !== "bf16" ? toHalf(given) : given;
-    const wanted = shape ?? [array.length];
+    const wanted = shapeOf(shape ?? [array.length]);
     if (sizeOf(wanted) !== array.length) throw rangeError("SHAPE", `shape is [${wanted}], which holds ${sizeOf(wanted)} numbers; data has ${array.length}`);
     const tensor = Tensor.empty(wanted, dtype ?? own, on);
     if (array.length) on.write(tensor.address, wholeWords(array));
@@ -112,6 +117,7 @@ export class Tensor implements Placed {
     return this.storage;
   }
 
+  /** @param shape a frozen one */
   private view(shape: readonly number[], options: { layout?: Placed["layout"]; offset?: number }): Tensor {
     const storage = this.held();
     storage.references++;
@@ -120,30 +126,32 @@ export class Tensor implements Placed {
 
   /** The same numbers under another shape, sharing memory. @throws RangeError `SHAPE`, TypeError `LAYOUT` for a packed tensor */
   reshape(shape: readonly number[]): Tensor {
-    if (sizeOf(shape) !== this.size) throw rangeError("SHAPE", `shape is [${shape}], which holds ${sizeOf(shape)} numbers; the tensor has ${this.size}`);
+    const own = shapeOf(shape);
+    if (sizeOf(own) !== this.size) throw rangeError("SHAPE", `shape is [${own}], which holds ${sizeOf(own)} numbers; the tensor has ${this.size}`);
     if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor has one shape");
-    return this.view(shape, { offset: this.offset });
+    return this.view(own, { offset: this.offset });
   }
 
   /** Rows [begin, end) of dimension 0, sharing memory. @throws RangeError `RANGE`, TypeError `LAYOUT` for a packed tensor */
   rows(begin: number, end: number): Tensor {
     if (![begin, end].every(Number.isInteger) || !(0 <= begin && begin <= end && end <= this.shape[0]))
-      throw rangeError("RANGE", `rows ${begin} to ${end} of a tensor of shape [${this.shape}]`);
+      throw rangeError("RANGE", `rows ${shown(begin)} to ${shown(end)} of a tensor of shape [${this.shape}]`);
     if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor has no rows of its own");
-    return this.view([end - begin, ...this.shape.slice(1)], { offset: this.offset + begin * this.stride * BYTES[this.dtype] });
+    return this.view(Object.freeze([end - begin, ...this.shape.slice(1)]), { offset: this.offset + begin * this.stride * BYTES[this.dtype] });
   }
 
   /** @internal What `pack` wrote, under its layout's tag and its matrix's shape. @throws RangeError `SHAPE` if it holds another number of numbers */
   withLayout(layout: "panels" | "panels-transposed", shape: readonly number[]): Tensor {
-    const wanted = packedSize(shape, layout === "panels-transposed");
+    const own = shapeOf(shape);
+    const wanted = packedSize(own, layout === "panels-transposed");
     if (this.layout !== "rows" || this.size !== wanted)
       throw rangeError("SHAPE", `a matrix of shape [${shape}] has ${wanted} numbers in ${layout}, the tensor has ${this.size} in ${this.layout}`);
-    return this.view(shape, { layout, offset: this.offset });
+    return this.view(own, { layout, offset: this.offset });
   }
 
   /**
    * Waits for everything queued before and copies the numbers to JavaScript.
-   * @throws TypeError `LAYOUT` for a packed tensor, and the first error of what was queued, which names its op
+   * @throws TypeError `LAYOUT` for a packed tensor, and the error of the op that spoilt these numbers or what they were computed from, which names the op
    */
   async read(): Promise<Data> {
     const { device, address, dtype } = this;
@@ -156,17 +164,16 @@ export class Tensor implements Placed {
    * @throws RangeError `SHAPE` for another number or dtype, TypeError `DTYPE` for another kind of array, `LAYOUT` for a packed tensor
    */
   write(data: Data): void {
-    if (ARRAYS[dtypeOf(data)] !== ARRAYS[this.dtype] || data.length !== this.size)
-      throw rangeError("SHAPE", `data has ${data.length} ${dtypeOf(data)}, the tensor ${this.size} ${this.dtype}`);
+    const own = plainOf(data);
+    if (ARRAYS[dtypeOf(own)] !== ARRAYS[this.dtype] || own.length !== this.size)
+      throw rangeError("SHAPE", `data has ${own.length} ${dtypeOf(own)}, the tensor ${this.size} ${this.dtype}`);
     if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor cannot be written");
-    if (data.length) this.device.write(this.address, data);
+    if (own.length) this.device.write(this.address, own);
   }
 
   /** Frees the memory, once no view shares it; what is queued still has it. */
   dispose(): void {
-    if (!this.storage) return;
-    collected.unregister(this);
-    this.storage.release();
+    this.storage?.release();
     this.storage = undefined;
   }
   /** `dispose`, for `using`. */
@@ -176,13 +183,14 @@ export class Tensor implements Placed {
   /** @internal Memory again for a tensor that was disposed, uninitialised. */
   revive(on: Device): void {
     this.storage = allocated(this.shape, this.dtype, on);
-    collected.register(this, this.storage, this);
   }
 }
 
 function allocated(shape: readonly number[], dtype: Dtype, on: Device): Storage {
-  const bytes = sizeOf(shape) * BYTES[dtype];
-  return new Storage(on, on.allocate(Math.max(4 * Math.ceil(bytes / 4), 64)));
+  if (typeof on?.allocate !== "function") throw typeError("DEVICE", `on is ${kindOf(on)}, wanted a device`);
+  const bytes = 4 * Math.ceil((sizeOf(shape) * BYTES[dtype]) / 4);
+  if (!Number.isSafeInteger(bytes)) throw rangeError("MEMORY", `out of memory: a tensor of shape [${shape}] was asked for`);
+  return new Storage(on, bytes);
 }
 
 // Devices may write no less than 4 bytes; memory is allocated so.
@@ -193,14 +201,22 @@ function wholeWords(data: Data): Data {
   return padded;
 }
 
-/** How many numbers a shape holds. @throws RangeError `SHAPE` if it is none */
+/** A frozen copy of a shape. @throws RangeError `SHAPE` if it is none */
+export function shapeOf(shape: readonly number[]): readonly number[] {
+  if (!Array.isArray(shape)) throw rangeError("SHAPE", `shape is ${shown(shape)}, wanted an Array of sizes`);
+  const { length } = shape;
+  const own: number[] = [];
+  for (let d = 0; d < length && d < 9; d++) own.push(shape[d]); // each is read once
+  const text = () => `[${own.map((dim) => (typeof dim === "number" ? String(dim) : shown(dim))).join(",")}]`;
+  if (own.some((dim) => !Number.isInteger(dim) || dim < 0)) throw rangeError("SHAPE", `shape is ${text()}, wanted whole numbers from 0`);
+  if (length > 4) throw rangeError("SHAPE", `shape is ${text()}, wanted at most 4 dimensions`);
+  return Object.freeze(own);
+}
+
+/** How many numbers a shape holds. */
 export function sizeOf(shape: readonly number[]): number {
   let size = 1;
-  for (const dim of shape) {
-    if (!Number.isInteger(dim) || dim < 0) throw rangeError("SHAPE", `shape is [${shape}], wanted whole numbers from 0`);
-    size *= dim;
-  }
-  if (shape.length > 4) throw rangeError("SHAPE", `shape is [${shape}], wanted at most 4 dimensions`);
+  for (const dim of shape) size *= dim;
   return size;
 }
 
@@ -212,8 +228,19 @@ export function packedSize(shape: readonly number[], transposed: boolean): numbe
 
 const DTYPES: Record<string, Dtype> = { Float32Array: "f32", Float64Array: "f64", Int32Array: "i32", Uint16Array: "bf16" };
 
-/** What a value is by its tag, which is a typed array's own in every realm. */
-export const kindOf = (value: unknown) => (value === null || value === undefined ? String(value) : Object.prototype.toString.call(value).slice(8, -1));
+/** The numbers of an array as they are, whatever its properties say. @throws TypeError `DTYPE` for what is none of `Data` */
+function plainOf(data: Data): Data {
+  dtypeOf(data);
+  return plain(data) as Data;
+}
+
+function arrayFor(what: string, dtype: Dtype, length: number): Data {
+  try {
+    return new ARRAYS[dtype](length);
+  } catch {
+    throw rangeError("MEMORY", `out of memory: ${what} has ${length} numbers`);
+  }
+}
 
 /** The dtype of an array's numbers, if it is one of `Data`. */
 export const findDtype = (data: unknown): Dtype | undefined => DTYPES[kindOf(data)];
@@ -233,14 +260,18 @@ const INT32 = 2 ** 31;
  * @throws TypeError `ARGUMENT` for a member that is no number, RangeError `code`
  */
 export function arrayOf(what: string, members: readonly number[] | BigInt64Array, dtype: "f32" | "f64" | "i32", code = "RANGE"): Data {
-  const numbers: ArrayLike<number> = Array.isArray(members) ? members : Array.from(members as BigInt64Array, Number);
-  for (let i = 0; i < numbers.length; i++) {
-    const number = numbers[i];
+  const wide = !Array.isArray(members);
+  const { length } = members;
+  let numbers: Data | undefined;
+  for (let i = 0; i < length; i++) {
+    const number = wide ? Number(members[i]) : members[i]; // read once
     if (typeof number !== "number") throw typeError("ARGUMENT", `${what}[${i}] is ${shown(number)}, wanted a number`);
     if (dtype === "i32" && !(Number.isInteger(number) && -INT32 <= number && number < INT32))
       throw rangeError(code, `${what}[${i}] is ${number}, wanted a whole number of 32 bits`);
+    numbers ??= arrayFor(what, dtype, length);
+    numbers[i] = number;
   }
-  return ARRAYS[dtype].from(numbers);
+  return numbers ?? new ARRAYS[dtype](0);
 }
 
 /**
@@ -248,6 +279,7 @@ export function arrayOf(what: string, members: readonly number[] | BigInt64Array
  * @throws TypeError `ASYNC` if `f` is asynchronous
  */
 export function scope<T>(f: () => T): T {
+  wantFunction("f", f);
   const created: Tensor[] = [];
   let kept = new Set<Tensor>();
   try {

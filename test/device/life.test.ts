@@ -1,26 +1,12 @@
-import { spawnSync } from "node:child_process";
-import { chmodSync } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { expect, test } from "@jest/globals";
-import { root } from "../../lib/device/native.js";
 import { device, ops, Tensor } from "../../lib/index.js";
+import { child, type ChildOptions } from "../child.js";
 import { failure } from "../hold.js";
 
 /** What a program prints that has the package as `rlhf`. */
-async function output(program: string, command: readonly string[] = [], options: { uid?: number } = {}): Promise<string> {
-  const folder = await mkdtemp(join(tmpdir(), "rlhf-life-"));
-  chmodSync(folder, 0o755);
-  try {
-    const file = join(folder, "program.mjs");
-    await writeFile(file, `const rlhf = await import(${JSON.stringify(join(root, "dist/lib/index.js"))});\n${program}`);
-    const [first, ...rest] = [...command, process.execPath, file];
-    const { stdout, stderr, status, signal } = spawnSync(first, rest, { encoding: "utf8", ...options });
-    return status === 0 ? stdout.trim() : `${signal ?? status}: ${stderr}`;
-  } finally {
-    await rm(folder, { recursive: true });
-  }
+function output(program: string, options?: ChildOptions): string {
+  const { out, error, end } = child(program, options);
+  return end === 0 ? out : `${end}: ${error}`;
 }
 const caught = (work: string) => `try { ${work}; console.log("done"); } catch ({ name, code, message }) { console.log(name, code, message); }`;
 
@@ -59,12 +45,12 @@ test("closing a device tells the error of an op that no read has told", async ()
 });
 
 // Only root may become another user, one who has no other processes.
-(process.getuid?.() === 0 ? test : test.skip)("a device whose threads the system refuses is refused, and the process goes on", async () => {
+(process.getuid?.() === 0 ? test : test.skip)("a device whose threads the system refuses is refused, and the process goes on", () => {
   const open = caught(`await (await rlhf.device("cpu", { threads: 1000 })).close()`);
-  expect(await output(open, ["bash", "-c", 'ulimit -u 100; exec "$@"', "bash"], { uid: 54321 })).toMatch(/^RangeError THREADS .*1000/);
+  expect(output(open, { command: ["bash", "-c", 'ulimit -u 100; exec "$@"', "bash"], uid: 54321 })).toMatch(/^RangeError THREADS .*1000/);
 });
 
-(process.platform === "linux" ? test : test.skip)("memory that there is not is a RangeError, whoever asks for it", async () => {
+(process.platform === "linux" ? test : test.skip)("memory that there is not is a RangeError, whoever asks for it", () => {
   const program = `
     import { readFileSync } from "node:fs";
     import { spawnSync } from "node:child_process";
@@ -85,6 +71,6 @@ test("closing a device tells the error of an op that no read has told", async ()
     await x.rows(0, 4).read();
     await on.close();
     console.log("closed");`;
-  const lines = (await output(program)).split("\n");
+  const lines = output(program).split("\n");
   expect(lines.map((line) => line.split(" ").slice(0, 2).join(" "))).toEqual([...Array<string>(3).fill("RangeError MEMORY"), "closed"]);
 });

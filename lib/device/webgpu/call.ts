@@ -23,6 +23,8 @@ export class Call {
     readonly maxBinding: number,
     /** The words where a kernel latches an error (faults.ts). */
     readonly faults: Region,
+    /** Its number among those that are checked. */
+    readonly checked: number,
     values: readonly (Placed | number | undefined)[],
   ) {
     op.arguments.forEach(({ name }, i) => (this.args[name] = values[i]));

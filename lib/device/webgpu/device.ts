@@ -1,10 +1,12 @@
 import type { Device, Placed, Recorded } from "../device.js";
+import { arrayClass, bytesIn, kindOf } from "../arrays.js";
 import { rangeError, typeError, type CodedError } from "../errors.js";
 import type { Argument, Dtype, OpSpec } from "../ops.js";
-import { Call } from "./call.js";
+import { bytesOf, Call } from "./call.js";
 import { narrowed, widened } from "./double.js";
-import { Faults } from "./faults.js";
-import { Memory } from "./memory.js";
+import { Faults, SLOTS } from "./faults.js";
+import { Ledger, type Entry } from "./ledger.js";
+import { Memory, type Allocation, type Region } from "./memory.js";
 import { dtypes, halves, ops } from "./ops/index.js";
 import { Queue } from "./queue.js";
 
@@ -31,11 +33,13 @@ export class WebGpuDevice implements Device {
   private readonly queue: Queue;
   private readonly faults: Faults;
   private readonly maxBinding: number;
-  private readonly called = new Map<number, OpSpec>();
+  private readonly called = new Map<string, OpSpec>();
   private readonly pending = new Set<Promise<void>>(); // error scopes that have not told yet
-  private failure: CodedError | undefined; // the first one since the last read
+  private readonly ledger = new Ledger();
+  private settled: Promise<unknown> = Promise.resolve(); // reads before, each of which settles what was queued before it
+  private unread = 0; // calls since the last of them
   private lost: string | undefined;
-  private batch: string[] = []; // names of the ops that are encoded and not submitted
+  private batch: Entry[] = []; // calls that are encoded and not submitted
   private closing: Promise<void> | undefined;
 
   constructor(
@@ -50,7 +54,11 @@ export class WebGpuDevice implements Device {
       this.memoryOf,
       (file) => options.source(file),
       (error) => {
-        this.watch(error, [...new Set(this.batch)].join(", "));
+        const { batch } = this;
+        this.watch(error, [...new Set(batch.map(({ name }) => name))].join(", "), (failure) => {
+          if (batch.length === 0) this.ledger.fail(failure);
+          for (const entry of batch) entry.failure ??= failure;
+        });
         this.batch = [];
       },
     );
@@ -67,62 +75,122 @@ export class WebGpuDevice implements Device {
     return halves[op] === name ? "f16" : undefined;
   }
 
-  allocate(bytes: number): number {
+  allocate(bytes: number, owner?: object): number {
     this.alive();
-    return this.scoped("out-of-memory", "allocate", () => this.memoryOf.allocate(bytes));
+    let made: Allocation | undefined;
+    return this.scoped(
+      "out-of-memory",
+      "allocate",
+      () => {
+        const address = this.memoryOf.allocate(bytes, owner);
+        made = this.memoryOf.holder(address, 0);
+        return address;
+      },
+      (failure) => {
+        if (made) made.broken = failure;
+        this.ledger.fail(failure);
+      },
+    );
   }
   release(address: number): void {
     this.memoryOf.release(address);
   }
   write(address: number, data: ArrayBufferView): void {
     this.alive();
-    const view = data instanceof Float64Array || data.constructor.name === "Float64Array" ? narrowed(data as Float64Array) : data;
-    const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+    const bytes = bytesIn(arrayClass(data) === "Float64Array" ? narrowed(data as Float64Array) : data);
+    if (!bytes) throw typeError("ARGUMENT", `write: data is ${kindOf(data)}, wanted a typed array or a DataView`);
     if (address % 4 !== 0 || bytes.length % 4 !== 0)
       throw typeError("ARGUMENT", `write: ${bytes.length} bytes from byte ${address % 4} of a word, wanted whole words of 4`);
+    const allocation = this.memoryOf.holder(address, bytes.length);
     this.queue.write(this.memoryOf.at(address, bytes.length), bytes);
+    this.ledger.add({ number: 0, name: "write", reads: [], results: [{ allocation, fresh: bytes.length >= allocation.asked }] });
+  }
+  trust(address: number): void {
+    this.alive();
+    const allocation = this.memoryOf.holder(address, 0);
+    void this.settle().then(
+      () => this.ledger.trust(allocation),
+      () => undefined,
+    );
   }
 
   async read(address: number, bytes: number, dtype?: Dtype): Promise<ArrayBuffer> {
     this.alive();
-    return this.told(address, bytes, dtype);
-  }
-  private async told(address: number, bytes: number, dtype?: Dtype): Promise<ArrayBuffer> {
     const within = address % 4; // of a row of f16
-    const regions = [this.faults.region, ...(bytes > 0 ? [this.memoryOf.at(address - within, 4 * Math.ceil((within + bytes) / 4))] : [])];
-    const length = this.faults.region.bytes;
-    let result: ArrayBuffer | undefined;
-    let refused: Error | undefined;
-    try {
-      result = await this.queue.read(regions);
-    } catch (error) {
-      refused = error as Error; // the mapping fails where the submission did, or with the device
-    }
-    await Promise.all(this.pending);
-    this.there();
-    const failure = this.failure ?? (result && this.faults.taken(new Uint32Array(result, 0, length / 4), this.called));
-    this.failure = undefined;
-    if (failure ?? !result) throw failure ?? rangeError("DEVICE", `webgpu: reading failed: ${refused?.message}`);
-    const data = result.slice(length + within, length + within + bytes);
+    const length = 4 * Math.ceil((within + bytes) / 4);
+    const allocation = bytes > 0 ? this.memoryOf.holder(address - within, length) : undefined;
+    const result = await this.settle(allocation ? [this.memoryOf.at(address - within, length)] : []);
+    const failure = this.ledger.tell(allocation);
+    if (failure) throw failure;
+    const data = result.slice(within, within + bytes);
     return dtype === "f64" ? (widened(data).buffer as ArrayBuffer) : data;
+  }
+
+  /** Reads the regions once all that is queued before is done, and finds which of that failed. */
+  private settle(regions: Region[] = []): Promise<ArrayBuffer> {
+    const entries = this.ledger.take();
+    const reading = this.queue.read([this.faults.region, ...regions]);
+    this.faults.clear(); // behind what is read
+    this.unread = 0;
+    const settled = this.follow(entries, reading, this.settled);
+    this.settled = settled.catch(() => undefined);
+    return settled;
+  }
+  private async follow(entries: readonly Entry[], reading: Promise<ArrayBuffer>, before: Promise<unknown>): Promise<ArrayBuffer> {
+    const length = this.faults.region.bytes;
+    let refused: Error | undefined;
+    const result = await reading.catch((error: Error) => void (refused = error)); // the mapping fails where the submission did, or with the device
+    await Promise.all([...this.pending, before]);
+    this.there();
+    if (result) this.faults.blame(new Uint32Array(result, 0, length / 4), entries, this.called);
+    this.ledger.settle(entries);
+    if (!result) throw rangeError("DEVICE", `webgpu: reading failed: ${refused?.message}`);
+    return result.slice(length);
   }
 
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void {
     this.alive();
     const run = ops[op.name];
     if (!run) throw typeError("OP", `${op.name}: the device webgpu does not have this op`);
-    this.called.set(op.index, op);
-    this.batch.push(op.name);
-    const call = new Call(this.queue, this.memoryOf, op, this.maxBinding, this.faults.region, args);
+    if (++this.unread >= SLOTS) void this.settle().catch(() => undefined); // before two calls would share a slot
+    this.called.set(op.name, op);
+    const entry = this.ledger.add({ number: this.faults.next(), name: op.name, ...this.touched(op, args) });
+    this.batch.push(entry);
+    const call = new Call(this.queue, this.memoryOf, op, this.maxBinding, this.faults.region, entry.number, args);
     try {
-      this.scoped("validation", op.name, () => {
-        const checked = this.faults.check(call);
-        run(call);
-        if (checked) this.faults.poison(call);
-      });
+      this.scoped(
+        "validation",
+        op.name,
+        () => {
+          const checked = this.faults.check(call);
+          run(call);
+          if (checked) this.faults.poison(call);
+        },
+        (failure) => (entry.failure ??= failure),
+      );
+    } catch (error) {
+      entry.results = []; // who called knows
+      throw error;
     } finally {
       call.end();
     }
+  }
+
+  /** The memory that a call reads and writes. */
+  private touched(op: OpSpec, args: readonly (Placed | number | undefined)[]): Pick<Entry, "reads" | "results"> {
+    const reads: Allocation[] = [];
+    const results: { allocation: Allocation; fresh: boolean }[] = [];
+    op.arguments.forEach(({ kind }, i) => {
+      const arg = args[i];
+      if (typeof arg !== "object") return;
+      const bytes = bytesOf(arg);
+      if (bytes === 0) return;
+      const allocation = this.memoryOf.holder(arg.address, bytes);
+      const written = kind === "out" || kind === "opt_out";
+      if (!written) reads.push(allocation);
+      if (written || kind === "add" || kind === "opt_add") results.push({ allocation, fresh: written && bytes + 3 >= allocation.asked });
+    });
+    return { reads, results };
   }
 
   record<T>(): Recorded<T> {
@@ -145,7 +213,9 @@ export class WebGpuDevice implements Device {
   private async finish(): Promise<void> {
     this.options.closed?.(this);
     try {
-      if (!this.lost) await this.told(0, 0);
+      if (this.lost) return;
+      await this.settle();
+      if (this.ledger.first) throw this.ledger.first;
     } finally {
       this.memoryOf.close();
       this.gpu.destroy();
@@ -163,22 +233,22 @@ export class WebGpuDevice implements Device {
     if (this.lost) throw rangeError("LOST", `webgpu: the device was lost: ${this.lost}`);
   }
 
-  /** Runs `f`; what WebGPU finds wrong with it is the next read's error, under the op's name. */
-  private scoped<T>(filter: GPUErrorFilter, what: string, f: () => T): T {
+  /** Runs `f`; what WebGPU finds wrong with it is told later, under the name of the op. */
+  private scoped<T>(filter: GPUErrorFilter, what: string, f: () => T, failed: (failure: CodedError) => void): T {
     this.gpu.pushErrorScope(filter);
     try {
       return f();
     } finally {
-      this.watch(this.gpu.popErrorScope(), what);
+      this.watch(this.gpu.popErrorScope(), what, failed);
     }
   }
 
-  private watch(scope: Promise<GPUError | null>, what: string): void {
+  private watch(scope: Promise<GPUError | null>, what: string, failed: (failure: CodedError) => void): void {
     const watched = scope
       .then((error) => {
         if (!error) return;
         const memory = error instanceof GPUOutOfMemoryError;
-        this.failure ??= rangeError(memory ? "MEMORY" : "DEVICE", `${what}: ${error.message}`);
+        failed(rangeError(memory ? "MEMORY" : "DEVICE", `${what}: ${error.message}`));
       })
       .catch(() => undefined) // the device is lost: it says so itself
       .finally(() => this.pending.delete(watched));

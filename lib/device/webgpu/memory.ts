@@ -1,4 +1,4 @@
-import { rangeError } from "../errors.js";
+import { rangeError, type CodedError } from "../errors.js";
 
 /** Bytes of a GPUBuffer. */
 export interface Region {
@@ -7,10 +7,17 @@ export interface Region {
   bytes: number;
 }
 
-interface Allocation {
+/** One use of a buffer. */
+export interface Allocation {
   buffer: GPUBuffer;
   id: number;
   capacity: number;
+  /** Bytes that were asked for. */
+  asked: number;
+  /** Of the call that spoilt its numbers. */
+  failure?: CodedError;
+  /** Why there is no such buffer. */
+  broken?: CodedError;
 }
 
 const SPAN = 2 ** 34; // virtual bytes per buffer: address = id * SPAN + offset, so that a view's address leads to its buffer
@@ -31,18 +38,23 @@ export class Memory {
   private readonly free = new Map<number, Allocation[]>();
   private readonly ids: number[] = [];
   private next = 1;
+  private readonly lost = new FinalizationRegistry<Allocation>((allocation) => this.give(allocation));
   current = 0;
   peak = 0;
   held = 0;
 
   constructor(private readonly gpu: GPUDevice) {}
 
-  allocate(bytes: number): number {
+  /** Given back when `owner` is garbage, where there is one. */
+  allocate(bytes: number, owner?: object): number {
+    if (!(Number.isSafeInteger(bytes) && bytes >= 0)) throw rangeError("ARGUMENT", `allocate: bytes is ${bytes}, wanted a whole number from 0`);
     const capacity = sizeClass(bytes);
     if (capacity > this.gpu.limits.maxBufferSize)
       throw rangeError("MEMORY", `a tensor of ${bytes} bytes was asked for, this adapter's buffers have at most ${this.gpu.limits.maxBufferSize}`);
-    const allocation = this.free.get(capacity)?.pop() ?? this.create(capacity);
-    this.live.set(allocation.id, allocation);
+    const { buffer, id } = this.free.get(capacity)?.pop() ?? this.create(capacity);
+    const allocation: Allocation = { buffer, id, capacity, asked: bytes };
+    this.live.set(id, allocation);
+    if (owner) this.lost.register(owner, allocation, allocation);
     this.current += capacity;
     this.peak = Math.max(this.peak, this.current);
     return allocation.id * SPAN;
@@ -50,19 +62,29 @@ export class Memory {
 
   release(address: number): void {
     const allocation = this.live.get(Math.floor(address / SPAN));
-    if (!allocation) return;
+    if (allocation) this.give(allocation);
+  }
+  private give(allocation: Allocation): void {
+    if (this.live.get(allocation.id) !== allocation) return;
+    this.lost.unregister(allocation);
     this.live.delete(allocation.id);
     this.current -= allocation.capacity;
     const free = this.free.get(allocation.capacity);
-    if (free) free.push(allocation);
+    if (allocation.broken) this.destroy(allocation);
+    else if (free) free.push(allocation);
     else this.free.set(allocation.capacity, [allocation]);
   }
 
-  /** Where an address lies. */
-  at(address: number, bytes: number): Region {
+  /** What an address lies in. @throws RangeError `ARGUMENT` where the bytes are not all there */
+  holder(address: number, bytes: number): Allocation {
     const allocation = this.live.get(Math.floor(address / SPAN));
-    if (!allocation) throw rangeError("ARGUMENT", `there is no memory at the address ${address}`);
-    return { buffer: allocation.buffer, offset: address % SPAN, bytes };
+    if (!allocation || !(bytes >= 0 && (address % SPAN) + bytes <= 4 * Math.ceil(Math.max(allocation.asked, 4) / 4)))
+      throw rangeError("ARGUMENT", `there is no memory of ${bytes} bytes at the address ${address}`);
+    return allocation;
+  }
+  /** Where an address lies. @throws RangeError `ARGUMENT` where the bytes are not all there */
+  at(address: number, bytes: number): Region {
+    return { buffer: this.holder(address, bytes).buffer, offset: address % SPAN, bytes };
   }
 
   /** Gives the cache back. What is queued must have been submitted. */
@@ -78,10 +100,10 @@ export class Memory {
     this.current = 0;
   }
 
-  private create(capacity: number): Allocation {
+  private create(capacity: number): Pick<Allocation, "buffer" | "id"> {
     const buffer = this.gpu.createBuffer({ size: capacity, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST });
     this.held += capacity;
-    return { buffer, id: this.ids.pop() ?? this.next++, capacity };
+    return { buffer, id: this.ids.pop() ?? this.next++ };
   }
 
   private destroy({ buffer, id, capacity }: Allocation): void {

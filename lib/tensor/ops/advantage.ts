@@ -1,5 +1,5 @@
 import { rangeError } from "../../device/errors.js";
-import { run, type Input } from "../op.js";
+import { optionsOf, run, shapeOfInput, type Input } from "../op.js";
 import { Parameter } from "../tape.js";
 import { Tensor } from "../tensor.js";
 import type { KlEstimator } from "./policyLoss.js";
@@ -31,12 +31,8 @@ export interface TokenRewards {
  * @returns advantages and returns = advantages + values, f32 [N]; no gradient flows through them
  * @throws RangeError `SHAPE`, `OFFSETS` if cuSeqlens is not monotone from 0 to N
  */
-export function gae(
-  rewards: Input,
-  values: Input,
-  cuSeqlens: Input,
-  { gamma = 1, lambda = 0.95, mask, ...unknown }: { gamma?: number; lambda?: number; mask?: Input } = {},
-): Advantages {
+export function gae(rewards: Input, values: Input, cuSeqlens: Input, options: { gamma?: number; lambda?: number; mask?: Input } = {}): Advantages {
+  const { gamma = 1, lambda = 0.95, mask, ...unknown } = optionsOf("gae", options);
   const { advantages, returns } = run("gae", { ...unknown, rewards, values, mask, cuSeqlens, gamma, lambda });
   return { advantages, returns };
 }
@@ -49,7 +45,8 @@ export function gae(
  * @param mask    int32 [B, T]: 1 for the policy's tokens
  * @returns advantages and returns, f32 [B, T], 0 where masked; no gradient flows through them
  */
-export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 1, lambda = 0.95, ...unknown } = {}): Advantages {
+export function gaePadded(rewards: Input, values: Input, mask: Input, options: { gamma?: number; lambda?: number } = {}): Advantages {
+  const { gamma = 1, lambda = 0.95, ...unknown } = optionsOf("gaePadded", options);
   const { advantages, returns } = run("gaePadded", { ...unknown, rewards, values, mask, gamma, lambda });
   return { advantages, returns };
 }
@@ -65,15 +62,11 @@ export function gaePadded(rewards: Input, values: Input, mask: Input, { gamma = 
  * @returns rewards and kl, f32 [M]; no gradient flows through them
  * @throws RangeError `EMPTY` for a sequence without tokens, `SHAPE` `OFFSETS` `RANGE`
  */
-export function tokenRewards(
-  logp: Input,
-  refLogp: Input,
-  scores: Input,
-  cuSeqlens: Input,
-  { klCoef, estimator = "k1", ...unknown }: { klCoef: number; estimator?: KlEstimator },
-): TokenRewards {
+export function tokenRewards(logp: Input, refLogp: Input, scores: Input, cuSeqlens: Input, options: { klCoef: number; estimator?: KlEstimator }): TokenRewards {
+  const { klCoef, estimator = "k1", ...unknown } = optionsOf("tokenRewards", options);
+  const [offsets] = shapeOfInput("tokenRewards: cuSeqlens", cuSeqlens);
   if (!(cuSeqlens instanceof Tensor || cuSeqlens instanceof Parameter))
-    for (let b = 0; b + 1 < cuSeqlens.length; b++)
+    for (let b = 0; b + 1 < offsets; b++)
       if (cuSeqlens[b] === cuSeqlens[b + 1]) throw rangeError("EMPTY", `tokenRewards: sequence ${b} of cuSeqlens is empty, wanted a token for its score`);
   const { rewards, kl } = run("tokenRewards", { ...unknown, logp, refLogp, scores, cuSeqlens, klCoef, estimator });
   return { rewards, kl };
@@ -88,11 +81,8 @@ export function tokenRewards(
  * @param options   `mask` int32 [N], 0 leaves a token out; `shiftMean` false adds the mean back
  * @returns f32 [N], 0 where masked; no gradient flows through it
  */
-export function whiten(
-  x: Input,
-  cuSeqlens: Input,
-  { mask, shiftMean = true, form = "verl", ...unknown }: { mask?: Input; shiftMean?: boolean; form?: "verl" | "trl" | "openrlhf" } = {},
-): Tensor {
+export function whiten(x: Input, cuSeqlens: Input, options: { mask?: Input; shiftMean?: boolean; form?: "verl" | "trl" | "openrlhf" } = {}): Tensor {
+  const { mask, shiftMean = true, form = "verl", ...unknown } = optionsOf("whiten", options);
   return run("whiten", { ...unknown, x, mask, cuSeqlens, shiftMean, form }).y;
 }
 
@@ -103,9 +93,10 @@ export function whiten(
  * @param cuSeqlens int32 [B+1], from 0 to N
  * @returns f32 [B]
  */
-export function sequenceSum(x: Input, cuSeqlens: Input, { mean = false, ...unknown } = {}): Tensor {
+export function sequenceSum(x: Input, cuSeqlens: Input, options: { mean?: boolean } = {}): Tensor {
+  const { mean = false, ...unknown } = optionsOf("sequenceSum", options);
+  const [N] = shapeOfInput("sequenceSum: x", x);
   return run("sequenceSum", { ...unknown, x, cuSeqlens, mean }, ({ y: dy }, { cuSeqlens }) => ({
-    x: run("sequenceSumGrad", { dy, cuSeqlens, mean }, undefined, { N: x instanceof Array ? x.length : sizeIn(x) }).dx,
+    x: run("sequenceSumGrad", { dy, cuSeqlens, mean }, undefined, { N }).dx,
   })).y;
 }
-const sizeIn = (x: Input) => ("value" in x ? x.value.size : "size" in x ? x.size : x.length);

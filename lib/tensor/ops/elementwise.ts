@@ -1,9 +1,10 @@
-import { run, type Input } from "../op.js";
+import { run, wantTensor, type Input } from "../op.js";
 import { activeTape } from "../tape.js";
 import { Tensor, withOwner } from "../tensor.js";
 
 /** x in another dtype, f32 or bf16 (to nearest, ties to even; a NaN stays one). No gradient flows through it. */
 export function cast(x: Tensor, dtype: "f32" | "bf16"): Tensor {
+  wantTensor("cast: x", x);
   return run("cast", { x, y: Tensor.empty(x.shape, dtype, x.device) }).y;
 }
 

@@ -5,7 +5,7 @@
  *
  * @throws of every op: TypeError `DTYPE`, `LAYOUT`, `DEVICE`, `DISPOSED`, `ARGUMENT`, `CHOICE`, or `OP` for one that the device lacks; RangeError
  *   `SHAPE`, `ID`, `OFFSETS`, `RANGE`, `MEMORY`; each names the argument, what was given and what was wanted. What only a device sees (a bad id in a
- *   tensor) rejects the next `read`.
+ *   tensor) rejects every `read` of what the op wrote, and of what was computed from that.
  *
  * @packageDocumentation
  */

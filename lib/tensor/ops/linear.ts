@@ -1,4 +1,4 @@
-import { run, type Input } from "../op.js";
+import { run, wantTensor, type Input } from "../op.js";
 import { packedSize, Tensor } from "../tensor.js";
 
 /**
@@ -28,8 +28,9 @@ const ones = (rows: Tensor) => run("fill", { value: 1, y: Tensor.empty([rows.sha
  * @param dtype  of the panels: bf16 is half the bytes, rounded to nearest
  * @returns the same matrix under the layout tag `panels`; `linear` takes it in place of the weight
  */
-export function pack(weight: Tensor, dtype = weight.dtype): Tensor {
-  const packed = Tensor.empty([packedSize(weight.shape, false)], dtype, weight.device);
+export function pack(weight: Tensor, dtype?: Tensor["dtype"]): Tensor {
+  wantTensor("pack: weight", weight);
+  const packed = Tensor.empty([packedSize(weight.shape, false)], dtype ?? weight.dtype, weight.device);
   run("pack", { weight, transposed: 0, packed });
   const tagged = packed.withLayout("panels", weight.shape);
   packed.dispose();

@@ -1,4 +1,4 @@
-import { run, type Input } from "../op.js";
+import { optionsOf, run, type Input } from "../op.js";
 import { Tensor } from "../tensor.js";
 
 /** What the log-prob ops give. */
@@ -19,7 +19,8 @@ export interface Logprobs {
  * @param temperature divides the logits, above 0
  * @throws RangeError `SHAPE` `ID` `RANGE`, TypeError `ARGUMENT`
  */
-export function logprob(logits: Input, y: Input, { temperature = 1, ...unknown } = {}): Logprobs {
+export function logprob(logits: Input, y: Input, options: { temperature?: number } = {}): Logprobs {
+  const { temperature = 1, ...unknown } = optionsOf("logprob", options);
   const { logp, lse, entropy } = run("logprob", { ...unknown, logits, y, temperature }, (d, { logits, y, logp, lse, entropy }) => {
     const { dlogits } = run("logprobGrad", { logits, y, logp, lse, entropy, dlogp: d.logp ?? zerosLike(logp), dentropy: d.entropy, temperature });
     return { logits: dlogits };
@@ -38,7 +39,8 @@ export function logprob(logits: Input, y: Input, { temperature = 1, ...unknown }
  * @param temperature divides the logits, above 0
  * @throws RangeError `SHAPE` `ID` `RANGE`, TypeError `ARGUMENT`
  */
-export function linearLogprob(h: Input, weight: Input, rows: Input, y: Input, { temperature = 1, ...unknown } = {}): Logprobs {
+export function linearLogprob(h: Input, weight: Input, rows: Input, y: Input, options: { temperature?: number } = {}): Logprobs {
+  const { temperature = 1, ...unknown } = optionsOf("linearLogprob", options);
   const { logp, lse, entropy } = run("linearLogprob", { ...unknown, h, weight, rows, y, temperature }, (d, t, wants) => {
     const { h, weight, rows, y, logp, lse, entropy } = t;
     const { dh } = run("linearLogprobGrad", {

@@ -1,4 +1,4 @@
-import { run, type Input } from "../op.js";
+import { optionsOf, run, type Input } from "../op.js";
 import type { Tensor } from "../tensor.js";
 
 /**
@@ -9,7 +9,8 @@ import type { Tensor } from "../tensor.js";
  * @param bias f32 [C]; none is 0
  * @returns f32 [N, C]
  */
-export function layerNorm(x: Input, gain: Input, bias?: Input, { eps = 1e-5, ...unknown } = {}): Tensor {
+export function layerNorm(x: Input, gain: Input, bias?: Input, options: { eps?: number } = {}): Tensor {
+  const { eps = 1e-5, ...unknown } = optionsOf("layerNorm", options);
   return run("layerNorm", { ...unknown, x, gain, bias, eps }, ({ y: dy }, { x, gain, mean, rstd }, wants) => {
     const { dx } = run("layerNormGrad", { dy, x, gain, mean, rstd, dgain: wants.into("gain"), dbias: wants.into("bias") });
     return { x: dx };
@@ -23,7 +24,8 @@ export function layerNorm(x: Input, gain: Input, bias?: Input, { eps = 1e-5, ...
  * @param gain f32 [C]
  * @returns f32 [N, C]
  */
-export function rmsNorm(x: Input, gain: Input, { eps = 1e-6, ...unknown } = {}): Tensor {
+export function rmsNorm(x: Input, gain: Input, options: { eps?: number } = {}): Tensor {
+  const { eps = 1e-6, ...unknown } = optionsOf("rmsNorm", options);
   return run("rmsNorm", { ...unknown, x, gain, eps }, ({ y: dy }, { x, gain, rstd }, wants) => {
     const { dx } = run("rmsNormGrad", { dy, x, gain, rstd, dgain: wants.into("gain") });
     return { x: dx };

@@ -1,6 +1,6 @@
-import { run, type Input } from "../op.js";
+import { optionsOf, run, shapeOfInput, type Input } from "../op.js";
 import { endOfTape } from "../tape.js";
-import type { Tensor } from "../tensor.js";
+import { arrayOf, type Tensor } from "../tensor.js";
 
 /**
  * How tokens become one loss, by verl's names; `denominator` is what the sum is divided by.
@@ -63,7 +63,7 @@ export interface PolicyLossOptions {
   stats?: Tensor;
 }
 
-const resolved = (options: PolicyLossOptions, objective: "clipped-ratio" | "log-likelihood" = "clipped-ratio") => {
+const resolved = (options: Partial<PolicyLossOptions>, objective: "clipped-ratio" | "log-likelihood" = "clipped-ratio") => {
   const { cuSeqlens, denominator, aggregation = "token-mean", clipRatioLow = 0.2, clipRatioHigh = 0.2, clipRatioC = Infinity } = options;
   const { logRatioClamp = 20, refLogp, klCoef = 0, estimator = "k3", entropyCoef = 0, importance, mask, scale = 1, stats = true, ...unknown } = options;
   return {
@@ -99,7 +99,7 @@ const resolved = (options: PolicyLossOptions, objective: "clipped-ratio" | "log-
  * @throws RangeError `SHAPE` `OFFSETS` `RANGE`, TypeError `CHOICE` `ARGUMENT`
  */
 export function policyLoss(logp: Input, oldLogp: Input, advantages: Input, options: PolicyLossOptions & { entropy?: Input }): Loss {
-  const { entropy, ...rest } = options;
+  const { entropy, ...rest } = optionsOf("policyLoss", options);
   const { loss, stats } = run("policyLoss", { logp, entropy, oldLogp, advantages, ...resolved(rest), dentropy: entropy !== undefined }, (d, t) => {
     endOfTape("policyLoss", d);
     return { logp: t.dlogp, entropy: t.dentropy };
@@ -130,7 +130,7 @@ export function linearPolicyLoss(
   advantages: Input,
   options: PolicyLossOptions & { temperature?: number },
 ): TokenLoss {
-  const { temperature = 1, ...rest } = options;
+  const { temperature = 1, ...rest } = optionsOf("linearPolicyLoss", options);
   return fused({ h, weight, rows, y, oldLogp, advantages, temperature, ...resolved(rest) });
 }
 
@@ -150,8 +150,9 @@ export function linearNll(
   y: Input,
   options: Pick<PolicyLossOptions, "cuSeqlens" | "denominator" | "aggregation" | "mask" | "scale" | "stats">,
 ): TokenLoss {
-  const ones = new Float32Array((y as ArrayLike<number>).length ?? (y as Tensor).size).fill(1);
-  return fused({ h, weight, rows, y, oldLogp: ones, advantages: ones, temperature: 1, ...resolved(options, "log-likelihood") });
+  const ids = Array.isArray(y) ? arrayOf("linearNll: y", y, "i32", "ID") : y; // before there are as many ones
+  const ones = new Float32Array(shapeOfInput("linearNll: y", ids).reduce((size, dim) => size * dim, 1)).fill(1);
+  return fused({ h, weight, rows, y: ids, oldLogp: ones, advantages: ones, temperature: 1, ...resolved(optionsOf("linearNll", options), "log-likelihood") });
 }
 
 function fused(args: Parameters<typeof run>[1]) {

@@ -1,5 +1,5 @@
 import { rangeError, typeError } from "../../device/errors.js";
-import { run, type Input } from "../op.js";
+import { optionsOf, run, shapeOfInput, type Input } from "../op.js";
 import { endOfTape, Parameter } from "../tape.js";
 import { Tensor } from "../tensor.js";
 import type { Loss } from "./policyLoss.js";
@@ -43,7 +43,8 @@ export interface PreferenceLossOptions {
  *   `ARGUMENT` where refScores is missing or an option is given that the form has no use for
  */
 export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, options: PreferenceLossOptions): Loss {
-  check(options);
+  const own = optionsOf("preferenceLoss", options);
+  check(own);
   const {
     form,
     denominator,
@@ -57,7 +58,7 @@ export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, op
     scale = 1,
     stats: given = true,
     ...unknown
-  } = options;
+  } = own;
   const { loss, stats } = run(
     "preferenceLoss",
     {
@@ -85,11 +86,12 @@ export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, op
   return { loss, stats };
 }
 
-function check({ form, refScores, beta, margin, label, labelSmoothing }: PreferenceLossOptions): void {
-  const unused = { "bradley-terry": { refScores, beta }, dpo: {}, ipo: { margin, label, labelSmoothing: labelSmoothing || undefined } }[form];
+function check({ form, refScores, beta, margin, label, labelSmoothing }: Partial<PreferenceLossOptions>): void {
+  const unused = { "bradley-terry": { refScores, beta }, dpo: {}, ipo: { margin, label, labelSmoothing: labelSmoothing || undefined } }[form!];
   for (const [name, given] of Object.entries(unused ?? {}))
     if ((given ?? undefined) !== undefined) throw typeError("ARGUMENT", `preferenceLoss: ${name} has no use in the form ${form}`);
   if (!label || label instanceof Tensor || label instanceof Parameter) return;
-  for (let p = 0; p < label.length; p++)
+  const [labels] = shapeOfInput("preferenceLoss: label", label);
+  for (let p = 0; p < labels; p++)
     if (!(label[p] >= 0 && label[p] <= 1)) throw rangeError("RANGE", `preferenceLoss: label[${p}] is ${label[p]}, wanted 0 to 1`);
 }

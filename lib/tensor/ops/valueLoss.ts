@@ -1,4 +1,4 @@
-import { run, type Input } from "../op.js";
+import { optionsOf, run, type Input } from "../op.js";
 import { endOfTape } from "../tape.js";
 import type { Tensor } from "../tensor.js";
 import type { Aggregation, Loss } from "./policyLoss.js";
@@ -32,7 +32,17 @@ export interface ValueLossOptions {
  * @throws RangeError `SHAPE` `OFFSETS` `RANGE`, TypeError `CHOICE` `ARGUMENT`
  */
 export function valueLoss(values: Input, returns: Input, options: ValueLossOptions): Loss {
-  const { oldValues, clipRange = Infinity, cuSeqlens, aggregation = "token-mean", denominator, mask, scale = 1, stats: given = true, ...unknown } = options;
+  const {
+    oldValues,
+    clipRange = Infinity,
+    cuSeqlens,
+    aggregation = "token-mean",
+    denominator,
+    mask,
+    scale = 1,
+    stats: given = true,
+    ...unknown
+  } = optionsOf("valueLoss", options);
   const { loss, stats } = run(
     "valueLoss",
     {

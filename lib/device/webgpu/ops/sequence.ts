@@ -1,4 +1,5 @@
 import { grid, type Call } from "../call.js";
+import { SLOTS } from "../faults.js";
 import type { Region } from "../memory.js";
 import { f32, read, u32, write } from "../queue.js";
 import type { Run } from "./index.js";
@@ -43,7 +44,7 @@ export const sequence: Record<string, Run> = {
     moments(call, first);
     moments(call, squares, first);
     const bound = { 0: call.in("x"), 1: call.in("mask"), 2: read(first), 4: read(squares), 5: call.out("y"), 6: write(call.faults) };
-    const scalars = numbers(call, [0, call.number("shiftMean"), Number(call.choice("form") === "openrlhf"), call.op.index]);
+    const scalars = numbers(call, [0, call.number("shiftMean"), Number(call.choice("form") === "openrlhf"), call.op.index, call.checked % SLOTS]);
     call.queue.dispatch({ files: MOMENTS, entry: "whiten" }, bound, scalars, grid(call.size("x")));
   },
 };
