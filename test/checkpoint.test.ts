@@ -122,6 +122,7 @@ describe("checkpoints", () => {
   });
 
   test("stages.json that is cut off is refused by its name", async () => {
+    (await opened(false))[Symbol.dispose]();
     await writeFile(join(folder, "stages.json"), '{ "stages": [');
     await expect(opened(true)).rejects.toMatchObject({ code: "RESUME", message: expect.stringContaining("stages.json") });
   });

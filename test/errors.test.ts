@@ -554,7 +554,10 @@ describe("a configuration", () => {
     await expectError(() => open({ ...mine, seed: 5 }), TypeError, "CONFIG", file);
     await expectError(() => open({ ...mine, seed: 5 }, true), TypeError, "RESUME", file);
     expect(await readFile(file, "utf8")).toBe(own);
-    await writeFile(file, configText(mine)); // what a run wrote, another replaces
+    await writeFile(file, configText(mine)); // as a run writes it, and none did
+    await expectError(() => open({ ...mine, seed: 5 }), TypeError, "CONFIG", file);
+    await rm(file);
+    await open(mine); // what a run wrote, another replaces
     await open({ ...mine, seed: 5 });
     expect(await readFile(file, "utf8")).toBe(configText({ ...mine, seed: 5 }));
   });

@@ -65,7 +65,7 @@ async function left(name: string): Promise<Record<string, string>> {
   for (const { name: file, parentPath } of files) {
     const path = join(parentPath, file);
     if (!path.startsWith(`${at(name)}/`) && path !== at(name) && !path.startsWith(at(`${name}.partial`))) continue;
-    if (file === ".lock" || file === "report.html") continue; // the report names its folder, and draws what is compared here
+    if (file === "report.html") continue; // the report names its folder, and draws what is compared here
     const bytes = await readFile(path);
     let text = bytes.toString("latin1");
     if (file === "stages.json") text = text.replace(/"(seconds|peakBytes|tokensPerSecond|crc)": "?[\w.+-]+"?/g, "");

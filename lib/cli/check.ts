@@ -5,8 +5,10 @@ import { basename, dirname, join, relative } from "node:path";
 import { Lock } from "../data/lock.js";
 import { typeError } from "../device/errors.js";
 import { list } from "../model/listed.js";
-import { checkSafetensorsFile, writeFileDurably } from "../model/safetensors.js";
+import { writeFileDurably } from "../model/durable.js";
+import { checkSafetensorsFile } from "../model/safetensors.js";
 import { damaged, heldToSum, sumLine, SUMS, sumsLines, sumsOf } from "../model/sums.js";
+import { MARKER, readMarker } from "./folder.js";
 import { MODEL_FILE } from "./inputs.js";
 import { givenUp, heldEnd, readSealed, sealed, sealedLines } from "./seal.js";
 
@@ -75,7 +77,7 @@ async function checkFolder(folder: Folder): Promise<Checked[]> {
 async function filesIn({ path }: Folder): Promise<string[]> {
   const files: string[] = [];
   for (const name of (await readdir(path)).sort())
-    if (!name.startsWith(".") && (await stat(join(path, name)).catch(() => undefined))?.isFile()) files.push(name);
+    if ((name === MARKER || !name.startsWith(".")) && (await stat(join(path, name)).catch(() => undefined))?.isFile()) files.push(name);
   return files;
 }
 
@@ -92,6 +94,10 @@ async function checkFile(folder: Folder, name: string): Promise<Checked> {
 
 /** Undefined where there is no digest, else what there is to say of a file that is whole. @throws for one that is damaged */
 async function verify(folder: Folder, name: string, file: string): Promise<string | undefined> {
+  if (name === MARKER) {
+    await readMarker(folder.path);
+    return "";
+  }
   if (name === SUMS) return checkSums(await sumsLines(folder.path));
   if (name.endsWith(".damaged")) throw typeError("RESUME", "a resume found it damaged and set it aside");
   const listed = folder.sums.get(name);
@@ -171,7 +177,7 @@ async function take(folder: Folder, checked: readonly Checked[]): Promise<void> 
   const digests: Record<string, string | undefined> = {};
   for (const { file, state } of checked) {
     const name = relative(folder.path, file);
-    if (state === "ok" || name === SUMS) continue;
+    if (state === "ok" || name === SUMS || name === MARKER) continue; // a command that opens the folder writes its marker anew
     if (folder.isRun && SEALED.includes(name)) await reseal(file);
     else if (folder.isRun && name === "metrics.jsonl") await giveUpLines(file);
     else if (state === "damaged" || MODEL_FILE.test(name)) digests[name] = existsSync(file) ? await digestOf(file) : undefined;

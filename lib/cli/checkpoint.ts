@@ -1,7 +1,8 @@
-import { mkdir, readdir, rename, rm } from "node:fs/promises";
+import { readdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { typeError } from "../device/errors.js";
 import { native } from "../device/native.js";
+import { makeFolder, writing } from "../model/durable.js";
 import { readSafetensorsFile, writeSafetensors, type StoredTensor, type Writable } from "../model/safetensors.js";
 import type { Transformer } from "../model/transformer.js";
 import type { AdamW } from "../rlhf/optimizer.js";
@@ -70,7 +71,7 @@ export class Checkpoint {
         if ((error as { code?: string }).code !== "SAFETENSORS") throw error;
         faults.push((error as Error).message);
         warn(`${(error as Error).message}; it is set aside, the one before it is tried`);
-        await rename(file, `${file}.damaged`);
+        await writing(file, () => rename(file, `${file}.damaged`));
       }
     }
     if (faults.length > 0)
@@ -133,9 +134,9 @@ export class Checkpoint {
       state: this.parts.state?.get() ?? {},
       metricsBytes: await this.metrics.sync(),
     };
-    await mkdir(this.folder, { recursive: true });
+    await makeFolder(this.folder);
     const file = join(this.folder, `${this.stage}-${String(step).padStart(8, "0")}.safetensors`);
     await writeSafetensors(file, tensors, { stage: this.stage, law: String(native.lawVersion), counters: JSON.stringify(counters) });
-    for (const name of (await this.names()).slice(0, -this.options.keep)) await rm(join(this.folder, name));
+    for (const name of (await this.names()).slice(0, -this.options.keep)) await writing(this.folder, () => rm(join(this.folder, name)));
   }
 }

@@ -1,5 +1,5 @@
+import { existsSync } from "node:fs";
 import { dirname, resolve } from "node:path";
-import { mkdir } from "node:fs/promises";
 import { completionRow, readCompletions, writeCompletions, type CompletionRow } from "../data/completions.js";
 import type { Calibration } from "../data/metrics.js";
 import { writeJsonl, type Row } from "../data/jsonl.js";
@@ -8,14 +8,16 @@ import { comparisonRow, demonstrationRow, promptRow, type DemonstrationRow } fro
 import { rowFile, textFile } from "../data/rows.js";
 import { rangeError, typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
-import { loadModel, loadModels, saveModel } from "../model/checkpoint.js";
+import { loadModel, loadModels } from "../model/checkpoint.js";
 import { Transformer } from "../model/transformer.js";
 import { requestsFor } from "../model/generate.js";
 import { baseFolder } from "../model/peft.js";
+import { makeFolder } from "../model/durable.js";
 import { Tokenizer } from "../model/tokenizer.js";
 import { logps, values } from "../rlhf/logp.js";
 import { fit } from "./fit.js";
-import { apart, ppoModels, saveTrained, stopIds, toTrain } from "./model.js";
+import { Folder } from "./folder.js";
+import { apart, copyTokenizer, ppoModels, saveTrained, stopIds, toTrain, TRAINED_FILES } from "./model.js";
 import type { Inputs } from "./inputs.js";
 import type { Progress } from "./progress.js";
 import { stageReport } from "./report.js";
@@ -27,7 +29,7 @@ import { labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage, verdict } from "./stages/reward.js";
 import { scoreRows } from "./stages/score.js";
-import { copyTokenizer, sftStage, type SftText } from "./stages/sft.js";
+import { sftStage, type SftText } from "./stages/sft.js";
 import { Comparisons, Documents, Prompts } from "../rlhf/rows.js";
 import { textBatches } from "../rlhf/text.js";
 import { Random } from "../device/philox.js";
@@ -84,8 +86,9 @@ export async function sft(
   files: { data: string; heldOut?: string; model?: string; out: string },
   resume: boolean,
 ): Promise<void> {
-  if (files.model) await apart(config, files.out, files.model);
-  using run = await Run.open(files.out, config, device, resume, { files: { "--data": files.data, "--held-out": files.heldOut, "--model": files.model } });
+  if (files.model) await apart(config, files.out, "--model", files.model);
+  const inputs = { files: { "--data": files.data, "--held-out": files.heldOut, "--model": files.model } };
+  using run = await Run.open(files.out, config, device, resume, inputs, TRAINED_FILES);
   const text = await sftText(files.data, files.model);
   const heldOut = files.heldOut ? await sftText(files.heldOut, files.model) : [];
   const result = await run.stage("sft", () => sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }));
@@ -96,8 +99,21 @@ export async function sft(
   await device.close();
 }
 
-/** The run of a command that writes one file: it lies beside that until the file is whole. */
-const runBeside = (out: string, ...how: [config: Config, device: Device, resume: boolean, inputs: Inputs]) => Run.open(`${out}.partial`, ...how);
+/** Does the work of a command that writes one file, in a run that lies beside that until the file is whole. */
+async function runBeside<T extends Record<string, unknown>>(
+  { config, device }: Opened,
+  { stage, out, resume, inputs }: { stage: string; out: string; resume: boolean; inputs: Inputs },
+  work: (run: Run) => Promise<T>,
+): Promise<T> {
+  using run = await Run.open(`${out}.partial`, config, device, resume, inputs);
+  const result = await run.stage(
+    stage,
+    () => work(run),
+    () => existsSync(out),
+  );
+  await run.remove();
+  return result;
+}
 
 export async function collect(
   { config, device, progress }: Opened,
@@ -123,16 +139,16 @@ export async function collect(
   resume: boolean,
 ): Promise<void> {
   const inputs = { files: { "--model": folder, "--prompts": file } };
-  using run = await runBeside(out, { ...config, collect: { ...config.collect, ...sampling, weights } }, device, resume, inputs);
-  const [model, tokenizer] = await Promise.all([loadModel(folder, device, weights), Tokenizer.load(folder)]);
-  fit("--model", folder, model, "logits", tokenizer);
-  const options = { ...sampling, stop: await stopIds(folder, model, tokenizer) };
-  {
+  const configured = { ...config, collect: { ...config.collect, ...sampling, weights } };
+  await runBeside({ config: configured, device, progress }, { stage: "collect", out, resume, inputs }, async (run) => {
+    const [model, tokenizer] = await Promise.all([loadModel(folder, device, weights), Tokenizer.load(folder)]);
+    fit("--model", folder, model, "logits", tokenizer);
+    const options = { ...sampling, stop: await stopIds(folder, model, tokenizer) };
     using asked = await prompts(file, tokenizer, run);
     using completions = await sampleAll(model, asked, options, { progress, run }, "collect");
     await writeCompletions(out, completionRows(asked, completions, tokenizer, options));
-  }
-  await run.remove();
+    return { completions: completions.length };
+  });
   await device.close();
 }
 
@@ -148,9 +164,9 @@ export async function reward(
   { model: folder, data, heldOut, criterion, out }: { model: string; data: string; heldOut?: string; criterion?: string; out: string },
   resume: boolean,
 ): Promise<void> {
-  await apart(config, out, folder);
+  await apart(config, out, "--model", folder);
   const inputs = { files: { "--model": folder, "--data": data, "--held-out": heldOut }, words: { "--criterion": criterion } };
-  using run = await Run.open(out, config, device, resume, inputs);
+  using run = await Run.open(out, config, device, resume, inputs, TRAINED_FILES);
   const [base, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
   const read = (file: string) => {
     const rows = rowFile(file, (row) => comparisonRow(row, () => tokenizer.chat, criterion));
@@ -184,10 +200,11 @@ export async function ppo(
   } = config;
   if (options.ptxCoef > 0 !== (files.pretraining !== undefined))
     throw typeError("CONFIG", "--pretraining goes with ppo.ptxCoef above 0, and the other way round");
-  await apart(config, files.out, files.model);
+  await apart(config, files.out, "--model", files.model);
+  await apart(config, files.out, "--reward", files.reward);
   const { model, reward, prompts: asking, pretraining: mix } = files;
   const inputs = { files: { "--model": model, "--reward": reward, "--prompts": asking, "--pretraining": mix } };
-  using run = await Run.open(files.out, config, device, resume, inputs);
+  using run = await Run.open(files.out, config, device, resume, inputs, TRAINED_FILES);
   const tokenizer = await Tokenizer.load(files.model);
   const models = await ppoModels(device, config, files);
   fit("--model", files.model, models.policy, "logits", tokenizer);
@@ -218,26 +235,25 @@ export async function ppo(
 }
 
 export async function evaluation(
-  { config, device, progress }: Opened,
+  opened: Opened,
   files: { base: string; policy: string; prompts: string; reward?: string; out: string },
   resume: boolean,
 ): Promise<void> {
   const inputs = { files: { "--base": files.base, "--policy": files.policy, "--prompts": files.prompts, "--reward": files.reward } };
-  using run = await runBeside(files.out, config, device, resume, inputs);
-  const tokenizer = await Tokenizer.load(files.policy);
-  const folders = [files.base, files.policy, ...(files.reward ? [files.reward] : [])];
-  const [base, policy, rewardModel] = await loadModels(folders, device, config.eval.weights);
-  fit("--base", files.base, base, "logits", tokenizer);
-  fit("--policy", files.policy, policy, "logits", tokenizer);
-  if (files.reward) fit("--reward", files.reward, rewardModel, "score", tokenizer);
-  const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: await stopIds(files.policy, policy, tokenizer) };
-  const judged = async () => {
+  const { config, device, progress } = opened;
+  const result = await runBeside(opened, { stage: "eval", out: files.out, resume, inputs }, async (run) => {
+    const tokenizer = await Tokenizer.load(files.policy);
+    const folders = [files.base, files.policy, ...(files.reward ? [files.reward] : [])];
+    const [base, policy, rewardModel] = await loadModels(folders, device, config.eval.weights);
+    fit("--base", files.base, base, "logits", tokenizer);
+    fit("--policy", files.policy, policy, "logits", tokenizer);
+    if (files.reward) fit("--reward", files.reward, rewardModel, "score", tokenizer);
+    const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: await stopIds(files.policy, policy, tokenizer) };
     using asked = await prompts(files.prompts, tokenizer, run);
-    return evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
-  };
-  const { result, rows } = await judged();
-  await writeJsonl(files.out, rows);
-  await run.remove();
+    const { result, rows } = await evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
+    await writeJsonl(files.out, rows);
+    return result;
+  });
   say(
     table(
       ["figure", "value"],
@@ -287,7 +303,7 @@ export async function logp(
       chosen.forEach((i, k) => Object.assign(results[i], { temperature: t, logprobs: [...logp[k]], entropy: [...entropy[k]] }));
     }
   }
-  await mkdir(dirname(out), { recursive: true });
+  await makeFolder(dirname(out));
   await writeJsonl(out, results);
   await device.close();
 }
@@ -299,8 +315,9 @@ export async function merge({ device }: Opened, { model: folders, out }: { model
   for (const folder of folders)
     if (resolve(out) === resolve(await baseFolder(folder)))
       throw typeError("MODEL", `--out: ${out} holds ${resolve(out) === resolve(folder) ? "one of the models" : "the adapter's base"}, wanted another folder`);
+  using _ = await Folder.open(out, TRAINED_FILES);
   const model = Transformer.average(models);
-  await saveModel(model, out);
+  await saveTrained(model, out);
   await copyTokenizer(folders[0], out);
   say(`${out}: ${model.size} weights`);
   await device.close();

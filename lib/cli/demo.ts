@@ -13,7 +13,7 @@ import { Tokenizer } from "../model/tokenizer.js";
 import { Comparisons, Documents, type Prompt } from "../rlhf/rows.js";
 import { textBatches } from "../rlhf/text.js";
 import { cpuName } from "./info.js";
-import { ppoModels, saveTrained, toTrain, withModels } from "./model.js";
+import { copyTokenizer, ppoModels, saveTrained, toTrain, withModels } from "./model.js";
 import { duration, type Progress } from "./progress.js";
 import { report } from "./report.js";
 import { Run } from "./run.js";
@@ -23,12 +23,14 @@ import { evaluate, type EvalRow } from "./stages/eval.js";
 import { labelAll } from "./stages/label.js";
 import { ppoStage } from "./stages/ppo.js";
 import { rewardStage } from "./stages/reward.js";
-import { copyTokenizer, sftStage } from "./stages/sft.js";
+import { sftStage } from "./stages/sft.js";
 import { table } from "./table.js";
 
 const PROMPT_STREAMS = { collect: 32, ppo: 33, eval: 34 };
 /** The updates that the samplers outside PPO count as, so that no two stages share random numbers. */
 const SAMPLING_ROUND = { collect: 2 ** 30, eval: 2 ** 30 + 1 };
+/** What the demo writes to its folder, beside what every run does. */
+const OUTPUTS = ["held-out.txt", "completions.jsonl", "preferences.jsonl", "eval.jsonl", "summary.json", "base", "reward", "policy"];
 const HELD_OUT_BYTES = 2 ** 18;
 
 export interface Summary extends Record<string, unknown> {
@@ -40,7 +42,7 @@ export interface Summary extends Record<string, unknown> {
 
 /** All of RLHF on two centuries of speeches: from text to a policy that the annotators prefer. */
 export async function demo(folder: string, config: Config, device: Device, progress: Progress, resume: boolean): Promise<Summary> {
-  using run = await Run.open(folder, config, device, resume);
+  using run = await Run.open(folder, config, device, resume, undefined, OUTPUTS);
   const context = { config, device, run, progress };
   const { seed } = config;
   const corpus = stateOfTheUnion();

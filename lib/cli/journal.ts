@@ -1,4 +1,5 @@
-import { closeSync, fdatasyncSync, ftruncateSync, openSync, readFileSync, writeSync } from "node:fs";
+import { appendFileSync, closeSync, fdatasyncSync, ftruncateSync, openSync, readFileSync } from "node:fs";
+import { typeError } from "../device/errors.js";
 import type { Completion } from "../model/generate.js";
 import type { Interrupt } from "./interrupt.js";
 import { heldEnd, sealed, sealedLines } from "./seal.js";
@@ -16,7 +17,7 @@ export class Journal {
 
   /** Takes up what the file holds. What a damaged line held is sampled again, to the same bits; a last line that was cut off is dropped. */
   constructor(
-    path: string,
+    private readonly path: string,
     private readonly interrupt: Interrupt,
   ) {
     this.file = openSync(path, "a+");
@@ -46,10 +47,14 @@ export class Journal {
   /** @throws Interrupted if the run was asked to stop */
   add({ index, sample, completion, logp, truncatedLogp, stopped }: Completion): void {
     const line: Saved = { index, sample, completion: [...completion], logp: [...logp], truncatedLogp: [...truncatedLogp], stopped };
-    writeSync(this.file, `${sealed(line)}\n`);
-    if (performance.now() - this.synced > SYNC_EVERY || this.interrupt.asked) {
-      fdatasyncSync(this.file);
-      this.synced = performance.now();
+    try {
+      appendFileSync(this.file, `${sealed(line)}\n`);
+      if (performance.now() - this.synced > SYNC_EVERY || this.interrupt.asked) {
+        fdatasyncSync(this.file);
+        this.synced = performance.now();
+      }
+    } catch (error) {
+      throw typeError("WRITE", `${this.path} cannot be written: ${(error as Error).message}`);
     }
     this.interrupt.check("what was sampled is saved");
   }

@@ -2,13 +2,18 @@ import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
-import { loadModel, loadModels, saveModel } from "../model/checkpoint.js";
+import { loadModel, loadModels, MODEL_FILES, saveModel } from "../model/checkpoint.js";
 import { families, tokenIds, type ModelConfig } from "../model/config.js";
 import { readObject } from "../model/json.js";
-import { baseFolder, saveAdapter } from "../model/peft.js";
+import { writeListed } from "../model/listed.js";
+import { ADAPTER_FILES, baseFolder, saveAdapter } from "../model/peft.js";
+import { readListed, SUMS } from "../model/sums.js";
 import type { Tokenizer } from "../model/tokenizer.js";
 import type { Transformer } from "../model/transformer.js";
 import type { Config } from "./schema.js";
+
+const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+const GENERATION_FILE = "generation_config.json";
 
 /** The model that a run's configuration describes. */
 export function modelConfig({ model }: Config, eosId: number | undefined): ModelConfig {
@@ -20,7 +25,7 @@ export function modelConfig({ model }: Config, eosId: number | undefined): Model
 
 /** What ends a completion of the model in the folder: all that its tokenizer, its config.json and its generation_config.json say. */
 export async function stopIds(folder: string, { config }: Transformer, tokenizer: Tokenizer): Promise<number[]> {
-  const file = [folder, await baseFolder(folder)].map((one) => join(one, "generation_config.json")).find(existsSync);
+  const file = [folder, await baseFolder(folder)].map((one) => join(one, GENERATION_FILE)).find(existsSync);
   const generation = file === undefined ? [] : tokenIds((await readObject(file)).eos_token_id);
   const ids = [...tokenIds(tokenizer.eosId), ...tokenIds(config.eosIds ?? config.eosId), ...generation];
   return [...new Set(ids)].filter((id) => id >= 0 && id < config.vocabulary);
@@ -45,14 +50,36 @@ export function toTrain(model: Transformer, { lora, seed }: Pick<Config, "lora" 
   return head === model.headKind ? model : model.copy(head, seed);
 }
 
-/** Writes what was trained of the model in `from`: the adapter alone, where there is one. */
-export const saveTrained = async (model: Transformer, out: string, from?: string) =>
-  model.lora && from !== undefined ? saveAdapter(model, out, await baseFolder(from)) : saveModel(model, out);
+/** What `saveTrained` and `copyTokenizer` may write or remove. */
+export const TRAINED_FILES = [...MODEL_FILES, ...ADAPTER_FILES, ...TOKENIZER_FILES, GENERATION_FILE, SUMS];
 
-/** An adapter and its base lie apart. @throws TypeError `LORA`, before the work */
-export async function apart({ lora }: Config, out: string, from: string): Promise<void> {
+/** Writes what was trained of the model in `from`, the adapter alone where there is one, in place of what an earlier command saved in the folder. */
+export async function saveTrained(model: Transformer, out: string, from?: string): Promise<void> {
+  const adapts = model.lora && from !== undefined;
+  const stale = adapts ? MODEL_FILES : ADAPTER_FILES;
+  await writeListed(out, Object.fromEntries(stale.map((name) => [name, undefined])));
+  await (adapts ? saveAdapter(model, out, await baseFolder(from)) : saveModel(model, out));
+}
+
+/** A model's tokenizer, and how it is to be sampled, go where the model goes; an adapter that has none has its base's. */
+export async function copyTokenizer(model: string, to: string): Promise<void> {
+  const base = await baseFolder(model);
+  const from = existsSync(join(model, "tokenizer.json")) ? model : base;
+  const files: Record<string, Buffer> = {};
+  for (const name of TOKENIZER_FILES) if (existsSync(join(from, name))) files[name] = await readListed(join(from, name));
+  const generation = [model, base].map((folder) => join(folder, GENERATION_FILE)).find(existsSync);
+  if (generation) files[GENERATION_FILE] = await readListed(generation);
+  await writeListed(to, files);
+}
+
+/**
+ * What is trained lies apart from what training begins with: a run that is killed begins with that again.
+ * @throws TypeError `LORA` or `MODEL`, before the work
+ */
+export async function apart({ lora }: Config, out: string, option: string, from: string): Promise<void> {
   if (lora.rank > 0 && resolve(out) === resolve(await baseFolder(from)))
     throw typeError("LORA", `--out: ${out} holds the weights that the adapter is for, wanted another folder`);
+  if (resolve(out) === resolve(from)) throw typeError("MODEL", `--out: ${out} is the folder of ${option}, wanted another one`);
 }
 
 /** The four models of PPO. With adapters, policy and reference are one copy of their weights, as are reward model and critic, or all four if they have one base. */

@@ -2,7 +2,7 @@ import { open, stat } from "node:fs/promises";
 import { pipeline } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { shown, typeError, type CodedError } from "../device/errors.js";
-import { writeFileDurably } from "../model/safetensors.js";
+import { writeFileDurably } from "../model/durable.js";
 import { heldToSum } from "../model/sums.js";
 import { Elements } from "./elements.js";
 

@@ -2,7 +2,7 @@ import { constants, open, readFile, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import { shown as text, typeError } from "../device/errors.js";
-import { syncFolder, writeFileDurably } from "../model/safetensors.js";
+import { syncFolder, writeFileDurably } from "../model/durable.js";
 import { isRanks } from "./answers.js";
 import { checkedFields, withCrc, withoutCrc } from "./crc.js";
 import { isString, Row } from "./jsonl.js";
@@ -112,6 +112,7 @@ export class LabelLog {
     private readonly handle: FileHandle,
     private length: number,
     private readonly lock: Lock,
+    private readonly file: string,
   ) {}
 
   /**
@@ -133,11 +134,12 @@ export class LabelLog {
       if (rest.length > 0) await handle.truncate(length);
       await handle.sync();
       await syncFolder(dirname(file));
-      return new LabelLog(entries, rest.length > 0, handle, length, lock);
+      return new LabelLog(entries, rest.length > 0, handle, length, lock, file);
     } catch (error) {
       await handle?.close();
       lock[Symbol.dispose]();
-      throw error;
+      const { syscall, message } = error as NodeJS.ErrnoException;
+      throw syscall ? typeError("FILE", `${file} cannot be opened: ${message}`) : error;
     }
   }
 
@@ -162,7 +164,7 @@ export class LabelLog {
           () => true,
           () => false, // tried again before the next line is written
         );
-        throw typeError("FILE", `the label is not saved: ${(error as Error).message}`);
+        throw typeError("FILE", `${this.file}: the label is not saved: ${(error as Error).message}`);
       }
       this.isClean = true;
       this.length += line.length;

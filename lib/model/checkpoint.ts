@@ -7,10 +7,13 @@ import { ARRAYS, dtypeOf, Tensor, type Data } from "../tensor/tensor.js";
 import { fromHuggingFace, toHuggingFace, type ModelConfig } from "./config.js";
 import { readObject } from "./json.js";
 import { writeListed } from "./listed.js";
-import { ADAPTER_CONFIG, baseFolder, isAdapter, loadAdapter } from "./peft.js";
+import { baseFolder, isAdapter, loadAdapter } from "./peft.js";
 import { place, type Place } from "./places.js";
 import { readSafetensors, safetensors, type Writable } from "./safetensors.js";
 import { Transformer, weightShapes } from "./transformer.js";
+
+/** What `saveModel` writes. */
+export const MODEL_FILES = ["model.safetensors", "config.json"];
 
 /** Reads config.json of a Hugging Face directory. @throws TypeError `MODEL` */
 export async function readConfig(folder: string): Promise<{ config: ModelConfig; head: "logits" | "score" }> {
@@ -80,10 +83,11 @@ async function loadWhole(folder: string, on: Device, weights: "f32" | "bf16"): P
 /**
  * Writes a Hugging Face directory, config.json and model.safetensors, each beside, synced, then renamed, and lists their digests in its
  * SHA256SUMS. Other files of the model (tokenizer) are the caller's.
- * @throws TypeError `LORA` for a model with an adapter, `WRITE` if the system refuses
+ * @throws TypeError `LORA` for a model with an adapter or a folder that holds one, `WRITE` if the system refuses
  */
 export async function saveModel(model: Transformer, folder: string): Promise<void> {
   if (model.lora) throw typeError("LORA", "the model has an adapter: saveAdapter writes it, merged() makes a model without");
+  if (isAdapter(folder)) throw typeError("LORA", `${folder} holds an adapter, which would be read in place of the model: wanted another folder`);
   const { config, headKind } = model;
   const tensors = new Map<string, Writable>();
   for (const [name, { value }] of model.parameters) {
@@ -96,7 +100,6 @@ export async function saveModel(model: Transformer, folder: string): Promise<voi
   await writeListed(folder, {
     "model.safetensors": safetensors(tensors, { format: "pt" }),
     "config.json": JSON.stringify(toHuggingFace(config, headKind), null, 2) + "\n",
-    [ADAPTER_CONFIG]: undefined, // of an adapter that lay here
   });
 }
 

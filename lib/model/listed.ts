@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
-import { mkdir, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { writeFileDurably, type Content } from "./safetensors.js";
+import { makeFolder, writeFileDurably, type Content } from "./durable.js";
 import { sumLine, SUMS, sumsLines } from "./sums.js";
 
 /** What a file is to hold: text, bytes, these in parts, or what writes itself. */
@@ -13,7 +13,7 @@ export type ListedContent = string | Uint8Array | Iterable<Uint8Array> | Content
  * @throws TypeError `WRITE` if the system refuses
  */
 export async function writeListed(folder: string, files: Record<string, ListedContent | undefined>): Promise<void> {
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   await list(folder, Object.fromEntries(Object.keys(files).map((name) => [name, undefined])));
   const digests: Record<string, string | undefined> = {};
   for (const [name, content] of Object.entries(files)) {

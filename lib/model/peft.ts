@@ -14,6 +14,8 @@ import type { Transformer } from "./transformer.js";
 
 export const ADAPTER_CONFIG = "adapter_config.json";
 const WEIGHTS = "adapter_model.safetensors";
+/** What `saveAdapter` writes. */
+export const ADAPTER_FILES = [ADAPTER_CONFIG, WEIGHTS];
 const SCORE = "base_model.model.score.weight";
 
 /** Options of variants, in which A and B mean something else or the base is changed: they must be empty. What only draws the first A is none. */
@@ -116,12 +118,14 @@ export async function loadAdapter(folder: string, base: Transformer): Promise<Tr
  * Writes the adapter of a model, and the score's head if it has one; other files (tokenizer) are the caller's. The folder's SHA256SUMS
  * lists the digests.
  * @param base the folder of the weights that it was trained on
- * @throws TypeError `LORA` for a model without adapter
+ * @throws TypeError `LORA` for a model without adapter or a folder that holds a whole model, `WRITE` if the system refuses
  */
 export async function saveAdapter(model: Transformer, folder: string, base: string): Promise<void> {
   const { lora, config, headKind } = model;
   if (!lora) throw typeError("LORA", "the model has no adapter, wanted one");
   if (resolve(base) === resolve(folder)) throw typeError("LORA", `${folder} holds the adapter's base, wanted another folder`);
+  if (["model.safetensors", "model.safetensors.index.json"].some((name) => existsSync(join(folder, name))))
+    throw typeError("LORA", `${folder} holds a whole model, in place of which the adapter would be read: wanted another folder`);
   const tensors = new Map<string, Writable>();
   const modules = new Set<string>();
   for (const { name, key, third } of factors(config, lora)) {

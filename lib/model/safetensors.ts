@@ -1,8 +1,9 @@
-import { createHash, randomBytes } from "node:crypto";
-import { constants, open, rename, rm, stat, type FileHandle } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { constants, open, stat, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { shown, typeError } from "../device/errors.js";
 import { fromHalf } from "../tensor/half.js";
+import { writeFileDurably, type Content } from "./durable.js";
 import { listedSum, readListed, SUMS } from "./sums.js";
 
 /** A tensor of a file: F32, F16 and BF16 as f32, small integers as int32, F64 and large integers as f64, all exact. */
@@ -247,16 +248,6 @@ function entries(file: string, header: Record<string, unknown>, size: number): E
   return found;
 }
 
-/** What a file is to hold. */
-type Durable = string | Iterable<Uint8Array> | AsyncIterable<Uint8Array> | Pick<Content, "write">;
-
-/** What writes itself to a file. */
-export interface Content {
-  write(handle: FileHandle): Promise<void>;
-  /** SHA-256 of the file, once it is written. */
-  sha256(): string;
-}
-
 /**
  * Writes a `.safetensors` file: f32 arrays as F32, f64 as F64, int32 as I32, uint16 as BF16; with a digest of itself in its metadata. It is
  * written beside, synced, then renamed.
@@ -309,41 +300,6 @@ const LARGE = 2 ** 24; // bytes, from which hashing takes longer than one more s
 
 async function writeAt(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
   for (let at = 0; at < bytes.length;) at += (await handle.write(bytes, at, Math.min(READ_LIMIT, bytes.length - at), position + at)).bytesWritten;
-}
-
-/**
- * Writes a file beside, syncs it, then renames it over the old one: a reader sees the old or the new one, whole.
- * @throws TypeError `WRITE` if the system refuses: no room, no permission, no such folder
- */
-export async function writeFileDurably(file: string, content: Durable): Promise<void> {
-  const beside = join(dirname(file), `.${basename(file)}.${randomBytes(6).toString("hex")}`);
-  try {
-    const handle = await open(beside, "wx");
-    try {
-      if (typeof content === "object" && "write" in content) await content.write(handle);
-      else
-        for await (const part of typeof content === "string" ? [Buffer.from(content)] : content)
-          for (let at = 0; at < part.length;) at += (await handle.write(part, at, Math.min(READ_LIMIT, part.length - at))).bytesWritten;
-      await handle.sync();
-    } finally {
-      await handle.close();
-    }
-    await rename(beside, file);
-  } catch (error) {
-    await rm(beside, { force: true }).catch(() => undefined);
-    throw (error as NodeJS.ErrnoException).syscall ? typeError("WRITE", `${file} cannot be written: ${(error as Error).message}`) : error;
-  }
-  await syncFolder(dirname(file));
-}
-
-/** A new name in the folder is durable from then on. */
-export async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, "r");
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
 }
 
 function fromBrain(bits: Uint16Array): Float32Array {

@@ -3,7 +3,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
-import { readSafetensors, readSafetensorsFile, writeFileDurably, writeSafetensors, type StoredTensor } from "../../lib/model/safetensors.js";
+import { writeFileDurably } from "../../lib/model/durable.js";
+import { readSafetensors, readSafetensorsFile, writeSafetensors, type StoredTensor } from "../../lib/model/safetensors.js";
 import { seed } from "../random.js";
 
 let folder: string;

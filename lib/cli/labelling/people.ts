@@ -1,12 +1,12 @@
 import { once } from "node:events";
 import { existsSync } from "node:fs";
-import { mkdir } from "node:fs/promises";
 import { dirname } from "node:path";
 import { writeJsonl } from "../../data/jsonl.js";
 import { LabelLog } from "../../data/label_log.js";
 import { Labelling } from "../../data/labelling.js";
 import { OVERALL } from "../../data/votes.js";
 import { typeError } from "../../device/errors.js";
+import { makeFolder } from "../../model/durable.js";
 import { Ending } from "../interrupt.js";
 import type { Config } from "../schema.js";
 import { say, warn } from "../terminal.js";
@@ -33,7 +33,7 @@ export const logFile = (out: string): string => `${out.replace(/\.jsonl$/, "")}.
 export async function labelByPeople({ label, seed }: Pick<Config, "label" | "seed">, { data, out, ui, tty, annotator, port }: PeopleOptions): Promise<void> {
   if (ui && tty) throw typeError("CONFIG", "--ui and --tty: wanted one of them");
   const tasks = await tasksOf(data, label);
-  await mkdir(dirname(out), { recursive: true });
+  await makeFolder(dirname(out));
   if (existsSync(out) && !existsSync(logFile(out)))
     throw typeError("FILE", `--out: ${out} is there without ${logFile(out)}, so it holds no labels of people; name another`);
   using ending = new Ending(`${out} is being written, and every label is in ${logFile(out)}: the next start writes it too`);

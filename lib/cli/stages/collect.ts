@@ -80,7 +80,7 @@ export async function sampleAll(
   atOnce = REQUESTS,
 ): Promise<Completions> {
   const bar = progress.stage(title, prompts.length * sampling.samples, "completions");
-  using journal = run.journal(title);
+  using journal = await run.journal(title);
   const all = new Completions(prompts, run.folder);
   const each = Math.max(1, Math.floor(atOnce / sampling.samples)); // prompts
   const requests = (first: number): Request[] => {

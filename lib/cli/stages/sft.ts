@@ -1,13 +1,9 @@
-import { existsSync } from "node:fs";
-import { mkdir } from "node:fs/promises";
-import { join } from "node:path";
 import type { DemonstrationRow } from "../../data/preferences.js";
 import type { Source } from "../../data/rows.js";
 import { countWords, trainBpe } from "../../model/bpe.js";
 import { loadModel } from "../../model/checkpoint.js";
+import { makeFolder } from "../../model/durable.js";
 import { writeListed } from "../../model/listed.js";
-import { baseFolder } from "../../model/peft.js";
-import { readListed } from "../../model/sums.js";
 import { Tokenizer } from "../../model/tokenizer.js";
 import { Transformer } from "../../model/transformer.js";
 import { bitsPerByte } from "../../rlhf/evaluate.js";
@@ -46,7 +42,7 @@ export interface SftResult extends Record<string, unknown> {
 /** Trains a language model on text, from nothing or from a model. */
 export async function sftStage({ config, device, run, progress }: Context, files: SftFiles): Promise<SftResult> {
   const { sft: options, seed } = config;
-  await mkdir(files.out, { recursive: true });
+  await makeFolder(files.out);
   const tokenizer = files.model ? await Tokenizer.load(files.model) : await newTokenizer(files, config.model.vocabulary, progress);
   const begin = files.model ? await loadModel(files.model, device) : Transformer.random(modelConfig(config, tokenizer.eosId), "logits", device, seed);
   if (files.model) fit("--model", files.model, begin, "logits", tokenizer);
@@ -117,15 +113,4 @@ async function newTokenizer({ text, out }: SftFiles, vocabulary: number, progres
   bar.advance(1);
   bar.done(`${vocabulary} tokens`);
   return Tokenizer.load(out);
-}
-
-/** A model's tokenizer, and how it is to be sampled, go where the model goes; an adapter that has none has its base's. */
-export async function copyTokenizer(model: string, to: string): Promise<void> {
-  const from = existsSync(join(model, "tokenizer.json")) ? model : await baseFolder(model);
-  const files: Record<string, Buffer> = {};
-  for (const name of ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])
-    if (existsSync(join(from, name))) files[name] = await readListed(join(from, name));
-  const generation = [model, await baseFolder(model)].map((folder) => join(folder, "generation_config.json")).find(existsSync);
-  if (generation) files["generation_config.json"] = await readListed(generation);
-  await writeListed(to, files);
 }
