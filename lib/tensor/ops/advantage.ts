@@ -27,7 +27,7 @@ export interface TokenRewards {
  * @param rewards   f32 [N]
  * @param values    f32 [N], before each token
  * @param cuSeqlens int32 [B+1]
- * @param mask      int32 [N]: tokens that are not the policy's are passed over, as in verl
+ * @param options   `mask` int32 [N]: tokens that are not the policy's are passed over, as in verl
  * @returns advantages and returns = advantages + values, f32 [N]; no gradient flows through them
  * @throws RangeError `SHAPE`, `OFFSETS` if cuSeqlens is not monotone from 0 to N
  */

@@ -16,7 +16,7 @@ export interface Logprobs {
  *
  * @param logits f32 [M, V]; -inf is legal
  * @param y      int32 [M], each in [0, V)
- * @param temperature divides the logits, above 0
+ * @param options `temperature` divides the logits: from 2^-127 to 2^120, by default 1
  * @throws RangeError `SHAPE` `ID` `RANGE`, TypeError `ARGUMENT`
  */
 export function logprob(logits: Input, y: Input, options: { temperature?: number } = {}): Logprobs {
@@ -36,7 +36,7 @@ export function logprob(logits: Input, y: Input, options: { temperature?: number
  * @param weight f32 [V, C], head; on a CPU it may be bf16
  * @param rows   int32 [M]: pair m is (h[rows[m]], y[m])
  * @param y      int32 [M], each in [0, V)
- * @param temperature divides the logits, above 0
+ * @param options `temperature` divides the logits: from 2^-127 to 2^120, by default 1
  * @throws RangeError `SHAPE` `ID` `RANGE`, TypeError `ARGUMENT`
  */
 export function linearLogprob(h: Input, weight: Input, rows: Input, y: Input, options: { temperature?: number } = {}): Logprobs {
