@@ -104,8 +104,8 @@ export class Random {
   }
 
   /** Shuffles the array in place (Fisher and Yates) and returns it. The order depends on its length alone, not on its kind. */
-  shuffle<A extends { readonly length: number; [place: number]: unknown }>(array: A): A {
-    const items: { [place: number]: unknown } = array;
+  shuffle<A extends ArrayLike<unknown>>(array: A): A {
+    const items = array as { [place: number]: unknown };
     for (let i = array.length - 1; i > 0; i--) {
       const j = this.below(i + 1);
       const item = items[i];
