@@ -7,6 +7,7 @@ import { readConfig } from "../lib/cli/config.js";
 import { jsonElement, markup } from "../lib/cli/html.js";
 import { report, stageReport, type Parts } from "../lib/cli/report.js";
 import { Run } from "../lib/cli/run.js";
+import { sealed } from "../lib/cli/seal.js";
 import { device, type Device } from "../lib/index.js";
 import { Browser, chromium } from "./chromium.js";
 
@@ -26,7 +27,7 @@ beforeAll(async () => {
   const line = (stage: string, step: number) => ({ stage, step, loss: step, accuracy: 0.5, reward: step, kl: step, entropy: 1, length: 3, gradientNorm: 1 });
   const metrics = ["sft", "reward", "ppo"].flatMap((stage) => [1, 2, 3].map((step) => line(stage, step)));
   const hostile = { ...line("sft", 4), loss: attack, [attack]: attack };
-  await writeFile(run.path("metrics.jsonl"), [...metrics, hostile].map((row) => `${JSON.stringify(row)}\n`).join(""));
+  await writeFile(run.path("metrics.jsonl"), [...metrics, hostile].map((row) => `${sealed(row)}\n`).join(""));
   run.done.push({ name: attack, seconds: 1, peakBytes: 0, result: {} });
   const calibration = { error: 0.1, bins: [{ probability: 0.5, outcome: 0.4, count: 3 }] } as Parts["reward"]["calibration"];
   const sample = { prompt: attack, base: attack, policy: attack, baseScore: 1, policyScore: 2 } as Parts["eval"]["samples"][number];

@@ -378,7 +378,11 @@ template <int n> RLHF_INLINE I shr(I x) {  // logical
   return x;
 }
 template <int n> RLHF_INLINE I sar(I x) { for (auto& q : x.q) q = vshrq_n_s32(q, n); return x; }
-RLHF_INLINE I to_int(V x) { I r; for (int i = 0; i < 4; i++) r.q[i] = vcvtnq_s32_f32(x.q[i]); return r; }  // to nearest even
+RLHF_INLINE I to_int(V x) {  // to nearest even; what does not fit is INT32_MIN, as on x86
+  I r;
+  for (int i = 0; i < 4; i++) r.q[i] = vbslq_s32(vcltq_f32(x.q[i], vdupq_n_f32(0x1p31f)), vcvtnq_s32_f32(x.q[i]), vdupq_n_s32(-2147483647 - 1));
+  return r;
+}
 RLHF_INLINE V to_float(I x) { V r; for (int i = 0; i < 4; i++) r.q[i] = vcvtq_f32_s32(x.q[i]); return r; }
 RLHF_INLINE I as_int(V x) { I r; for (int i = 0; i < 4; i++) r.q[i] = vreinterpretq_s32_f32(x.q[i]); return r; }
 RLHF_INLINE V as_float(I x) { V r; for (int i = 0; i < 4; i++) r.q[i] = vreinterpretq_f32_s32(x.q[i]); return r; }

@@ -97,16 +97,14 @@ DEVICE void tile_stats(Mma& mma, const Place& at, const LogitsParams<T>& p, Shar
     const int64_t m = at.m + Mma::row(i);
     const int64_t y = m < M ? p.y[m] - at.n : -1;
     const int target = y >= 0 && y < columns ? int(y) : -1;  // its column
-    float most = -INFINITE, own = 0;
-    bool mine = false;
+    float most = -INFINITE;
 #pragma unroll
     for (int j = 0; j < Mma::COLUMNS; j++) {
       float& x = mma.at(i, j);
       x = Mma::column(j) < columns ? x : -INFINITE;
       most = x > most ? x : most;
-      if (Mma::column(j) == target) own = x, mine = true;
+      if (Mma::column(j) == target) p.targets[m] = x;
     }
-    if (mine) p.targets[m] = own;
     for (int k = 1; k < Mma::SHARERS; k *= 2) most = max(most, shuffle_xor(most, k));
     float s = 0, u = 0;
 #pragma unroll
