@@ -16,6 +16,7 @@ import {
   holdToGradient,
   holdToLossGradients,
   holdToReference,
+  holdToTemperatures,
   narrowed,
   runOn,
   sizes,
@@ -49,6 +50,8 @@ const ROUNDED: Record<string, readonly string[]> = {
   linearLogprobGrad: ["dh", "dweight"],
   linearPolicyLoss: ["dh", "dweight"],
 };
+
+test("log-probs hold at any temperature", () => holdToTemperatures(on));
 
 test("has every op that a file of kernels/cuda defines", () => {
   const folder = join(root, "kernels/cuda");

@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import { generate, ops, Tensor, type Device } from "../lib/index.js";
 import { run } from "../lib/tensor/op.js";
+import { holdToTemperatures } from "./hold.js";
 import { everyCpu, lively, llama } from "./models.js";
 import { Random } from "./random.js";
 
@@ -66,6 +67,10 @@ test("no temperature that is taken, and no finite logit, leads to a token that i
         }
       }
     }
+});
+
+test("log-probs hold at any temperature", async () => {
+  for (const on of devices) await holdToTemperatures(on);
 });
 
 test("from the hidden state too, log-probs at extreme temperatures are those of the logits", async () => {

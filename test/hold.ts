@@ -264,3 +264,27 @@ export async function holdToLossGradients(on: Device, entry: Truth, random = new
     }
   }
 }
+
+/** Log-probs of finite logits, at any temperature that is taken: differences are scaled, so nothing overflows that is not 0 in the end. */
+export async function holdToTemperatures(on: Device): Promise<void> {
+  const random = new Random("temperatures");
+  const [M, V] = [4, 530];
+  for (const temperature of [2 ** -127, 1e-30, 1e-6, 7, 1e30, 2 ** 120])
+    for (const scale of [1, 1e20, 1e29]) {
+      const logits = Float32Array.from({ length: M * V }, () => scale * random.uniform(-1, 1));
+      const y = Int32Array.from({ length: M }, () => random.below(V));
+      const { logp, entropy } = ops.logprob(Tensor.from(logits, [M, V], on), y, { temperature });
+      const [found, entropies] = [await logp.read(), await entropy.read()];
+      for (let i = 0; i < M; i++) {
+        const row = logits.subarray(i * V, (i + 1) * V);
+        const most = row.reduce((a, b) => Math.max(a, b));
+        const scaled = Array.from(row, (x) => (x - most) * Math.fround(1 / temperature));
+        const exact = scaled[y[i]] - Math.log(scaled.reduce((sum, d) => sum + Math.exp(d), 0));
+        const what = `logp at temperature ${temperature} of logits up to ${scale}`;
+        if (exact < -1e29) expect([what, found[i] < -9e28]).toEqual([what, true]); // which may be -inf
+        else expect([what, Math.abs(found[i] - exact) <= 1e-5 * Math.abs(exact) + 1e-37]).toEqual([what, true]);
+        expect(entropies[i]).toBeGreaterThanOrEqual(0);
+      }
+      for (const tensor of [logp, entropy]) tensor.dispose();
+    }
+}

@@ -8,7 +8,19 @@ import { specs } from "../lib/device/ops.js";
 import { device, ops, Tensor, type Device } from "../lib/index.js";
 import { fromHalf } from "../lib/tensor/half.js";
 import { run } from "../lib/tensor/op.js";
-import { allTruths, casesOf, expectBits, holdToAbsentTerms, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
+import {
+  allTruths,
+  casesOf,
+  expectBits,
+  holdToAbsentTerms,
+  holdToGradient,
+  holdToLossGradients,
+  holdToReference,
+  holdToTemperatures,
+  narrowed,
+  runOn,
+  sizes,
+} from "./hold.js";
 import { Random, seed } from "./random.js";
 import { normal } from "./truth.js";
 
@@ -62,6 +74,8 @@ if (missing && !process.env.CI) {
     if (entry.gradient) test("has the gradient of its reference", () => holdToGradient(devices.full, entry, new Random(name), 4));
     if (entry.gradients) test("returns the gradient of its loss", () => holdToLossGradients(devices.full, entry));
   });
+
+  test.each(Object.keys(ways))("log-probs hold at any temperature (%s)", (way) => holdToTemperatures(devices[way]));
 
   describe.each([...specs.keys()].filter((name) => !OPS.includes(name)))("%s", (name) => {
     test("is an op that webgpu says it lacks", () => {
