@@ -1,5 +1,4 @@
 import { shown, typeError } from "../device/errors.js";
-import type { Strength } from "./label_log.js";
 
 // What annotators say, from a page or a terminal. Each field has its bounds; what is out of them is refused by the field's name.
 
@@ -7,6 +6,9 @@ import type { Strength } from "./label_log.js";
 export const LONGEST_REASON = 2000;
 /** Eleven days. */
 export const MOST_SECONDS = 1e6;
+
+/** How much better: of the one that was preferred in a pair. */
+export type Strength = "slightly" | "clearly";
 
 export interface Answer {
   kind: "label" | "skip" | "flag";

@@ -3,13 +3,10 @@ import { basename, dirname, join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import { shown as text, typeError } from "../device/errors.js";
 import { syncFolder, writeFileDurably } from "../model/durable.js";
-import { isRanks } from "./answers.js";
+import { isRanks, type Strength } from "./answers.js";
 import { checkedFields, withCrc, withoutCrc } from "./crc.js";
 import { isString, Row } from "./jsonl.js";
 import { Lock } from "./lock.js";
-
-/** How much better: of the one that was preferred in a pair. */
-export type Strength = "slightly" | "clearly";
 
 /** A line of the log: what one annotator did with one task. */
 export interface LabelEntry {

@@ -4,7 +4,7 @@ import { annotatorName, LONGEST_REASON, MOST_SECONDS, type Answer } from "../../
 import type { Labelling, Shown } from "../../data/labelling.js";
 import { OVERALL } from "../../data/votes.js";
 import { visible } from "../../device/errors.js";
-import type { Strength } from "../../data/label_log.js";
+import type { Strength } from "../../data/answers.js";
 import { transcript, type Text } from "../../data/texts.js";
 
 /** A text for a terminal, which cannot command it. */
