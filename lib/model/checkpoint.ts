@@ -1,4 +1,3 @@
-import { existsSync } from "node:fs";
 import { realpath } from "node:fs/promises";
 import { join } from "node:path";
 import { defaultDevice, type Device } from "../device/device.js";
@@ -101,10 +100,6 @@ export async function saveModel(model: Transformer, folder: string): Promise<voi
     "model.safetensors": safetensors(tensors, { format: "pt" }),
     "config.json": JSON.stringify(toHuggingFace(config, headKind), null, 2) + "\n",
   });
-}
-
-export function isModel(folder: string): boolean {
-  return existsSync(join(folder, "config.json")) && existsSync(join(folder, "model.safetensors"));
 }
 
 function storedShape(shape: readonly number[], { transposed, third }: Place): number[] {

@@ -12,7 +12,7 @@ import type { Transformer } from "./transformer.js";
 
 // A LoRA adapter as Hugging Face's PEFT keeps it: adapter_config.json, and adapter_model.safetensors with A and B by the names of the base's modules.
 
-export const ADAPTER_CONFIG = "adapter_config.json";
+const ADAPTER_CONFIG = "adapter_config.json";
 const WEIGHTS = "adapter_model.safetensors";
 /** What `saveAdapter` writes. */
 export const ADAPTER_FILES = [ADAPTER_CONFIG, WEIGHTS];
