@@ -1,5 +1,5 @@
 import { appendFileSync, closeSync, fdatasyncSync, ftruncateSync, openSync, readFileSync } from "node:fs";
-import { typeError } from "../device/errors.js";
+import { writingNow } from "../model/durable.js";
 import type { Completion } from "../model/generate.js";
 import type { Interrupt } from "./interrupt.js";
 import { heldEnd, sealed, sealedLines } from "./seal.js";
@@ -20,12 +20,12 @@ export class Journal {
     private readonly path: string,
     private readonly interrupt: Interrupt,
   ) {
-    this.file = openSync(path, "a+");
-    const content = readFileSync(this.file);
+    this.file = writingNow(path, () => openSync(path, "a+"));
+    const content = writingNow(path, () => readFileSync(this.file));
     for (const { value, fault } of sealedLines<Saved>(content, path))
       if (value) this.saved.set(`${value.index} ${value.sample}`, value);
       else warn(`${fault.message}; what it held is sampled again`);
-    ftruncateSync(this.file, heldEnd(content));
+    writingNow(path, () => ftruncateSync(this.file, heldEnd(content)));
   }
 
   /** The completion of this request, if an earlier run has drawn it. */
@@ -47,15 +47,12 @@ export class Journal {
   /** @throws Interrupted if the run was asked to stop */
   add({ index, sample, completion, logp, truncatedLogp, stopped }: Completion): void {
     const line: Saved = { index, sample, completion: [...completion], logp: [...logp], truncatedLogp: [...truncatedLogp], stopped };
-    try {
+    writingNow(this.path, () => {
       appendFileSync(this.file, `${sealed(line)}\n`);
-      if (performance.now() - this.synced > SYNC_EVERY || this.interrupt.asked) {
-        fdatasyncSync(this.file);
-        this.synced = performance.now();
-      }
-    } catch (error) {
-      throw typeError("WRITE", `${this.path} cannot be written: ${(error as Error).message}`);
-    }
+      if (performance.now() - this.synced <= SYNC_EVERY && !this.interrupt.asked) return;
+      fdatasyncSync(this.file);
+      this.synced = performance.now();
+    });
     this.interrupt.check("what was sampled is saved");
   }
 

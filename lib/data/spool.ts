@@ -1,9 +1,9 @@
-import { randomBytes } from "node:crypto";
-import { closeSync, openSync, readSync, unlinkSync, writeSync } from "node:fs";
+import { closeSync, openSync, readSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
 import { typeError } from "../device/errors.js";
+import { besideName } from "../model/durable.js";
 
 /** Items by their place, 0 to `length` - 1: an array, or what reads an item when it is asked for. */
 export interface Indexed<T> {
@@ -132,11 +132,11 @@ export async function filled<A extends Disposable>(all: A, fill: (all: A) => Pro
   }
 }
 
-/** Opens a new file and takes its name away. */
+/** Opens a new file and takes its name away. A process that is killed between the two leaves what the next run in the folder sweeps. */
 function nameless(folder: string): number {
-  const path = join(folder, `.rows.${randomBytes(6).toString("hex")}`);
+  const path = besideName(join(folder, "rows"));
   const file = openSync(path, "wx+", 0o600);
-  unlinkSync(path);
+  rmSync(path, { force: true }); // another process may have swept it already
   return file;
 }
 

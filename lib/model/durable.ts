@@ -9,8 +9,8 @@ import { native } from "../device/native.js";
 
 const WRITE_LIMIT = 2 ** 30; // one write call takes less than 2^31 bytes
 
-/** The name of a file that is being written: it stands beside the file that it will replace. */
-const besideName = (file: string) => join(dirname(file), `.${basename(file)}.${randomBytes(6).toString("hex")}.rlhf`);
+/** A name for what is being written beside a file. What is left by such a name is swept. */
+export const besideName = (file: string): string => join(dirname(file), `.${basename(file)}.${randomBytes(6).toString("hex")}.rlhf`);
 const BESIDE = /^\..+\.[0-9a-f]{12}\.rlhf$/;
 
 /** What writes itself to a file. */
@@ -54,9 +54,22 @@ export async function writing<T>(file: string, work: () => Promise<T>): Promise<
   try {
     return await work();
   } catch (error) {
-    const { syscall, message } = error as NodeJS.ErrnoException;
-    throw syscall ? typeError("WRITE", `${file} cannot be written: ${message}`) : error;
+    throw refusal(file, error);
   }
+}
+
+/** As `writing`, for work that is not asynchronous. */
+export function writingNow<T>(file: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw refusal(file, error);
+  }
+}
+
+function refusal(file: string, error: unknown): unknown {
+  const { syscall, message } = error as NodeJS.ErrnoException;
+  return syscall ? typeError("WRITE", `${file} cannot be written: ${message}`) : error;
 }
 
 /**
