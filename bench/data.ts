@@ -12,7 +12,9 @@ export const BATCH = 64;
 /** Comparisons of 4 words and twice 8. */
 export function* comparisonRows(count: number): Generator<PreferenceRow> {
   const random = new Random(0, 0);
-  const words = Array.from({ length: 500 }, () => Array.from({ length: 2 + random.below(6) }, () => String.fromCharCode(97 + random.below(26))).join(""));
+  const words = Array.from({ length: 500 }, () =>
+    Array.from({ length: 2 + random.below(6) }, () => String.fromCharCode(97 + random.below(26))).join(""),
+  );
   const said = (length: number) => Array.from({ length }, () => words[random.below(words.length)]).join(" ");
   for (let i = 0; i < count; i++) yield { prompt: said(4), chosen: said(8), rejected: said(8) };
 }

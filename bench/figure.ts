@@ -13,9 +13,11 @@ const times = (ratio: number) => `${ratio >= 100 ? ratio.toFixed(0) : ratio.toPr
 export function figure({ commit, cpu, isa, limits: [{ threads }], rows }: Result): string {
   const shown = rows.filter((row) => row.threads === threads && row.peers.length > 0);
   const bottom = TOP + ROW * shown.length;
-  const x = (ratio: number) => FASTER + ((END - 200 - FASTER) * Math.log(Math.min(Math.max(ratio, 0.5), 500) / 0.5)) / Math.log(1000);
+  const x = (ratio: number) =>
+    FASTER + ((END - 200 - FASTER) * Math.log(Math.min(Math.max(ratio, 0.5), 500) / 0.5)) / Math.log(1000);
   const width = (share: number) => Math.min(share, 1) * (FASTER - 60 - LIMIT);
-  const text = (left: number, top: number, content: string, kind = "") => `<text x="${left.toFixed(1)}" y="${top}"${kind}>${escape(content)}</text>`;
+  const text = (left: number, top: number, content: string, kind = "") =>
+    `<text x="${left.toFixed(1)}" y="${top}"${kind}>${escape(content)}</text>`;
   const line = (row: Row, i: number): string => {
     const middle = TOP + ROW * i + ROW / 2;
     const [fastest, ...others] = row.peers;
@@ -27,7 +29,11 @@ export function figure({ commit, cpu, isa, limits: [{ threads }], rows }: Result
       text(LIMIT + width(1) + 6, middle + 4, `${(100 * share).toFixed(0)} %`),
       ...others.map(({ ratio }) => `<circle cx="${x(ratio).toFixed(1)}" cy="${middle}" r="3" class="other"/>`),
       `<circle cx="${x(fastest.ratio).toFixed(1)}" cy="${middle}" r="4" class="${fastest.ratio < 1 ? "slower" : "faster"}"/>`,
-      text(x(Math.max(...row.peers.map(({ ratio }) => ratio))) + 9, middle + 4, `${times(fastest.ratio)} ${fastest.name}`),
+      text(
+        x(Math.max(...row.peers.map(({ ratio }) => ratio))) + 9,
+        middle + 4,
+        `${times(fastest.ratio)} ${fastest.name}`,
+      ),
     ].join("");
   };
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${END} ${bottom + 8}" font-family="system-ui, sans-serif" font-size="12">

@@ -18,7 +18,10 @@ interface Row {
   prepare(on: Device, size: number): Prepared | Promise<Prepared>;
 }
 
-const step = (pick: (rows: ReturnType<typeof steps>) => StepRow, size: (n: number) => Partial<Shape>): Row["prepare"] => {
+const step = (
+  pick: (rows: ReturnType<typeof steps>) => StepRow,
+  size: (n: number) => Partial<Shape>,
+): Row["prepare"] => {
   return (on, n) => {
     const row = pick(steps("demo", { ...shapes.demo, ...size(n) }));
     return { cost: row.cost, ...row.prepare(on) };
@@ -38,7 +41,8 @@ export const growthRows: Row[] = [
     varies: "B",
     shape: "T 512, H 12, D 64",
     sizes: [1, 2, 4, 8],
-    prepare: (on, B) => prepared(attention, { draw: (random) => batch(random, Array<number>(B).fill(512), [12, 12, 64]) }, on),
+    prepare: (on, B) =>
+      prepared(attention, { draw: (random) => batch(random, Array<number>(B).fill(512), [12, 12, 64]) }, on),
   },
   {
     name: "linearLogprob",
@@ -69,7 +73,14 @@ export const growthRows: Row[] = [
     varies: "completions",
     shape: "demo, of each of 4 prompts of 40 tokens",
     sizes: [2, 4, 8, 16],
-    prepare: (on, completions) => sharingStep(on, "SFT step", { ...shapes.demo, batch: 4 * completions, prompt: 40, response: 40 }, completions, true),
+    prepare: (on, completions) =>
+      sharingStep(
+        on,
+        "SFT step",
+        { ...shapes.demo, batch: 4 * completions, prompt: 40, response: 40 },
+        completions,
+        true,
+      ),
   },
   {
     name: "generation",
@@ -81,8 +92,20 @@ export const growthRows: Row[] = [
       (response) => ({ response }),
     ),
   },
-  { name: "data of a step", varies: "rows", shape: `${BATCH} comparisons of 4 and 2 x 8 words`, sizes: DATA_ROWS, prepare: (_, rows) => stepData(rows) },
-  { name: "data: order of an epoch", varies: "rows", shape: "any", sizes: DATA_ROWS, prepare: (_, rows) => epochOrder(rows) },
+  {
+    name: "data of a step",
+    varies: "rows",
+    shape: `${BATCH} comparisons of 4 and 2 x 8 words`,
+    sizes: DATA_ROWS,
+    prepare: (_, rows) => stepData(rows),
+  },
+  {
+    name: "data: order of an epoch",
+    varies: "rows",
+    shape: "any",
+    sizes: DATA_ROWS,
+    prepare: (_, rows) => epochOrder(rows),
+  },
 ];
 
 export async function measureGrowth(on: Device, { name, varies, shape, sizes, prepare }: Row): Promise<Growth> {

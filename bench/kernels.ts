@@ -72,7 +72,8 @@ export function prepared(entry: Truth, { draw, packed, before }: Omit<Bench, "sh
       const start = performance.now();
       for (let i = 0; i < runs; i++) {
         const args = copies[turn++ % COPIES];
-        if (before) run(before.op, Object.fromEntries(Object.entries(before.inputs).map(([name, from]) => [name, args[from]])));
+        if (before)
+          run(before.op, Object.fromEntries(Object.entries(before.inputs).map(([name, from]) => [name, args[from]])));
         const outputs = run(entry.op, args);
         for (const [name, tensor] of Object.entries(outputs)) if (!(args[name] instanceof Tensor)) tensor.dispose();
       }
@@ -91,5 +92,9 @@ function costOf(entry: Truth, spec: OpSpec, inputs: Case, packed: "f32" | "bf16"
   const update = spec.arguments
     .filter(({ kind, name }) => kind.includes("add") && isNumbers(inputs[name]))
     .reduce((sum, { name }) => sum + (inputs[name] as Numbers).data.byteLength, 0);
-  return { ...cost, update: Math.min(update, cost.read, cost.write), footprint: COPIES * cost.read + cost.write - update };
+  return {
+    ...cost,
+    update: Math.min(update, cost.read, cost.write),
+    footprint: COPIES * cost.read + cost.write - update,
+  };
 }

@@ -1,5 +1,12 @@
 import type { Device } from "../lib/index.js";
-import { fmaProbe, lastLevelCache, readBandwidth, streamProbe, type Probe, type Streams } from "../lib/device/limits.js";
+import {
+  fmaProbe,
+  lastLevelCache,
+  readBandwidth,
+  streamProbe,
+  type Probe,
+  type Streams,
+} from "../lib/device/limits.js";
 import type { Timer } from "./measure.js";
 
 export interface Cost {
@@ -41,7 +48,11 @@ export function bound(bars: readonly Bar[], ms: readonly number[], apart = false
     return i < 0 ? null : (1000 * bars[i].amount) / ms[i];
   };
   const owed = bars.map((bar, i) => (bar.owed / bar.amount) * ms[i]);
-  return { ms: apart ? owed.reduce((a, b) => a + b, 0) : Math.max(0, ...owed), peak: rate("arithmetic"), bandwidth: rate("memory") };
+  return {
+    ms: apart ? owed.reduce((a, b) => a + b, 0) : Math.max(0, ...owed),
+    peak: rate("arithmetic"),
+    bandwidth: rate("memory"),
+  };
 }
 
 const MOST_STREAMS = 8;
@@ -51,7 +62,8 @@ export function mix({ read, write, update = 0 }: Cost): Streams {
   const parts = [read - update, update, write - update];
   const total = parts.reduce((a, b) => a + b, 0);
   const rounded = (streams: number) => parts.map((part) => Math.round((streams * part) / total));
-  const error = (streams: number) => Math.max(...rounded(streams).map((n, i) => Math.abs(n / streams - parts[i] / total)));
+  const error = (streams: number) =>
+    Math.max(...rounded(streams).map((n, i) => Math.abs(n / streams - parts[i] / total)));
   let best = 1;
   for (let streams = 2; streams <= MOST_STREAMS; streams++) if (error(streams) < error(best) - 0.01) best = streams;
   const [reads, updates, writes] = rounded(best);
@@ -87,7 +99,8 @@ export class Limits {
     const bars: Bar[] = [];
     // what a cache holds may move ten times as fast as from memory, and streams that are written too half as fast as reading alone, not less
     if (flops > 0 && (apart || 10 * arithmetic > least)) bars.push(this.bar("arithmetic", this.fma, flops));
-    if (bytes > 0 && (apart || arithmetic <= 3 * least)) bars.push(this.bar("memory", await this.stream(mix(cost), footprint), bytes));
+    if (bytes > 0 && (apart || arithmetic <= 3 * least))
+      bars.push(this.bar("memory", await this.stream(mix(cost), footprint), bytes));
     return bars;
   }
 

@@ -25,8 +25,10 @@ const {
   devices,
 } = new Command("bench")
   .option("--filter <regex>", "only rows whose name and shape match", "")
-  .option("--threads <counts>", "compute threads: one number, or several with commas; steps of whole models and growth run at the first", (text) =>
-    text.split(",").map(Number),
+  .option(
+    "--threads <counts>",
+    "compute threads: one number, or several with commas; steps of whole models and growth run at the first",
+    (text) => text.split(",").map(Number),
   )
   .option("--devices <kinds>", "cpu,cuda,webgpu; by default those that are here, a GPU in software only if it is named")
   .option("--json <file>", "write the rows")
@@ -62,7 +64,12 @@ async function plan(on: Device, whole: boolean): Promise<Planned[]> {
     .filter(({ ops }) => ops.every((op) => on.has(op)))
     .map(({ name, shape, prepare }) => ({ name, shape, prepare: () => prepare(on) }));
   const steps = whole
-    ? stepRows.map(({ name, shape, sizes, cost, tokens, prepare }) => ({ name, shape, sizes, prepare: () => ({ ...prepare(on), cost, tokens }) }))
+    ? stepRows.map(({ name, shape, sizes, cost, tokens, prepare }) => ({
+        name,
+        shape,
+        sizes,
+        prepare: () => ({ ...prepare(on), cost, tokens }),
+      }))
     : [];
   return [...kernels, ...steps].filter(matches);
 }
@@ -81,7 +88,12 @@ function watched(on: Device, timer: Timer): { timer: Timer; outside: number[] } 
   };
 }
 
-async function measure(on: Device, { name, shape, sizes, prepare }: Planned, limits: Limits | undefined, peers: Peers | undefined): Promise<Row> {
+async function measure(
+  on: Device,
+  { name, shape, sizes, prepare }: Planned,
+  limits: Limits | undefined,
+  peers: Peers | undefined,
+): Promise<Row> {
   const before = on.memory().current;
   const { timer, cost, tokens, dispose } = prepare();
   await on.read(0, 0); // what it queued is not what is timed
@@ -95,7 +107,12 @@ async function measure(on: Device, { name, shape, sizes, prepare }: Planned, lim
   const theirs = rest.slice(0, others.length);
   const bytes = on.memory().peak - before - probes;
   const measured = await Promise.all(
-    others.map(async (one, i) => ({ name: one.name, ms: theirs[i].ms, ratio: theirs[i].ms / ours.ms, bytes: await one.bytes() })),
+    others.map(async (one, i) => ({
+      name: one.name,
+      ms: theirs[i].ms,
+      ratio: theirs[i].ms / ours.ms,
+      bytes: await one.bytes(),
+    })),
   );
   dispose();
   await peers?.release();
@@ -136,7 +153,16 @@ const { stdout: commit } = spawnSync("git", ["rev-parse", "--short", "HEAD"], { 
 /** Writes what was measured so far: a long run that is cut off has not been for nothing. */
 async function save(): Promise<void> {
   if (!json) return;
-  const result: Result = { commit: commit?.trim() || undefined, cpu: cpuName(), isa, limits: limitsOf, rows, growth, order, sharing };
+  const result: Result = {
+    commit: commit?.trim() || undefined,
+    cpu: cpuName(),
+    isa,
+    limits: limitsOf,
+    rows,
+    growth,
+    order,
+    sharing,
+  };
   await writeFileDurably(json, `${JSON.stringify(result, null, 2)}\n`);
 }
 
@@ -147,7 +173,9 @@ async function measureAll(on: Device, whole: boolean): Promise<void> {
   if (limits) {
     isa = on.isa;
     limitsOf.push({ threads: on.threads, peak: limits.peak, bandwidth: limits.read });
-    console.error(`${cpuName()}, ${on.isa}, ${on.threads} threads: ${(limits.peak / 1e9).toFixed(0)} GFLOP/s, ${(limits.read / 1e9).toFixed(1)} GB/s read`);
+    console.error(
+      `${cpuName()}, ${on.isa}, ${on.threads} threads: ${(limits.peak / 1e9).toFixed(0)} GFLOP/s, ${(limits.read / 1e9).toFixed(1)} GB/s read`,
+    );
   }
   const planned = await plan(on, cpu && whole);
   for (const [i, one] of planned.entries()) {

@@ -42,9 +42,14 @@ export async function interleaved(timers: readonly Timer[]): Promise<Measured[]>
   }
   const warm = Math.max(...firsts);
   const repeats: number[] = [];
-  for (const [i, timer] of timers.entries()) repeats.push(firsts[i] < 100 * SHORT ? await enough(timer, Math.max(SHORT, SHARE * warm)) : 1);
+  for (const [i, timer] of timers.entries())
+    repeats.push(firsts[i] < 100 * SHORT ? await enough(timer, Math.max(SHORT, SHARE * warm)) : 1);
   const start = performance.now();
-  for (let round = 0; round < MOST && (round < least(warm) || performance.now() - start < 1000 * SECONDS * timers.length); round++)
+  for (
+    let round = 0;
+    round < MOST && (round < least(warm) || performance.now() - start < 1000 * SECONDS * timers.length);
+    round++
+  )
     for (const [i, timer] of timers.entries()) {
       if (times[i][0] > LONG) continue;
       await setTimeout(PAUSE);

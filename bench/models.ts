@@ -67,7 +67,9 @@ export const configOf = ({ layers, width, heads, vocabulary, prompt, response }:
 function weights(config: ModelConfig): { body: number; head: number; all: number } {
   const size = (s: readonly number[]) => s.reduce((a, b) => a * b, 1);
   const matrices = weightShapes(config, "logits").filter(({ shape: s }) => s.length === 2);
-  const body = matrices.filter(({ name }) => name.startsWith("layers.")).reduce((sum, { shape: s }) => sum + size(s), 0);
+  const body = matrices
+    .filter(({ name }) => name.startsWith("layers."))
+    .reduce((sum, { shape: s }) => sum + size(s), 0);
   return { body, head: config.vocabulary * config.width, all: body + config.vocabulary * config.width };
 }
 
@@ -118,7 +120,10 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
     cost: { flops: forward(shape, length - 1, generated), read: 4 * weights(configOf(shape)).all * response, write: 0 },
     prepare(on) {
       const policy = model(on);
-      return { timer: timed(() => generate(policy, prompts(shape), { maxTokens: response, seed: 0, slots: batch })), dispose: () => policy.dispose() };
+      return {
+        timer: timed(() => generate(policy, prompts(shape), { maxTokens: response, seed: 0, slots: batch })),
+        dispose: () => policy.dispose(),
+      };
     },
   };
   const sftStep: StepRow = {
@@ -135,7 +140,12 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
         return { prompt: all.subarray(0, 1), completion: all.subarray(1) };
       });
       const step = async () => {
-        for await (const _ of sft(policy, () => episodes, { learningRate: 1e-4, schedule: "constant", warmup: 0, steps: adam.steps + 1 }, adam));
+        for await (const _ of sft(
+          policy,
+          () => episodes,
+          { learningRate: 1e-4, schedule: "constant", warmup: 0, steps: adam.steps + 1 },
+          adam,
+        ));
       };
       return { timer: timed(step), dispose: () => (adam.dispose(), policy.dispose()) };
     },
@@ -156,7 +166,12 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
       ...adamBytes(shape, 4 * epochs * 2),
     },
     prepare(on) {
-      const models = { policy: model(on), reference: model(on), reward: model(on, "score"), critic: model(on, "score") };
+      const models = {
+        policy: model(on),
+        reference: model(on),
+        reward: model(on, "score"),
+        critic: model(on, "score"),
+      };
       const config: PpoConfig = {
         seed: 0,
         updates: 1,
@@ -231,9 +246,16 @@ function decode(dtype: "f32" | "bf16"): StepRow {
       if (dtype === "bf16") model.narrow();
       model.pack(); // once, as a peer does when it loads
       const request = { prompt: ids(prompt, smollm2.vocabulary, 1), index: 0, sample: 0 };
-      return { timer: timed(() => generate(model, [request], { maxTokens: response, temperature: 0, seed: 0 })), dispose: () => model.dispose() };
+      return {
+        timer: timed(() => generate(model, [request], { maxTokens: response, temperature: 0, seed: 0 })),
+        dispose: () => model.dispose(),
+      };
     },
   };
 }
 
-export const stepRows: StepRow[] = [...Object.entries(shapes).flatMap(([name, shape]) => steps(name, shape)), decode("f32"), decode("bf16")];
+export const stepRows: StepRow[] = [
+  ...Object.entries(shapes).flatMap(([name, shape]) => steps(name, shape)),
+  decode("f32"),
+  decode("bf16"),
+];

@@ -91,7 +91,9 @@ export class Peers {
     for (const script of scripts.filter(({ rows }) => rows.test(row.name))) {
       const process = await this.process(script);
       if (!process) continue;
-      const names = JSON.parse((await process.ask(`prepare ${JSON.stringify(row)}`)) || '"it has ended"') as string[] | string;
+      const names = JSON.parse((await process.ask(`prepare ${JSON.stringify(row)}`)) || '"it has ended"') as
+        | string[]
+        | string;
       if (typeof names === "string") console.error(`${script.file} has no ${row.name}, ${row.shape}: ${names}`);
       else all.push(...names.map((one, i) => implementation(process, one, i)));
     }
@@ -114,7 +116,8 @@ export class Peers {
 }
 
 async function start({ file }: Script, threads: number): Promise<Process | undefined> {
-  if (file.endsWith(".mjs")) return existsSync(join(folder, "node_modules")) ? Process.start(process.execPath, file, threads) : undefined;
+  if (file.endsWith(".mjs"))
+    return existsSync(join(folder, "node_modules")) ? Process.start(process.execPath, file, threads) : undefined;
   for (const python of (process.env.RLHF_PEER_PYTHON ?? "").split(":").filter(Boolean)) {
     const found = await Process.start(python, file, threads);
     if (found) return found;

@@ -24,25 +24,37 @@ function coverage(): string {
     const key = row.join(" | ");
     groups.set(key, [...(groups.get(key) ?? []), name]);
   }
-  const rows = [...groups].toSorted(([a], [b]) => b.length - a.length).map(([row, names]) => `| ${names.map((name) => `\`${name}\``).join(", ")} | ${row} |`);
+  const rows = [...groups]
+    .toSorted(([a], [b]) => b.length - a.length)
+    .map(([row, names]) => `| ${names.map((name) => `\`${name}\``).join(", ")} | ${row} |`);
   return ["| ops | cpu | webgpu | cuda | CUDA receipt |", "| --- | --- | --- | --- | --- |", ...rows].join("\n");
 }
 
 /** The pages that show the results in bench/results, by their paths, as those want them. */
 export async function pages(): Promise<Map<string, string>> {
   const folder = "bench/results";
-  const names = (await readdir(join(root, folder))).filter((name) => name.endsWith(".json") && !name.startsWith("cuda-")).toSorted();
-  const results = await Promise.all(names.map(async (name) => JSON.parse(await readFile(join(root, folder, name), "utf8")) as Result));
+  const names = (await readdir(join(root, folder)))
+    .filter((name) => name.endsWith(".json") && !name.startsWith("cuda-"))
+    .toSorted();
+  const results = await Promise.all(
+    names.map(async (name) => JSON.parse(await readFile(join(root, folder, name), "utf8")) as Result),
+  );
   const compared = names
     .map((name, i) => ({ name: name.replace(/json$/, "svg"), result: results[i] }))
     .filter(({ result }) => result.rows.some(({ peers }) => peers.length > 0));
-  const picture = (cpu: string, path: string) => `![${cpu}: times as fast as its peers, and share of the limit](${path})`;
+  const picture = (cpu: string, path: string) =>
+    `![${cpu}: times as fast as its peers, and share of the limit](${path})`;
   const peak = ({ limits }: Result) => limits[0].peak;
   const fastest = compared.reduce((a, b) => (peak(b.result) > peak(a.result) ? b : a));
-  const shown = [picture(fastest.result.cpu, `${folder}/${fastest.name}`), overview(compared.map(({ result }) => result))];
+  const shown = [
+    picture(fastest.result.cpu, `${folder}/${fastest.name}`),
+    overview(compared.map(({ result }) => result)),
+  ];
   const sections = results.map((result) => {
     const own = compared.find((one) => one.result === result);
-    return [`## ${result.cpu}, ${result.isa}`, ...(own ? [picture(result.cpu, own.name)] : []), markdown(result)].join("\n\n");
+    return [`## ${result.cpu}, ${result.isa}`, ...(own ? [picture(result.cpu, own.name)] : []), markdown(result)].join(
+      "\n\n",
+    );
   });
   const readme = await readFile(join(root, "README.md"), "utf8");
   return new Map([
@@ -52,4 +64,5 @@ export async function pages(): Promise<Map<string, string>> {
   ]);
 }
 
-if (process.argv[1]?.endsWith("readme.js")) for (const [path, text] of await pages()) await writeFileDurably(join(root, path), text);
+if (process.argv[1]?.endsWith("readme.js"))
+  for (const [path, text] of await pages()) await writeFileDurably(join(root, path), text);

@@ -81,11 +81,25 @@ export interface Result {
   sharing?: Sharing[];
 }
 
-const digits = (x: number) => (x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x >= 0.1 ? x.toFixed(2) : x.toPrecision(2));
+const digits = (x: number) =>
+  x >= 100 ? x.toFixed(0) : x >= 10 ? x.toFixed(1) : x >= 0.1 ? x.toFixed(2) : x.toPrecision(2);
 const mib = (bytes: number) => (bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0);
 const percent = (share: number) => `${(100 * share).toFixed(0)} %`;
 
-export const head = ["row", "shape", "ms", "spread", "of limit", "MiB", "tokens/s", "outside kernels", "peer", "peer ms", "faster", "peer MiB"];
+export const head = [
+  "row",
+  "shape",
+  "ms",
+  "spread",
+  "of limit",
+  "MiB",
+  "tokens/s",
+  "outside kernels",
+  "peer",
+  "peer ms",
+  "faster",
+  "peer MiB",
+];
 const PEER = head.indexOf("peer");
 
 /** A line for the row and its fastest peer, and one more for each other peer. */
@@ -101,7 +115,10 @@ export function lines(row: Row): string[][] {
     row.outside === undefined ? "" : `${(100 * row.outside).toFixed(1)} %`,
   ];
   const peers = row.peers.map(({ name, ms, ratio, bytes }) => [name, digits(ms), `${ratio.toFixed(2)}x`, mib(bytes)]);
-  return (peers.length > 0 ? peers : [["", "", "", ""]]).map((peer, i) => [...(i === 0 ? own : own.map(() => "")), ...peer]);
+  return (peers.length > 0 ? peers : [["", "", "", ""]]).map((peer, i) => [
+    ...(i === 0 ? own : own.map(() => "")),
+    ...peer,
+  ]);
 }
 
 export const growthHead = ["cost of growth", "shape", "sizes", "ms", "times", "work"];
@@ -127,7 +144,16 @@ export const orderCells = ({ name, shape, threads, ms, unordered }: Order): stri
   `${(ms / unordered).toFixed(2)}x`,
 ];
 
-export const sharingHead = ["prompts computed once", "shape", "threads", "ms", "once a completion", "faster", "FLOPs", "of their ratio"];
+export const sharingHead = [
+  "prompts computed once",
+  "shape",
+  "threads",
+  "ms",
+  "once a completion",
+  "faster",
+  "FLOPs",
+  "of their ratio",
+];
 export const sharingCells = ({ name, shape, threads, ms, alone, work }: Sharing): string[] => [
   name,
   shape,
@@ -146,7 +172,10 @@ function grid(top: readonly string[], rows: readonly (readonly string[])[], text
 
 /** Rows that have a peer, each machine's fastest one beside ours, with the machine's first number of threads. */
 export function overview(results: readonly Result[]): string {
-  const tops = results.map(({ cpu, isa, limits: [{ threads, peak }] }) => `${cpu}, ${isa}, ${threads} threads, ${(peak / 1e9).toFixed(0)} GFLOP/s`);
+  const tops = results.map(
+    ({ cpu, isa, limits: [{ threads, peak }] }) =>
+      `${cpu}, ${isa}, ${threads} threads, ${(peak / 1e9).toFixed(0)} GFLOP/s`,
+  );
   const cells = new Map<string, string[]>();
   for (const [i, { rows, limits }] of results.entries())
     for (const { name, shape, threads, device, peers, limitRatio } of rows) {
@@ -163,7 +192,10 @@ export function overview(results: readonly Result[]): string {
 }
 
 /** Kernels and steps with that number of threads. */
-export function rowsTable({ cpu, isa, rows, commit }: Result, { threads, peak, bandwidth }: Result["limits"][0]): string {
+export function rowsTable(
+  { cpu, isa, rows, commit }: Result,
+  { threads, peak, bandwidth }: Result["limits"][0],
+): string {
   const all = rows.filter((row) => row.threads === threads).flatMap(lines);
   const shown = head.map((_, i) => i).filter((i) => head[i] !== "spread" && all.some((cells) => cells[i] !== ""));
   const title = `${cpu} (${isa}, ${threads} thread${threads === 1 ? "" : "s"}; at best ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s${commit ? `; at ${commit}` : ""})`;

@@ -13,7 +13,13 @@ const COMPLETIONS = 8;
 /** What is trained: a language model, whose head sees the completions alone, or a reward model, which has next to none. */
 type Trained = "SFT step" | "reward step";
 
-function step(on: Device, trained: Trained, shape: Shape, completions: number, sharePrompts: boolean): Omit<Prepared, "cost"> {
+function step(
+  on: Device,
+  trained: Trained,
+  shape: Shape,
+  completions: number,
+  sharePrompts: boolean,
+): Omit<Prepared, "cost"> {
   const { batch, prompt, response, vocabulary } = shape;
   const model = Transformer.random(configOf(shape), trained === "SFT step" ? "logits" : "score", on, 0);
   const adam = new AdamW([...model.parameters.values()], optimizer);
@@ -24,21 +30,39 @@ function step(on: Device, trained: Trained, shape: Shape, completions: number, s
     })),
   );
   const run = async () => {
-    const config = { learningRate: 1e-4, schedule: "constant", warmup: 0, steps: adam.steps + 1, sharePrompts } as const;
-    const loop = trained === "SFT step" ? sft(model, () => groups.flat(), config, adam) : rewardModel(model, () => groups.map(ranking), config, adam);
+    const config = {
+      learningRate: 1e-4,
+      schedule: "constant",
+      warmup: 0,
+      steps: adam.steps + 1,
+      sharePrompts,
+    } as const;
+    const loop =
+      trained === "SFT step"
+        ? sft(model, () => groups.flat(), config, adam)
+        : rewardModel(model, () => groups.map(ranking), config, adam);
     for await (const _ of loop);
   };
   return { timer: timed(run), dispose: () => (adam.dispose(), model.dispose()) };
 }
 
 /** The step with its FLOPs, counted on a device that runs nothing. */
-export async function sharingStep(on: Device, trained: Trained, shape: Shape, completions: number, sharePrompts: boolean): Promise<Prepared> {
+export async function sharingStep(
+  on: Device,
+  trained: Trained,
+  shape: Shape,
+  completions: number,
+  sharePrompts: boolean,
+): Promise<Prepared> {
   await using planned = new PlannedDevice(on.threads, { flops: 1, bandwidth: 1, call: 0 });
   const counted = step(planned, trained, shape, completions, sharePrompts);
   planned.take();
   await counted.timer(1);
   counted.dispose();
-  return { ...step(on, trained, shape, completions, sharePrompts), cost: { flops: planned.take().flops, read: 0, write: 0 } };
+  return {
+    ...step(on, trained, shape, completions, sharePrompts),
+    cost: { flops: planned.take().flops, read: 0, write: 0 },
+  };
 }
 
 export interface SharingRow {
@@ -55,10 +79,19 @@ export const sharingRows: SharingRow[] = (["demo", "gpt2"] as const).flatMap((mo
     return {
       ...row,
       async measure(on) {
-        const both = [await sharingStep(on, name, shape, COMPLETIONS, true), await sharingStep(on, name, shape, COMPLETIONS, false)];
+        const both = [
+          await sharingStep(on, name, shape, COMPLETIONS, true),
+          await sharingStep(on, name, shape, COMPLETIONS, false),
+        ];
         const [shared, alone] = await interleaved(both.map(({ timer }) => timer));
         for (const one of both) one.dispose();
-        return { ...row, threads: on.threads, ms: shared.ms, alone: alone.ms, work: both[1].cost.flops / both[0].cost.flops };
+        return {
+          ...row,
+          threads: on.threads,
+          ms: shared.ms,
+          alone: alone.ms,
+          work: both[1].cost.flops / both[0].cost.flops,
+        };
       },
     };
   }),

@@ -22,7 +22,14 @@ export { Annotator, sentiment } from "./data/annotator.js";
 export { readCompletions, writeCompletions, type CompletionRow } from "./data/completions.js";
 export { label, rank } from "./data/labels.js";
 export { calibration, distinctN, repetition, winRate } from "./data/metrics.js";
-export { readComparisons, readDemonstrations, readPrompts, type ComparisonRow, type PreferenceRow, type RankingRow } from "./data/preferences.js";
+export {
+  readComparisons,
+  readDemonstrations,
+  readPrompts,
+  type ComparisonRow,
+  type PreferenceRow,
+  type RankingRow,
+} from "./data/preferences.js";
 
 export { klController, type KlController } from "./rlhf/controller.js";
 export { packEpisodes, packWhole, type Episode } from "./rlhf/episode.js";

@@ -1,5 +1,6 @@
 // The Node addon: its class Device, the list of ops as data, and functions of the law of arithmetic. A call of an op is
-// a frame of numbers (frame.h): there is no code per op. What runs while the environment may be torn down is in Node-API's own calls (node.h).
+// a frame of numbers (frame.h): there is no code per op. What runs while the environment may be torn down is in
+// Node-API's own calls (node.h).
 #include <napi.h>
 
 #if !defined(_WIN32)
@@ -32,13 +33,15 @@ Napi::Array list(Napi::Env env, const List& items, F&& f) {
   return out;
 }
 
-const char* const KINDS[] = {"in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
+const char* const KINDS[] = {
+    "in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
 
 Napi::Array list_ops(Napi::Env env) {
   const auto dtype = [&](const char* name) { return Napi::String::New(env, name); };
   return list(env, op_table(), [&](const Op& op) {
     Napi::Object o = Napi::Object::New(env);
-    o.Set("name", op.name), o.Set("cpu", list(env, cpu_dtypes(op), dtype)), o.Set("cuda", list(env, cuda_dtypes(op), dtype));
+    o.Set("name", op.name), o.Set("cpu", list(env, cpu_dtypes(op), dtype)),
+        o.Set("cuda", list(env, cuda_dtypes(op), dtype));
     o.Set("arguments", list(env, op.arguments, [&](const Argument& a) {
       Napi::Object argument = Napi::Object::New(env);
       argument.Set("kind", KINDS[int(a.kind)]), argument.Set("type", a.type), argument.Set("name", a.name);
@@ -54,7 +57,8 @@ Napi::Array list_ops(Napi::Env env) {
 Napi::Object list_choices(Napi::Env env) {
   Napi::Object out = Napi::Object::New(env);
   for (const Choice& choice : choice_table())
-    out.Set(choice.name, list(env, choice.items, [&](const std::string& item) { return Napi::String::New(env, item); }));
+    out.Set(
+        choice.name, list(env, choice.items, [&](const std::string& item) { return Napi::String::New(env, item); }));
   return out;
 }
 
@@ -69,12 +73,14 @@ napi_value power(napi_env env, napi_callback_info info) {
   return number(env, rlhf_pow(given.number(0, "x"), given.number(1, "y")));
 }
 
-// lock(file descriptor): whether this process has it now; false if another has. It ends with the last descriptor of the file.
+// lock(file descriptor): whether this process has it now; false if another has. It ends with the last descriptor of the
+// file.
 napi_value lock(napi_env env, napi_callback_info info) {
   const int file = int(Arguments(env, info, "lock").whole(0, "file descriptor", 0, 2147483647));
 #if !defined(_WIN32)
   const bool locked = flock(file, LOCK_EX | LOCK_NB) == 0;
-  if (!locked && errno != EWOULDBLOCK) throw Refusal{Refusal::type, "FILE", std::string("it cannot be locked: ") + std::strerror(errno)};
+  if (!locked && errno != EWOULDBLOCK)
+    throw Refusal{Refusal::type, "FILE", std::string("it cannot be locked: ") + std::strerror(errno)};
   return boolean(env, locked);
 #else
   return boolean(env, file >= 0);

@@ -1,5 +1,6 @@
-// NVIDIA's driver, found when a GPU is opened, so that one binary runs with and without it. The few prototypes are declared here: no
-// CUDA header is needed. The kernels are images of machine code and PTX, one per file of kernels/cuda, that the build embeds.
+// NVIDIA's driver, found when a GPU is opened, so that one binary runs with and without it. The few prototypes are
+// declared here: no CUDA header is needed. The kernels are images of machine code and PTX, one per file of
+// kernels/cuda, that the build embeds.
 #if !RLHF_SIMT
 #include <dlfcn.h>
 
@@ -48,36 +49,38 @@ struct PoolProperties {  // CUmemPoolProps
 };
 
 // X(member, symbol, parameters)
-#define DRIVER(X)                                                                                                                   \
-  X(init, cuInit, unsigned)                                                                                                         \
-  X(error_name, cuGetErrorName, Result, const char**)                                                                               \
-  X(error_text, cuGetErrorString, Result, const char**)                                                                             \
-  X(device_count, cuDeviceGetCount, int*)                                                                                           \
-  X(device_get, cuDeviceGet, int*, int)                                                                                             \
-  X(device_name, cuDeviceGetName, char*, int, int)                                                                                  \
-  X(device_attribute, cuDeviceGetAttribute, int*, int, int)                                                                         \
-  X(retain, cuDevicePrimaryCtxRetain, Context_*, int)                                                                               \
-  X(release, cuDevicePrimaryCtxRelease_v2, int)                                                                                     \
-  X(push, cuCtxPushCurrent_v2, Context_)                                                                                            \
-  X(pop, cuCtxPopCurrent_v2, Context_*)                                                                                             \
-  X(stream_create, cuStreamCreate, Stream*, unsigned)                                                                               \
-  X(stream_destroy, cuStreamDestroy_v2, Stream)                                                                                     \
-  X(stream_wait, cuStreamSynchronize, Stream)                                                                                       \
-  X(pool_create, cuMemPoolCreate, void**, const PoolProperties*)                                                                    \
-  X(pool_destroy, cuMemPoolDestroy, void*)                                                                                          \
-  X(pool_set, cuMemPoolSetAttribute, void*, int, void*)                                                                             \
-  X(allocate, cuMemAllocFromPoolAsync, Address*, size_t, void*, Stream)                                                             \
-  X(free, cuMemFreeAsync, Address, Stream)                                                                                          \
-  X(to_device, cuMemcpyHtoDAsync_v2, Address, const void*, size_t, Stream)                                                          \
-  X(to_host, cuMemcpyDtoHAsync_v2, void*, Address, size_t, Stream)                                                                  \
-  X(fill, cuMemsetD8Async, Address, unsigned char, size_t, Stream)                                                                  \
-  X(pointer_attribute, cuPointerGetAttribute, void*, int, Address)                                                                  \
-  X(module_load, cuModuleLoadData, Module*, const void*)                                                                            \
-  X(module_unload, cuModuleUnload, Module)                                                                                          \
-  X(function, cuModuleGetFunction, Function*, Module, const char*)                                                                  \
-  X(function_set, cuFuncSetAttribute, Function, int, int)                                                                           \
-  X(launch, cuLaunchKernel, Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**) \
-  X(tensor_map, cuTensorMapEncodeTiled, void*, int, unsigned, void*, const uint64_t*, const uint64_t*, const unsigned*, const unsigned*, int, int, int, int)
+#define DRIVER(X)                                                                                                   \
+  X(init, cuInit, unsigned)                                                                                         \
+  X(error_name, cuGetErrorName, Result, const char**)                                                               \
+  X(error_text, cuGetErrorString, Result, const char**)                                                             \
+  X(device_count, cuDeviceGetCount, int*)                                                                           \
+  X(device_get, cuDeviceGet, int*, int)                                                                             \
+  X(device_name, cuDeviceGetName, char*, int, int)                                                                  \
+  X(device_attribute, cuDeviceGetAttribute, int*, int, int)                                                         \
+  X(retain, cuDevicePrimaryCtxRetain, Context_*, int)                                                               \
+  X(release, cuDevicePrimaryCtxRelease_v2, int)                                                                     \
+  X(push, cuCtxPushCurrent_v2, Context_)                                                                            \
+  X(pop, cuCtxPopCurrent_v2, Context_*)                                                                             \
+  X(stream_create, cuStreamCreate, Stream*, unsigned)                                                               \
+  X(stream_destroy, cuStreamDestroy_v2, Stream)                                                                     \
+  X(stream_wait, cuStreamSynchronize, Stream)                                                                       \
+  X(pool_create, cuMemPoolCreate, void**, const PoolProperties*)                                                    \
+  X(pool_destroy, cuMemPoolDestroy, void*)                                                                          \
+  X(pool_set, cuMemPoolSetAttribute, void*, int, void*)                                                             \
+  X(allocate, cuMemAllocFromPoolAsync, Address*, size_t, void*, Stream)                                             \
+  X(free, cuMemFreeAsync, Address, Stream)                                                                          \
+  X(to_device, cuMemcpyHtoDAsync_v2, Address, const void*, size_t, Stream)                                          \
+  X(to_host, cuMemcpyDtoHAsync_v2, void*, Address, size_t, Stream)                                                  \
+  X(fill, cuMemsetD8Async, Address, unsigned char, size_t, Stream)                                                  \
+  X(pointer_attribute, cuPointerGetAttribute, void*, int, Address)                                                  \
+  X(module_load, cuModuleLoadData, Module*, const void*)                                                            \
+  X(module_unload, cuModuleUnload, Module)                                                                          \
+  X(function, cuModuleGetFunction, Function*, Module, const char*)                                                  \
+  X(function_set, cuFuncSetAttribute, Function, int, int)                                                           \
+  X(launch, cuLaunchKernel, Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, \
+      void**, void**)                                                                                               \
+  X(tensor_map, cuTensorMapEncodeTiled, void*, int, unsigned, void*, const uint64_t*, const uint64_t*,              \
+      const unsigned*, const unsigned*, int, int, int, int)
 
 struct Driver {
 #define MEMBER(member, symbol, ...) Result (*member)(__VA_ARGS__) = nullptr;
@@ -101,7 +104,8 @@ struct Driver {
   std::string text(const char* call, Result r) const {
     const char *name = nullptr, *description = nullptr;
     error_name(r, &name), error_text(r, &description);
-    return std::string(call) + " failed with " + (name ? name : std::to_string(r)) + (description ? std::string(": ") + description : "");
+    return std::string(call) + " failed with " + (name ? name : std::to_string(r)) +
+           (description ? std::string(": ") + description : "");
   }
 };
 const Driver& driver() {
@@ -121,11 +125,14 @@ class CudaDevice final : public GpuDevice {
     char name[256] = "";
     if (!ok("cuDeviceGetCount", d.device_count(&count))) return;
     if (ordinal < 0 || ordinal >= count) {
-      why_not = "ordinal is " + std::to_string(ordinal) + ", this machine has " + std::to_string(count) + (count == 1 ? " GPU" : " GPUs");
+      why_not = "ordinal is " + std::to_string(ordinal) + ", this machine has " + std::to_string(count) +
+                (count == 1 ? " GPU" : " GPUs");
       return;
     }
     int device = 0;
-    if (!ok("cuDeviceGet", d.device_get(&device, ordinal)) || !ok("cuDeviceGetName", d.device_name(name, sizeof name, device))) return;
+    if (!ok("cuDeviceGet", d.device_get(&device, ordinal)) ||
+        !ok("cuDeviceGetName", d.device_name(name, sizeof name, device)))
+      return;
     if (!ok("cuDeviceGetAttribute", d.device_attribute(&multiprocessors, MULTIPROCESSORS, device)) ||
         !ok("cuDeviceGetAttribute", d.device_attribute(&major, CAPABILITY_MAJOR, device)) ||
         !ok("cuDeviceGetAttribute", d.device_attribute(&minor, CAPABILITY_MINOR, device)) ||
@@ -134,16 +141,20 @@ class CudaDevice final : public GpuDevice {
       return;
     name_ = name, shared_most_ = shared, architecture = 10 * major + minor;
     if (architecture < 80 || !pools) {
-      why_not = name_ + " has compute capability " + std::to_string(major) + "." + std::to_string(minor) + ", wanted 8.0 or newer with memory pools";
+      why_not = name_ + " has compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+                ", wanted 8.0 or newer with memory pools";
       return;
     }
     if (!ok("cuDevicePrimaryCtxRetain", d.retain(&context_, device))) return;
     device_ = device;
     const Current current(*this);
-    uint64_t all = UINT64_MAX;  // freed memory stays with the pool, our own: the process may have other plans for the device's
+    uint64_t all =
+        UINT64_MAX;  // freed memory stays with the pool, our own: the process may have other plans for the device's
     PoolProperties properties;
     properties.device = device;
-    if (!ok("cuMemPoolCreate", d.pool_create(&pool_, &properties)) || !ok("cuMemPoolSetAttribute", d.pool_set(pool_, RELEASE_THRESHOLD, &all))) return;
+    if (!ok("cuMemPoolCreate", d.pool_create(&pool_, &properties)) ||
+        !ok("cuMemPoolSetAttribute", d.pool_set(pool_, RELEASE_THRESHOLD, &all)))
+      return;
     if (!stream_) {
       if (!ok("cuStreamCreate", d.stream_create(&stream_, NON_BLOCKING))) return;
       own_stream_ = true;
@@ -154,7 +165,9 @@ class CudaDevice final : public GpuDevice {
       modules_.push_back(module);
     }
     Address words = 0;
-    if (!ok("cuMemAllocAsync", d.allocate(&words, ERRORS, pool_, stream_)) || !ok("cuMemsetD8Async", d.fill(words, 0, ERRORS, stream_))) return;
+    if (!ok("cuMemAllocAsync", d.allocate(&words, ERRORS, pool_, stream_)) ||
+        !ok("cuMemsetD8Async", d.fill(words, 0, ERRORS, stream_)))
+      return;
     errors = reinterpret_cast<int32_t*>(words);
     ready = ok("cuStreamSynchronize", d.stream_wait(stream_));
   }
@@ -172,27 +185,31 @@ class CudaDevice final : public GpuDevice {
   }
   CudaDevice(const CudaDevice&) = delete;
 
-  bool launch(const char* name, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t) override {
+  bool launch(
+      const char* name, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t) override {
     const Current current(*this);
     Known* kernel = find(name);
     if (!kernel) return false;
-    if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535) return refuse(name, "launched with more blocks than a grid can have");
+    if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535)
+      return refuse(name, "launched with more blocks than a grid can have");
     if (shared > shared_most_)
-      return refuse(name, ("it needs " + std::to_string(shared) + " bytes of shared memory, a block of this GPU has " + std::to_string(shared_most_)).c_str());
+      return refuse(name, ("it needs " + std::to_string(shared) + " bytes of shared memory, a block of this GPU has " +
+                              std::to_string(shared_most_))
+                              .c_str());
     if (shared > kernel->shared) {
       if (!did("cuFuncSetAttribute", d.function_set(kernel->function, MOST_DYNAMIC_SHARED, int(shared)))) return false;
       kernel->shared = shared;
     }
     void* arguments[] = {const_cast<void*>(params)};
-    return did(name, d.launch(kernel->function, unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2]), unsigned(threads), 1, 1, unsigned(shared), stream_,
-                         arguments, nullptr));
+    return did(name, d.launch(kernel->function, unsigned(grid[0]), unsigned(grid[1]), unsigned(grid[2]),
+                         unsigned(threads), 1, 1, unsigned(shared), stream_, arguments, nullptr));
   }
   bool tensor_map(void* map, const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows) override {
     const Current current(*this);
     const uint64_t sizes[2] = {uint64_t(columns), uint64_t(rows)}, strides[1] = {uint64_t(2 * stride)};
     const unsigned box[2] = {64, unsigned(box_rows)}, steps[2] = {1, 1};
-    return did("cuTensorMapEncodeTiled",
-        d.tensor_map(map, BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box, steps, NOT_INTERLEAVED, SWIZZLE_128, PROMOTION_256, ZEROS));
+    return did("cuTensorMapEncodeTiled", d.tensor_map(map, BFLOAT16, 2, const_cast<void*>(data), sizes, strides, box,
+                                             steps, NOT_INTERLEAVED, SWIZZLE_128, PROMOTION_256, ZEROS));
   }
   bool fill(void* data, int byte, int64_t bytes) override {
     const Current current(*this);
@@ -213,7 +230,8 @@ class CudaDevice final : public GpuDevice {
     if (!did("cuMemcpyHtoDAsync", d.to_device(address(to), from, bytes, stream_))) return false;
     // Pageable memory has been read by now; what the driver knows is read later.
     unsigned kind = 0;
-    return d.pointer_attribute(&kind, MEMORY_TYPE, address(from)) != 0 || did("cuStreamSynchronize", d.stream_wait(stream_));
+    return d.pointer_attribute(&kind, MEMORY_TYPE, address(from)) != 0 ||
+           did("cuStreamSynchronize", d.stream_wait(stream_));
   }
   bool read(void* to, const void* from, size_t bytes) override {
     const Current current(*this);
@@ -251,7 +269,8 @@ class CudaDevice final : public GpuDevice {
     if (known != kernels_.end()) return &known->second;
     for (Module module : modules_) {
       Function function = nullptr;
-      if (d.function(&function, module, name) == 0) return &kernels_.emplace(name, Known{function, 48 << 10}).first->second;
+      if (d.function(&function, module, name) == 0)
+        return &kernels_.emplace(name, Known{function, 48 << 10}).first->second;
     }
     refuse(name, "there is no kernel of this name");
     return nullptr;
@@ -281,7 +300,8 @@ class CudaDevice final : public GpuDevice {
 
 std::unique_ptr<GpuDevice> open_gpu(int ordinal, void* stream, std::string& why_not) {
   if (!driver().missing.empty()) return why_not = driver().missing, nullptr;
-  if (fatbins().empty()) return why_not = "this build has no kernels for GPUs; `npm run build:cuda` builds them (it needs nvcc)", nullptr;
+  if (fatbins().empty())
+    return why_not = "this build has no kernels for GPUs; `npm run build:cuda` builds them (it needs nvcc)", nullptr;
   auto device = std::make_unique<CudaDevice>(ordinal, stream, why_not);
   return device->ready ? std::move(device) : nullptr;
 }

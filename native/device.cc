@@ -24,7 +24,8 @@ struct Recorded {
   std::vector<Place> blocks;  // one for each that the calls touch
 };
 
-constexpr int64_t ROOM = int64_t(256) << 20;  // bytes that lost tensors may take, beside a quarter of what was in use at most
+constexpr int64_t ROOM =
+    int64_t(256) << 20;  // bytes that lost tensors may take, beside a quarter of what was in use at most
 constexpr int64_t PRESSURE = int64_t(1) << 42;  // bytes that make V8 collect at once
 
 class Device final : public Resident {
@@ -36,7 +37,9 @@ class Device final : public Resident {
     if (!target) throw Refusal{Refusal::type, "ARGUMENT", "Device: it was called without new"};
     Environment& environment = Environment::of(env);
     auto device = std::make_unique<Device>();
-    const auto lost = [](napi_env env, void* data, void*) { std::unique_ptr<Device>(static_cast<Device*>(data))->shut(env); };
+    const auto lost = [](napi_env env, void* data, void*) {
+      std::unique_ptr<Device>(static_cast<Device*>(data))->shut(env);
+    };
     try {
       device->open(given);
       device->set_facts(env, given.self);
@@ -54,7 +57,8 @@ class Device final : public Resident {
   static napi_value method(napi_env env, napi_callback_info info) {
     const Arguments given(env, info, "device");
     void* device = nullptr;
-    if (napi_unwrap(env, given.self, &device) != napi_ok || !device) throw Refusal{Refusal::type, "ARGUMENT", "device: the receiver is no device"};
+    if (napi_unwrap(env, given.self, &device) != napi_ok || !device)
+      throw Refusal{Refusal::type, "ARGUMENT", "device: the receiver is no device"};
     return (static_cast<Device*>(device)->*f)(given);
   }
 
@@ -100,7 +104,8 @@ class Device final : public Resident {
     if (bytes == 0) return nullptr;
     const Place to = find(given, bytes);
     std::unique_ptr<uint8_t[]> copy(new (std::nothrow) uint8_t[bytes]);
-    if (!copy) throw Refusal{Refusal::range, "MEMORY", "out of memory: " + std::to_string(bytes) + " bytes are to be copied"};
+    if (!copy)
+      throw Refusal{Refusal::range, "MEMORY", "out of memory: " + std::to_string(bytes) + " bytes are to be copied"};
     std::memcpy(copy.get(), from, bytes);
     queue_->write(to, std::move(copy));
     return nullptr;
@@ -147,7 +152,9 @@ class Device final : public Resident {
     auto calls = std::make_shared<Calls>();
     Numbers in{numbers, numbers + count};
     read_call(in, *memory_, *calls);
-    if (in.next != in.end) throw Refusal{Refusal::range, "ARGUMENT", std::string(op_table()[size_t(calls->steps[0].op)].name) + ": the frame goes on after it"};
+    if (in.next != in.end)
+      throw Refusal{Refusal::range, "ARGUMENT",
+          std::string(op_table()[size_t(calls->steps[0].op)].name) + ": the frame goes on after it"};
     calls->bind();
     if (planned_) plan(*calls);
     else queue_->run(std::move(calls));
@@ -166,14 +173,16 @@ class Device final : public Resident {
     auto recorded = std::make_unique<Recorded>();
     for (const Held& held : calls->tensors)
       if (held.place.block) recorded->blocks.push_back(held.place);
-    std::sort(recorded->blocks.begin(), recorded->blocks.end(), [](const Place& a, const Place& b) { return a.life < b.life; });
+    std::sort(recorded->blocks.begin(), recorded->blocks.end(),
+        [](const Place& a, const Place& b) { return a.life < b.life; });
     const auto same = [](const Place& a, const Place& b) { return a.life == b.life; };
     recorded->blocks.erase(std::unique(recorded->blocks.begin(), recorded->blocks.end(), same), recorded->blocks.end());
     recorded->device = id_, recorded->calls = std::move(calls);
     napi_value object;
     must(napi_create_object(given.env, &object));
     must(napi_wrap(
-        given.env, object, recorded.get(), [](napi_env, void* data, void*) { delete static_cast<Recorded*>(data); }, nullptr, nullptr));
+        given.env, object, recorded.get(), [](napi_env, void* data, void*) { delete static_cast<Recorded*>(data); },
+        nullptr, nullptr));
     recorded.release();
     must(napi_type_tag_object(given.env, object, &RECORDED_TAG));
     return object;
@@ -187,9 +196,11 @@ class Device final : public Resident {
     void* data = nullptr;
     if (ours) must(napi_unwrap(given.env, given[0], &data));
     const auto* recorded = static_cast<const Recorded*>(data);
-    if (!recorded || recorded->device != id_) throw Refusal{Refusal::type, "ARGUMENT", "run: wanted calls that this device recorded"};
+    if (!recorded || recorded->device != id_)
+      throw Refusal{Refusal::type, "ARGUMENT", "run: wanted calls that this device recorded"};
     for (const Place& place : recorded->blocks)
-      if (place.block->life != place.life) throw Refusal{Refusal::type, "DISPOSED", "recorded calls were run after memory of theirs was freed"};
+      if (place.block->life != place.life)
+        throw Refusal{Refusal::type, "DISPOSED", "recorded calls were run after memory of theirs was freed"};
     if (!planned_) queue_->run(recorded->calls);
     return nullptr;
   }
@@ -259,14 +270,16 @@ class Device final : public Resident {
     char isa[32] = "";
     size_t length = 0;
     if (given.is(0, napi_string)) must(napi_get_value_string_utf8(given.env, given[0], isa, sizeof isa, &length));
-    else if (!given.is(0, napi_undefined)) throw Refusal{Refusal::type, "ARGUMENT", "Device: isa is neither a string nor undefined"};
+    else if (!given.is(0, napi_undefined))
+      throw Refusal{Refusal::type, "ARGUMENT", "Device: isa is neither a string nor undefined"};
     const bool gpu = std::strcmp(isa, "cuda") == 0;
     const int number = int(given.whole(1, gpu ? "ordinal" : "threads", 0, gpu ? 1e6 : 1024));
     bool planned = false;
     if (given.is(2, napi_boolean)) must(napi_get_value_bool(given.env, given[2], &planned));
     planned_ = planned;
     char why[512] = "";
-    stream_ = gpu ? rlhf_cuda_stream_create(number, nullptr, why, sizeof why) : rlhf_stream_create(length ? isa : nullptr, number);
+    stream_ = gpu ? rlhf_cuda_stream_create(number, nullptr, why, sizeof why)
+                  : rlhf_stream_create(length ? isa : nullptr, number);
     const std::string none = "the system gave no threads for a device of " + std::to_string(number ? number : cores());
     if (!stream_ && gpu) throw Refusal{Refusal::range, "DEVICE", why};
     if (!stream_) throw Refusal{Refusal::range, "THREADS", none};  // the ISA is known to be there
@@ -299,7 +312,9 @@ class Device final : public Resident {
   Place find(const Arguments& given, size_t bytes) const {
     const double address = given.whole(0, "address");
     Block* block = memory_->find(uint64_t(address), bytes);
-    if (!block) throw Refusal{Refusal::range, "ARGUMENT", "there is no memory of " + std::to_string(bytes) + " bytes at the address " + text(address)};
+    if (!block)
+      throw Refusal{Refusal::range, "ARGUMENT",
+          "there is no memory of " + std::to_string(bytes) + " bytes at the address " + text(address)};
     const size_t offset = size_t(uint64_t(address) - uint64_t(reinterpret_cast<uintptr_t>(block->data)));
     return {block, block->life, offset, bytes, offset == 0 && (bytes + 3) / 4 * 4 >= block->asked};
   }
@@ -438,15 +453,18 @@ std::atomic<uint64_t> Device::opened_{0};
 }  // namespace
 
 napi_value define_device(napi_env env) {
-#define METHOD(name)                                                                                                    \
-  {                                                                                                                     \
-#name, nullptr, guarded < Device::method < &Device::name>>, nullptr, nullptr, nullptr, napi_default_method, nullptr \
+#define METHOD(name)                                                                                            \
+  {                                                                                                             \
+#name, nullptr, guarded < Device::method < &Device::name>>, nullptr, nullptr, nullptr, napi_default_method, \
+        nullptr                                                                                                 \
   }
-  const napi_property_descriptor methods[] = {METHOD(allocate), METHOD(own), METHOD(release), METHOD(write), METHOD(trust), METHOD(read), METHOD(wait),
-      METHOD(call), METHOD(record), METHOD(run), METHOD(memory), METHOD(trim), METHOD(close)};
+  const napi_property_descriptor methods[] = {METHOD(allocate), METHOD(own), METHOD(release), METHOD(write),
+      METHOD(trust), METHOD(read), METHOD(wait), METHOD(call), METHOD(record), METHOD(run), METHOD(memory),
+      METHOD(trim), METHOD(close)};
 #undef METHOD
   napi_value out;
-  must(napi_define_class(env, "Device", NAPI_AUTO_LENGTH, guarded<Device::create>, nullptr, sizeof methods / sizeof *methods, methods, &out));
+  must(napi_define_class(env, "Device", NAPI_AUTO_LENGTH, guarded<Device::create>, nullptr,
+      sizeof methods / sizeof *methods, methods, &out));
   return out;
 }
 

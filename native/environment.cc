@@ -91,7 +91,8 @@ void Environment::settle(Read* read) noexcept {
   napi_value value = nullptr;
   if (!read->ran) value = error_of(env, Refusal::type, "DEVICE", "the device was closed before it was read");
   else if (const Failure* failure = read->failure.get()) {
-    const bool range = failure->status == RLHF_BAD_ID || failure->status == RLHF_BAD_OFFSETS || failure->status == RLHF_BAD_WORKSPACE;
+    const bool range =
+        failure->status == RLHF_BAD_ID || failure->status == RLHF_BAD_OFFSETS || failure->status == RLHF_BAD_WORKSPACE;
     value = error_of(env, range ? Refusal::range : Refusal::type, code_of(failure->status), failure->message.c_str());
   } else if (read->waits) napi_get_undefined(env, &value);
   else napi_get_reference_value(env, read->buffer, &value);
@@ -124,7 +125,8 @@ void Environment::open(napi_env env) {
   const auto woken = [](napi_env env, napi_value, void* home, void*) {
     if (env) static_cast<Environment*>(home)->settle_done();
   };
-  must(napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, home.get(), woken, &home->wake));
+  must(napi_create_threadsafe_function(
+      env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, home.get(), woken, &home->wake));
   must(napi_unref_threadsafe_function(env, home->wake));
   Environment* one = home.release();
   must(napi_set_instance_data(

@@ -25,10 +25,11 @@ class Resident {
   Resident *before_ = nullptr, *after_ = nullptr;
 };
 
-// A promise that the queue keeps: to read bytes, or that all before it is done. The JavaScript thread owns it, and frees
-// it once it is settled.
+// A promise that the queue keeps: to read bytes, or that all before it is done. The JavaScript thread owns it, and
+// frees it once it is settled.
 struct Read final : Task {
-  Read(Environment& environment, Resident& device, Queue& queue) : environment(environment), device(device), queue(queue) {}
+  Read(Environment& environment, Resident& device, Queue& queue)
+      : environment(environment), device(device), queue(queue) {}
   ~Read() override;
   void run() noexcept override;
   void drop() noexcept override {}

@@ -1,4 +1,5 @@
-// The CUDA kernels as nvcc made them, one fatbin a file of kernels/cuda: what `npm run build:cuda` put into this library, if anything.
+// The CUDA kernels as nvcc made them, one fatbin a file of kernels/cuda: what `npm run build:cuda` put into this
+// library, if anything.
 #pragma once
 #include <vector>
 

@@ -16,7 +16,8 @@ struct Reader {
   const Argument* argument = nullptr;
 
   [[noreturn]] void refuse(const std::string& what) const {
-    throw Refusal{Refusal::range, "ARGUMENT", std::string(op ? op->name : "call") + ": " + (argument ? std::string(argument->name) + " " : "") + what};
+    throw Refusal{Refusal::range, "ARGUMENT",
+        std::string(op ? op->name : "call") + ": " + (argument ? std::string(argument->name) + " " : "") + what};
   }
   double number() {
     if (numbers.next == numbers.end) refuse("is missing: the frame ends before it");
@@ -29,7 +30,8 @@ struct Reader {
   }
   int64_t whole(const char* what, double low, double high) {
     const double x = number();
-    if (!is_whole(x, low, high)) refuse(std::string(what) + " " + text(x) + ", wanted a whole number from " + text(low) + " to " + text(high));
+    if (!is_whole(x, low, high))
+      refuse(std::string(what) + " " + text(x) + ", wanted a whole number from " + text(low) + " to " + text(high));
     return int64_t(x);
   }
 };
@@ -75,7 +77,8 @@ void read_tensor(Reader& in, const Memory& memory, Held& held) {
   if (bytes <= 0) return;  // no number, no memory
   Block* block = nullptr;
   if (is_whole(address, 0, EXACT)) block = memory.find(uint64_t(address), size_t(bytes));
-  if (!block) in.refuse("has " + std::to_string(bytes) + " bytes, and no memory of the device holds them at " + text(address));
+  if (!block)
+    in.refuse("has " + std::to_string(bytes) + " bytes, and no memory of the device holds them at " + text(address));
   Place& place = held.place;
   const size_t offset = size_t(uint64_t(address) - uint64_t(reinterpret_cast<uintptr_t>(block->data)));
   if (offset % size_t(SIZES[t.dtype])) in.refuse("begins at byte " + std::to_string(offset) + ", within a number");
@@ -94,8 +97,8 @@ void hold_apart(const Reader& in, const Op& op, const Held* held) {
     for (const Argument& b : op.arguments) {
       if (!is_tensor(b.kind)) continue;
       const Place& from = (other++)->place;
-      if (from.block == to.block && &from != &to && std::strcmp(b.type, "I32") == 0 && from.offset < to.offset + to.bytes &&
-          to.offset < from.offset + from.bytes)
+      if (from.block == to.block && &from != &to && std::strcmp(b.type, "I32") == 0 &&
+          from.offset < to.offset + to.bytes && to.offset < from.offset + from.bytes)
         in.refuse(std::string(a.name) + " overlaps " + b.name);
     }
   }

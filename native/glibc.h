@@ -1,5 +1,6 @@
-// A prebuilt addon loads where Node.js 20 itself does, on glibc 2.28 and the libstdc++ of GCC 8, though newer ones build it: what has a
-// newer version there than is needed is asked for by the old one (included where it is called), or is the addon's own (glibc.cc).
+// A prebuilt addon loads where Node.js 20 itself does, on glibc 2.28 and the libstdc++ of GCC 8, though newer ones
+// build it: what has a newer version there than is needed is asked for by the old one (included where it is called), or
+// is the addon's own (glibc.cc).
 #pragma once
 #include <cstddef>
 

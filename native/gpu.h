@@ -12,7 +12,8 @@ class GpuDevice : public Gpu {
   virtual ~GpuDevice() = default;
   virtual void* allocate(size_t bytes) = 0;  // in the order of the stream; null if there is none
   virtual void release(void*) = 0;
-  virtual bool write(void* device, const void* host, size_t bytes) = 0;  // the host's memory may be reused when it returns
+  virtual bool write(
+      void* device, const void* host, size_t bytes) = 0;  // the host's memory may be reused when it returns
   virtual bool read(void* host, const void* device, size_t bytes) = 0;  // waits
   virtual bool wait() = 0;
   virtual std::string name() const = 0;

@@ -75,7 +75,8 @@ struct Threads {
 
 // What a GPU's stream offers the functions that launch its kernels.
 struct Gpu {
-  virtual bool launch(const char* kernel, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t bytes) = 0;
+  virtual bool launch(
+      const char* kernel, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t bytes) = 0;
   virtual bool fill(void* data, int byte, int64_t bytes) = 0;
   // of bf16 [rows][columns], in boxes of box_rows x 64: kernels/cuda/hopper.h
   virtual bool tensor_map(void* map, const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows) = 0;
@@ -97,8 +98,8 @@ struct Context {
   Gpu* gpu = nullptr;  // of a GPU's stream: the call enqueues, tensors and workspace lie on the device
   int op = 0;  // in the list
 
-  // The kernel's one request for memory, before any other work: 64-byte aligned, wherever the caller's workspace begins.
-  // A kernel that gets null returns at once.
+  // The kernel's one request for memory, before any other work: 64-byte aligned, wherever the caller's workspace
+  // begins. A kernel that gets null returns at once.
   RLHF_INLINE void* scratch(int64_t bytes) {
     constexpr int64_t LINE = 64;
     if (measuring || bytes < 0 || bytes > workspace_bytes - LINE) {
@@ -117,7 +118,8 @@ struct Context {
   template <class F>
   RLHF_INLINE void each(F&& f) {
     if (threads == 1) return f(0);
-    pool->run([](void* state, int thread) { (*static_cast<F*>(state))(thread); }, const_cast<void*>(static_cast<const void*>(&f)));
+    pool->run([](void* state, int thread) { (*static_cast<F*>(state))(thread); },
+        const_cast<void*>(static_cast<const void*>(&f)));
   }
 
   // f(begin, end): [0, n) in one contiguous range per thread, whose bounds are multiples of grain.

@@ -46,7 +46,8 @@ Memory::~Memory() {
 Block* Memory::allocate(size_t asked) {
   const size_t bytes = size_class(asked);
   Block* block = nullptr;
-  for (auto kept = cached_.lower_bound(bytes); !block && kept != cached_.end() && kept->first <= largest_taken(bytes); ++kept)
+  for (auto kept = cached_.lower_bound(bytes); !block && kept != cached_.end() && kept->first <= largest_taken(bytes);
+       ++kept)
     if ((block = kept->second)) kept->second = block->next;
   if (!block) block = fresh(bytes);
   if (!block) return nullptr;
@@ -67,7 +68,9 @@ Block* Memory::fresh(size_t bytes) {
   spare_ = block->next;
   block->data = static_cast<char*>(p), block->bytes = bytes, block->kept = kept, block->next = nullptr;
   const Entry entry{uint64_t(reinterpret_cast<uintptr_t>(p)), block};
-  order_.insert(std::upper_bound(order_.begin(), order_.end(), entry, [](const Entry& a, const Entry& b) { return a.begin < b.begin; }), entry);
+  order_.insert(std::upper_bound(order_.begin(), order_.end(), entry,
+                    [](const Entry& a, const Entry& b) { return a.begin < b.begin; }),
+      entry);
   held_ += bytes;
   return block;
 }
@@ -80,7 +83,8 @@ void Memory::release(Block* block) noexcept {
 }
 
 Block* Memory::find(uint64_t address, size_t bytes) const {
-  const auto after = std::upper_bound(order_.begin(), order_.end(), address, [](uint64_t a, const Entry& entry) { return a < entry.begin; });
+  const auto after = std::upper_bound(
+      order_.begin(), order_.end(), address, [](uint64_t a, const Entry& entry) { return a < entry.begin; });
   if (after == order_.begin()) return nullptr;
   const Entry& entry = after[-1];
   const uint64_t offset = address - entry.begin;
@@ -97,7 +101,8 @@ void Memory::trim() noexcept {
       block->data = nullptr, block->next = spare_;
       spare_ = block;
     }
-  order_.erase(std::remove_if(order_.begin(), order_.end(), [](const Entry& entry) { return !entry.block->data; }), order_.end());
+  order_.erase(std::remove_if(order_.begin(), order_.end(), [](const Entry& entry) { return !entry.block->data; }),
+      order_.end());
 }
 
 }  // namespace rlhf

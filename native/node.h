@@ -39,9 +39,11 @@ inline std::string text(double x) {
 // A new error, or null where JavaScript runs no more.
 inline napi_value error_of(napi_env env, Refusal::Kind kind, const char* code, const char* message) {
   napi_value name, text, error = nullptr;
-  if (napi_create_string_utf8(env, code, NAPI_AUTO_LENGTH, &name) != napi_ok || napi_create_string_utf8(env, message, NAPI_AUTO_LENGTH, &text) != napi_ok)
+  if (napi_create_string_utf8(env, code, NAPI_AUTO_LENGTH, &name) != napi_ok ||
+      napi_create_string_utf8(env, message, NAPI_AUTO_LENGTH, &text) != napi_ok)
     return nullptr;
-  const napi_status made = kind == Refusal::range ? napi_create_range_error(env, name, text, &error) : napi_create_type_error(env, name, text, &error);
+  const napi_status made = kind == Refusal::range ? napi_create_range_error(env, name, text, &error)
+                                                  : napi_create_type_error(env, name, text, &error);
   return made == napi_ok ? error : nullptr;
 }
 
@@ -71,7 +73,8 @@ class Arguments {
   double number(size_t i, const char* name) const {
     double x;
     const napi_status status = napi_get_value_double(env, values_[i], &x);
-    if (status == napi_number_expected) throw Refusal{Refusal::type, "ARGUMENT", std::string(function_) + ": " + name + " is no number"};
+    if (status == napi_number_expected)
+      throw Refusal{Refusal::type, "ARGUMENT", std::string(function_) + ": " + name + " is no number"};
     must(status);
     return x;
   }
@@ -79,7 +82,8 @@ class Arguments {
     const double x = number(i, name);
     if (!is_whole(x, low, high))
       throw Refusal{Refusal::range, "ARGUMENT",
-          std::string(function_) + ": " + name + " is " + text(x) + ", wanted a whole number from " + text(low) + " to " + text(high)};
+          std::string(function_) + ": " + name + " is " + text(x) + ", wanted a whole number from " + text(low) +
+              " to " + text(high)};
     return x;
   }
   bool is(size_t i, napi_valuetype wanted) const {
@@ -94,7 +98,8 @@ class Arguments {
     void* data = nullptr;
     const napi_status status = napi_get_typedarray_info(env, values_[i], &type, length, &data, nullptr, nullptr);
     if (status != napi_invalid_arg) must(status);
-    if (status != napi_ok || type != wanted) throw Refusal{Refusal::type, "ARGUMENT", std::string(function_) + ": " + name + " is no array of its type"};
+    if (status != napi_ok || type != wanted)
+      throw Refusal{Refusal::type, "ARGUMENT", std::string(function_) + ": " + name + " is no array of its type"};
     if (!data) *length = 0;
     return static_cast<T*>(data);
   }
@@ -112,7 +117,9 @@ template <napi_value (*f)(napi_env, napi_callback_info)>
 napi_value guarded(napi_env env, napi_callback_info info) noexcept {
   try {
     return f(env, info);
-  } catch (const Stopped&) { throw_error(env, Refusal::type, "DEVICE", "Node.js refused a call of the addon"); } catch (const Refusal& refusal) {
+  } catch (const Stopped&) {
+    throw_error(env, Refusal::type, "DEVICE", "Node.js refused a call of the addon");
+  } catch (const Refusal& refusal) {
     throw_error(env, refusal.kind, refusal.code, refusal.message.c_str());
   } catch (const std::bad_alloc&) { throw_error(env, Refusal::range, "MEMORY", "out of memory"); } catch (...) {
     throw_error(env, Refusal::type, "DEVICE", "the addon failed");

@@ -27,7 +27,9 @@ constexpr double LARGEST = __FLT_MAX__, LEAST = __FLT_MIN__;
 constexpr Range finite() { return {-LARGEST, LARGEST, false, false}; }
 constexpr Range positive() { return {LEAST, LARGEST, false, false}; }
 constexpr Range not_negative() { return {0, LARGEST, false, false}; }
-constexpr Range temperature() { return {0x1p-127, 0x1p120, false, false}; }  // 1 / T is normal, and where a difference overflows its exponential is 0
+constexpr Range temperature() {
+  return {0x1p-127, 0x1p120, false, false};
+}  // 1 / T is normal, and where a difference overflows its exponential is 0
 constexpr Range from(double low) { return {low, __builtin_inf(), false, false}; }  // a limit that infinity takes away
 constexpr Range within(double low, double high) { return {low, high, false, false}; }
 constexpr Range fraction() { return {0, 1, false, true}; }

@@ -11,9 +11,10 @@
 //   CHOICE         (list, name)         one of a list of names (ops_choices.h)
 //   SCRATCH                             the op asks for workspace
 //
-// type: F32, F64, I32: contiguous;  ROWS: F32 whose dimension 0 may be strided;  EITHER: F32, or on a CPU bf16, which is
-//   widened as it is read;  WEIGHT: EITHER, row-major or packed;  SAME: contiguous. On a GPU that takes an op at bf16, its
-//   ROWS, WEIGHT and SAME are so together.
+// type: F32, F64, I32: contiguous;  ROWS: F32 whose dimension 0 may be strided;  EITHER: F32, or on a CPU bf16, which
+// is
+//   widened as it is read;  WEIGHT: EITHER, row-major or packed;  SAME: contiguous. On a GPU that takes an op at bf16,
+//   its ROWS, WEIGHT and SAME are so together.
 // dims: one letter per dimension, the same letter is the same size in the whole op; "B+1"; a number; "..." is any
 // shape, the same wherever it stands in the op. A letter that no input binds is chosen by the caller.
 //

@@ -10,11 +10,20 @@ import { fileURLToPath } from "node:url";
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const out = join(root, "build/packages");
-const { devDependencies: _dev, scripts: _scripts, platforms, files, ...manifest } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+const {
+  devDependencies: _dev,
+  scripts: _scripts,
+  platforms,
+  files,
+  ...manifest
+} = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
 const { version, license, engines } = manifest;
 const scoped = (platform) => `@rlhf-kernels/${platform}`;
 
-const npm = (folder, ...args) => JSON.parse(execFileSync("npm", ["pack", "--json", "--ignore-scripts", ...args], { cwd: folder, encoding: "utf8" }))[0];
+const npm = (folder, ...args) =>
+  JSON.parse(
+    execFileSync("npm", ["pack", "--json", "--ignore-scripts", ...args], { cwd: folder, encoding: "utf8" }),
+  )[0];
 
 /** A tarball of these files of the repository, under their names in it. */
 function pack(folder, description, named) {
@@ -25,9 +34,14 @@ function pack(folder, description, named) {
 
 rmSync(out, { recursive: true, force: true });
 
-const { os, cpu, libc } = { os: process.platform, cpu: process.arch, libc: process.platform === "linux" ? libcOf() : undefined };
+const { os, cpu, libc } = {
+  os: process.platform,
+  cpu: process.arch,
+  libc: process.platform === "linux" ? libcOf() : undefined,
+};
 const platform = [os, cpu, { glibc: "gnu", musl: "musl" }[libc]].filter(Boolean).join("-");
-if (!platforms.includes(platform)) console.error(`rlhf-kernels: ${platform} is not among "platforms" in package.json (${platforms.join(", ")})`);
+if (!platforms.includes(platform))
+  console.error(`rlhf-kernels: ${platform} is not among "platforms" in package.json (${platforms.join(", ")})`);
 
 function libcOf() {
   process.report.excludeNetwork = true; // or it asks for the name of every address
@@ -35,9 +49,17 @@ function libcOf() {
 }
 
 const described = { version, license, engines, os: [os], cpu: [cpu], libc: libc && [libc] };
-const addon = { name: scoped(platform), description: `The addon of rlhf-kernels for ${platform}`, ...described, main: "rlhf_kernels.node" };
+const addon = {
+  name: scoped(platform),
+  description: `The addon of rlhf-kernels for ${platform}`,
+  ...described,
+  main: "rlhf_kernels.node",
+};
 mkdirSync(join(out, platform), { recursive: true });
-writeFileSync(join(out, platform, "README.md"), `# ${addon.name}\n\n${addon.description}, which installs it. It has no use by itself.\n`);
+writeFileSync(
+  join(out, platform, "README.md"),
+  `# ${addon.name}\n\n${addon.description}, which installs it. It has no use by itself.\n`,
+);
 pack(join(out, platform), { ...addon, files: ["rlhf_kernels.node"] }, [
   ["rlhf_kernels.node", "build/native/Release/rlhf_kernels.node"],
   ["LICENSE", "LICENSE"],
@@ -48,7 +70,9 @@ pack(join(out, platform), { ...addon, files: ["rlhf_kernels.node"] }, [
  * place. npm's own --omit dev leaves out what a development dependency needs too, so the graph is walked here.
  */
 function billOfMaterials() {
-  const sbom = JSON.parse(execFileSync("npm", ["sbom", "--sbom-format", "cyclonedx"], { cwd: root, encoding: "utf8", maxBuffer: 1 << 28 }));
+  const sbom = JSON.parse(
+    execFileSync("npm", ["sbom", "--sbom-format", "cyclonedx"], { cwd: root, encoding: "utf8", maxBuffer: 1 << 28 }),
+  );
   const { serialNumber: _serial, metadata, ...rest } = sbom;
   const own = metadata.component["bom-ref"];
   const edges = new Map(rest.dependencies.map(({ ref, dependsOn }) => [ref, dependsOn]));
@@ -64,7 +88,14 @@ function billOfMaterials() {
     .update(readFileSync(join(root, "build/native/Release/rlhf_kernels.node")))
     .digest("hex");
   const hashes = [{ alg: "SHA-256", content: hash }];
-  const native = { "bom-ref": addon.name, type: "library", name: addon.name, version, licenses: [{ license: { id: license } }], hashes };
+  const native = {
+    "bom-ref": addon.name,
+    type: "library",
+    name: addon.name,
+    version,
+    licenses: [{ license: { id: license } }],
+    hashes,
+  };
   return {
     ...rest,
     metadata: { component: { ...metadata.component, name: manifest.name } },
@@ -79,7 +110,8 @@ writeFileSync(join(out, "sbom.cdx.json"), `${JSON.stringify(billOfMaterials(), n
 
 const optionalDependencies = Object.fromEntries(platforms.map((name) => [scoped(name), version]));
 // what an older build left in dist stays out
-const current = ({ path }) => !path.startsWith("dist/") || existsSync(join(root, path.replace(/^dist\/(.*?)(\.d\.ts|\.js)$/, "$1.ts")));
+const current = ({ path }) =>
+  !path.startsWith("dist/") || existsSync(join(root, path.replace(/^dist\/(.*?)(\.d\.ts|\.js)$/, "$1.ts")));
 const listed = npm(root, "--dry-run").files.filter(current);
 pack(join(out, "main"), { ...manifest, optionalDependencies, files: [...files, "sbom.cdx.json"] }, [
   ...listed.map(({ path }) => [path, path]),

@@ -27,7 +27,9 @@ void each_tensor(const Calls& calls, const Calls::Step& step, F&& f) {
     if (is_tensor(argument[i].kind)) f(argument[i].kind, *held++);
 }
 
-const Cause* spoilt(const Place& place) { return place.block && place.block->spoilt == place.life && place.life ? &place.block->failure : nullptr; }
+const Cause* spoilt(const Place& place) {
+  return place.block && place.block->spoilt == place.life && place.life ? &place.block->failure : nullptr;
+}
 
 }  // namespace
 
@@ -70,7 +72,8 @@ void Queue::work() noexcept {
   for (;;) {
     Task* task;
     // The next op is often only microseconds away.
-    for (int spin = 0; spin < 200 && !waiting_.load(std::memory_order_acquire) && !stop_; spin++) std::this_thread::yield();
+    for (int spin = 0; spin < 200 && !waiting_.load(std::memory_order_acquire) && !stop_; spin++)
+      std::this_thread::yield();
     {
       std::unique_lock lock(mutex_);
       ready_.wait(lock, [this] { return stop_ || first_; });
@@ -133,7 +136,8 @@ void Queue::run(std::shared_ptr<const Calls> calls) {
 
 void Queue::write(const Place& place, std::unique_ptr<uint8_t[]> bytes) {
   struct Write final : Task {
-    Write(Queue& queue, const Place& place, std::unique_ptr<uint8_t[]> bytes) : queue(queue), place(place), bytes(std::move(bytes)) {}
+    Write(Queue& queue, const Place& place, std::unique_ptr<uint8_t[]> bytes)
+        : queue(queue), place(place), bytes(std::move(bytes)) {}
     void run() noexcept override {
       queue.store(place, bytes.get());
       delete this;
@@ -167,7 +171,8 @@ void Calls::bind() {
   for (const Step& step : steps) {
     const auto& arguments = op_table()[size_t(step.op)].arguments;
     for (size_t i = 0; i < arguments.size(); i++)
-      if (is_tensor(arguments[i].kind)) values[step.value + i].tensor = next->tensor.dtype < 0 ? nullptr : &next->tensor, next++;
+      if (is_tensor(arguments[i].kind))
+        values[step.value + i].tensor = next->tensor.dtype < 0 ? nullptr : &next->tensor, next++;
   }
 }
 
@@ -197,15 +202,19 @@ void Queue::step(const Calls& calls, const Calls::Step& one) noexcept {
 
 Cause Queue::attempt(const Calls& calls, const Calls::Step& one) {
   const Value* values = calls.values.data() + one.value;
-  const auto run = [&] { return invoke(stream_, one.op, values, workspace_, int64_t(workspace_bytes_.load()), nullptr); };
+  const auto run = [&] {
+    return invoke(stream_, one.op, values, workspace_, int64_t(workspace_bytes_.load()), nullptr);
+  };
   rlhf_status status = run();
   int64_t bytes = 0;
-  if (status == RLHF_BAD_WORKSPACE && invoke(stream_, one.op, values, nullptr, 0, &bytes) == RLHF_OK) {  // nothing was continued yet
+  if (status == RLHF_BAD_WORKSPACE &&
+      invoke(stream_, one.op, values, nullptr, 0, &bytes) == RLHF_OK) {  // nothing was continued yet
     release_workspace();
     workspace_ = pages_.allocate(size_t(bytes));
     if (!workspace_) {
       const std::string name = op_table()[size_t(one.op)].name;
-      return std::make_shared<Failure>(Failure{name + ": out of memory: " + std::to_string(bytes) + " bytes of workspace wanted", status});
+      return std::make_shared<Failure>(
+          Failure{name + ": out of memory: " + std::to_string(bytes) + " bytes of workspace wanted", status});
     }
     workspace_bytes_ = size_t(bytes);
     status = run();
@@ -214,7 +223,9 @@ Cause Queue::attempt(const Calls& calls, const Calls::Step& one) {
 }
 
 // What the stream's last status was, with its message.
-Cause Queue::failed(rlhf_status status) const { return std::make_shared<Failure>(Failure{rlhf_message(stream_), status}); }
+Cause Queue::failed(rlhf_status status) const {
+  return std::make_shared<Failure>(Failure{rlhf_message(stream_), status});
+}
 
 // Why f, which returns the stream's status, failed; or that there is no memory, where there is none to say so.
 template <class F>
@@ -236,7 +247,8 @@ void Queue::store(const Place& place, const void* from) noexcept {
 Cause Queue::read(const Place& place, void* to) noexcept {
   if (pages_.gpu) {
     if (place.bytes)
-      if (Cause failure = cause([&] { return rlhf_stream_read(stream_, to, place.data(), int64_t(place.bytes)); })) return failure;
+      if (Cause failure = cause([&] { return rlhf_stream_read(stream_, to, place.data(), int64_t(place.bytes)); }))
+        return failure;
     settle();
   } else if (place.bytes) {
     std::memcpy(to, place.data(), place.bytes);
@@ -248,7 +260,9 @@ Cause Queue::read(const Place& place, void* to) noexcept {
   return told;
 }
 
-void Queue::tell(const Cause& cause) noexcept { std::fill(std::remove(untold_.begin(), untold_.end(), cause), untold_.end(), nullptr); }
+void Queue::tell(const Cause& cause) noexcept {
+  std::fill(std::remove(untold_.begin(), untold_.end(), cause), untold_.end(), nullptr);
+}
 
 Cause Queue::wait() noexcept {
   if (pages_.gpu) settle();
@@ -313,13 +327,15 @@ void Queue::settle() noexcept {
     if (!everything) everything = note(out_of_memory());
   }
   const auto fresh = [&](const Cause& cause) {
-    return cause == everything || std::any_of(failures.begin(), failures.end(), [&](const auto& failure) { return failure.second == cause; });
+    return cause == everything ||
+           std::any_of(failures.begin(), failures.end(), [&](const auto& failure) { return failure.second == cause; });
   };
   for (const Queued& queued : unsettled_) {
     if (!everything && failures.empty()) break;
     if (!queued.calls) {
       if (everything) mark(queued.written, everything);
-      else if (const Cause* old = spoilt(queued.written); old && queued.written.whole && fresh(*old)) mark(queued.written, nullptr);
+      else if (const Cause* old = spoilt(queued.written); old && queued.written.whole && fresh(*old))
+        mark(queued.written, nullptr);
       continue;
     }
     for (const Calls::Step& one : queued.calls->steps) {
@@ -333,7 +349,8 @@ void Queue::settle() noexcept {
       });
       each_tensor(*queued.calls, one, [&](Kind kind, const Held& held) {
         const Cause* old = spoilt(held.place);
-        if (cause ? is_result(kind) && !old : is_written(kind) && held.place.whole && old && fresh(*old)) mark(held.place, cause);
+        if (cause ? is_result(kind) && !old : is_written(kind) && held.place.whole && old && fresh(*old))
+          mark(held.place, cause);
       });
     }
   }

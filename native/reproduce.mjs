@@ -19,12 +19,16 @@ function published(folder) {
   if (alone) return new Map([[ADDON, hashOf(join(folder, ADDON))]]);
   const packages = join(folder, "build/packages");
   const names = readdirSync(packages).filter((name) => statSync(join(packages, name)).isFile());
-  return new Map([[ADDON, hashOf(join(folder, ADDON))], ...names.sort().map((name) => [name, hashOf(join(packages, name))])]);
+  return new Map([
+    [ADDON, hashOf(join(folder, ADDON))],
+    ...names.sort().map((name) => [name, hashOf(join(packages, name))]),
+  ]);
 }
 
 function build(folder) {
   if (alone) {
-    for (const name of ["CMakeLists.txt", "package.json", "native", "kernels"]) cpSync(join(root, name), join(folder, name), { recursive: true });
+    for (const name of ["CMakeLists.txt", "package.json", "native", "kernels"])
+      cpSync(join(root, name), join(folder, name), { recursive: true });
     symlinkSync(join(root, "node_modules"), join(folder, "node_modules"));
     run("npm", ["run", "--silent", existsSync(join(root, "build/.cuda.stamp")) ? "build:cuda" : "setup"], folder);
     return;
@@ -34,7 +38,9 @@ function build(folder) {
   run("npm", ["run", "--silent", "pack"], folder);
 }
 
-const folders = Array.from({ length: alone ? 1 : 2 }, (_, i) => mkdtempSync(join(tmpdir(), `rlhf-reproduce${"-again".repeat(i)}-`)));
+const folders = Array.from({ length: alone ? 1 : 2 }, (_, i) =>
+  mkdtempSync(join(tmpdir(), `rlhf-reproduce${"-again".repeat(i)}-`)),
+);
 try {
   for (const folder of folders) build(folder);
   const [first, second] = [...(alone ? [root] : []), ...folders].map(published);

@@ -51,7 +51,9 @@ function execute(command, args, hint = "") {
   const result = spawnSync(command, args, { encoding: "utf8", maxBuffer: 1 << 28 });
   if (result.status === 0) return;
   process.stderr.write("failed\n");
-  fail(`${[command, ...args].join(" ")} failed.${hint}\n${result.error?.message ?? ""}${result.stdout ?? ""}${result.stderr ?? ""}`);
+  fail(
+    `${[command, ...args].join(" ")} failed.${hint}\n${result.error?.message ?? ""}${result.stdout ?? ""}${result.stderr ?? ""}`,
+  );
 }
 
 const there = (command) => spawnSync(command, ["--version"], { stdio: "ignore" }).status === 0;
@@ -65,7 +67,8 @@ function packages(name, folder) {
   step(name, {
     sources: ["package.json", "package-lock.json"].map((file) => join(folder, file)),
     makes: join(root, folder, "node_modules", ".package-lock.json"),
-    run: () => execute(npm, ["install", "--prefix", folder, "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"]),
+    run: () =>
+      execute(npm, ["install", "--prefix", folder, "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"]),
   });
 }
 
@@ -86,9 +89,24 @@ function compile(folder, ...definitions) {
   const cmakeJs = "node_modules/cmake-js/bin/cmake-js"; // in a clone; an installed package has CMake alone
   if (existsSync(cmakeJs))
     for (const command of ["configure", "build"])
-      execute(process.execPath, [cmakeJs, command, "-O", folder, "--parallel", "2", ...all.map((definition) => `--CD${definition}`)]);
+      execute(process.execPath, [
+        cmakeJs,
+        command,
+        "-O",
+        folder,
+        "--parallel",
+        "2",
+        ...all.map((definition) => `--CD${definition}`),
+      ]);
   else {
-    execute("cmake", ["-S", ".", "-B", folder, ...(there("ninja") ? ["-G", "Ninja"] : []), ...all.map((definition) => `-D${definition}`)]);
+    execute("cmake", [
+      "-S",
+      ".",
+      "-B",
+      folder,
+      ...(there("ninja") ? ["-G", "Ninja"] : []),
+      ...all.map((definition) => `-D${definition}`),
+    ]);
     execute("cmake", ["--build", folder, "--parallel", "2"]);
   }
 }
@@ -98,9 +116,15 @@ const addon = join(root, "build/native/Release/rlhf_kernels.node");
 // `npm run build:cuda` puts the GPU's kernels into the addon, where they stay until a source of it changes. Nothing else waits for nvcc.
 if (process.argv.includes("cuda")) {
   if (!there(process.env.RLHF_NVCC || "nvcc"))
-    fail("nvcc was not found. It comes with NVIDIA's CUDA toolkit (12 or newer); add its bin folder to PATH, or name it by RLHF_NVCC.");
+    fail(
+      "nvcc was not found. It comes with NVIDIA's CUDA toolkit (12 or newer); add its bin folder to PATH, or name it by RLHF_NVCC.",
+    );
   const nvcc = process.env.RLHF_NVCC ? [`RLHF_NVCC=${process.env.RLHF_NVCC}`] : [];
-  step("cuda", { sources, makes: addon, run: () => compile("build/native", "RLHF_CUDA=ON", `RLHF_FATBINS=${root}/build/cuda`, ...nvcc) });
+  step("cuda", {
+    sources,
+    makes: addon,
+    run: () => compile("build/native", "RLHF_CUDA=ON", `RLHF_FATBINS=${root}/build/cuda`, ...nvcc),
+  });
   keep("native", sources);
 }
 step("native", {
@@ -115,7 +139,13 @@ step("native", {
 // For the tests: the addon with a simulated GPU, and the tests of the simulator.
 if (process.argv.includes("test"))
   step("simulator", {
-    sources: [...sources, "test/native/simt.cc", "test/native/simt_hopper.cc", "test/native/check.h", "test/native/fake"],
+    sources: [
+      ...sources,
+      "test/native/simt.cc",
+      "test/native/simt_hopper.cc",
+      "test/native/check.h",
+      "test/native/fake",
+    ],
     makes: join(root, "build/simulator/Release/rlhf_kernels.node"),
     run: () => compile("build/simulator", "RLHF_SIMT=ON", "RLHF_TESTS=ON"),
   });

@@ -75,7 +75,8 @@ constexpr int SAVED = 20, RETURN = 11;
 
 namespace rlhf::simt {
 
-static thread_local Machine* machine_ = nullptr;  // of the owner: read at every access, without a check of its construction
+static thread_local Machine* machine_ =
+    nullptr;  // of the owner: read at every access, without a check of its construction
 Machine& machine() {
   if (!machine_) {
     thread_local std::unique_ptr<Machine> owner;
@@ -128,7 +129,8 @@ bool run_warp(int warp) {
     if (m.fibres[size_t(thread)].state == State::at_warp) {
       for (int other : order)
         if (m.fibres[size_t(other)].state == State::done || m.fibres[size_t(other)].state == State::at_block) {
-          std::snprintf(m.message, sizeof m.message, "%s: thread %d waits for its warp, and thread %d %s", m.kernel->name, thread, other,
+          std::snprintf(m.message, sizeof m.message, "%s: thread %d waits for its warp, and thread %d %s",
+              m.kernel->name, thread, other,
               m.fibres[size_t(other)].state == State::done ? "has returned" : "is at a barrier of the block");
           return false;
         }
@@ -182,7 +184,8 @@ Touch touch_now() {
   return {m.running, m.epoch, m.own_warp().epoch, m.own_warp().arrivals, m.self().fences};
 }
 
-Kernel::Kernel(const char* name, int threads, int64_t bytes, void (*run)(const void*)) : name(name), threads(threads), bytes(bytes), run(run), next(kernels) {
+Kernel::Kernel(const char* name, int threads, int64_t bytes, void (*run)(const void*))
+    : name(name), threads(threads), bytes(bytes), run(run), next(kernels) {
   kernels = this;
 }
 
@@ -190,8 +193,8 @@ const Place& place() { return machine().place; }
 
 void fault(const char* format, ...) {
   Machine& m = machine();
-  int n = std::snprintf(
-      m.message, sizeof m.message, "%s: block %d %d %d, thread %d: ", m.kernel->name, m.place.block[0], m.place.block[1], m.place.block[2], m.running);
+  int n = std::snprintf(m.message, sizeof m.message, "%s: block %d %d %d, thread %d: ", m.kernel->name,
+      m.place.block[0], m.place.block[1], m.place.block[2], m.running);
   va_list list;
   va_start(list, format);
   std::vsnprintf(m.message + n, sizeof m.message - size_t(n), format, list);
@@ -234,7 +237,8 @@ int take_shared(int* used, int bytes) {
   Machine& m = machine();
   const int at = *used;
   *used += (bytes + 15) / 16 * 16;
-  if (*used > (m.shared_bytes + 15) / 16 * 16) fault("takes %d bytes of shared memory, was launched with %d", *used, m.shared_bytes);
+  if (*used > (m.shared_bytes + 15) / 16 * 16)
+    fault("takes %d bytes of shared memory, was launched with %d", *used, m.shared_bytes);
   return at;
 }
 
@@ -242,22 +246,26 @@ void touch(int offset, int bytes, bool write) {
   Machine& m = machine();
   for (int i = offset / 2; i < (offset + bytes + 1) / 2; i++) {
     Cell& cell = m.cells[size_t(i)];
-    if (cell.coming) fault("shared byte %d is %s before the copy to it was waited for", 2 * i, write ? "written" : "read");
+    if (cell.coming)
+      fault("shared byte %d is %s before the copy to it was waited for", 2 * i, write ? "written" : "read");
     if (cell.barrier) fault("shared byte %d is a barrier's", 2 * i);
     if (write && cell.held) fault("shared byte %d is written while a product reads it", 2 * i);
     expect_seen(cell, 2 * i);
     if (!ordered(cell.write))
-      fault("shared byte %d is %s after thread %d wrote it, with no barrier between", 2 * i, write ? "written" : "read", cell.write.thread);
+      fault("shared byte %d is %s after thread %d wrote it, with no barrier between", 2 * i, write ? "written" : "read",
+          cell.write.thread);
     const Touch now = touch_now();
     if (!write) {
       if (!cell.filled) fault("shared byte %d is read before anything was written to it", 2 * i);
-      const bool before = cell.read.thread >= 0 && cell.read.block == m.epoch, ours = before && cell.read.thread / 32 == m.running / 32;
+      const bool before = cell.read.thread >= 0 && cell.read.block == m.epoch,
+                 ours = before && cell.read.thread / 32 == m.running / 32;
       cell.warps = before && (cell.warps || !ours);
       cell.lanes = ours && cell.read.warp == now.warp && (cell.lanes || cell.read.thread != m.running);
       cell.read = now;
       continue;
     }
-    if (!ordered(cell.read) || (cell.read.block == m.epoch && (cell.warps || (cell.lanes && cell.read.warp == now.warp))))
+    if (!ordered(cell.read) ||
+        (cell.read.block == m.epoch && (cell.warps || (cell.lanes && cell.read.warp == now.warp))))
       fault("shared byte %d is written after thread %d read it, with no barrier between", 2 * i, cell.read.thread);
     cell.write = now, cell.read = {}, cell.warps = cell.lanes = false, cell.filled = true, cell.brought_by = -1;
   }
@@ -299,21 +307,28 @@ class Simulated final : public GpuDevice {
  public:
   explicit Simulated(int ordinal) : words_(1024) {
     const char* seed = std::getenv("RLHF_SIMT_SEED");
-    random_ = (seed ? std::strtoull(seed, nullptr, 10) : 0) * 0x9e3779b97f4a7c15ull + uint64_t(ordinal) * 0xd1342543de82ef95ull;
+    random_ = (seed ? std::strtoull(seed, nullptr, 10) : 0) * 0x9e3779b97f4a7c15ull +
+              uint64_t(ordinal) * 0xd1342543de82ef95ull;
     errors = words_.data();
     multiprocessors = 4, architecture = ordinal >= HOPPERS ? 90 : ordinal == GEFORCE ? 86 : 80;
   }
-  bool launch(const char* name, const int64_t grid[3], int threads, int64_t shared, const void* params, int64_t bytes) override {
+  bool launch(const char* name, const int64_t grid[3], int threads, int64_t shared, const void* params,
+      int64_t bytes) override {
     Machine& m = machine();
     const Kernel* kernel = kernels;
     while (kernel && std::strcmp(kernel->name, name)) kernel = kernel->next;
     if (!kernel) return refuse("there is no kernel of this name", name);
-    if (kernel->threads != threads || threads % 32 || threads > 1024) return refuse("launched with another number of threads than it states", name);
+    if (kernel->threads != threads || threads % 32 || threads > 1024)
+      return refuse("launched with another number of threads than it states", name);
     if (kernel->bytes != bytes) return refuse("launched with other parameters than it takes", name);
     const int most = architecture == 90 ? SHARED_MOST : architecture == 86 ? 99 << 10 : 163 << 10;
     if (shared > most)
-      return refuse(("it needs " + std::to_string(shared) + " bytes of shared memory, a block of this GPU has " + std::to_string(most)).c_str(), name);
-    if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535) return refuse("launched with more blocks than a grid can have", name);
+      return refuse(("it needs " + std::to_string(shared) + " bytes of shared memory, a block of this GPU has " +
+                        std::to_string(most))
+                        .c_str(),
+          name);
+    if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535)
+      return refuse("launched with more blocks than a grid can have", name);
     m.fibres.resize(size_t(threads));
     m.kernel = kernel, m.params = params, m.shared_bytes = int(shared), m.failed = false;
     m.random = random_ = random_ * 6364136223846793005ull + 1442695040888963407ull;
@@ -323,7 +338,8 @@ class Simulated final : public GpuDevice {
     m.shuffle(order);
     for (int axis = 0; axis < 3; axis++) m.place.grid[axis] = int(grid[axis]);
     for (int b : order) {
-      m.place.block[0] = int(b % grid[0]), m.place.block[1] = int(b / grid[0] % grid[1]), m.place.block[2] = int(b / grid[0] / grid[1]);
+      m.place.block[0] = int(b % grid[0]), m.place.block[1] = int(b / grid[0] % grid[1]),
+      m.place.block[2] = int(b / grid[0] / grid[1]);
       if (!run_block()) {
         failure = m.message;
         return false;
@@ -332,7 +348,8 @@ class Simulated final : public GpuDevice {
     return true;
   }
   bool tensor_map(void* map, const void* data, int64_t rows, int64_t columns, int64_t stride, int box_rows) override {
-    if (reinterpret_cast<uintptr_t>(data) % 16 || stride % 8 || rows < 1 || columns < 1 || rows > UINT32_MAX || columns > UINT32_MAX || box_rows > 256)
+    if (reinterpret_cast<uintptr_t>(data) % 16 || stride % 8 || rows < 1 || columns < 1 || rows > UINT32_MAX ||
+        columns > UINT32_MAX || box_rows > 256)
       return refuse("a tensor that the copy engine does not take", "tensor_map");
     const int64_t words[5] = {int64_t(reinterpret_cast<uintptr_t>(data)), rows, columns, stride, box_rows};
     return std::memcpy(map, words, sizeof words), true;
@@ -363,6 +380,8 @@ class Simulated final : public GpuDevice {
 }  // namespace rlhf::simt
 
 namespace rlhf {
-std::unique_ptr<GpuDevice> open_gpu(int ordinal, void*, std::string&) { return std::make_unique<simt::Simulated>(ordinal); }
+std::unique_ptr<GpuDevice> open_gpu(int ordinal, void*, std::string&) {
+  return std::make_unique<simt::Simulated>(ordinal);
+}
 }  // namespace rlhf
 #endif

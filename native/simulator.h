@@ -94,7 +94,8 @@ struct Machine {
   std::vector<Cell> cells;
   std::map<int, Barrier> barriers;
   std::vector<Box> boxes;
-  std::vector<std::vector<std::pair<uint64_t, uint64_t>>> products;  // of each warpgroup: the tiles that its first warp to come there named
+  std::vector<std::vector<std::pair<uint64_t, uint64_t>>>
+      products;  // of each warpgroup: the tiles that its first warp to come there named
   bool paused = false;
   alignas(1024) char shared[SHARED_MOST];
   int shared_bytes = 0, running = -1;

@@ -1,4 +1,5 @@
-// The simulated Hopper: barriers that count bytes, boxes that the copy engine brings, products that run beside the threads.
+// The simulated Hopper: barriers that count bytes, boxes that the copy engine brings, products that run beside the
+// threads.
 #if RLHF_SIMT
 #include "native/simulator.h"
 
@@ -19,7 +20,8 @@ Barrier& barrier_at(int at) {
   const auto found = m.barriers.find(at);
   if (found == m.barriers.end()) fault("there is no barrier at shared byte %d", at);
   if (!ordered(found->second.made))
-    fault("the barrier at shared byte %d is used after thread %d made it, with no barrier between", at, found->second.made.thread);
+    fault("the barrier at shared byte %d is used after thread %d made it, with no barrier between", at,
+        found->second.made.thread);
   return found->second;
 }
 
@@ -30,8 +32,10 @@ bool is_over(const Barrier& b, int parity) { return int(b.phase & 1) != parity; 
 
 // the element (i, k) of a tile, i along its rows or columns of the product
 int place_of(uint64_t descriptor, bool across, int i, int k) {
-  const int start = int(descriptor & 0x3fff) << 4, next = int(descriptor >> 16 & 0x3fff) << 4, eight = int(descriptor >> 32 & 0x3fff) << 4;
-  const int byte = across ? i / 64 * next + i % 64 * 2 + k / 8 * eight + k % 8 * 128 : i / 8 * eight + i % 8 * 128 + k * 2;
+  const int start = int(descriptor & 0x3fff) << 4, next = int(descriptor >> 16 & 0x3fff) << 4,
+            eight = int(descriptor >> 32 & 0x3fff) << 4;
+  const int byte =
+      across ? i / 64 * next + i % 64 * 2 + k / 8 * eight + k % 8 * 128 : i / 8 * eight + i % 8 * 128 + k * 2;
   return turned(start + byte);
 }
 
@@ -42,7 +46,8 @@ void hold(Multiplication& one, int byte) {
   if (cell.coming) fault("shared byte %d is multiplied before the copy to it was waited for", byte);
   if (!cell.filled) fault("shared byte %d is multiplied before anything was written to it", byte);
   if (cell.brought_by < 0 && (!ordered(cell.write) || m.fibres[size_t(cell.write.thread)].fences == cell.write.fences))
-    fault("shared byte %d is multiplied after thread %d wrote it, with no fence or no barrier between", byte, cell.write.thread);
+    fault("shared byte %d is multiplied after thread %d wrote it, with no fence or no barrier between", byte,
+        cell.write.thread);
   expect_seen(cell, byte);
   cell.held |= 1u << (m.running / 32);
   one.cells.push_back(byte / 2);
@@ -62,8 +67,10 @@ void set_off(const Box& box) {
   for (int i = box.to / 2; i < box.to / 2 + int(box.rows * box.columns); i++) {
     Cell& cell = m.cells[size_t(i)];
     if (cell.coming) fault("shared byte %d is brought while it is on its way", 2 * i);
-    if (cell.held) fault("shared byte %d is brought while a product of warp %d may read it", 2 * i, __builtin_ctz(cell.held));
-    if (!ordered(cell.write) || !ordered(cell.read)) fault("shared byte %d is brought, with no barrier after thread %d", 2 * i, cell.read.thread);
+    if (cell.held)
+      fault("shared byte %d is brought while a product of warp %d may read it", 2 * i, __builtin_ctz(cell.held));
+    if (!ordered(cell.write) || !ordered(cell.read))
+      fault("shared byte %d is brought, with no barrier after thread %d", 2 * i, cell.read.thread);
     cell = {}, cell.coming = true;
   }
   m.boxes.push_back(box);
@@ -77,14 +84,16 @@ void compute(const Multiplication& one, int first_row, Sums& sums) {
   for (int k = 0; k < 16; k++) {
     for (int i = 0; i < 16; i++) {
       const auto half = [&] { return one.a[size_t(4 * (i % 8 * 4 + k % 8 / 2) + i / 8 + k / 8 * 2)] >> k % 2 * 16; };
-      a[size_t(16 * i + k)] = p.registers ? cuda::to_float(cuda::bf16{uint16_t(half())}) : value_at(place_of(p.a, p.a_across, first_row + i, k));
+      a[size_t(16 * i + k)] = p.registers ? cuda::to_float(cuda::bf16{uint16_t(half())})
+                                          : value_at(place_of(p.a, p.a_across, first_row + i, k));
     }
     for (int j = 0; j < N; j++) b[size_t(16 * j + k)] = value_at(place_of(p.b, p.b_across, j, k));
   }
   for (int lane = 0; lane < 32; lane++)
     for (int i = 0; i < N / 2; i++) {
       float& sum = sums.values[size_t(lane * N / 2 + i)];
-      const float *x = &a[size_t(16 * (lane / 4 + i % 4 / 2 * 8))], *y = &b[size_t(16 * (i / 4 * 8 + lane % 4 * 2 + i % 2))];
+      const float *x = &a[size_t(16 * (lane / 4 + i % 4 / 2 * 8))],
+                  *y = &b[size_t(16 * (i / 4 * 8 + lane % 4 * 2 + i % 2))];
       double exact = p.add ? sum : 0;
       for (int k = 0; k < 16; k++) exact += double(x[k]) * double(y[k]);
       sum = float(exact);
@@ -144,7 +153,8 @@ void end_products(void** all) {
   while (int(warp.products.size()) - 1 > groups) {
     for (const Multiplication& one : warp.products.front()) {
       for (size_t lane = 0; lane < one.a.size() / 4; lane++)
-        if (std::memcmp(one.registers[lane], &one.a[4 * lane], 16)) fault("the registers of a product were written before it was waited for");
+        if (std::memcmp(one.registers[lane], &one.a[4 * lane], 16))
+          fault("the registers of a product were written before it was waited for");
       Sums& sums = sums_of(warp, one.of.c);
       compute(one, m.running / 32 % 4 * 16, sums);
       sums.products--;
@@ -156,7 +166,8 @@ void end_products(void** all) {
     if (sums.products) return false;
     for (int lane = 0; lane < 32; lane++) {
       for (int i = 0; i < sums.columns / 2; i++)
-        if (std::memcmp(&sums.c[lane][i], &POISON, 4)) fault("the sums of a product were written before it was waited for");
+        if (std::memcmp(&sums.c[lane][i], &POISON, 4))
+          fault("the sums of a product were written before it was waited for");
       std::memcpy(sums.c[lane], &sums.values[size_t(lane * sums.columns / 2)], size_t(sums.columns) * 2);
     }
     return true;
@@ -169,7 +180,8 @@ void expect_seen(const Cell& cell, int byte) {
   if (cell.brought_by < 0) return;
   Machine& m = machine();
   if (m.barriers.at(cell.brought_by).seen[size_t(m.running)] <= cell.phase)
-    fault("shared byte %d is used before the phase of the barrier at %d that brought it was waited for", byte, cell.brought_by);
+    fault("shared byte %d is used before the phase of the barrier at %d that brought it was waited for", byte,
+        cell.brought_by);
 }
 
 void release_tiles(int warp) {
@@ -204,7 +216,8 @@ void barrier_arrive(int at, int bytes) {
   Warp& warp = m.own_warp();
   warp.known[m.running / 32] = ++warp.arrivals;
   for (int i = 0; i < 32; i++) b.known[i] = std::max(b.known[i], warp.known[i]);
-  for (const auto& [other, its] : m.barriers) b.known_phases[other] = std::max(b.known_phases[other], its.seen[size_t(m.running)]);
+  for (const auto& [other, its] : m.barriers)
+    b.known_phases[other] = std::max(b.known_phases[other], its.seen[size_t(m.running)]);
   b.pending--, b.bytes += bytes;
   complete(b);
   if (m.below(2)) {  // others may run before this warp goes on
@@ -232,7 +245,8 @@ bool wake_at_barriers() {
   Machine& m = machine();
   bool any = false;
   for (Fibre& fibre : m.fibres) {
-    if (fibre.state == State::at_barrier && is_over(m.barriers.at(fibre.barrier), fibre.parity)) fibre.state = State::ready;
+    if (fibre.state == State::at_barrier && is_over(m.barriers.at(fibre.barrier), fibre.parity))
+      fibre.state = State::ready;
     any |= fibre.state == State::ready;
   }
   return any;
@@ -243,7 +257,8 @@ bool none_hangs() {
   for (size_t thread = 0; thread < m.fibres.size(); thread++) {
     if (m.fibres[thread].state != State::at_barrier) continue;
     const Barrier& b = m.barriers.at(m.fibres[thread].barrier);
-    std::snprintf(m.message, sizeof m.message, "%s: thread %zu waits at the barrier at shared byte %d for ever: %d arrivals and %lld bytes are to come",
+    std::snprintf(m.message, sizeof m.message,
+        "%s: thread %zu waits at the barrier at shared byte %d for ever: %d arrivals and %lld bytes are to come",
         m.kernel->name, thread, m.fibres[thread].barrier, b.pending, (long long)b.bytes);
     return false;
   }
@@ -254,12 +269,16 @@ bool ends_well() {
   Machine& m = machine();
   for (const auto& [at, b] : m.barriers)
     if (*std::max_element(b.seen.begin(), b.seen.end()) < b.awaited)
-      return std::snprintf(m.message, sizeof m.message, "%s: the block ends, and nobody waited for a box of the barrier at shared byte %d", m.kernel->name, at),
+      return std::snprintf(m.message, sizeof m.message,
+                 "%s: the block ends, and nobody waited for a box of the barrier at shared byte %d", m.kernel->name,
+                 at),
              false;
   for (size_t warp = 0; warp < m.warps.size(); warp++) {
     const char* what = nullptr;
-    if (m.warps[warp].count != m.products[warp / 4].size()) what = "has not multiplied what others of its warpgroup have";
-    if (m.warps[warp].products.size() > 1 || !m.warps[warp].products[0].empty()) what = "has returned while it multiplies";
+    if (m.warps[warp].count != m.products[warp / 4].size())
+      what = "has not multiplied what others of its warpgroup have";
+    if (m.warps[warp].products.size() > 1 || !m.warps[warp].products[0].empty())
+      what = "has returned while it multiplies";
     if (what) return std::snprintf(m.message, sizeof m.message, "%s: warp %zu %s", m.kernel->name, warp, what), false;
   }
   return true;
@@ -271,12 +290,15 @@ void copy_box(int to, int room, const cuda::TensorMap& map, int64_t row, int64_t
   const int bytes = int(words[4]) * 128;
   if (to % 1024) fault("a box is brought to shared byte %d, which is no multiple of 1024", to);
   if (bytes > room) fault("a box of %d bytes is brought to %d", bytes, room);
-  if (row < INT32_MIN || row > INT32_MAX || column < INT32_MIN || column > INT32_MAX) fault("a box at row %lld", (long long)row);
-  set_off({to, at, true, words[4], cuda::BOX, row, column, reinterpret_cast<const uint16_t*>(uintptr_t(words[0])), words[1], words[2], words[3]});
+  if (row < INT32_MIN || row > INT32_MAX || column < INT32_MIN || column > INT32_MAX)
+    fault("a box at row %lld", (long long)row);
+  set_off({to, at, true, words[4], cuda::BOX, row, column, reinterpret_cast<const uint16_t*>(uintptr_t(words[0])),
+      words[1], words[2], words[3]});
 }
 
 void copy_line(int to, int room, const void* from, int bytes, int at) {
-  if (to % 16 || bytes % 16) fault("a line of %d bytes is brought to shared byte %d: both must be multiples of 16", bytes, to);
+  if (to % 16 || bytes % 16)
+    fault("a line of %d bytes is brought to shared byte %d: both must be multiples of 16", bytes, to);
   if (bytes > room) fault("a line of %d bytes is brought to %d", bytes, room);
   set_off({to, at, false, 1, bytes / 2, 0, 0, static_cast<const uint16_t*>(from), 1, bytes / 2, 0});
 }

@@ -176,7 +176,9 @@ int dtype_of(const char* type) {
 }
 
 // By itself f32 or bf16, on a CPU.
-bool takes_either(const Argument& a) { return std::strcmp(a.type, "EITHER") == 0 || std::strcmp(a.type, "WEIGHT") == 0; }
+bool takes_either(const Argument& a) {
+  return std::strcmp(a.type, "EITHER") == 0 || std::strcmp(a.type, "WEIGHT") == 0;
+}
 
 // Sizes bound by the letters of an op's dims, and the one shape that "..." stands for.
 struct Sizes {
@@ -204,10 +206,12 @@ class Checker {
   rlhf_status check(const Value* values, bool measuring) {
     if (on_->gpu && cuda::takes_bf16(op_.name))
       for (size_t i = 0; i < op_.arguments.size() && !narrow_; i++)
-        narrow_ =
-            op_.arguments[i].kind == Kind::in && std::strcmp(op_.arguments[i].type, "ROWS") == 0 && values[i].tensor && values[i].tensor->dtype == RLHF_BF16;
+        narrow_ = op_.arguments[i].kind == Kind::in && std::strcmp(op_.arguments[i].type, "ROWS") == 0 &&
+                  values[i].tensor && values[i].tensor->dtype == RLHF_BF16;
     for (size_t i = 0; i < op_.arguments.size(); i++)
-      if (rlhf_status s = is_tensor(op_.arguments[i].kind) ? tensor(op_.arguments[i], values[i].tensor) : scalar(op_.arguments[i], values[i])) return s;
+      if (rlhf_status s = is_tensor(op_.arguments[i].kind) ? tensor(op_.arguments[i], values[i].tensor)
+                                                           : scalar(op_.arguments[i], values[i]))
+        return s;
     for (size_t i = 0; i < op_.arguments.size() && !on_->gpu; i++)  // on a GPU the kernels look
       if (!measuring || op_.arguments[i].kind != Kind::ids)
         if (rlhf_status s = contents(op_.arguments[i], values[i].tensor)) return s;
@@ -218,17 +222,21 @@ class Checker {
   rlhf_status scalar(const Argument& a, const Value& v) {
     if (a.kind != Kind::choice) {
       const double x = a.kind == Kind::real ? v.real : double(v.integer);
-      return a.range.has(x) ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s is %g, wanted a number in %s", a.name, x, text(a.range).c_str());
+      return a.range.has(x)
+                 ? RLHF_OK
+                 : refuse(RLHF_BAD_ARGUMENT, "%s is %g, wanted a number in %s", a.name, x, text(a.range).c_str());
     }
     for (const Choice& list : choice_table())
       if (std::strcmp(list.name, a.type) == 0 && uint64_t(v.integer) >= list.items.size())
-        return refuse(RLHF_BAD_ARGUMENT, "%s is %lld, wanted 0 to %zu", a.name, (long long)v.integer, list.items.size() - 1);
+        return refuse(
+            RLHF_BAD_ARGUMENT, "%s is %lld, wanted 0 to %zu", a.name, (long long)v.integer, list.items.size() - 1);
     return RLHF_OK;
   }
 
   // On a GPU that takes it, all of an op's ROWS, WEIGHT and SAME may be bf16 together.
   bool bf16(const Argument& a) const {
-    return narrow_ && (std::strcmp(a.type, "ROWS") == 0 || std::strcmp(a.type, "WEIGHT") == 0 || std::strcmp(a.type, "SAME") == 0);
+    return narrow_ &&
+           (std::strcmp(a.type, "ROWS") == 0 || std::strcmp(a.type, "WEIGHT") == 0 || std::strcmp(a.type, "SAME") == 0);
   }
 
   rlhf_status tensor(const Argument& a, const rlhf_tensor* t) {
@@ -240,21 +248,26 @@ class Checker {
     if (t->rank < 0 || t->rank > 4) return refuse(RLHF_BAD_ARGUMENT, "%s has rank %d, wanted 0 to 4", a.name, t->rank);
     int64_t inner = 1, size = 1;
     for (int i = t->rank - 1; i >= 0; i--) {
-      if (t->dims[i] < 0) return refuse(RLHF_BAD_ARGUMENT, "%s has the negative size %lld", a.name, (long long)t->dims[i]);
+      if (t->dims[i] < 0)
+        return refuse(RLHF_BAD_ARGUMENT, "%s has the negative size %lld", a.name, (long long)t->dims[i]);
       inner = size;
-      if (__builtin_mul_overflow(size, t->dims[i], &size) || size > (int64_t(1) << 56)) return refuse(RLHF_BAD_ARGUMENT, "%s is too large", a.name);
+      if (__builtin_mul_overflow(size, t->dims[i], &size) || size > (int64_t(1) << 56))
+        return refuse(RLHF_BAD_ARGUMENT, "%s is too large", a.name);
     }
     if (size > 0 && !t->data) return refuse(RLHF_BAD_ARGUMENT, "%s has no data", a.name);
     const int64_t element = bytes_of(t->dtype);
     if (reinterpret_cast<uintptr_t>(t->data) % uintptr_t(element))
-      return refuse(RLHF_BAD_ARGUMENT, "%s begins at %p, wanted a multiple of the %lld bytes of an element", a.name, t->data, (long long)element);
+      return refuse(RLHF_BAD_ARGUMENT, "%s begins at %p, wanted a multiple of the %lld bytes of an element", a.name,
+          t->data, (long long)element);
     bool rows = std::strcmp(a.type, "ROWS") == 0;
     if (t->rank > 0 && t->dims[0] > 1 && (rows ? t->stride < inner : t->stride != inner))
-      return refuse(RLHF_BAD_ARGUMENT, "%s has stride %lld, wanted %lld%s", a.name, (long long)t->stride, (long long)inner, rows ? " or more" : "");
+      return refuse(RLHF_BAD_ARGUMENT, "%s has stride %lld, wanted %lld%s", a.name, (long long)t->stride,
+          (long long)inner, rows ? " or more" : "");
     int64_t extent;
     if (t->rank > 0 && (__builtin_mul_overflow(t->dims[0], t->stride, &extent) || extent > (int64_t(1) << 56)))
       return refuse(RLHF_BAD_ARGUMENT, "%s has stride %lld, which is too large", a.name, (long long)t->stride);
-    if (t->layout != RLHF_ROW_MAJOR && (std::strcmp(a.type, "WEIGHT") != 0 || t->layout < 0 || t->layout > RLHF_PANELS_TRANSPOSED))
+    if (t->layout != RLHF_ROW_MAJOR &&
+        (std::strcmp(a.type, "WEIGHT") != 0 || t->layout < 0 || t->layout > RLHF_PANELS_TRANSPOSED))
       return refuse(RLHF_BAD_ARGUMENT, "%s has layout %d, wanted row-major", a.name, t->layout);
     return shape(a, t);
   }
@@ -281,11 +294,12 @@ class Checker {
         if (size < 0) return refuse(RLHF_BAD_ARGUMENT, "%s is empty, wanted [%s]", a.name, a.dims);
       }
       if (t->dims[rank] != wanted)
-        return refuse(
-            RLHF_BAD_ARGUMENT, "%s has size %lld in dimension %d, wanted %lld ([%s])", a.name, (long long)t->dims[rank], rank, (long long)wanted, a.dims);
+        return refuse(RLHF_BAD_ARGUMENT, "%s has size %lld in dimension %d, wanted %lld ([%s])", a.name,
+            (long long)t->dims[rank], rank, (long long)wanted, a.dims);
       if (*d == ',') d++;
     }
-    return rank == t->rank ? RLHF_OK : refuse(RLHF_BAD_ARGUMENT, "%s has rank %d, wanted [%s]", a.name, t->rank, a.dims);
+    return rank == t->rank ? RLHF_OK
+                           : refuse(RLHF_BAD_ARGUMENT, "%s has rank %d, wanted [%s]", a.name, t->rank, a.dims);
   }
 
   rlhf_status contents(const Argument& a, const rlhf_tensor* t) {
@@ -295,13 +309,18 @@ class Checker {
     if (a.kind == Kind::ids) {
       if (within(x, n, limit)) return RLHF_OK;
       for (int64_t i = 0; i < n; i++)
-        if (x[i] < 0 || x[i] >= limit) return refuse(RLHF_BAD_ID, "%s[%lld] is %d, wanted 0 to %lld", a.name, (long long)i, x[i], (long long)limit - 1);
+        if (x[i] < 0 || x[i] >= limit)
+          return refuse(
+              RLHF_BAD_ID, "%s[%lld] is %d, wanted 0 to %lld", a.name, (long long)i, x[i], (long long)limit - 1);
       return RLHF_OK;
     }
     if (x[0] != 0) return refuse(RLHF_BAD_OFFSETS, "%s[0] is %d, wanted 0", a.name, x[0]);
     for (int64_t i = 1; i < n; i++)
-      if (x[i] < x[i - 1]) return refuse(RLHF_BAD_OFFSETS, "%s[%lld] is %d, less than the one before, %d", a.name, (long long)i, x[i], x[i - 1]);
-    if (x[n - 1] != limit) return refuse(RLHF_BAD_OFFSETS, "%s ends with %d, wanted %lld", a.name, x[n - 1], (long long)limit);
+      if (x[i] < x[i - 1])
+        return refuse(
+            RLHF_BAD_OFFSETS, "%s[%lld] is %d, less than the one before, %d", a.name, (long long)i, x[i], x[i - 1]);
+    if (x[n - 1] != limit)
+      return refuse(RLHF_BAD_OFFSETS, "%s ends with %d, wanted %lld", a.name, x[n - 1], (long long)limit);
     return RLHF_OK;
   }
 
@@ -348,7 +367,8 @@ void poison(rlhf_stream* on, const Op& op, const Value* values) {
       continue;
     }
     if (t->dtype == RLHF_F32) std::fill_n(static_cast<float*>(t->data), size, std::numeric_limits<float>::quiet_NaN());
-    if (t->dtype == RLHF_F64) std::fill_n(static_cast<double*>(t->data), size, std::numeric_limits<double>::quiet_NaN());
+    if (t->dtype == RLHF_F64)
+      std::fill_n(static_cast<double*>(t->data), size, std::numeric_limits<double>::quiet_NaN());
     if (t->dtype == RLHF_I32) std::fill_n(static_cast<int32_t*>(t->data), size, 0);
     if (t->dtype == RLHF_BF16) std::fill_n(static_cast<uint16_t*>(t->data), size, uint16_t(0x7fc0));
   }
@@ -375,7 +395,8 @@ const bool asks_for_workspace[] = {
 #include "native/ops_end.h"
 };
 
-rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* workspace, int64_t workspace_bytes, int64_t* bytes_wanted) {
+rlhf_status invoke(
+    rlhf_stream* on, int index, const Value* values, void* workspace, int64_t workspace_bytes, int64_t* bytes_wanted) {
   const Op& op = op_table()[size_t(index)];
   Checker checker(on, op);
   on->message[0] = 0;
@@ -390,14 +411,17 @@ rlhf_status invoke(rlhf_stream* on, int index, const Value* values, void* worksp
   }
   KeepDenormals keep;
   if (!workspace) workspace_bytes = 0;
-  Context ctx{
-      on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes, bytes_wanted != nullptr, nullptr, on->gpu.get(), index};
+  Context ctx{on->pool.get(), on->pool ? on->pool->size() : 1, static_cast<char*>(workspace), workspace_bytes,
+      bytes_wanted != nullptr, nullptr, on->gpu.get(), index};
   if (bytes_wanted) ctx.workspace = nullptr, ctx.workspace_bytes = 0;
   op.run(*on->isa->kernels, ctx, values);
   if (bytes_wanted) return *bytes_wanted = ctx.workspace_bytes, RLHF_OK;
   if (!ctx.failure) return RLHF_OK;
   const bool small = ctx.workspace_bytes > workspace_bytes, launch = on->gpu && ctx.failure == on->gpu->failure;
-  const rlhf_status status = checker.refuse(launch ? RLHF_FAILED : small ? RLHF_BAD_WORKSPACE : RLHF_BAD_ARGUMENT, "%s", ctx.failure);
+  const rlhf_status status = checker.refuse(launch  ? RLHF_FAILED
+                                            : small ? RLHF_BAD_WORKSPACE
+                                                    : RLHF_BAD_ARGUMENT,
+      "%s", ctx.failure);
   poison(on, op, values);
   return status;
 }
@@ -430,36 +454,41 @@ const char* latched(int32_t reason) {
 
 std::string text(const Range& range) {
   char ends[64];
-  std::snprintf(ends, sizeof ends, "%c%g, %g%c", range.open_low ? '(' : '[', range.low, range.high, range.open_high ? ')' : ']');
+  std::snprintf(
+      ends, sizeof ends, "%c%g, %g%c", range.open_low ? '(' : '[', range.low, range.high, range.open_high ? ')' : ']');
   return ends;
 }
 
 // Names are C's identifiers, so nothing needs escaping.
 std::string ops_json() {
-  static const char* const kinds[] = {"in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
+  static const char* const kinds[] = {
+      "in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
   const auto quoted = [](const std::string& x) { return '"' + x + '"'; };
   std::string ops, choices;
   for (const Op& op : op_table()) {
     std::string arguments;
     for (const Argument& a : op.arguments)
-      arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) + ", \"type\": " + quoted(a.type) +
-                   ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) +
-                   (a.kind == Kind::real || a.kind == Kind::integer ? ", \"range\": " + quoted(text(a.range)) : "") + "}";
+      arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) +
+                   ", \"type\": " + quoted(a.type) + ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) +
+                   ", \"limit\": " + quoted(a.limit) +
+                   (a.kind == Kind::real || a.kind == Kind::integer ? ", \"range\": " + quoted(text(a.range)) : "") +
+                   "}";
     const auto listed = [&](const std::vector<const char*>& dtypes) {
       std::string list;
       for (const char* dtype : dtypes) list += (list.empty() ? "" : ", ") + quoted(dtype);
       return "[" + list + "]";
     };
-    ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) + ", \"cpu\": " + listed(cpu_dtypes(op)) +
-           ", \"cuda\": " + listed(cuda_dtypes(op)) + ", \"arguments\": [" + arguments + "]}";
+    ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) +
+           ", \"cpu\": " + listed(cpu_dtypes(op)) + ", \"cuda\": " + listed(cuda_dtypes(op)) + ", \"arguments\": [" +
+           arguments + "]}";
   }
   for (const Choice& choice : choice_table()) {
     std::string items;
     for (const std::string& item : choice.items) items += (items.empty() ? "" : ", ") + quoted(item);
     choices += (choices.empty() ? "" : ", ") + quoted(choice.name) + ": [" + items + "]";
   }
-  return "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) + ", \"law\": " + std::to_string(RLHF_LAW_VERSION) + ", \"ops\": [\n  " + ops + "\n], \"choices\": {" +
-         choices + "}}\n";
+  return "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) + ", \"law\": " + std::to_string(RLHF_LAW_VERSION) +
+         ", \"ops\": [\n  " + ops + "\n], \"choices\": {" + choices + "}}\n";
 }
 
 }  // namespace rlhf
@@ -471,7 +500,8 @@ rlhf_stream* rlhf_stream_create(const char* isa, int32_t threads) {
   try {
     for (const rlhf::Isa& candidate : rlhf::isas)
       if ((!isa || std::strcmp(isa, candidate.name) == 0) && candidate.there())
-        return new rlhf_stream{&candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), nullptr, candidate.name, {}};
+        return new rlhf_stream{
+            &candidate, std::make_unique<rlhf::Pool>(threads ? threads : rlhf::cores()), nullptr, candidate.name, {}};
   } catch (const std::exception&) {  // no memory, or no more threads
   }
   return nullptr;
@@ -500,7 +530,9 @@ rlhf_status rlhf_stream_wait(rlhf_stream* on) {
   }
   return RLHF_OK;
 }
-void* rlhf_stream_allocate(rlhf_stream* on, int64_t bytes) { return on->gpu && bytes >= 0 ? on->gpu->allocate(size_t(bytes)) : nullptr; }
+void* rlhf_stream_allocate(rlhf_stream* on, int64_t bytes) {
+  return on->gpu && bytes >= 0 ? on->gpu->allocate(size_t(bytes)) : nullptr;
+}
 void rlhf_stream_release(rlhf_stream* on, void* data) {
   if (on->gpu && data) on->gpu->release(data);
 }

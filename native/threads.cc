@@ -31,9 +31,11 @@ template <class T, class Done>
 void wait(std::atomic<T>& value, const std::atomic<bool>& awake, Done done) {
   for (int spin = 0; spin < SPINS; spin++, pause())
     if (done(value.load(std::memory_order_acquire))) return;
-  for (; awake.load(std::memory_order_relaxed); std::this_thread::yield())  // where there are more threads than cores, others must get on
+  for (; awake.load(std::memory_order_relaxed);
+       std::this_thread::yield())  // where there are more threads than cores, others must get on
     if (done(value.load(std::memory_order_acquire))) return;
-  for (T seen = value.load(std::memory_order_acquire); !done(seen); seen = value.load(std::memory_order_acquire)) value.wait(seen, std::memory_order_acquire);
+  for (T seen = value.load(std::memory_order_acquire); !done(seen); seen = value.load(std::memory_order_acquire))
+    value.wait(seen, std::memory_order_acquire);
 }
 
 }  // namespace
@@ -76,7 +78,8 @@ void Pool::work(int thread) {
   }
 }
 
-// A quota holds for a group and all below it. In a container the path may be the host's, of which only the root is there.
+// A quota holds for a group and all below it. In a container the path may be the host's, of which only the root is
+// there.
 double cpu_quota(const std::string& groups, const std::string& mount) {
   double least = std::numeric_limits<double>::infinity();
   std::istringstream lines(groups);

@@ -15,7 +15,9 @@ class Pool final : public Threads {
   ~Pool();
   int size() const { return int(workers_.size()) + 1; }
   void run(void (*f)(void* state, int thread), void* state) override;
-  void keep_awake(bool awake) { awake_.store(awake, std::memory_order_relaxed); }  // workers, whatever time passes between runs
+  void keep_awake(bool awake) {
+    awake_.store(awake, std::memory_order_relaxed);
+  }  // workers, whatever time passes between runs
 
  private:
   void work(int thread);
@@ -30,7 +32,8 @@ class Pool final : public Threads {
 };
 
 int cores();  // that this process may use: by its affinity, and by the quota of its control groups
-// CPUs that control groups allow, infinity where they set no limit: `groups` is the text of /proc/self/cgroup, `mount` /sys/fs/cgroup.
+// CPUs that control groups allow, infinity where they set no limit: `groups` is the text of /proc/self/cgroup, `mount`
+// /sys/fs/cgroup.
 double cpu_quota(const std::string& groups, const std::string& mount);
 
 // Denormals are kept while this lives, whatever the process has set.

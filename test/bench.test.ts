@@ -15,9 +15,15 @@ import { isNumbers, normal, type Case } from "./truth.js";
 async function outputs(on: Device, op: string, inputs: Case): Promise<Record<string, Float32Array>> {
   const taken = new Set(specs.get(op)!.arguments.map(({ name }) => name));
   const given = Object.entries(inputs).filter(([name]) => taken.has(name));
-  const args = Object.fromEntries(given.map(([name, value]) => [name, isNumbers(value) ? Tensor.from(value.data, value.shape, on) : value]));
+  const args = Object.fromEntries(
+    given.map(([name, value]) => [name, isNumbers(value) ? Tensor.from(value.data, value.shape, on) : value]),
+  );
   const made = run(op, args);
-  return Object.fromEntries(await Promise.all(Object.entries(made).map(async ([name, tensor]) => [name, (await tensor.read()) as Float32Array])));
+  return Object.fromEntries(
+    await Promise.all(
+      Object.entries(made).map(async ([name, tensor]) => [name, (await tensor.read()) as Float32Array]),
+    ),
+  );
 }
 
 const furthest = (a: Float32Array, b: Float32Array) => a.reduce((most, x, i) => Math.max(most, Math.abs(x - b[i])), 0);
@@ -44,7 +50,9 @@ test("what it takes to wake up is not part of work of microseconds", async () =>
 test("the streams are read, updated and written, in as many rounds as asked", async () => {
   await using on = await device("cpu", { threads: 2 });
   for (const pastCaches of [0, 1]) {
-    const [x, y, z] = [2, 3, 1].map((streams) => new Float32Array(streams * 1024).fill(2)).map((data) => Tensor.from(data, [data.length / 1024, 1024], on));
+    const [x, y, z] = [2, 3, 1]
+      .map((streams) => new Float32Array(streams * 1024).fill(2))
+      .map((data) => Tensor.from(data, [data.length / 1024, 1024], on));
     const { sink } = run("limitStream", { rounds: 5, pastCaches, x, y, z }, undefined, { T: 2 });
     expect(((await sink.read()) as Float32Array).reduce((a, b) => a + b, 0)).toBe(5 * 2 * 2 * 1024);
     expect(new Set((await y.read()) as Float32Array)).toEqual(new Set([2 + 5]));
@@ -81,7 +89,8 @@ test("a row is held to the bar that takes longer, or to both where one waits for
 test("products are held to arithmetic, copies to memory, and what is between to both", async () => {
   await using on = await device("cpu", { threads: 2 });
   const limits = await Limits.measure(on);
-  const kinds = async (flops: number, bytes: number) => (await limits.bars({ flops, read: bytes, write: 0, footprint: 2 ** 20 })).map(({ kind }) => kind);
+  const kinds = async (flops: number, bytes: number) =>
+    (await limits.bars({ flops, read: bytes, write: 0, footprint: 2 ** 20 })).map(({ kind }) => kind);
   const balance = limits.peak / limits.read; // FLOPs for a byte
   expect(await kinds(100 * balance, 1)).toEqual(["arithmetic"]);
   expect(await kinds(balance, 1)).toEqual(["arithmetic", "memory"]);
@@ -118,7 +127,10 @@ test("the kernels that add in any order compute what those in the law's order do
     ],
   ]) {
     const inputs = batch(random, lengths, heads);
-    const [{ o: ours }, { o: free }] = [await outputs(on, "attention", inputs), await outputs(on, "limitAttention", inputs)];
+    const [{ o: ours }, { o: free }] = [
+      await outputs(on, "attention", inputs),
+      await outputs(on, "limitAttention", inputs),
+    ];
     expect(furthest(ours, free)).toBeLessThan(1e-5);
   }
 });
@@ -186,7 +198,9 @@ test("each peer has a line of the table, a row without a peer too", () => {
     order: [{ name: "linear", shape: "N 1", threads: 2, ms: 2, unordered: 1 }],
     sharing: [{ name: "SFT step", shape: "demo", threads: 2, ms: 10, alone: 15, work: 2 }],
   });
-  expect(text).toContain("| linear | N 1 | 2.00 | 50 % | 4.0 | one | 3.00 | 1.50x | 1.0 |\n|  |  |  |  |  | other | 4.00 | 2.00x | 2.0 |");
+  expect(text).toContain(
+    "| linear | N 1 | 2.00 | 50 % | 4.0 | one | 3.00 | 1.50x | 1.0 |\n|  |  |  |  |  | other | 4.00 | 2.00x | 2.0 |",
+  );
   expect(text).toContain("1 thread;");
   expect(text).toContain("| attention | B 1 | T 1, 2, 4 | 1.00, 2.00, 8.00 | 2.00x, 4.00x | 3.00x |");
   expect(text).toContain("| linear | N 1 | 2 | 2.00 | 1.00 | 2.00x |");

@@ -61,7 +61,10 @@ describe.each(configs)("%s", (_, config) => {
     const random = new Random("alone");
     const on = devices[0];
     const model = await lively(config, on);
-    const sequences = episodes(random, 6).map(({ prompt, completion }) => [...Array.from(prompt), ...Array.from(completion)]);
+    const sequences = episodes(random, 6).map(({ prompt, completion }) => [
+      ...Array.from(prompt),
+      ...Array.from(completion),
+    ]);
     const together = (await model.hidden(pack(sequences)).read()) as Float32Array;
     let at = 0;
     for (const sequence of sequences) {
@@ -82,7 +85,8 @@ describe.each(configs)("%s", (_, config) => {
         const stats = Tensor.from(new Float64Array(12), [12], on);
         accumulate(batch, microBatch, (part) => nll(model, part, tokensIn(batch), stats));
         const parts: Buffer[] = [];
-        for (const parameter of model.parameters.values()) parts.push(Buffer.from((await parameter.gradient()!.read()).buffer));
+        for (const parameter of model.parameters.values())
+          parts.push(Buffer.from((await parameter.gradient()!.read()).buffer));
         const got = createHash("sha256")
           .update(Buffer.concat(parts))
           .update(Buffer.from((await stats.read()).buffer))
@@ -136,7 +140,9 @@ test("a product of several blocks in every direction has the bits of its rows al
   let wanted: Buffer | undefined;
   for (const on of devices) {
     const [a, w] = [Tensor.from(x, [N, I], on), Tensor.from(weight, [O, I], on)];
-    const [whole, few] = await Promise.all([ops.linear(a, w), ops.linear(a.rows(0, 16), w)].map(async (y) => Buffer.from((await y.read()).buffer)));
+    const [whole, few] = await Promise.all(
+      [ops.linear(a, w), ops.linear(a.rows(0, 16), w)].map(async (y) => Buffer.from((await y.read()).buffer)),
+    );
     wanted ??= whole;
     expect(whole.equals(wanted)).toBe(true);
     expect(few.equals(wanted.subarray(0, few.length))).toBe(true);
@@ -144,30 +150,39 @@ test("a product of several blocks in every direction has the bits of its rows al
   }
 });
 
-test.each([300, 5000])("of %i comparisons a tie is half a win, infinities win or lose, and what is not a number is neither", async (pairs) => {
-  const odd = [1, -1, 0, NaN, Infinity, -Infinity, 2, -2, 0, 3, -3];
-  const scores = Float32Array.from({ length: 2 * pairs }, (_, i) => (i % 2 ? 0 : odd[(i >> 1) % odd.length]));
-  const ids = (first: number) => Int32Array.from({ length: pairs }, (_, i) => 2 * i + first);
-  let wanted = 0;
-  for (let i = 0; i < pairs; i++) wanted += scores[2 * i] > 0 ? 1 : scores[2 * i] === 0 ? 0.5 : 0;
-  for (const on of devices) {
-    const { stats } = ops.preferenceLoss(Tensor.from(scores, [2 * pairs], on), ids(0), ids(1), { form: "bradley-terry", denominator: pairs });
-    const [, wins, , , , count] = await stats.read();
-    expect([wins, count]).toEqual([wanted, pairs]);
-  }
-});
+test.each([300, 5000])(
+  "of %i comparisons a tie is half a win, infinities win or lose, and what is not a number is neither",
+  async (pairs) => {
+    const odd = [1, -1, 0, NaN, Infinity, -Infinity, 2, -2, 0, 3, -3];
+    const scores = Float32Array.from({ length: 2 * pairs }, (_, i) => (i % 2 ? 0 : odd[(i >> 1) % odd.length]));
+    const ids = (first: number) => Int32Array.from({ length: pairs }, (_, i) => 2 * i + first);
+    let wanted = 0;
+    for (let i = 0; i < pairs; i++) wanted += scores[2 * i] > 0 ? 1 : scores[2 * i] === 0 ? 0.5 : 0;
+    for (const on of devices) {
+      const { stats } = ops.preferenceLoss(Tensor.from(scores, [2 * pairs], on), ids(0), ids(1), {
+        form: "bradley-terry",
+        denominator: pairs,
+      });
+      const [, wins, , , , count] = await stats.read();
+      expect([wins, count]).toEqual([wanted, pairs]);
+    }
+  },
+);
 
 /** SFT, a reward model and PPO, a few steps each, from numbers that no machine's libraries touch. */
 async function shortTraining(on: Device): Promise<string> {
   const random = new Philox(7, 99);
   const ids = (n: number) => Array.from({ length: n }, () => random.below(llama.vocabulary));
-  const made = (n: number) => Array.from({ length: n }, () => ({ prompt: ids(1 + random.below(9)), completion: ids(1 + random.below(20)) }));
+  const made = (n: number) =>
+    Array.from({ length: n }, () => ({ prompt: ids(1 + random.below(9)), completion: ids(1 + random.below(20)) }));
   const model = Transformer.random(llama, "logits", on, 1);
   const batches = Array.from({ length: 12 }, () => made(6));
   const schedule = { learningRate: 3e-3, schedule: "cosine" as const, warmup: 3 };
   for await (const _ of sft(model, (step) => batches[step], { ...schedule, steps: 12, weightDecay: 0.1, clipNorm: 1 }));
   const reward = model.copy("score", 1);
-  const comparisons = Array.from({ length: 6 }, () => [{ episodes: made(2), pairs: [{ chosen: 0, rejected: 1, label: 0.8 }] }]);
+  const comparisons = Array.from({ length: 6 }, () => [
+    { episodes: made(2), pairs: [{ chosen: 0, rejected: 1, label: 0.8 }] },
+  ]);
   for await (const _ of rewardModel(reward, (step) => comparisons[step], { ...schedule, steps: 6, centerCoef: 0.01 }));
   const prompts = made(8).map(({ prompt }, index) => ({ prompt, index, sample: 0 }));
   const models = { policy: model, reference: model.copy(), reward, critic: reward.copy() };

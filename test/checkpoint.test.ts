@@ -4,7 +4,17 @@ import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, jest, test } from "@jest/globals";
 import { readConfig } from "../lib/cli/config.js";
 import { Run } from "../lib/cli/run.js";
-import { AdamW, device, ppo, ppoState, saveModel, sft, Transformer, type Completion, type Device } from "../lib/index.js";
+import {
+  AdamW,
+  device,
+  ppo,
+  ppoState,
+  saveModel,
+  sft,
+  Transformer,
+  type Completion,
+  type Device,
+} from "../lib/index.js";
 import { episodes, lively, llama, ppoConfig } from "./models.js";
 import { Random } from "./random.js";
 
@@ -29,11 +39,17 @@ afterEach(async () => {
 const tiny = { ...llama, layers: 1, width: 4, heads: 1, kvHeads: 1, headSize: 4, mlp: 4, vocabulary: 7 };
 const options = { learningRate: 1e-2, schedule: "constant" as const, warmup: 0, steps: 8 };
 const batches = (step: number) => episodes(new Random(`batch ${step}`), 4, tiny.vocabulary);
-const opened = async (resume: boolean, ...sets: string[]) => Run.open(folder, await readConfig(undefined, ["checkpoint.every=0", ...sets]), on, resume);
+const opened = async (resume: boolean, ...sets: string[]) =>
+  Run.open(folder, await readConfig(undefined, ["checkpoint.every=0", ...sets]), on, resume);
 const checkpoints = async () => (await readdir(join(folder, "checkpoints"))).sort();
 
 /** Trains until `steps` steps are done, with a checkpoint after each, and gives back the weights. */
-async function trained(run: Run, steps: number, model = Transformer.random(tiny, "logits", on, 1), rate = options.learningRate) {
+async function trained(
+  run: Run,
+  steps: number,
+  model = Transformer.random(tiny, "logits", on, 1),
+  rate = options.learningRate,
+) {
   const optimizer = new AdamW([...model.parameters.values()]);
   const checkpoint = run.checkpoint("sft", { models: { model }, optimizers: { model: optimizer } });
   await checkpoint.restore();
@@ -42,7 +58,11 @@ async function trained(run: Run, steps: number, model = Transformer.random(tiny,
     await run.log({ stage: "sft", ...metrics });
     await checkpoint.due(metrics.step, steps);
   }
-  const weights = Buffer.concat(await Promise.all([...model.parameters.values()].map(async ({ value }) => Buffer.from((await value.read()).buffer))));
+  const weights = Buffer.concat(
+    await Promise.all(
+      [...model.parameters.values()].map(async ({ value }) => Buffer.from((await value.read()).buffer)),
+    ),
+  );
   optimizer.dispose();
   model.dispose();
   return { began, weights };
@@ -66,7 +86,9 @@ describe("checkpoints", () => {
       await checkpoint.due(step, 60);
     }
     clock.mockRestore();
-    expect((await checkpoints()).map((name) => Number(name.slice(4, 12)))).toEqual(Array.from({ length: 20 }, (_, i) => 3 * (i + 1)));
+    expect((await checkpoints()).map((name) => Number(name.slice(4, 12)))).toEqual(
+      Array.from({ length: 20 }, (_, i) => 3 * (i + 1)),
+    );
     model.dispose();
   });
 
@@ -93,10 +115,16 @@ describe("checkpoints", () => {
     garbled.write("9", whole.indexOf('\\"model\\":8') + '\\"model\\":'.length); // a header as before, of another step
     await writeFile(path, garbled);
     await run.checkpoint("sft", { models: { model }, optimizers: { model: optimizer } }).restore();
-    expect([optimizer.steps, String(said.mock.calls.at(-1))]).toEqual([7, expect.stringContaining("it is damaged: its SHA-256 is")]);
+    expect([optimizer.steps, String(said.mock.calls.at(-1))]).toEqual([
+      7,
+      expect.stringContaining("it is damaged: its SHA-256 is"),
+    ]);
     await rm(`${path}.damaged`);
     await writeFile(path, whole.subarray(0, -1));
-    expect(said.mock.calls.filter(([text]) => String(text).includes(`${last}: `) && String(text).includes("set aside")).length).toBe(whole.length + 1);
+    expect(
+      said.mock.calls.filter(([text]) => String(text).includes(`${last}: `) && String(text).includes("set aside"))
+        .length,
+    ).toBe(whole.length + 1);
     const { began, weights } = await trained(run, 8, model);
     expect(began).toBe(7);
     expect(weights.equals(wanted)).toBe(true);
@@ -111,9 +139,16 @@ describe("checkpoints", () => {
     }
     const refused = async (says: RegExp, model?: Transformer) => {
       using run = await opened(true);
-      await expect(trained(run, 8, model)).rejects.toMatchObject({ name: "TypeError", code: "RESUME", message: expect.stringMatching(says) });
+      await expect(trained(run, 8, model)).rejects.toMatchObject({
+        name: "TypeError",
+        code: "RESUME",
+        message: expect.stringMatching(says),
+      });
     };
-    await refused(/sft-00000003.safetensors: model\/embedding is \[7,4\], wanted \[8,4\]/, Transformer.random({ ...tiny, vocabulary: 8 }, "logits", on, 1));
+    await refused(
+      /sft-00000003.safetensors: model\/embedding is \[7,4\], wanted \[8,4\]/,
+      Transformer.random({ ...tiny, vocabulary: 8 }, "logits", on, 1),
+    );
     const metrics = await readFile(join(folder, "metrics.jsonl"));
     await writeFile(join(folder, "metrics.jsonl"), metrics.subarray(0, -1));
     await refused(new RegExp(`metrics.jsonl has ${metrics.length - 1} bytes, wanted at least the ${metrics.length}`));
@@ -124,7 +159,10 @@ describe("checkpoints", () => {
   test("stages.json that is cut off is refused by its name", async () => {
     (await opened(false))[Symbol.dispose]();
     await writeFile(join(folder, "stages.json"), '{ "stages": [');
-    await expect(opened(true)).rejects.toMatchObject({ code: "RESUME", message: expect.stringContaining("stages.json") });
+    await expect(opened(true)).rejects.toMatchObject({
+      code: "RESUME",
+      message: expect.stringContaining("stages.json"),
+    });
   });
 });
 
@@ -139,7 +177,9 @@ describe("a step that fails", () => {
     using run = await opened(false);
     await expect(run.stage("sft", () => trained(run, 8, undefined, 1e30))).rejects.toMatchObject({
       code: "NAN",
-      message: expect.stringMatching(/^sft: step 2: .*gradient norm is not finite: not finite are .*the gradient of embedding.*offending\.jsonl/),
+      message: expect.stringMatching(
+        /^sft: step 2: .*gradient norm is not finite: not finite are .*the gradient of embedding.*offending\.jsonl/,
+      ),
     });
     expect(await checkpoints()).toEqual(["sft-00000001.safetensors"]);
     const plain = batches(1).map(({ prompt, completion }) => ({ prompt, completion }));
@@ -147,12 +187,17 @@ describe("a step that fails", () => {
   });
 
   test("of PPO keeps the completion whose score is not a number, or the minibatch whose gradient is none", async () => {
-    const models = { policy: await lively(llama, on), reference: await lively(llama, on), critic: await lively(llama, on, "score") };
+    const models = {
+      policy: await lively(llama, on),
+      reference: await lively(llama, on),
+      critic: await lively(llama, on, "score"),
+    };
     const requests = () => Array.from({ length: 4 }, (_, index) => ({ prompt: [1, 2 + index], index, sample: 0 }));
     const once = async (run: Run, reward: (completion: Completion) => number, rate = 1e-3) =>
       run.stage("ppo", async () => {
         const config = { ...ppoConfig, learningRate: rate, updates: 3 };
-        for await (const metrics of ppo({ ...models, reward }, requests, config)) await run.log({ stage: "ppo", ...metrics });
+        for await (const metrics of ppo({ ...models, reward }, requests, config))
+          await run.log({ stage: "ppo", ...metrics });
         return {};
       });
     using run = await opened(false);
@@ -161,16 +206,32 @@ describe("a step that fails", () => {
       message: expect.stringMatching(/^ppo: step 1: the score of completion 2 is NaN; its batch/),
     });
     expect(await offending()).toMatchObject([{ prompt: [1, 4], score: "NaN", completion: expect.any(Array) }]);
-    await expect(once(run, ({ index }) => index, 1e30)).rejects.toMatchObject({ code: "NAN", message: expect.stringMatching(/^ppo: step \d: /) });
-    expect((await offending())[0]).toMatchObject({ prompt: expect.any(Array), advantages: expect.any(Array), returns: expect.any(Array) });
+    await expect(once(run, ({ index }) => index, 1e30)).rejects.toMatchObject({
+      code: "NAN",
+      message: expect.stringMatching(/^ppo: step \d: /),
+    });
+    expect((await offending())[0]).toMatchObject({
+      prompt: expect.any(Array),
+      advantages: expect.any(Array),
+      returns: expect.any(Array),
+    });
     for (const model of Object.values(models)) model.dispose();
   });
 });
 
 describe("a reward function", () => {
   const requests = () => Array.from({ length: 6 }, (_, index) => ({ prompt: [1, 2 + index], index, sample: 0 }));
-  const learnt = async (reward: (completion: Completion) => number | Promise<number>, change: object = {}, kept = requests()) => {
-    const models = { policy: await lively(llama, on), reference: await lively(llama, on), critic: await lively(llama, on, "score"), reward };
+  const learnt = async (
+    reward: (completion: Completion) => number | Promise<number>,
+    change: object = {},
+    kept = requests(),
+  ) => {
+    const models = {
+      policy: await lively(llama, on),
+      reference: await lively(llama, on),
+      critic: await lively(llama, on, "score"),
+      reward,
+    };
     const config = { ...ppoConfig, klController: "fixed" as const, updates: 1, ...change };
     const all = [];
     for await (const metrics of ppo(models, () => kept, config, ppoState(models, config))) all.push(metrics);
@@ -186,7 +247,10 @@ describe("a reward function", () => {
         if (completion.index === 3) throw new Error("the judge is down");
         return score(completion);
       }),
-    ).rejects.toMatchObject({ code: "REWARD", message: expect.stringContaining("step 1: the score of completion 3 failed: the judge is down") }));
+    ).rejects.toMatchObject({
+      code: "REWARD",
+      message: expect.stringContaining("step 1: the score of completion 3 failed: the judge is down"),
+    }));
 
   test("that fails on some completions, if asked, leaves them out and counts them: the update is that of the others alone", async () => {
     const flaky = (completion: Completion) => {

@@ -36,7 +36,12 @@ export function child(program: string, { command = [], uid, env = {} }: ChildOpt
     ];
     writeFileSync(file, [...head, program].join("\n"));
     const [first, ...rest] = [...command, process.execPath, file];
-    const { stdout, stderr, status, signal } = spawnSync(first, rest, { encoding: "utf8", uid, env: { ...process.env, ...env }, timeout: 120_000 });
+    const { stdout, stderr, status, signal } = spawnSync(first, rest, {
+      encoding: "utf8",
+      uid,
+      env: { ...process.env, ...env },
+      timeout: 120_000,
+    });
     return { out: stdout.trim(), error: stderr, end: signal ?? status ?? "not started" };
   } finally {
     rmSync(folder, { recursive: true });

@@ -8,7 +8,9 @@ import type { Readable, Writable } from "node:stream";
 /** Where a Chromium is, if it is anywhere: RLHF_CHROMIUM, or on the path. */
 export const chromium = [
   process.env.RLHF_CHROMIUM,
-  ...(process.env.PATH ?? "").split(":").flatMap((folder) => ["chromium", "chromium-browser", "google-chrome"].map((name) => join(folder, name))),
+  ...(process.env.PATH ?? "")
+    .split(":")
+    .flatMap((folder) => ["chromium", "chromium-browser", "google-chrome"].map((name) => join(folder, name))),
 ].find((file) => file && existsSync(file));
 
 const KEYS: Record<string, { key: string; code: string; windowsVirtualKeyCode: number; text?: string }> = {
@@ -45,18 +47,40 @@ export class Browser {
 
   static async open(): Promise<Browser> {
     const profile = await mkdtemp(join(tmpdir(), "rlhf-chromium-"));
-    const flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-pipe"];
-    const child = spawn(chromium!, [...flags, `--user-data-dir=${profile}`, "about:blank"], { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] });
+    const flags = [
+      "--headless=new",
+      "--no-sandbox",
+      "--disable-gpu",
+      "--disable-dev-shm-usage",
+      "--no-first-run",
+      "--remote-debugging-pipe",
+    ];
+    const child = spawn(chromium!, [...flags, `--user-data-dir=${profile}`, "about:blank"], {
+      stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"],
+    });
     return new Browser(child, profile);
   }
 
-  private hear({ id, result, error, method, params }: { id?: number; result?: unknown; error?: { message: string }; method?: string; params?: any }): void {
+  private hear({
+    id,
+    result,
+    error,
+    method,
+    params,
+  }: {
+    id?: number;
+    result?: unknown;
+    error?: { message: string };
+    method?: string;
+    params?: any;
+  }): void {
     if (id !== undefined) {
       const { resolve, reject } = this.waiting.get(id)!;
       this.waiting.delete(id);
       if (error) reject(new Error(error.message));
       else resolve(result);
-    } else if (method === "Runtime.exceptionThrown") this.complaints.push(params.exceptionDetails.exception?.description ?? params.exceptionDetails.text);
+    } else if (method === "Runtime.exceptionThrown")
+      this.complaints.push(params.exceptionDetails.exception?.description ?? params.exceptionDetails.text);
     else if (method === "Log.entryAdded") this.complaints.push(params.entry.text);
   }
 
@@ -101,7 +125,11 @@ export class Page {
 
   /** The value of an expression in the page. */
   async value<T = unknown>(expression: string): Promise<T> {
-    const { result, exceptionDetails } = await this.send("Runtime.evaluate", { expression, returnByValue: true, awaitPromise: true });
+    const { result, exceptionDetails } = await this.send("Runtime.evaluate", {
+      expression,
+      returnByValue: true,
+      awaitPromise: true,
+    });
     if (exceptionDetails) throw new Error(exceptionDetails.exception?.description ?? exceptionDetails.text);
     return result.value;
   }
@@ -110,7 +138,10 @@ export class Page {
   async until(expression: string): Promise<void> {
     const end = Date.now() + 20_000;
     while (!(await this.value<boolean>(expression).catch(() => false))) {
-      if (Date.now() > end) throw new Error(`it does not become true: ${expression}; the page says: ${await this.value<string>("document.body.innerText")}`);
+      if (Date.now() > end)
+        throw new Error(
+          `it does not become true: ${expression}; the page says: ${await this.value<string>("document.body.innerText")}`,
+        );
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
   }
@@ -120,7 +151,12 @@ export class Page {
     for (const name of keys) {
       const shift = /^[A-Z]$/.test(name);
       const code = name.toUpperCase().charCodeAt(0);
-      const key = KEYS[name] ?? { key: name, code: /[a-z]/i.test(name) ? `Key${name.toUpperCase()}` : "", windowsVirtualKeyCode: code, text: name };
+      const key = KEYS[name] ?? {
+        key: name,
+        code: /[a-z]/i.test(name) ? `Key${name.toUpperCase()}` : "",
+        windowsVirtualKeyCode: code,
+        text: name,
+      };
       await this.send("Input.dispatchKeyEvent", { type: "keyDown", modifiers: shift ? 8 : 0, ...key });
       await this.send("Input.dispatchKeyEvent", { type: "keyUp", modifiers: shift ? 8 : 0, ...key, text: undefined });
     }
@@ -133,7 +169,9 @@ export class Page {
   async screen(width: number, height: number, { dark = false, mobile = false } = {}): Promise<void> {
     await this.send("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: mobile ? 2 : 1, mobile });
     await this.send("Emulation.setTouchEmulationEnabled", { enabled: mobile });
-    await this.send("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: dark ? "dark" : "light" }] });
+    await this.send("Emulation.setEmulatedMedia", {
+      features: [{ name: "prefers-color-scheme", value: dark ? "dark" : "light" }],
+    });
   }
 
   async screenshot(): Promise<Buffer> {

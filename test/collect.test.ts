@@ -38,14 +38,21 @@ afterAll(async () => {
 });
 
 const rlhf = (args: string[], input = "") => {
-  const running = promisify(execFile)(process.execPath, [join(root, "dist/lib/cli/main.js"), ...args, "--threads", "1"]);
+  const running = promisify(execFile)(process.execPath, [
+    join(root, "dist/lib/cli/main.js"),
+    ...args,
+    "--threads",
+    "1",
+  ]);
   running.child.stdin!.end(input);
   return running;
 };
 
 test("completions are those of one call, however many are sampled at once, and those that a killed run drew", async () => {
   const model = await lively(llama, on);
-  const prompts = Array.from({ length: 23 }, () => ({ ids: Int32Array.from({ length: 1 + random.below(6) }, () => random.below(llama.vocabulary)) }));
+  const prompts = Array.from({ length: 23 }, () => ({
+    ids: Int32Array.from({ length: 1 + random.below(6) }, () => random.below(llama.vocabulary)),
+  }));
   const sampling = { samples: 3, maxTokens: 7, temperature: 0.8, topK: 9, seed: 5, stop: [3] };
   const asked = prompts.map(({ ids }) => ids);
   const wanted = await generate(model, requestsFor(asked, 3), sampling);
@@ -68,7 +75,8 @@ test("completions are those of one call, however many are sampled at once, and t
 });
 
 test("rlhf reward learns the same from standard input as from a file", async () => {
-  const row = (i: number) => JSON.stringify({ prompt: `p${i % 9}`, chosen: ` a ${i}`, rejected: " b", agreement: 0.75 });
+  const row = (i: number) =>
+    JSON.stringify({ prompt: `p${i % 9}`, chosen: ` a ${i}`, rejected: " b", agreement: 0.75 });
   const text = Array.from({ length: 30 }, (_, i) => row(i)).join("\n");
   await writeFile(at("p.jsonl"), text);
   const common = ["reward", "--model", at("logits"), "--set", "reward.epochs=1", "--set", "reward.batch=4"];
@@ -92,7 +100,9 @@ test("prompts of which there are none are an error that names the file", async (
     ["eval", "--base", at("logits"), "--policy", at("logits")],
   ];
   for (const command of commands)
-    await expect(rlhf([...command, "--prompts", at("none.jsonl"), "--out", at(`${command[0]}-none`)])).rejects.toMatchObject({
+    await expect(
+      rlhf([...command, "--prompts", at("none.jsonl"), "--out", at(`${command[0]}-none`)]),
+    ).rejects.toMatchObject({
       stderr: expect.stringMatching(/^rlhf: --prompts: .*none\.jsonl has no prompts$/m),
     });
 });

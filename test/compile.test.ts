@@ -27,7 +27,8 @@ function parse(log: string): { compiled: Compiled[]; bounds: Map<string, { threa
   let entry = "";
   for (const line of log.split("\n")) {
     const begun = /Compiling entry function '(\w+)' for '(\w+)'/.exec(line);
-    if (begun) compiled.push({ kernel: begun[1], architecture: begun[2], registers: NaN, spilled: NaN, staticShared: 0 });
+    if (begun)
+      compiled.push({ kernel: begun[1], architecture: begun[2], registers: NaN, spilled: NaN, staticShared: 0 });
     const last = compiled.at(-1)!;
     const spills = /(\d+) bytes spill stores, (\d+) bytes spill loads/.exec(line);
     if (spills) last.spilled = Number(spills[1]) + Number(spills[2]);
@@ -54,7 +55,9 @@ describeThere("nvcc compiles", () => {
     async (file) => {
       const out = join(root, "build/cuda", file.replace(/\.cu$/, ".fatbin"));
       const definitions = [`-DNVCC=${nvcc}`, `-DSOURCE=${join(root, "kernels/cuda", file)}`, `-DOUT=${out}`];
-      await promisify(execFile)("cmake", [...definitions, "-P", join(root, "native/fatbin.cmake")], { maxBuffer: 1 << 26 });
+      await promisify(execFile)("cmake", [...definitions, "-P", join(root, "native/fatbin.cmake")], {
+        maxBuffer: 1 << 26,
+      });
       const log = readFileSync(`${out}.log`, "utf8");
       const { compiled, bounds } = parse(log);
       expect(new Set(compiled.map(({ architecture }) => architecture))).toEqual(new Set(["sm_80", "sm_90a"]));
@@ -64,7 +67,9 @@ describeThere("nvcc compiles", () => {
       for (const { kernel, architecture, registers, spilled, staticShared } of compiled) {
         const { threads, blocks } = bounds.get(kernel)!;
         const most = Math.min(255, Math.floor(65536 / (threads * blocks)));
-        rows.push(`${kernel.padEnd(36)} ${architecture.padEnd(7)} ${registers} of ${most} registers, ${threads} threads x ${blocks}`);
+        rows.push(
+          `${kernel.padEnd(36)} ${architecture.padEnd(7)} ${registers} of ${most} registers, ${threads} threads x ${blocks}`,
+        );
         const what = `${kernel} for ${architecture}`;
         expect(`${what}: ${spilled} bytes spilled, ${staticShared} bytes of static shared memory`).toBe(
           `${what}: 0 bytes spilled, 0 bytes of static shared memory`,

@@ -56,7 +56,9 @@ test("log-probs hold at any temperature", () => holdToTemperatures(on));
 test("has every op that a file of kernels/cuda defines", () => {
   const folder = join(root, "kernels/cuda");
   const sources = readdirSync(folder).map((file) => readFileSync(join(folder, file), "utf8"));
-  const defined = sources.flatMap((source) => [...source.matchAll(/^void (\w+)\(Context& ctx, const \1_args& a\)/gm)].map(([, name]) => camel(name)));
+  const defined = sources.flatMap((source) =>
+    [...source.matchAll(/^void (\w+)\(Context& ctx, const \1_args& a\)/gm)].map(([, name]) => camel(name)),
+  );
   const has = (dtype: "f32" | "bf16") => [...specs.keys()].filter((op) => on.has(op, dtype)).sort();
   expect(has("f32")).toEqual(defined.sort());
   expect(has("bf16")).toEqual([...WIDE].sort());
@@ -67,20 +69,25 @@ async function holdToBits(entry: Truth, first: Device, all: Device[], bf16 = fal
   for (const drawn of casesOf(entry)) {
     const inputs = bf16 ? narrowed(first, entry, drawn) : drawn;
     const wanted = await runOn(first, entry, inputs, bf16);
-    for (const other of all) expectBits(await runOn(other, entry, inputs, bf16), wanted, `${entry.op} (${sizes(inputs)})`);
+    for (const other of all)
+      expectBits(await runOn(other, entry, inputs, bf16), wanted, `${entry.op} (${sizes(inputs)})`);
   }
 }
 
 describe.each(here.map((entry) => [entry.op, entry] as const))("%s", (name, entry) => {
   test("equals its f64 reference", () => holdToReference(on, entry));
-  if (specs.get(name)!.dtypes.cuda.includes("bf16")) test("equals its f64 reference on bf16", () => holdToReference(on, entry, true, ROUNDED[name]));
+  if (specs.get(name)!.dtypes.cuda.includes("bf16"))
+    test("equals its f64 reference on bf16", () => holdToReference(on, entry, true, ROUNDED[name]));
 
-  if (HOPPER.includes(name)) test("equals its f64 reference on bf16 on a Hopper", () => holdToReference(hoppers[0], entry, true, ROUNDED[name]));
+  if (HOPPER.includes(name))
+    test("equals its f64 reference on bf16 on a Hopper", () => holdToReference(hoppers[0], entry, true, ROUNDED[name]));
   if (name in HEADS_OF_MODELS) {
     const wide = { ...entry, draw: HEADS_OF_MODELS[name], extremes: undefined };
     test("equals its f64 reference at heads of 64 and 128", () => holdToReference(on, wide, true, ROUNDED[name]));
-    test("equals its f64 reference at heads of 64 and 128 on a Hopper", () => holdToReference(hoppers[0], wide, true, ROUNDED[name]));
-    test("has the same bits at heads of 64 and 128 on a Hopper, in whatever order", () => holdToBits(wide, hoppers[0], hoppers.slice(1), true));
+    test("equals its f64 reference at heads of 64 and 128 on a Hopper", () =>
+      holdToReference(hoppers[0], wide, true, ROUNDED[name]));
+    test("has the same bits at heads of 64 and 128 on a Hopper, in whatever order", () =>
+      holdToBits(wide, hoppers[0], hoppers.slice(1), true));
   }
 
   test("has the same bits again, and in whatever order threads and blocks run", async () => {
@@ -98,7 +105,9 @@ const i32 = (...values: number[]) => Tensor.from(Int32Array.from(values), [value
 
 test.each([64, 128])("a Hopper's attention at heads of %d knows nothing of the sequences beside", async (D) => {
   const random = new Random(`beside ${D}`);
-  const values = Array.from({ length: 4 }, () => Uint16Array.from({ length: 213 * D }, () => 0x3f00 + random.below(256) + (random.below(2) << 15)));
+  const values = Array.from({ length: 4 }, () =>
+    Uint16Array.from({ length: 213 * D }, () => 0x3f00 + random.below(256) + (random.below(2) << 15)),
+  );
   const attend = async (begin: number, end: number, offsets: Int32Array) => {
     const [q, k, v, dO] = values.map((x) => Tensor.from(x.slice(begin * D, end * D), [end - begin, 1, D], hoppers[0]));
     const given = { q, k, v, cuSeqlens: Tensor.from(offsets, [offsets.length], hoppers[0]), scale: 1 / Math.sqrt(D) };
@@ -113,7 +122,8 @@ test.each([64, 128])("a Hopper's attention at heads of %d knows nothing of the s
   expect(beside.map((output) => output.slice(70 * D, 210 * D))).toEqual(alone);
 });
 
-test("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient", () => holdToAbsentTerms(on));
+test("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient", () =>
+  holdToAbsentTerms(on));
 
 describe("an error on the device", () => {
   /** What lies there, whatever op failed on it. */
@@ -150,7 +160,8 @@ describe("an error on the device", () => {
     const [doubled, mixed, good] = [ops.scale(bad, 2), ops.add(bad, early), ops.scale(early, 2)];
     expect([...(await good.read())].some(Number.isNaN)).toBe(false);
     expect([...(await early.read())].some(Number.isNaN)).toBe(false);
-    for (const spoilt of [bad, doubled, mixed]) expect((await failure(() => spoilt.read())).message).toContain("logprob");
+    for (const spoilt of [bad, doubled, mixed])
+      expect((await failure(() => spoilt.read())).message).toContain("logprob");
     expect((await failure(() => advantages.read())).message).toContain("gae");
     doubled.write(Float32Array.of(1, 2));
     run("scale", { x: early, factor: 0, shift: 7, y: mixed });
@@ -187,7 +198,15 @@ test("outputs that begin anywhere are written as others are", async () => {
   const cases: [string, Record<string, Tensor | number | string>, string[]][] = [
     [
       "logprobGrad",
-      { logits: numbers(3, 64), y: i32(1, 2, 3), logp: numbers(3), lse: numbers(3), entropy: numbers(3), dlogp: numbers(3), temperature: 1 },
+      {
+        logits: numbers(3, 64),
+        y: i32(1, 2, 3),
+        logp: numbers(3),
+        lse: numbers(3),
+        entropy: numbers(3),
+        dlogp: numbers(3),
+        temperature: 1,
+      },
       ["dlogits"],
     ],
     ["linear", { x: narrow(5, 16), weight: narrow(64, 16) }, ["y"]],
@@ -273,7 +292,9 @@ test("bf16 is refused where the op or the device does not take it", async () => 
   expect(error.code).toBe("DTYPE");
   expect(error.message).toContain("bf16");
   await using cpu = await device("cpu", { threads: 1 });
-  const there = await failure(() => ops.logprob(Tensor.from(new Uint16Array(8), [2, 4], cpu), Int32Array.of(1, 2), { temperature: 1 }));
+  const there = await failure(() =>
+    ops.logprob(Tensor.from(new Uint16Array(8), [2, 4], cpu), Int32Array.of(1, 2), { temperature: 1 }),
+  );
   expect(there.code).toBe("DTYPE");
   expect(there.message).toContain("logits");
 });
@@ -289,5 +310,8 @@ test("memory is the device's: it is reused, counted and freed", async () => {
   on.release(address);
   expect(on.allocate(1000)).toBe(address);
   for (const one of [address, again]) on.release(one);
-  await expect(failure(() => on.allocate(2 ** 48))).resolves.toMatchObject({ code: "MEMORY", message: `out of memory: ${2 ** 48} bytes wanted` });
+  await expect(failure(() => on.allocate(2 ** 48))).resolves.toMatchObject({
+    code: "MEMORY",
+    message: `out of memory: ${2 ** 48} bytes wanted`,
+  });
 });

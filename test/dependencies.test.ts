@@ -34,7 +34,8 @@ async function bytesOf(folder: string): Promise<number> {
 
 /** The packages that one depends on, however far. */
 function brought(name: string, packages: Record<string, Locked>, found = new Set<string>()): Set<string> {
-  for (const other of Object.keys(packages[`node_modules/${name}`].dependencies ?? {})) if (!found.has(other)) brought(other, packages, found.add(other));
+  for (const other of Object.keys(packages[`node_modules/${name}`].dependencies ?? {}))
+    if (!found.has(other)) brought(other, packages, found.add(other));
   return found;
 }
 
@@ -50,14 +51,18 @@ test("the table of runtime dependencies is package.json's list and what is insta
     rows.push([name, version, license, size, String(brought(name, packages).size), runs]);
   }
   const page = await readFile(join(root, "docs/dependencies.md"), "utf8");
-  const table = [...page.matchAll(/^\| (.*) \|$/gm)].slice(2).map(([, row]) => row.split("|").map((cell) => cell.trim()));
+  const table = [...page.matchAll(/^\| (.*) \|$/gm)]
+    .slice(2)
+    .map(([, row]) => row.split("|").map((cell) => cell.trim()));
   expect(table.map((row) => row.slice(0, -1))).toEqual(rows);
   for (const row of table) expect([row[0], row.at(-1)!.length > 10]).toEqual([row[0], true]);
 });
 
 test("no package that is installed with this one runs a script or has another kind of licence", async () => {
   const { packages } = await json<{ packages: Record<string, Locked> }>("package-lock.json");
-  const installed = Object.entries(packages).filter(([path, { dev, peer, optional }]) => path && !dev && !peer && !optional);
+  const installed = Object.entries(packages).filter(
+    ([path, { dev, peer, optional }]) => path && !dev && !peer && !optional,
+  );
   expect(installed.length).toBeGreaterThan(200);
   for (const [path, { license, hasInstallScript = false }] of installed)
     expect([path, FREE.includes(license ?? ""), hasInstallScript]).toEqual([path, true, false]);

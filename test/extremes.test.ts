@@ -22,7 +22,8 @@ afterAll(() => Promise.all(devices.map((on) => on.close())));
 function logitsOf(random: Random, scale: number): Float32Array {
   const logits = Float32Array.from({ length: ROWS * VOCABULARY }, () => random.uniform(-scale, scale));
   const special = [LARGEST, -LARGEST, 2 ** -149, -(2 ** -149), 2 ** -126, 0, -0, -Infinity];
-  for (let i = 0; i < 20; i++) logits[random.below(logits.length)] = scale === 1 ? random.normal() : random.pick(special);
+  for (let i = 0; i < 20; i++)
+    logits[random.below(logits.length)] = scale === 1 ? random.normal() : random.pick(special);
   return logits;
 }
 
@@ -46,10 +47,20 @@ test("no temperature that is taken, and no finite logit, leads to a token that i
         let wanted: unknown;
         for (const on of devices) {
           const at = Tensor.from(logits, [ROWS, VOCABULARY], on);
-          const { token, logp, truncatedLogp } = run("sample", { logits: at, counter: Tensor.from(counter, [ROWS, 4], on), ...args });
+          const { token, logp, truncatedLogp } = run("sample", {
+            logits: at,
+            counter: Tensor.from(counter, [ROWS, 4], on),
+            ...args,
+          });
           const tokens = (await token.read()) as Int32Array;
           const again = ops.logprob(at, tokens, { temperature });
-          const found = [tokens, await logp.read(), await truncatedLogp.read(), await again.logp.read(), await again.entropy.read()];
+          const found = [
+            tokens,
+            await logp.read(),
+            await truncatedLogp.read(),
+            await again.logp.read(),
+            await again.entropy.read(),
+          ];
           expect(Array.from(found[3])).toEqual(Array.from(found[1]));
           for (const tensor of [at, token, logp, truncatedLogp, ...Object.values(again)]) tensor.dispose();
           wanted ??= found;
@@ -90,7 +101,10 @@ test("from the hidden state too, log-probs at extreme temperatures are those of 
       );
       const y = Int32Array.from(rows, () => random.below(VOCABULARY));
       const logits = ops.linear(h, weight);
-      const [fused, plain] = [ops.linearLogprob(h, weight, rows, y, { temperature }), ops.logprob(logits, y, { temperature })];
+      const [fused, plain] = [
+        ops.linearLogprob(h, weight, rows, y, { temperature }),
+        ops.logprob(logits, y, { temperature }),
+      ];
       expect(await fused.logp.read()).toEqual(await plain.logp.read());
       expect(await fused.entropy.read()).toEqual(await plain.entropy.read());
       for (const p of await plain.logp.read()) expect(p).toBeLessThanOrEqual(0);
@@ -131,13 +145,19 @@ test("a model of any finite weights samples tokens that are there, or is refused
     const { name, value } = random.pick([...model.parameters.values()]);
     const factor = random.pick([LARGEST, 4e37, 1e20, 2 ** -149, -1e30]);
     value.write(Float32Array.from(await value.read(), (x) => Math.max(-LARGEST, Math.min(LARGEST, x * factor))));
-    const options = { maxTokens: 4, seed: round, temperature: random.pick([0, ...TEMPERATURES]), ...random.pick(MODES) };
+    const options = {
+      maxTokens: 4,
+      seed: round,
+      temperature: random.pick([0, ...TEMPERATURES]),
+      ...random.pick(MODES),
+    };
     try {
       for (const { completion } of await generate(model, [{ prompt: [1, 2, 3], index: 0, sample: 0 }], options))
         for (const id of completion) expect(id >= 0 && id < llama.vocabulary).toBe(true);
     } catch (error) {
       const { code, message } = error as Error & { code?: string };
-      if (code !== "ARGUMENT") throw new Error(`${name} times ${factor}, ${JSON.stringify(options)}: ${message}`, { cause: error });
+      if (code !== "ARGUMENT")
+        throw new Error(`${name} times ${factor}, ${JSON.stringify(options)}: ${message}`, { cause: error });
       expect(message).toMatch(/^sample: logits hold NaN or infinity/);
     }
     model.dispose();

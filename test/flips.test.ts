@@ -13,7 +13,17 @@ import { sealed, unsealed } from "../lib/cli/seal.js";
 import type { Config } from "../lib/cli/schema.js";
 import { root } from "../lib/device/native.js";
 import { readRows } from "../lib/data/jsonl.js";
-import { device, loadModel, readComparisons, readCompletions, saveAdapter, saveModel, Tokenizer, Transformer, type Device } from "../lib/index.js";
+import {
+  device,
+  loadModel,
+  readComparisons,
+  readCompletions,
+  saveAdapter,
+  saveModel,
+  Tokenizer,
+  Transformer,
+  type Device,
+} from "../lib/index.js";
 import { writeListed } from "../lib/model/listed.js";
 import { readSafetensorsFile, writeSafetensors } from "../lib/model/safetensors.js";
 import { llama } from "./models.js";
@@ -114,9 +124,15 @@ async function damage(where: string, kind: Damage) {
   const after = Buffer.from(before);
   const byte = random.below(before.length);
   if (kind === "flip") after[byte] ^= 1 << random.below(8);
-  if (kind === "sector") after.fill(0, byte - (byte % SECTOR), Math.min(before.length, byte - (byte % SECTOR) + SECTOR));
+  if (kind === "sector")
+    after.fill(0, byte - (byte % SECTOR), Math.min(before.length, byte - (byte % SECTOR) + SECTOR));
   await writeFile(file, kind === "cut" ? before.subarray(0, byte) : after);
-  return { file, before, after: kind === "cut" ? before.subarray(0, byte) : after, what: `seed ${seed}: ${kind} at byte ${byte} of ${relative(folder, file)}` };
+  return {
+    file,
+    before,
+    after: kind === "cut" ? before.subarray(0, byte) : after,
+    what: `seed ${seed}: ${kind} at byte ${byte} of ${relative(folder, file)}`,
+  };
 }
 
 describe("a saved file", () => {
@@ -169,8 +185,17 @@ describe("a saved file", () => {
       const { file, before, what } = await damage(at("model"), "flip");
       const loaded = await load(file).catch((error: Error & { code: string }) => error);
       if (loaded && basename(file) !== SUMS)
-        expect([what, loaded.code, loaded.message]).toEqual([what, expect.stringMatching(/^(DAMAGED|SAFETENSORS)$/), expect.stringContaining(file)]);
-      else expect([what, loaded === undefined || loaded.message.includes(SUMS), basename(file)]).toEqual([what, true, SUMS]);
+        expect([what, loaded.code, loaded.message]).toEqual([
+          what,
+          expect.stringMatching(/^(DAMAGED|SAFETENSORS)$/),
+          expect.stringContaining(file),
+        ]);
+      else
+        expect([what, loaded === undefined || loaded.message.includes(SUMS), basename(file)]).toEqual([
+          what,
+          true,
+          SUMS,
+        ]);
       await writeFile(file, before);
     }
   });
@@ -184,33 +209,44 @@ describe.each(states)("a run that is %s", (state) => {
     for (let round = 0; round < (kind === "flip" ? CHECKED : CHECKED / 4); round++) {
       const { file, before, after, what } = await damage(run, kind);
       const found = (await check(run)).filter(({ state }) => state === "damaged");
-      if (found.length === 0 && !before.equals(after)) expect([what, isHarmless(file, kind, before, after)]).toEqual([what, true]);
-      else if (basename(file) !== SUMS && !before.equals(after)) expect([what, found.map((one) => one.file)]).toEqual([what, [file]]);
+      if (found.length === 0 && !before.equals(after))
+        expect([what, isHarmless(file, kind, before, after)]).toEqual([what, true]);
+      else if (basename(file) !== SUMS && !before.equals(after))
+        expect([what, found.map((one) => one.file)]).toEqual([what, [file]]);
       count(`${state}, ${kind}, checked: ${found.length > 0 ? "found" : "changes nothing"}`);
       await writeFile(file, before);
     }
     await rm(run, { recursive: true });
   });
 
-  test.each<Damage>(["flip", "sector", "cut"])("is resumed: a %s is refused by name, or the end has the same bits", async (kind) => {
-    for (let round = 0; round < (kind === "flip" ? RESUMED : RESUMED / 3); round++) {
-      const run = at(`${state}-resumed`);
-      await cp(at(state), run, { recursive: true });
-      const { file, what } = await damage(run, kind);
-      said.mockClear();
-      const ended = await outcome(run).catch((error: Error & { code?: string }) => error);
-      const told = said.mock.calls.length > 0 ? "told of, and the same bits" : "the same bits";
-      count(`${state}, ${kind}, resumed: ${ended instanceof Error ? "refused by name" : told}`);
-      if (ended instanceof Error) expect([what, ended.code, ended.message]).toEqual([what, expect.any(String), expect.stringContaining(basename(file))]);
-      else expect([what, ended]).toEqual([what, wanted]);
-      await rm(run, { recursive: true });
-    }
-  });
+  test.each<Damage>(["flip", "sector", "cut"])(
+    "is resumed: a %s is refused by name, or the end has the same bits",
+    async (kind) => {
+      for (let round = 0; round < (kind === "flip" ? RESUMED : RESUMED / 3); round++) {
+        const run = at(`${state}-resumed`);
+        await cp(at(state), run, { recursive: true });
+        const { file, what } = await damage(run, kind);
+        said.mockClear();
+        const ended = await outcome(run).catch((error: Error & { code?: string }) => error);
+        const told = said.mock.calls.length > 0 ? "told of, and the same bits" : "the same bits";
+        count(`${state}, ${kind}, resumed: ${ended instanceof Error ? "refused by name" : told}`);
+        if (ended instanceof Error)
+          expect([what, ended.code, ended.message]).toEqual([
+            what,
+            expect.any(String),
+            expect.stringContaining(basename(file)),
+          ]);
+        else expect([what, ended]).toEqual([what, wanted]);
+        await rm(run, { recursive: true });
+      }
+    },
+  );
 });
 
 /** What may go unseen: a digest in capitals, a list that ends early, and what is done again: samples, a last line that was cut off. */
 function isHarmless(file: string, kind: Damage, before: Buffer, after: Buffer): boolean {
-  if (basename(file) === SUMS) return kind === "flip" ? before.toString().toLowerCase() === after.toString().toLowerCase() : kind === "cut";
+  if (basename(file) === SUMS)
+    return kind === "flip" ? before.toString().toLowerCase() === after.toString().toLowerCase() : kind === "cut";
   const isJournal = file.endsWith(join("checkpoints", "collect.jsonl"));
   if (!isJournal && !file.endsWith(join("learning-checked", "metrics.jsonl"))) return false; // only here the last line has no checkpoint after it
   const last = before.lastIndexOf("\n", -2) + 1;
@@ -228,13 +264,19 @@ describe("rlhf check", () => {
     const run = at("told");
     await cp(at("finished"), run, { recursive: true });
     await writeFile(join(run, "notes.txt"), "mine");
-    expect(await rlhf(run)).toMatchObject({ code: 0, stdout: expect.stringMatching(/notes.txt +no digest[^]*base\/model.safetensors +ok/) });
+    expect(await rlhf(run)).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(/notes.txt +no digest[^]*base\/model.safetensors +ok/),
+    });
     const metrics = await readFile(join(run, "metrics.jsonl"), "utf8");
     await writeFile(join(run, "metrics.jsonl"), metrics.replace('"step":2', '"step":3'));
     const { code, stdout } = await rlhf(run, "--json");
     const damaged = (JSON.parse(stdout) as { state: string }[]).filter((one) => one.state === "damaged");
     expect([code, damaged]).toEqual([1, [{ file: join(run, "metrics.jsonl"), state: "damaged", note: "line 2" }]]);
-    expect(await rlhf(join(run, "base", "config.json"))).toMatchObject({ code: 0, stdout: expect.stringContaining("ok") });
+    expect(await rlhf(join(run, "base", "config.json"))).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("ok"),
+    });
     expect((await rlhf(join(run, "absent"))).code).toBe(1);
   });
 
@@ -242,7 +284,10 @@ describe("rlhf check", () => {
     const base = at("told", "base");
     const file = join(base, "config.json");
     await writeFile(file, (await readFile(file, "utf8")).replace("{", '{ "mine": 1,'));
-    await expect(loadModel(base, on)).rejects.toMatchObject({ code: "DAMAGED", message: expect.stringContaining(`rlhf check --accept ${base}`) });
+    await expect(loadModel(base, on)).rejects.toMatchObject({
+      code: "DAMAGED",
+      message: expect.stringContaining(`rlhf check --accept ${base}`),
+    });
     expect((await accept(base)).every(({ state }) => state === "ok")).toBe(true);
     (await loadModel(base, on)).dispose();
   });
@@ -278,7 +323,9 @@ describe("rlhf check", () => {
     await writeFile(join(model, "config.json"), config.toUpperCase());
     const found = (await check(at("others"))).filter(({ state }) => state !== "unknown");
     expect(found.map(({ file, state }) => `${basename(file)} ${state}`).sort()).toEqual(
-      [SUMS, "config.json", "expected.json", "expected.safetensors", "model.safetensors"].map((name) => `${name} ${name === "config.json" ? "damaged" : "ok"}`),
+      [SUMS, "config.json", "expected.json", "expected.safetensors", "model.safetensors"].map(
+        (name) => `${name} ${name === "config.json" ? "damaged" : "ok"}`,
+      ),
     );
     await writeFile(join(model, "config.json"), config);
 
@@ -287,7 +334,10 @@ describe("rlhf check", () => {
     const weights = await readFile(join(model, "model.safetensors"));
     weights[weights.length - 1] ^= 1;
     await writeFile(join(model, "model.safetensors"), weights);
-    await expect(loadModel(model, on)).rejects.toMatchObject({ code: "SAFETENSORS", message: expect.stringContaining("stands in SHA256SUMS") });
+    await expect(loadModel(model, on)).rejects.toMatchObject({
+      code: "SAFETENSORS",
+      message: expect.stringContaining("stands in SHA256SUMS"),
+    });
   });
 
   test("gives up a line of metrics that cannot be mended: then the run goes on to the same bits", async () => {
@@ -297,7 +347,10 @@ describe("rlhf check", () => {
     const metrics = await readFile(file);
     metrics[20] ^= 0x80;
     await writeFile(file, metrics);
-    await expect(outcome(run)).rejects.toMatchObject({ code: "RESUME", message: expect.stringMatching(/metrics.jsonl:1 is damaged.*check --accept/) });
+    await expect(outcome(run)).rejects.toMatchObject({
+      code: "RESUME",
+      message: expect.stringMatching(/metrics.jsonl:1 is damaged.*check --accept/),
+    });
     await accept(run);
     expect(await outcome(run)).toEqual(wanted);
     expect((await check(run)).filter(({ state }) => state === "damaged")).toEqual([]);
@@ -309,10 +362,15 @@ describe("rlhf check", () => {
     const journal = join(run, "checkpoints", "collect.jsonl");
     const lines = await readFile(journal);
     await truncate(journal, lines.length - 3);
-    expect((await check(run)).filter(({ note }) => note)).toEqual([{ file: journal, state: "ok", note: expect.stringContaining("cut off") }]);
+    expect((await check(run)).filter(({ note }) => note)).toEqual([
+      { file: journal, state: "ok", note: expect.stringContaining("cut off") },
+    ]);
     const metrics = await readFile(join(run, "metrics.jsonl"));
     await truncate(join(run, "metrics.jsonl"), metrics.lastIndexOf("\n", -2) + 1);
     await rm(join(run, "base", "tokenizer_config.json"));
-    expect((await check(run)).filter(({ state }) => state === "damaged").map(({ file }) => basename(file))).toEqual(["metrics.jsonl", "tokenizer_config.json"]);
+    expect((await check(run)).filter(({ state }) => state === "damaged").map(({ file }) => basename(file))).toEqual([
+      "metrics.jsonl",
+      "tokenizer_config.json",
+    ]);
   });
 });

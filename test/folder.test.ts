@@ -30,37 +30,47 @@ afterEach(() => rm(folder, { recursive: true }));
 
 const random = new Random("folder");
 const at = (...parts: string[]) => join(folder, ...parts);
-const opened = async (to = folder, resume = false, outputs: string[] = []) => Run.open(to, await readConfig(undefined), on, resume, undefined, outputs);
+const opened = async (to = folder, resume = false, outputs: string[] = []) =>
+  Run.open(to, await readConfig(undefined), on, resume, undefined, outputs);
 const RUN_FILES = ["inputs.json", "stages.json", "metrics.jsonl", "checkpoints", "offending.jsonl", "report.html"];
 
 describe("a run", () => {
-  test.each([...RUN_FILES, "model.safetensors", "base", ".lock", ".rlhf"])("is refused a folder with somebody's %s, and leaves it as it is", async (name) => {
-    for (const isFolder of [false, true]) {
-      const there = isFolder && !name.startsWith(".") ? join(name, "thesis.txt") : name;
-      await mkdir(join(at(there), ".."), { recursive: true });
-      await writeFile(at(there), "years of work");
-      for (const resume of [false, true])
-        await expect(opened(folder, resume, ["model.safetensors", "base"])).rejects.toMatchObject({
-          code: "FOLDER",
-          message: expect.stringContaining(name),
-        });
-      expect(await readFile(at(there), "utf8")).toBe("years of work");
-      expect(await readdir(folder)).toEqual([name]);
-      await rm(at(name), { recursive: true });
-    }
-  });
+  test.each([...RUN_FILES, "model.safetensors", "base", ".lock", ".rlhf"])(
+    "is refused a folder with somebody's %s, and leaves it as it is",
+    async (name) => {
+      for (const isFolder of [false, true]) {
+        const there = isFolder && !name.startsWith(".") ? join(name, "thesis.txt") : name;
+        await mkdir(join(at(there), ".."), { recursive: true });
+        await writeFile(at(there), "years of work");
+        for (const resume of [false, true])
+          await expect(opened(folder, resume, ["model.safetensors", "base"])).rejects.toMatchObject({
+            code: "FOLDER",
+            message: expect.stringContaining(name),
+          });
+        expect(await readFile(at(there), "utf8")).toBe("years of work");
+        expect(await readdir(folder)).toEqual([name]);
+        await rm(at(name), { recursive: true });
+      }
+    },
+  );
 
   test("uses a folder of unrelated files, touches none of them, and goes again without what it made", async () => {
     await mkdir(at("checkpoints"));
     await mkdir(at("notes"));
-    for (const name of ["thesis.txt", ".thesis.txt.0123456789ab", "notes/model.safetensors"]) await writeFile(at(name), name);
+    for (const name of ["thesis.txt", ".thesis.txt.0123456789ab", "notes/model.safetensors"])
+      await writeFile(at(name), name);
     {
       using run = await opened();
       await run.log({ stage: "sft", step: 1 });
       await run.stage("sft", async () => ({}));
       await run.remove();
     }
-    expect((await readdir(folder, { recursive: true })).sort()).toEqual([".thesis.txt.0123456789ab", "notes", "notes/model.safetensors", "thesis.txt"]);
+    expect((await readdir(folder, { recursive: true })).sort()).toEqual([
+      ".thesis.txt.0123456789ab",
+      "notes",
+      "notes/model.safetensors",
+      "thesis.txt",
+    ]);
     {
       using run = await opened(at("c.jsonl.partial"));
       await run.remove();
@@ -73,7 +83,10 @@ describe("a run", () => {
     await writeFile(at("model.safetensors"), "of the run");
     await writeFile(at("summary.json"), "somebody's");
     (await opened(folder, false, ["model.safetensors"]))[Symbol.dispose]();
-    await expect(opened(folder, false, ["summary.json"])).rejects.toMatchObject({ code: "FOLDER", message: expect.stringContaining("summary.json") });
+    await expect(opened(folder, false, ["summary.json"])).rejects.toMatchObject({
+      code: "FOLDER",
+      message: expect.stringContaining("summary.json"),
+    });
   });
 
   test("that was killed once a stage was done, and before its checkpoints were removed, makes way for its successor", async () => {
@@ -83,7 +96,11 @@ describe("a run", () => {
         await run.stage("sft", async () => ({ loss: 1 }));
       }
       await mkdir(at("checkpoints"), { recursive: true });
-      for (const name of ["sft-00000001.safetensors", "sft-00000001.safetensors.damaged", ".sft-00000002.safetensors.0123456789ab.rlhf"])
+      for (const name of [
+        "sft-00000001.safetensors",
+        "sft-00000001.safetensors.damaged",
+        ".sft-00000002.safetensors.0123456789ab.rlhf",
+      ])
         await writeFile(at("checkpoints", name), "");
       using run = await opened(folder, resume);
       expect(run.done.length).toBe(Number(resume));
@@ -96,9 +113,13 @@ describe("a run", () => {
       using run = await opened();
       await run.stage("sft", async () => ({ loss: 1 }));
       await mkdir(at("checkpoints"));
-      for (const name of ["sft-00000001.safetensors", "ppo-00000001.safetensors"]) await writeFile(at("checkpoints", name), "");
+      for (const name of ["sft-00000001.safetensors", "ppo-00000001.safetensors"])
+        await writeFile(at("checkpoints", name), "");
     }
-    await expect(opened()).rejects.toMatchObject({ code: "RESUME", message: expect.stringContaining("go on with --resume") });
+    await expect(opened()).rejects.toMatchObject({
+      code: "RESUME",
+      message: expect.stringContaining("go on with --resume"),
+    });
     using _ = await opened(folder, true);
     expect(await readdir(at("checkpoints"))).toEqual(["ppo-00000001.safetensors"]);
   });
@@ -124,7 +145,10 @@ describe("a run", () => {
     const said = jest.spyOn(console, "error").mockImplementation(() => undefined);
     for (const marker of [...damaged, whole.subarray(0, -1), Buffer.alloc(whole.length), Buffer.alloc(0)]) {
       await writeFile(at(".rlhf"), marker);
-      await expect(readMarker(folder)).rejects.toMatchObject({ code: "FOLDER", message: expect.stringContaining(".rlhf is damaged") });
+      await expect(readMarker(folder)).rejects.toMatchObject({
+        code: "FOLDER",
+        message: expect.stringContaining(".rlhf is damaged"),
+      });
       (await opened(folder, true))[Symbol.dispose]();
       expect(String(said.mock.lastCall)).toContain(".rlhf is damaged");
       expect([...(await readMarker(folder))!]).toEqual(expect.arrayContaining(RUN_FILES));
@@ -148,7 +172,10 @@ describe("models", () => {
   test("an adapter and a whole model are not saved into one folder", async () => {
     await saveModel(whole(), at("whole"));
     await saveAdapter(adapted(), at("adapter"), at("whole"));
-    await expect(saveModel(whole(), at("adapter"))).rejects.toMatchObject({ code: "LORA", message: expect.stringContaining("holds an adapter") });
+    await expect(saveModel(whole(), at("adapter"))).rejects.toMatchObject({
+      code: "LORA",
+      message: expect.stringContaining("holds an adapter"),
+    });
     await saveModel(whole(), at("other"));
     await expect(saveAdapter(adapted(), at("other"), at("whole"))).rejects.toMatchObject({
       code: "LORA",
@@ -161,14 +188,21 @@ describe("models", () => {
     for (const name of ["a", "b"]) await writeFile(at(name, "tokenizer.json"), "{}");
     const [before, names] = [await readFile(at("somebody's", "config.json")), await readdir(at("somebody's"))];
     const merged = async (out: string) =>
-      merge({ config: await readConfig(undefined), device: await device("cpu", { threads: 1 }), progress: progressTo() }, { model: [at("a"), at("b")], out });
-    await expect(merged(at("somebody's"))).rejects.toMatchObject({ code: "FOLDER", message: expect.stringContaining("config.json") });
+      merge(
+        { config: await readConfig(undefined), device: await device("cpu", { threads: 1 }), progress: progressTo() },
+        { model: [at("a"), at("b")], out },
+      );
+    await expect(merged(at("somebody's"))).rejects.toMatchObject({
+      code: "FOLDER",
+      message: expect.stringContaining("config.json"),
+    });
     expect(await readFile(at("somebody's", "config.json"))).toEqual(before);
     expect(await readdir(at("somebody's"))).toEqual(names);
     const said = jest.spyOn(console, "log").mockImplementation(() => undefined);
     for (let i = 0; i < 2; i++) await merged(at("average"));
     said.mockRestore();
-    for (const name of [".rlhf", "config.json", "model.safetensors", "tokenizer.json"]) expect(await readdir(at("average"))).toContain(name);
+    for (const name of [".rlhf", "config.json", "model.safetensors", "tokenizer.json"])
+      expect(await readdir(at("average"))).toContain(name);
   });
 });
 
@@ -220,5 +254,8 @@ test("a lock goes with its owner, and is nobody's other file", async () => {
   expect(() => new Lock(path, "one")).toThrow(/x\.lock cannot be opened: it holds something else/);
   expect(await readFile(path, "utf8")).toBe("years of work");
   using one = await Folder.open(at("one"), []);
-  await expect(Folder.open(one.path, [])).rejects.toMatchObject({ code: "LOCKED", message: expect.stringContaining(`process ${process.pid} on `) });
+  await expect(Folder.open(one.path, [])).rejects.toMatchObject({
+    code: "LOCKED",
+    message: expect.stringContaining(`process ${process.pid} on `),
+  });
 });

@@ -10,7 +10,17 @@ import fc from "fast-check";
 import { parquetWriteBuffer } from "hyparquet-writer";
 import { readConfig } from "../lib/cli/config.js";
 import { root } from "../lib/device/native.js";
-import { device, loadModel, readComparisons, readCompletions, readPrompts, saveModel, Tokenizer, Transformer, type Device } from "../lib/index.js";
+import {
+  device,
+  loadModel,
+  readComparisons,
+  readCompletions,
+  readPrompts,
+  saveModel,
+  Tokenizer,
+  Transformer,
+  type Device,
+} from "../lib/index.js";
 import { readRows } from "../lib/data/jsonl.js";
 import { families } from "../lib/model/config.js";
 import { trainBpe } from "../lib/model/bpe.js";
@@ -96,10 +106,17 @@ type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
 /** A JSON value of which some parts are replaced, removed or doubled. */
 const mutated = (value: Json): fc.Arbitrary<unknown> =>
   fc
-    .array(fc.tuple(fc.array(fc.nat(), { minLength: 1, maxLength: 5 }), fc.constantFrom("replace", "replace", "remove", "copy"), hostile), {
-      minLength: 1,
-      maxLength: 3,
-    })
+    .array(
+      fc.tuple(
+        fc.array(fc.nat(), { minLength: 1, maxLength: 5 }),
+        fc.constantFrom("replace", "replace", "remove", "copy"),
+        hostile,
+      ),
+      {
+        minLength: 1,
+        maxLength: 3,
+      },
+    )
     .map((changes) => {
       const root = [structuredClone(value)];
       for (const [path, change, other] of changes) {
@@ -122,11 +139,14 @@ const mutated = (value: Json): fc.Arbitrary<unknown> =>
 
 /** Bytes of which a few are changed, cut out or put in. */
 const disturbed = (bytes: Uint8Array) =>
-  fc.array(fc.tuple(fc.nat(bytes.length), fc.uint8Array({ maxLength: 8 }), fc.nat(8)), { minLength: 1, maxLength: 4 }).map((changes) => {
-    let all = Buffer.from(bytes);
-    for (const [place, put, cut] of changes) all = Buffer.concat([all.subarray(0, place), put, all.subarray(place + cut)]);
-    return all;
-  });
+  fc
+    .array(fc.tuple(fc.nat(bytes.length), fc.uint8Array({ maxLength: 8 }), fc.nat(8)), { minLength: 1, maxLength: 4 })
+    .map((changes) => {
+      let all = Buffer.from(bytes);
+      for (const [place, put, cut] of changes)
+        all = Buffer.concat([all.subarray(0, place), put, all.subarray(place + cut)]);
+      return all;
+    });
 
 const file = (header: Uint8Array, data: Uint8Array, length = BigInt(header.length)) => {
   const start = Buffer.alloc(8);
@@ -144,7 +164,11 @@ describe("safetensors", () => {
     },
     { requiredKeys: [] },
   );
-  const header = fc.dictionary(fc.oneof(fc.constantFrom("a", "b", "__metadata__", "__proto__"), fc.string()), fc.oneof(entry, hostile), { maxKeys: 4 });
+  const header = fc.dictionary(
+    fc.oneof(fc.constantFrom("a", "b", "__metadata__", "__proto__"), fc.string()),
+    fc.oneof(entry, hostile),
+    { maxKeys: 4 },
+  );
   const whole = file(
     Buffer.from(
       '{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[1,3],"data_offsets":[8,14]}}',
@@ -158,7 +182,11 @@ describe("safetensors", () => {
   afterAll(() => rm(at("model.safetensors"), { force: true }));
 
   test("with any header, length and data", async () => {
-    const length = fc.oneof(fc.constant(undefined), fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }), fc.bigInt({ min: 0n, max: 300n }));
+    const length = fc.oneof(
+      fc.constant(undefined),
+      fc.bigInt({ min: 0n, max: 2n ** 64n - 1n }),
+      fc.bigInt({ min: 0n, max: 300n }),
+    );
     await fc.assert(
       fc.asyncProperty(header, fc.uint8Array({ maxLength: 64 }), length, async (header, data, length) => {
         await read(file(Buffer.from(JSON.stringify(header)), data, length));
@@ -181,20 +209,35 @@ describe("safetensors", () => {
   test.each<[string, string, number]>([
     ["the same name twice", `{"x":${x},"x":${x}}`, 4],
     ["the same name twice, once escaped", `{"x":${x},"\\u0078":${x}}`, 4],
-    ["a billion rows of nothing less one", '{"x":{"dtype":"F32","shape":[9007199254740991,9007199254740991],"data_offsets":[0,4]}}', 4],
+    [
+      "a billion rows of nothing less one",
+      '{"x":{"dtype":"F32","shape":[9007199254740991,9007199254740991],"data_offsets":[0,4]}}',
+      4,
+    ],
     ["nesting without end", `{"x":${"[".repeat(1e5)}${"]".repeat(1e5)}}`, 0],
     [
       "a tensor that begins amid an element of another",
       '{"x":{"dtype":"F32","shape":[1],"data_offsets":[2,6]},"y":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}',
       6,
     ],
-  ])("with %s is refused", async (_, header, bytes) => expect(await read(file(Buffer.from(header), new Uint8Array(bytes)))).toBe(false));
+  ])("with %s is refused", async (_, header, bytes) =>
+    expect(await read(file(Buffer.from(header), new Uint8Array(bytes)))).toBe(false),
+  );
 
   test("with any index", async () => {
     await rm(at("model.safetensors"), { force: true });
     await writeFile(at("shard.safetensors"), whole);
     const shard = fc.oneof(
-      fc.constantFrom("shard.safetensors", "../x", "/etc/passwd", "..", ".", "", "a/../shard.safetensors", "shard.safetensors\0"),
+      fc.constantFrom(
+        "shard.safetensors",
+        "../x",
+        "/etc/passwd",
+        "..",
+        ".",
+        "",
+        "a/../shard.safetensors",
+        "shard.safetensors\0",
+      ),
       hostile,
     );
     const index = fc.oneof(
@@ -217,7 +260,17 @@ describe("safetensors", () => {
 describe("a model's directory", () => {
   test.each(Object.values(families))("with any change of a $kind's config.json", async (family) => {
     const own = await mkdtemp(at(family.kind));
-    const small = { ...llama, ...family, layers: 1, width: 8, heads: 2, kvHeads: 2, headSize: 4, mlp: 8, vocabulary: 11 };
+    const small = {
+      ...llama,
+      ...family,
+      layers: 1,
+      width: 8,
+      heads: 2,
+      kvHeads: 2,
+      headSize: 4,
+      mlp: 8,
+      vocabulary: 11,
+    };
     const made = Transformer.random(small, "logits", on, 1);
     await saveModel(made, own);
     await rm(join(own, "SHA256SUMS"));
@@ -239,37 +292,58 @@ describe("a model's directory", () => {
 describe("tokenizer.json", () => {
   test("with any change", async () => {
     const own = await mkdtemp(at("tokenizer"));
-    const { tokenizer, tokenizerConfig } = trainBpe(["the cat sat on the mat, the cat sat"], { vocabulary: 262, specials: ["<|endoftext|>"] });
+    const { tokenizer, tokenizerConfig } = trainBpe(["the cat sat on the mat, the cat sat"], {
+      vocabulary: 262,
+      specials: ["<|endoftext|>"],
+    });
     await writeFile(join(own, "tokenizer_config.json"), JSON.stringify(tokenizerConfig));
     const { counts, count } = counted();
     await fc.assert(
-      fc.asyncProperty(mutated(tokenizer as unknown as Json), fc.string({ unit: "binary", maxLength: 12 }), async (changed, text) => {
-        await writeFile(join(own, "tokenizer.json"), JSON.stringify(changed) ?? "");
-        const use = async () => {
-          const loaded = await Tokenizer.load(own);
-          loaded.decode(loaded.encode(`${text}<|endoftext|> the cat`));
-        };
-        count(await taken(use, "tokenizer.json", "TOKENIZER"));
-      }),
+      fc.asyncProperty(
+        mutated(tokenizer as unknown as Json),
+        fc.string({ unit: "binary", maxLength: 12 }),
+        async (changed, text) => {
+          await writeFile(join(own, "tokenizer.json"), JSON.stringify(changed) ?? "");
+          const use = async () => {
+            const loaded = await Tokenizer.load(own);
+            loaded.decode(loaded.encode(`${text}<|endoftext|> the cat`));
+          };
+          count(await taken(use, "tokenizer.json", "TOKENIZER"));
+        },
+      ),
       options,
     );
     expect(Math.min(counts.taken, counts.refused)).toBeGreaterThan(0);
   });
 
   const { tokenizer, tokenizerConfig } = trainBpe(["aaaa"], { vocabulary: 258 });
-  const changed = (changes: Partial<TokenizerJson>) => new Tokenizer({ tokenizer: { ...tokenizer, ...changes }, tokenizerConfig });
+  const changed = (changes: Partial<TokenizerJson>) =>
+    new Tokenizer({ tokenizer: { ...tokenizer, ...changes }, tokenizerConfig });
   const split = (Regex: string) => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false });
   const replace = (content: string) => ({ type: "Replace", pattern: { String: "a" }, content });
   test.each<[string, Partial<TokenizerJson>]>([
     ["a pattern that takes for ever", { pre_tokenizer: split("(a+)+$") }],
-    ["a pattern that takes for ever in its normalizer", { normalizer: { type: "Replace", pattern: { Regex: "(a|a)*b" }, content: "" } }],
+    [
+      "a pattern that takes for ever in its normalizer",
+      { normalizer: { type: "Replace", pattern: { Regex: "(a|a)*b" }, content: "" } },
+    ],
     ["a pattern too long to be read", { pre_tokenizer: split("[^(\\s|[".repeat(1e5)) }],
-    ["steps that make a text grow without end", { normalizer: { type: "Sequence", normalizers: Array(40).fill(replace("aa")) as unknown[] } }],
-    ["tokens that grow without end", { decoder: { type: "Sequence", decoders: Array(40).fill(replace("aa")) as unknown[] } }],
+    [
+      "steps that make a text grow without end",
+      { normalizer: { type: "Sequence", normalizers: Array(40).fill(replace("aa")) as unknown[] } },
+    ],
+    [
+      "tokens that grow without end",
+      { decoder: { type: "Sequence", decoders: Array(40).fill(replace("aa")) as unknown[] } },
+    ],
     ["a cut that is made otherwise", { pre_tokenizer: { ...split("a"), behavior: "MergedWithNext" } }],
     [
       "nesting without end",
-      { normalizer: JSON.parse(`${'{"type":"Sequence","normalizers":['.repeat(1e4)}${"]}".repeat(1e4)}`) as TokenizerJson["normalizer"] },
+      {
+        normalizer: JSON.parse(
+          `${'{"type":"Sequence","normalizers":['.repeat(1e4)}${"]}".repeat(1e4)}`,
+        ) as TokenizerJson["normalizer"],
+      },
     ],
   ])("with %s is refused", async (_, changes) => {
     const begun = Date.now();
@@ -289,13 +363,23 @@ describe("Parquet", () => {
   const columns = [
     { name: "prompt", data: Array.from({ length: rows }, (_, i) => `a prompt ${i % 7}`), type: "STRING" },
     { name: "chosen", data: Array.from({ length: rows }, (_, i) => (i % 5 ? `yes ${i}` : null)), type: "STRING" },
-    { name: "rejected", data: Array.from({ length: rows }, (_, i) => [{ role: "user", content: `${i}` }]), type: "JSON" },
+    {
+      name: "rejected",
+      data: Array.from({ length: rows }, (_, i) => [{ role: "user", content: `${i}` }]),
+      type: "JSON",
+    },
     { name: "margin", data: Array.from({ length: rows }, (_, i) => i / 7), type: "DOUBLE" },
     { name: "n", data: Array.from({ length: rows }, (_, i) => BigInt(i)), type: "INT64" },
     { name: "flag", data: Array.from({ length: rows }, (_, i) => i % 3 === 0), type: "BOOLEAN" },
   ] as const;
   const written = (codec: "UNCOMPRESSED" | "SNAPPY") =>
-    new Uint8Array(parquetWriteBuffer({ columnData: columns.map((column) => ({ ...column, data: [...column.data] })), codec, rowGroupSize: 15 }));
+    new Uint8Array(
+      parquetWriteBuffer({
+        columnData: columns.map((column) => ({ ...column, data: [...column.data] })),
+        codec,
+        rowGroupSize: 15,
+      }),
+    );
   const read = async (bytes: Uint8Array) => {
     await writeFile(at("rows.parquet"), bytes);
     return taken(() => readRows(at("rows.parquet"), ({ value }) => value), "rows.parquet", "PARQUET", "JSON");
@@ -305,10 +389,16 @@ describe("Parquet", () => {
   /** Bytes from a place on of which a few are others. */
   const altered = (bytes: Uint8Array, from: number) =>
     fc
-      .array(fc.tuple(fc.integer({ min: from, max: bytes.length - 9 }), fc.oneof(fc.nat(255), fc.constantFrom(0, 0x15, 0x7f, 0x80, 0xff))), {
-        minLength: 1,
-        maxLength: 3,
-      })
+      .array(
+        fc.tuple(
+          fc.integer({ min: from, max: bytes.length - 9 }),
+          fc.oneof(fc.nat(255), fc.constantFrom(0, 0x15, 0x7f, 0x80, 0xff)),
+        ),
+        {
+          minLength: 1,
+          maxLength: 3,
+        },
+      )
       .map((changes) => {
         const all = Buffer.from(bytes);
         for (const [place, byte] of changes) all[place] = byte;
@@ -337,7 +427,9 @@ describe("Parquet", () => {
 
   /** A run of 2^31 - 1 in a few bytes. */
   function endless(): Buffer {
-    const whole = Buffer.from(parquetWriteBuffer({ columnData: [{ ...columns[1], data: [...columns[1].data] }], codec: "UNCOMPRESSED" }));
+    const whole = Buffer.from(
+      parquetWriteBuffer({ columnData: [{ ...columns[1], data: [...columns[1].data] }], codec: "UNCOMPRESSED" }),
+    );
     const levels = whole.indexOf(Uint8Array.of(0x0b, 0xde)); // which of the 40 values are there, as 5 times 8 bits
     expect(levels).toBeGreaterThan(0);
     whole.set([0xfe, 0xff, 0xff, 0xff, 0x0f, 1], levels); // a run of ones
@@ -350,29 +442,34 @@ describe("Parquet", () => {
     expect(process.memoryUsage().rss - before).toBeLessThan(2 ** 30);
   });
 
-  (existsSync("/proc/self/cmdline") ? test : test.skip)("is read by a process that ends with its parent, though it is at work and that is killed", async () => {
-    const [file, bytes] = [at("endless.parquet"), endless()];
-    const footer = bytes.length - 8 - bytes.readUInt32LE(bytes.length - 8);
-    await writeFile(file, Buffer.concat([bytes.subarray(0, footer), Buffer.alloc(2 ** 25), bytes.subarray(footer)])); // so large, it may take minutes
-    const script = `import(${JSON.stringify(pathToFileURL(join(root, "dist/lib/data/parquet.js")).href)}).then(({ readParquet }) => readParquet(${JSON.stringify(file)}).next())`;
-    const parent = spawn(process.execPath, ["-e", script], { stdio: "ignore" });
-    const command = async (pid: string) => (await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")).split("\0");
-    const readers = async () => {
-      const found: string[] = [];
-      for (const pid of (await readdir("/proc")).filter((name) => /^\d+$/.test(name))) if ((await command(pid)).slice(2).includes(file)) found.push(pid);
-      return found;
-    };
-    const until = async (wanted: number, seconds: number) => {
-      for (const last = Date.now() + 1000 * seconds; Date.now() < last && (await readers()).length !== wanted;)
-        await new Promise((resolve) => setTimeout(resolve, 50));
-      expect((await readers()).length).toBe(wanted);
-    };
-    await until(1, 30);
-    await new Promise((resolve) => setTimeout(resolve, 1000)); // it has begun
-    expect((await readers()).length).toBe(1);
-    parent.kill("SIGKILL");
-    await until(0, 2.5);
-  });
+  (existsSync("/proc/self/cmdline") ? test : test.skip)(
+    "is read by a process that ends with its parent, though it is at work and that is killed",
+    async () => {
+      const [file, bytes] = [at("endless.parquet"), endless()];
+      const footer = bytes.length - 8 - bytes.readUInt32LE(bytes.length - 8);
+      await writeFile(file, Buffer.concat([bytes.subarray(0, footer), Buffer.alloc(2 ** 25), bytes.subarray(footer)])); // so large, it may take minutes
+      const script = `import(${JSON.stringify(pathToFileURL(join(root, "dist/lib/data/parquet.js")).href)}).then(({ readParquet }) => readParquet(${JSON.stringify(file)}).next())`;
+      const parent = spawn(process.execPath, ["-e", script], { stdio: "ignore" });
+      const command = async (pid: string) =>
+        (await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "")).split("\0");
+      const readers = async () => {
+        const found: string[] = [];
+        for (const pid of (await readdir("/proc")).filter((name) => /^\d+$/.test(name)))
+          if ((await command(pid)).slice(2).includes(file)) found.push(pid);
+        return found;
+      };
+      const until = async (wanted: number, seconds: number) => {
+        for (const last = Date.now() + 1000 * seconds; Date.now() < last && (await readers()).length !== wanted;)
+          await new Promise((resolve) => setTimeout(resolve, 50));
+        expect((await readers()).length).toBe(wanted);
+      };
+      await until(1, 30);
+      await new Promise((resolve) => setTimeout(resolve, 1000)); // it has begun
+      expect((await readers()).length).toBe(1);
+      parent.kill("SIGKILL");
+      await until(0, 2.5);
+    },
+  );
 
   test("of any bytes between its marks", () =>
     fc.assert(
@@ -386,8 +483,23 @@ describe("Parquet", () => {
 });
 
 describe("JSONL", () => {
-  const names = ["prompt", "completion", "chosen", "rejected", "ranking", "agreement", "margin", "prompt_ids", "completion_ids", "logprobs", "temperature"];
-  const row = fc.dictionary(fc.constantFrom(...names), fc.oneof(fc.string(), fc.array(fc.nat(9), { maxLength: 3 }), fc.double(), hostile));
+  const names = [
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "ranking",
+    "agreement",
+    "margin",
+    "prompt_ids",
+    "completion_ids",
+    "logprobs",
+    "temperature",
+  ];
+  const row = fc.dictionary(
+    fc.constantFrom(...names),
+    fc.oneof(fc.string(), fc.array(fc.nat(9), { maxLength: 3 }), fc.double(), hostile),
+  );
   const line = fc.oneof(
     row.map((one) => JSON.stringify(one)),
     fc.json(),
@@ -397,7 +509,8 @@ describe("JSONL", () => {
   );
   const read = async (content: string | Uint8Array) => {
     await writeFile(at("rows.jsonl"), content);
-    for (const reader of [readPrompts, readComparisons, readCompletions]) await taken(() => reader(at("rows.jsonl")), "rows.jsonl", "JSON", "COLUMN");
+    for (const reader of [readPrompts, readComparisons, readCompletions])
+      await taken(() => reader(at("rows.jsonl")), "rows.jsonl", "JSON", "COLUMN");
   };
   test("of any lines", () =>
     fc.assert(
@@ -408,7 +521,10 @@ describe("JSONL", () => {
   test("of a line that is a thousand times as long as its file, gzipped", async () => {
     const zipped = gzipSync(Buffer.concat([Buffer.from('{"prompt":"'), Buffer.alloc(2 ** 28, "a"), Buffer.from('"}')]));
     await writeFile(at("long.jsonl"), zipped);
-    await expect(readPrompts(at("long.jsonl"))).rejects.toMatchObject({ code: "JSON", message: expect.stringContaining("long.jsonl") });
+    await expect(readPrompts(at("long.jsonl"))).rejects.toMatchObject({
+      code: "JSON",
+      message: expect.stringContaining("long.jsonl"),
+    });
   });
 });
 
@@ -458,16 +574,22 @@ describe("a configuration", () => {
       options,
     ));
   test("of any options", () => {
-    const section = fc.dictionary(fc.constantFrom("updates", "heads", "width", "steps", "topK", "temperature", "every"), hostile);
+    const section = fc.dictionary(
+      fc.constantFrom("updates", "heads", "width", "steps", "topK", "temperature", "every"),
+      hostile,
+    );
     return fc.assert(
-      fc.asyncProperty(fc.dictionary(fc.constantFrom("seed", "model", "ppo", "sft", "eval", "checkpoint"), fc.oneof(section, hostile)), (all) =>
-        read(JSON.stringify(all)),
+      fc.asyncProperty(
+        fc.dictionary(fc.constantFrom("seed", "model", "ppo", "sft", "eval", "checkpoint"), fc.oneof(section, hostile)),
+        (all) => read(JSON.stringify(all)),
       ),
       options,
     );
   });
   test("of aliases that double, or nesting without end, is refused", async () => {
-    const laughs = Array.from({ length: 40 }, (_, i) => `a${i}: &a${i} [${i ? `*a${i - 1}, *a${i - 1}` : "x"}]`).join("\n");
+    const laughs = Array.from({ length: 40 }, (_, i) => `a${i}: &a${i} [${i ? `*a${i - 1}, *a${i - 1}` : "x"}]`).join(
+      "\n",
+    );
     for (const text of [laughs, `seed: ${"[".repeat(1e4)}`, `${"a: {".repeat(1e4)}`]) await read(text);
   });
 });

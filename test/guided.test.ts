@@ -18,9 +18,19 @@ test.each([...readers, ...files])(
   "%s: whatever reaches new code is read or refused",
   async (reader) => {
     const folder = await mkdtemp(join(tmpdir(), `rlhf-guided-${reader}-`));
-    const arguments_ = ["--max-old-space-size=512", join(root, "dist/test/guided.js"), reader, `${runs}`, `${seed}`, folder];
+    const arguments_ = [
+      "--max-old-space-size=512",
+      join(root, "dist/test/guided.js"),
+      reader,
+      `${runs}`,
+      `${seed}`,
+      folder,
+    ];
     try {
-      const { stdout } = await promisify(execFile)(process.execPath, arguments_, { timeout: 60_000 + 200 * runs, killSignal: "SIGKILL" });
+      const { stdout } = await promisify(execFile)(process.execPath, arguments_, {
+        timeout: 60_000 + 200 * runs,
+        killSignal: "SIGKILL",
+      });
       const found = JSON.parse(stdout) as Found;
       expect(found).not.toHaveProperty("fault");
       expect(found.taken + found.refused).toBe(runs);

@@ -69,7 +69,8 @@ async function adapter(): Promise<void> {
 const loaded = async () => (await loadModel(folder, on)).dispose();
 
 /** The file as one of others, which holds no digest. */
-const anonymous = (bytes: Buffer) => Buffer.from(bytes.toString("latin1").replace("rlhf.sha256", "none.sha256"), "latin1");
+const anonymous = (bytes: Buffer) =>
+  Buffer.from(bytes.toString("latin1").replace("rlhf.sha256", "none.sha256"), "latin1");
 
 /** The header's length is that of what stands before the data. */
 function measured(bytes: Buffer): Buffer {
@@ -80,8 +81,12 @@ function measured(bytes: Buffer): Buffer {
   return all;
 }
 
-const { tokenizer, tokenizerConfig } = trainBpe(["the cat sat on the mat"], { vocabulary: 260, specials: ["<|endoftext|>"] });
-const template = "{% for message in messages %}{{ message['role'] + ': ' + message.content | trim }}{% endfor %}{{ eos_token }}";
+const { tokenizer, tokenizerConfig } = trainBpe(["the cat sat on the mat"], {
+  vocabulary: 260,
+  specials: ["<|endoftext|>"],
+});
+const template =
+  "{% for message in messages %}{{ message['role'] + ': ' + message.content | trim }}{% endfor %}{{ eos_token }}";
 const { chat } = new Tokenizer({ tokenizer, tokenizerConfig: { ...tokenizerConfig, chat_template: template } });
 const talk = [
   { role: "user", content: "Hello?" },
@@ -116,7 +121,12 @@ const readers: Record<string, Reader> = {
       await saved(small, at("whole"));
       await writeFile(at("a.safetensors"), await readFile(at("whole", "model.safetensors")));
       const names = [...(await readSafetensors(at("whole"))).keys()];
-      return [JSON.stringify({ metadata: { total_size: 1 }, weight_map: Object.fromEntries(names.map((tensor) => [tensor, "a.safetensors"])) })];
+      return [
+        JSON.stringify({
+          metadata: { total_size: 1 },
+          weight_map: Object.fromEntries(names.map((tensor) => [tensor, "a.safetensors"])),
+        }),
+      ];
     },
     read: () => readSafetensors(folder),
   },
@@ -175,10 +185,16 @@ const readers: Record<string, Reader> = {
     read: async () => (await Tokenizer.load(folder)).chat.render(talk),
   },
   prompts: rows(readPrompts, line({ prompt: "a b" }, { prompt: talk.slice(0, 1) })),
-  demonstrations: rows(readDemonstrations, line({ prompt: "a", completion: " b" }, { prompt: talk.slice(0, 1), completion: talk.slice(1) })),
+  demonstrations: rows(
+    readDemonstrations,
+    line({ prompt: "a", completion: " b" }, { prompt: talk.slice(0, 1), completion: talk.slice(1) }),
+  ),
   comparisons: rows(
     readComparisons,
-    line({ prompt: "a", chosen: " b", rejected: " c", agreement: 0.7, margin: 1 }, { prompt: "a", ranking: ["b", "c", "d"] }),
+    line(
+      { prompt: "a", chosen: " b", rejected: " c", agreement: 0.7, margin: 1 },
+      { prompt: "a", ranking: ["b", "c", "d"] },
+    ),
     line(
       { chosen: "\n\nHuman: a\n\nAssistant: b", rejected: "\n\nHuman: a\n\nAssistant: c" },
       { chosen: talk, rejected: [talk[0], { ...talk[1], content: "No." }] },
@@ -186,7 +202,17 @@ const readers: Record<string, Reader> = {
   ),
   completions: rows(
     readCompletions,
-    line({ prompt: "a", completion: " b", prompt_ids: [1], completion_ids: [2, 3], logprobs: [-0.5, -1], temperature: 1, stopped: true, index: 0, sample: 0 }),
+    line({
+      prompt: "a",
+      completion: " b",
+      prompt_ids: [1],
+      completion_ids: [2, 3],
+      logprobs: [-0.5, -1],
+      temperature: 1,
+      stopped: true,
+      index: 0,
+      sample: 0,
+    }),
   ),
   yaml: {
     file: "config.yaml",
@@ -216,7 +242,8 @@ async function fault(): Promise<string | boolean> {
     taken = false;
   }
   if (performance.now() - begun > SLOW) return `it took ${performance.now() - begun} ms`;
-  if (process.memoryUsage().arrayBuffers - before > ROOM) return `it took ${process.memoryUsage().arrayBuffers - before} bytes`;
+  if (process.memoryUsage().arrayBuffers - before > ROOM)
+    return `it took ${process.memoryUsage().arrayBuffers - before} bytes`;
   if (on.memory().current > 0) return `${on.memory().current} bytes of the device are held`;
   return taken;
 }
@@ -275,7 +302,8 @@ function mutated(bytes: Buffer, other: Buffer): Buffer {
   let all = bytes;
   for (let changes = random.pick([1, 1, 1, 2, 4]); changes > 0; changes--) {
     const [begin, length] = [random.below(all.length + 1), random.below(random.pick([4, 64]))];
-    const spliced = (cut: number, ...put: Uint8Array[]) => Buffer.concat([all.subarray(0, begin), ...put, all.subarray(begin + cut)]);
+    const spliced = (cut: number, ...put: Uint8Array[]) =>
+      Buffer.concat([all.subarray(0, begin), ...put, all.subarray(begin + cut)]);
     const from = random.below(other.length + 1);
     const tokens = [...all.toString("latin1").matchAll(TOKEN)];
     const kind = tokens.length > 0 ? random.below(8) : random.below(4);
@@ -285,7 +313,11 @@ function mutated(bytes: Buffer, other: Buffer): Buffer {
     else if (kind === 3) all = spliced(0, other.subarray(from, from + length));
     else {
       const token = random.pick(tokens);
-      all = Buffer.concat([all.subarray(0, token.index), Buffer.from(random.pick(words)), all.subarray(token.index + token[0].length)]);
+      all = Buffer.concat([
+        all.subarray(0, token.index),
+        Buffer.from(random.pick(words)),
+        all.subarray(token.index + token[0].length),
+      ]);
     }
   }
   return reader.mend && random.below(4) > 0 ? reader.mend(all) : all;
@@ -294,7 +326,8 @@ function mutated(bytes: Buffer, other: Buffer): Buffer {
 await mkdir(folder, { recursive: true });
 const inputs = (await reader.begin()).map((file) => Buffer.from(file));
 const found: Found = { taken: 0, refused: 0, kept: -inputs.length, reached: 0 };
-for (const input of inputs) words.push(...(input.toString("latin1").match(TOKEN) ?? []).filter((word) => word.length > 1));
+for (const input of inputs)
+  words.push(...(input.toString("latin1").match(TOKEN) ?? []).filter((word) => word.length > 1));
 await fresh(); // what made them
 seen.clear();
 

@@ -34,11 +34,14 @@ export type Outputs = Record<string, Float32Array | Float64Array | Int32Array | 
 // bf16: the upper half of the nearest f32, ties to even
 const brain = (data: ArrayLike<number>) => {
   const words = new Uint32Array(Float32Array.from(data).buffer);
-  return Uint16Array.from(words, (word) => ((word & 0x7fffffff) > 0x7f800000 ? 0x7fff : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16));
+  return Uint16Array.from(words, (word) =>
+    (word & 0x7fffffff) > 0x7f800000 ? 0x7fff : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16,
+  );
 };
 const numbers = (data: Uint16Array) => new Float32Array(Uint32Array.from(data, (half) => half << 16).buffer);
 // within the range of f16, but for the logits that are absent
-const bounded = (data: ArrayLike<number>) => Float32Array.from(data, (x) => (x <= -1e30 ? -Infinity : Math.max(-65504, Math.min(65504, x))));
+const bounded = (data: ArrayLike<number>) =>
+  Float32Array.from(data, (x) => (x <= -1e30 ? -Infinity : Math.max(-65504, Math.min(65504, x))));
 
 /** The arguments that a device takes in 16 bits, each by itself or all together. */
 function halves(on: Device, op: string): Map<string, Dtype> {
@@ -52,7 +55,13 @@ export function narrowed(on: Device, entry: Truth, inputs: Case): Case {
   const taken = halves(on, entry.op);
   const narrow = ([name, value]: [string, Case[string]]) => {
     if (!isNumbers(value) || !taken.has(name)) return [name, value];
-    return [name, { ...value, data: taken.get(name) === "f16" ? fromHalf(toHalf(bounded(value.data))) : numbers(brain(value.data)) }];
+    return [
+      name,
+      {
+        ...value,
+        data: taken.get(name) === "f16" ? fromHalf(toHalf(bounded(value.data))) : numbers(brain(value.data)),
+      },
+    ];
   };
   return Object.fromEntries(Object.entries(inputs).map(narrow)) as Case;
 }
@@ -67,7 +76,10 @@ export async function runOn(on: Device, entry: Truth, inputs: Case, narrow = fal
       if (taken.has(name)) args[name] = value;
     } else if (taken.has(name)) {
       const dtype = narrow ? half.get(name) : undefined;
-      args[name] = dtype === "f16" ? Tensor.from(value.data, value.shape, on, dtype) : Tensor.from(dtype ? brain(value.data) : value.data, value.shape, on);
+      args[name] =
+        dtype === "f16"
+          ? Tensor.from(value.data, value.shape, on, dtype)
+          : Tensor.from(dtype ? brain(value.data) : value.data, value.shape, on);
     }
   if (!Object.values(args).some((value) => value instanceof Tensor)) {
     const out = specs.get(entry.op)!.arguments.find((a) => a.kind === "out")!;
@@ -76,7 +88,8 @@ export async function runOn(on: Device, entry: Truth, inputs: Case, narrow = fal
   const outputs = run(entry.op, args, undefined, entry.sizes?.(inputs));
   const result: Outputs = {};
   for (const [name, tensor] of Object.entries(outputs)) result[name] = await tensor.read();
-  for (const tensor of [...Object.values(args), ...Object.values(outputs)]) if (tensor instanceof Tensor) tensor.dispose();
+  for (const tensor of [...Object.values(args), ...Object.values(outputs)])
+    if (tensor instanceof Tensor) tensor.dispose();
   return result;
 }
 
@@ -108,9 +121,13 @@ function expectNear(
   expect(`${what}: length ${got.length}`).toBe(`${what}: length ${wanted.length}`);
   const size = Math.max(natural, largest(wanted));
   const error = Math.max(...plain.map((values) => largest(Array.from(values, (x, i) => x - wanted[i]))));
-  const allowed = 2 * error + ulps * Math.max(size * 2 ** -23, 2 ** -149) + (size > 0 ? roundings * 2 ** (Math.floor(Math.log2(size)) - 8) : 0);
+  const allowed =
+    2 * error +
+    ulps * Math.max(size * 2 ** -23, 2 ** -149) +
+    (size > 0 ? roundings * 2 ** (Math.floor(Math.log2(size)) - 8) : 0);
   for (let i = 0; i < wanted.length; i++) {
-    const near = got[i] === wanted[i] || Object.is(got[i], Math.fround(wanted[i])) || Math.abs(got[i] - wanted[i]) <= allowed;
+    const near =
+      got[i] === wanted[i] || Object.is(got[i], Math.fround(wanted[i])) || Math.abs(got[i] - wanted[i]) <= allowed;
     if (!near || (Number.isNaN(got[i]) && !Number.isNaN(wanted[i])))
       throw new Error(`${what}[${i}] is ${got[i]}, wanted ${wanted[i]} within ${allowed} (seed ${seed})`);
   }
@@ -141,7 +158,12 @@ export async function failure(work: () => unknown): Promise<CodedError> {
  * @param bf16    on inputs that are bf16, or what the device has
  * @param between outputs of a product one of whose operands the op has computed, and rounded to bf16
  */
-export async function holdToReference(on: Device, entry: Truth, bf16 = false, between: readonly string[] = []): Promise<void> {
+export async function holdToReference(
+  on: Device,
+  entry: Truth,
+  bf16 = false,
+  between: readonly string[] = [],
+): Promise<void> {
   const random = new Random(`${entry.op} rounds`);
   for (const drawn of casesOf(entry)) {
     const inputs = bf16 ? narrowed(on, entry, drawn) : drawn;
@@ -150,7 +172,8 @@ export async function holdToReference(on: Device, entry: Truth, bf16 = false, be
     const plain = [fround, randomly(random), randomly(random)].map((f) => entry.reference(widen(inputs), f));
     const natural = typeof entry.natural === "function" ? entry.natural(widen(inputs)) : entry.natural;
     const left = Object.keys(got).filter(
-      (output) => !(output in wanted) && !entry.bitsOnly?.includes(output) && !(entry.gradients && output in entry.gradients),
+      (output) =>
+        !(output in wanted) && !entry.bitsOnly?.includes(output) && !(entry.gradients && output in entry.gradients),
     );
     expect(left).toEqual([]);
     for (const output of Object.keys(wanted))
@@ -160,7 +183,15 @@ export async function holdToReference(on: Device, entry: Truth, bf16 = false, be
         const roundings = Number(narrow) + 2 * Number(between.includes(output)); // the terms of a product may be larger than their sum
         const what = `${entry.op} (${sizes(inputs)}): ${output}`;
         const near = plain.map((one) => one[output]);
-        expectNear(narrow ? numbers(value) : value, wanted[output], near, entry.ulp ?? 2, what, natural?.[output], roundings);
+        expectNear(
+          narrow ? numbers(value) : value,
+          wanted[output],
+          near,
+          entry.ulp ?? 2,
+          what,
+          natural?.[output],
+          roundings,
+        );
       }
   }
 }
@@ -168,10 +199,32 @@ export async function holdToReference(on: Device, entry: Truth, bf16 = false, be
 /** A term of the policy's loss whose coefficient is 0, given to be watched, spoils neither loss nor gradient; its statistic tells what it is. */
 export async function holdToAbsentTerms(on: Device): Promise<void> {
   const f32 = (...values: number[]) => Tensor.from(Float32Array.from(values), [values.length], on);
-  const given = { logp: f32(-1, -2), oldLogp: f32(-1.1, -2), advantages: f32(1, -1), cuSeqlens: Tensor.from(Int32Array.of(0, 2), [2], on) };
-  const options = { objective: "clipped-ratio", clipRatioLow: 0.2, clipRatioHigh: 0.2, clipRatioC: Infinity, logRatioClamp: 20, aggregation: "token-mean" };
+  const given = {
+    logp: f32(-1, -2),
+    oldLogp: f32(-1.1, -2),
+    advantages: f32(1, -1),
+    cuSeqlens: Tensor.from(Int32Array.of(0, 2), [2], on),
+  };
+  const options = {
+    objective: "clipped-ratio",
+    clipRatioLow: 0.2,
+    clipRatioHigh: 0.2,
+    clipRatioC: Infinity,
+    logRatioClamp: 20,
+    aggregation: "token-mean",
+  };
   const call = async (more: Parameters<typeof run>[1]) => {
-    const all = { ...given, ...options, denominator: 2, klCoef: 0, entropyCoef: 0, scale: 1, estimator: "k1", stats: true, ...more };
+    const all = {
+      ...given,
+      ...options,
+      denominator: 2,
+      klCoef: 0,
+      entropyCoef: 0,
+      scale: 1,
+      estimator: "k1",
+      stats: true,
+      ...more,
+    };
     const { loss, dlogp, stats } = run("policyLoss", all);
     return { made: [...(await loss.read()), ...(await dlogp.read())], stats: await stats.read() };
   };
@@ -186,7 +239,14 @@ export async function holdToAbsentTerms(on: Device): Promise<void> {
 }
 
 // d(loss)/d(input[i]) of the f64 reference by central differences
-function difference(entry: Truth, inputs: Case, name: string, i: number, loss: (outputs: Record<string, ArrayLike<number>>) => number, step = 1e-5): number {
+function difference(
+  entry: Truth,
+  inputs: Case,
+  name: string,
+  i: number,
+  loss: (outputs: Record<string, ArrayLike<number>>) => number,
+  step = 1e-5,
+): number {
   const at = (delta: number) => {
     const wide = widen(inputs);
     wide[name][i] += delta;
@@ -196,13 +256,23 @@ function difference(entry: Truth, inputs: Case, name: string, i: number, loss: (
   return (at(h) - at(-h)) / (2 * h);
 }
 
-function expectGradient(got: ArrayLike<number>, inputs: Case, name: string, what: string, wanted: (i: number) => number, random: Random, most = 24): void {
+function expectGradient(
+  got: ArrayLike<number>,
+  inputs: Case,
+  name: string,
+  what: string,
+  wanted: (i: number) => number,
+  random: Random,
+  most = 24,
+): void {
   const picks = Array.from({ length: Math.min(most, got.length) }, () => random.below(got.length));
   const values = picks.map(wanted);
   const scale = Math.max(...values.map(Math.abs), 1e-3);
   picks.forEach((i, k) => {
     if (!(Math.abs(got[i] - values[k]) <= 2e-3 * Math.abs(values[k]) + 5e-4 * scale))
-      throw new Error(`${what}: d${name}[${i}] is ${got[i]}, the difference quotient is ${values[k]} (${sizes(inputs)}, seed ${seed})`);
+      throw new Error(
+        `${what}: d${name}[${i}] is ${got[i]}, the difference quotient is ${values[k]} (${sizes(inputs)}, seed ${seed})`,
+      );
   });
 }
 
@@ -210,7 +280,12 @@ function expectGradient(got: ArrayLike<number>, inputs: Case, name: string, what
  * The gradient of the public function against central differences of the reference, at `most` places of each input; and that of each input
  * alone, the others frozen, against its bits beside theirs.
  */
-export async function holdToGradient(on: Device, entry: Truth, random = new Random(entry.op), most = 12): Promise<void> {
+export async function holdToGradient(
+  on: Device,
+  entry: Truth,
+  random = new Random(entry.op),
+  most = 12,
+): Promise<void> {
   const { wrt, outputs, call } = entry.gradient!;
   for (const inputs of entry.draw(random)) {
     if (wrt.some((name) => isNumbers(inputs[name]) && inputs[name].data.length === 0)) continue;
@@ -260,7 +335,14 @@ export async function holdToLossGradients(on: Device, entry: Truth, random = new
     const got = await runOn(on, entry, inputs);
     for (const [output, name] of Object.entries(entry.gradients!)) {
       if (!(output in got) || !isNumbers(inputs[name]) || got[output].length === 0) continue;
-      expectGradient(got[output], inputs, name, entry.op, (i) => difference(entry, inputs, name, i, (result) => result.loss[0], 1e-7), random); // a kink is seldom so near
+      expectGradient(
+        got[output],
+        inputs,
+        name,
+        entry.op,
+        (i) => difference(entry, inputs, name, i, (result) => result.loss[0], 1e-7),
+        random,
+      ); // a kink is seldom so near
     }
   }
 }

@@ -52,7 +52,10 @@ const templates: Record<string, string> = {
   "a list that doubles": grown(60, "", "[1, 2]"),
   "texts that double in a list":
     "{% set ns = namespace(s='aa', l=[]) %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% set ns.l = ns.l + [ns.s | upper] %}{% endfor %}",
-  "a list of itself twice, written": grown(20, "{% for i in range(3) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}"),
+  "a list of itself twice, written": grown(
+    20,
+    "{% for i in range(3) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
+  ),
   "a list of itself twice, compared": grown(24, "{{ ns.l == 'x' }}", "''"),
   "a list of itself twice, joined": grown(24, "{% set x = ns.l | join %}", "''"),
   "a list of itself twice, as JSON": grown(24, "{% set x = ns.l | tojson %}", "''"),
@@ -60,7 +63,8 @@ const templates: Record<string, string> = {
   "a billion numbers": "{% set x = range(10 ** 9) %}",
   "a loop within a loop": "{% for i in range(10 ** 5) %}{% for j in range(10 ** 5) %}{% endfor %}{% endfor %}",
   "a macro that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-  "a macro that calls itself twice": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+  "a macro that calls itself twice":
+    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
   "replacements that multiply": grown(20, "{% set x = ns.s.replace('a', ns.s) %}"),
   "replacements of nothing": grown(20, "{% set x = ns.s | replace('', ns.s) %}"),
   "a method that was kept": grown(20, "{% set f = ns.s.replace %}{% call f('a', ns.s) %}{% endcall %}"),
@@ -72,7 +76,11 @@ const templates: Record<string, string> = {
   "many pieces": grown(20, "{% for i in range(1000) %}{% set ns.l = [ns.l, ns.s.split('a')] %}{% endfor %}"),
   "methods of many texts":
     "{% set ns = namespace(l=[]) %}{% for i in range(10 ** 5) %}{% set x = 'a' ~ i %}{% set y = x.strip %}{% set ns.l = [ns.l, x] %}{% endfor %}",
-  "a search that goes back": grown(20, "{% set p = 'b' ~ ns.s %}{% for i in range(1000) %}{% set x = p in ns.s ~ ns.s %}{% endfor %}", "'aa'"),
+  "a search that goes back": grown(
+    20,
+    "{% set p = 'b' ~ ns.s %}{% for i in range(1000) %}{% set x = p in ns.s ~ ns.s %}{% endfor %}",
+    "'aa'",
+  ),
   "names that are unknown": "{% for i in range(10 ** 7) %}{{ nothing }}{% endfor %}",
   "an error of 16 million characters": grown(23, "{{ raise_exception(ns.s) }}", "''").replace("s=''", "s='ab'"),
   "nesting without end": `{{ ${"(".repeat(1e5)} }}`,
@@ -96,13 +104,23 @@ describe("a chat template", () => {
         }
       console.log(JSON.stringify(told));`;
     await writeFile(at("templates.json"), JSON.stringify(templates));
-    const { stdout } = await promisify(execFile)(process.execPath, ["--max-old-space-size=400", "--input-type=module", "-e", script, at("templates.json")]);
+    const { stdout } = await promisify(execFile)(process.execPath, [
+      "--max-old-space-size=400",
+      "--input-type=module",
+      "-e",
+      script,
+      at("templates.json"),
+    ]);
     expect(JSON.parse(stdout)).toEqual(Object.fromEntries(Object.keys(templates).map((name) => [name, "CHAT"])));
   }, 120_000);
 
   test("whose every row takes a little too much is stopped; one that takes its time for much text is not", async () => {
     const row = [{ role: "user", content: "a" }];
-    const slow = new ChatTemplate("{% for i in range(20000) %}{% endfor %}{{ messages[0].content }}", {}, "tokenizer.json");
+    const slow = new ChatTemplate(
+      "{% for i in range(20000) %}{% endfor %}{{ messages[0].content }}",
+      {},
+      "tokenizer.json",
+    );
     expect(slow.render(row)).toBe("a");
     expect(await refusal(() => Array.from({ length: 100 }, () => slow.render(row)), "tokenizer.json")).toBe("CHAT");
     const honest = new ChatTemplate(
@@ -122,25 +140,45 @@ describe("a tokenizer", () => {
   const { tokenizer, tokenizerConfig } = trainBpe(["aaaa"], { vocabulary: 258 });
   const split = (Regex: string) => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false });
   const normalizers = (...steps: object[]) => ({ normalizer: { type: "Sequence", normalizers: steps } });
-  const deep = (type: string, parts: string): never => JSON.parse(`${`{"type":"${type}","${parts}":[`.repeat(1e5)}${"]}".repeat(1e5)}`) as never;
+  const deep = (type: string, parts: string): never =>
+    JSON.parse(`${`{"type":"${type}","${parts}":[`.repeat(1e5)}${"]}".repeat(1e5)}`) as never;
   test.each<[string, Partial<TokenizerJson>]>([
     ["a hundred thousand beginnings", normalizers(...Array<object>(1e5).fill({ type: "Prepend", prepend: "ab" }))],
     ["a beginning of a million characters", normalizers({ type: "Prepend", prepend: "a".repeat(1e6) })],
     ["a hundred thousand steps", normalizers(...Array<object>(1e5).fill({ type: "Lowercase" }))],
     [
       "forms of Unicode that grow again",
-      normalizers(...Array.from({ length: 40 }, (_, i) => (i % 2 ? { type: "NFKD" } : { type: "Replace", pattern: { String: "\u0627" }, content: "\ufdfa" }))),
+      normalizers(
+        ...Array.from({ length: 40 }, (_, i) =>
+          i % 2 ? { type: "NFKD" } : { type: "Replace", pattern: { String: "\u0627" }, content: "\ufdfa" },
+        ),
+      ),
     ],
     ["pieces of no length", { pre_tokenizer: { type: "FixedLength", length: 0 } }],
-    ["pieces of half a character", { pre_tokenizer: { type: "Sequence", pretokenizers: [{ type: "FixedLength", length: 0.5 }] } }],
+    [
+      "pieces of half a character",
+      { pre_tokenizer: { type: "Sequence", pretokenizers: [{ type: "FixedLength", length: 0.5 }] } },
+    ],
     [
       "a pattern that an added token makes take for ever",
-      { normalizer: { type: "Replace", pattern: { Regex: "(a|a)*b" }, content: "" }, added_tokens: [{ id: 300, content: "a".repeat(60), normalized: true }] },
+      {
+        normalizer: { type: "Replace", pattern: { Regex: "(a|a)*b" }, content: "" },
+        added_tokens: [{ id: 300, content: "a".repeat(60), normalized: true }],
+      },
     ],
-    ["added tokens of a million characters", { normalizer: { type: "Lowercase" }, added_tokens: [{ id: 300, content: "a".repeat(1e6) }] }],
+    [
+      "added tokens of a million characters",
+      { normalizer: { type: "Lowercase" }, added_tokens: [{ id: 300, content: "a".repeat(1e6) }] },
+    ],
     [
       "a special token that is null",
-      { post_processor: { type: "TemplateProcessing", single: [{ SpecialToken: null }, { Sequence: { id: "A" } }], special_tokens: {} } },
+      {
+        post_processor: {
+          type: "TemplateProcessing",
+          single: [{ SpecialToken: null }, { Sequence: { id: "A" } }],
+          special_tokens: {},
+        },
+      },
     ],
     ["parts that are null", { post_processor: { type: "TemplateProcessing", single: [null], special_tokens: null } }],
     ["a nested normalizer without end", { normalizer: deep("Sequence", "normalizers") }],
@@ -161,7 +199,9 @@ describe("a tokenizer", () => {
   test("whose every text takes a little too long is stopped", async () => {
     const made = new Tokenizer({ tokenizer: { ...tokenizer, pre_tokenizer: split("(a+)+$") }, tokenizerConfig });
     const text = `${"a".repeat(23)}c`; // some tenths of a second
-    expect(await refusal(() => Array.from({ length: 500 }, (_, i) => made.encode(`${text}${i}`)), "tokenizer.json")).toBe("TOKENIZER");
+    expect(
+      await refusal(() => Array.from({ length: 500 }, (_, i) => made.encode(`${text}${i}`)), "tokenizer.json"),
+    ).toBe("TOKENIZER");
   }, 120_000);
 });
 
@@ -176,24 +216,39 @@ describe("rows", () => {
     await work();
     return process.memoryUsage().rss - before;
   };
-  test.each(["rows.json.gz", "rows.jsonl.gz"])("of a bomb, %s, are refused by their number and the limit", async (name) => {
-    const [begin, between, end] = name === "rows.json.gz" ? ["[", ",", "]"] : ["", "\n", ""];
-    const parts = [begin, '{"a":1}', between, '{"b":"', Buffer.alloc(2 ** 25, "a"), '"}', end].map((part) => Buffer.from(part));
-    await writeFile(at(name), gzipSync(Buffer.concat(parts)));
-    const grew = await peak(async () => expect(await refusal(() => read(at(name)), name)).toBe("JSON"));
-    expect(grew).toBeLessThan(2 ** 28);
-    await expect(read(at(name))).rejects.toThrow(/(row |:)2\b.* 16777216 bytes, the limit of a row/);
-  });
+  test.each(["rows.json.gz", "rows.jsonl.gz"])(
+    "of a bomb, %s, are refused by their number and the limit",
+    async (name) => {
+      const [begin, between, end] = name === "rows.json.gz" ? ["[", ",", "]"] : ["", "\n", ""];
+      const parts = [begin, '{"a":1}', between, '{"b":"', Buffer.alloc(2 ** 25, "a"), '"}', end].map((part) =>
+        Buffer.from(part),
+      );
+      await writeFile(at(name), gzipSync(Buffer.concat(parts)));
+      const grew = await peak(async () => expect(await refusal(() => read(at(name)), name)).toBe("JSON"));
+      expect(grew).toBeLessThan(2 ** 28);
+      await expect(read(at(name))).rejects.toThrow(/(row |:)2\b.* 16777216 bytes, the limit of a row/);
+    },
+  );
   test("of 600 MB in a small file are refused, and are never all in memory", async () => {
     const block = Buffer.from(`{"a":"${"b".repeat(1e5)}"},`.repeat(10));
-    await writeFile(at("many.json.gz"), gzipSync(Buffer.concat([Buffer.from("["), ...Array<Buffer>(600).fill(block), Buffer.from("{}]")])));
-    const grew = await peak(async () => expect(await refusal(() => read(at("many.json.gz")), "many.json.gz")).toBe("FILE"));
+    await writeFile(
+      at("many.json.gz"),
+      gzipSync(Buffer.concat([Buffer.from("["), ...Array<Buffer>(600).fill(block), Buffer.from("{}]")])),
+    );
+    const grew = await peak(async () =>
+      expect(await refusal(() => read(at("many.json.gz")), "many.json.gz")).toBe("FILE"),
+    );
     expect(grew).toBeLessThan(2 ** 28);
   }, 120_000);
   test("of a dictionary that holds one long text for all of them are refused, in bounded memory", async () => {
     const data = Array<string>(2000).fill("a".repeat(2 ** 20));
-    await writeFile(at("rows.parquet"), new Uint8Array(parquetWriteBuffer({ columnData: [{ name: "prompt", data, type: "STRING" }], codec: "SNAPPY" })));
-    const grew = await peak(async () => expect(await refusal(() => read(at("rows.parquet")), "rows.parquet")).toBe("PARQUET"));
+    await writeFile(
+      at("rows.parquet"),
+      new Uint8Array(parquetWriteBuffer({ columnData: [{ name: "prompt", data, type: "STRING" }], codec: "SNAPPY" })),
+    );
+    const grew = await peak(async () =>
+      expect(await refusal(() => read(at("rows.parquet")), "rows.parquet")).toBe("PARQUET"),
+    );
     expect(grew).toBeLessThan(2 ** 29);
   });
   test("nested without end are refused", async () => {
@@ -214,7 +269,10 @@ describe("rows", () => {
 describe("configurations", () => {
   const nested = "[".repeat(1e5) + "]".repeat(1e5);
   const wrong: [string, string][] = [
-    ["nested without end", `{"a":${nested},"model_type":${nested},"weight_map":${nested},"peft_type":${nested},"model":${nested},"eos_token_id":${nested}}`],
+    [
+      "nested without end",
+      `{"a":${nested},"model_type":${nested},"weight_map":${nested},"peft_type":${nested},"model":${nested},"eos_token_id":${nested}}`,
+    ],
     ["of null", "null"],
     ["of a number", "1"],
     ["of a list", "[]"],
@@ -233,7 +291,9 @@ describe("configurations", () => {
     expect(await refusal(() => readSafetensors(own), "model.safetensors.index.json")).toBe("SAFETENSORS");
     await put("generation_config.json");
     const model = { config: { eosId: 1, vocabulary: 2 } } as never;
-    expect([undefined, "MODEL"]).toContain(await refusal(() => stopIds(own, model, { eosId: 1 } as never), "generation_config.json"));
+    expect([undefined, "MODEL"]).toContain(
+      await refusal(() => stopIds(own, model, { eosId: 1 } as never), "generation_config.json"),
+    );
     await put("adapter_config.json");
     expect(await refusal(() => loadModel(own), "adapter_config.json")).toBe("MODEL");
     await put("config.yaml");
@@ -265,7 +325,9 @@ describe("safetensors", () => {
   test("with a string of 16 MB are read, or refused by a code", async () => {
     for (const long of ["a".repeat(16e6), "\\n".repeat(8e6)]) {
       await header(`{"__metadata__":{"a":"${long}"}}`);
-      expect((await readSafetensorsFile(at("x.safetensors"))).metadata.a.length).toBe((JSON.parse(`"${long}"`) as string).length);
+      expect((await readSafetensorsFile(at("x.safetensors"))).metadata.a.length).toBe(
+        (JSON.parse(`"${long}"`) as string).length,
+      );
       await header(`{"${long}":{}}`);
       await expect(readSafetensorsFile(at("x.safetensors"))).rejects.toMatchObject({ code: "SAFETENSORS" });
     }

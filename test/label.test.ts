@@ -34,7 +34,8 @@ afterEach(async () => {
 afterAll(() => rm(folder, { recursive: true }));
 
 const hostile = '<img src=x onerror="document.title=1">';
-const pairs = (count: number): Task[] => Array.from({ length: count }, (_, i) => task(`Prompt ${i}`, [`first ${i} ${hostile}`, `second ${i}`]));
+const pairs = (count: number): Task[] =>
+  Array.from({ length: count }, (_, i) => task(`Prompt ${i}`, [`first ${i} ${hostile}`, `second ${i}`]));
 
 async function serve(tasks: readonly Task[], { criteria = [OVERALL], twice = 0 } = {}): Promise<string> {
   labelling = new Labelling(tasks, await LabelLog.open(log), { criteria, twice, seed: 1 });
@@ -67,7 +68,10 @@ describe("the server", () => {
     const { origin, port } = new URL(address);
     const own = { origin, "content-type": "application/json" };
     const body = JSON.stringify({ annotator: "ana" });
-    expect(await post(address, "next", own, body)).toMatchObject({ status: 200, text: expect.stringContaining("Prompt 0") });
+    expect(await post(address, "next", own, body)).toMatchObject({
+      status: 200,
+      text: expect.stringContaining("Prompt 0"),
+    });
     const refused: [number, string, Record<string, string>, string?][] = [
       [403, "next", { ...own, origin: "http://evil.example" }], // another site's page
       [403, "next", { ...own, origin: "null" }], // a sandboxed frame
@@ -84,7 +88,12 @@ describe("the server", () => {
       [400, "next", own, '{"annotator":""}'],
       [400, "next", own, JSON.stringify({ annotator: "a".repeat(41) })],
       [413, "next", own, JSON.stringify({ annotator: "a".repeat(100_000) })],
-      [409, "answer", own, JSON.stringify({ annotator: "ana", turn: 0, task: "0".repeat(16), kind: "skip", seconds: 1 })],
+      [
+        409,
+        "answer",
+        own,
+        JSON.stringify({ annotator: "ana", turn: 0, task: "0".repeat(16), kind: "skip", seconds: 1 }),
+      ],
     ];
     for (const [status, path, headers, text = body] of refused)
       expect([path, headers, (await post(address, path, headers, text)).status]).toEqual([path, headers, status]);
@@ -95,7 +104,12 @@ describe("the server", () => {
     const address = await serve([task("Prompt", ["x", "y"]), ...pairs(3)], { criteria: ["helpful", "constructor"] });
     const own = { origin: new URL(address).origin, "content-type": "application/json" };
     const ask = async (route: string, body: object | string) => {
-      const { status, text } = await post(address, route, own, typeof body === "string" ? body : JSON.stringify({ annotator: "ana", ...body }));
+      const { status, text } = await post(
+        address,
+        route,
+        own,
+        typeof body === "string" ? body : JSON.stringify({ annotator: "ana", ...body }),
+      );
       return { status, ...(JSON.parse(text) as { error: string; turn: number; shown: { task: string } }) };
     };
     const { turn, shown } = await ask("next", {});
@@ -145,7 +159,8 @@ describe("the server", () => {
     expect(await ask("answer", good)).toMatchObject({ status: 200, turn: turn + 1 });
     expect(await ask("answer", { ...good, seconds: 3 })).toMatchObject({ status: 200, turn: turn + 1 }); // its answer was lost on the way
     expect(await ask("answer", { ...good, kind: "skip", ranks: undefined })).toMatchObject({ status: 409 });
-    for (let i = 0; i < 2; i++) expect(await ask("undo", { turn: turn + 1 })).toMatchObject({ status: 200, turn: turn + 2, shown });
+    for (let i = 0; i < 2; i++)
+      expect(await ask("undo", { turn: turn + 1 })).toMatchObject({ status: 200, turn: turn + 2, shown });
     expect(await entries()).toMatchObject([{ kind: "label", seconds: 1 }, { kind: "undo" }]);
     await server!.close();
     await labelling.close();
@@ -162,9 +177,11 @@ describe("the server", () => {
         socket.on("data", (chunk) => (heard += chunk.toString("latin1")));
         socket.on("error", () => undefined).on("close", () => resolve(heard));
       });
-    const head = (path: string, ...more: string[]) => [`POST ${pathname}${path} HTTP/1.1`, ...more, "connection: close"].join("\r\n") + "\r\n\r\n";
+    const head = (path: string, ...more: string[]) =>
+      [`POST ${pathname}${path} HTTP/1.1`, ...more, "connection: close"].join("\r\n") + "\r\n\r\n";
     const own = [`host: ${host}`, `origin: ${origin}`, "content-type: application/json"];
-    const chunked = (body: Buffer) => Buffer.concat([Buffer.from(`${body.length.toString(16)}\r\n`), body, Buffer.from("\r\n0\r\n\r\n")]);
+    const chunked = (body: Buffer) =>
+      Buffer.concat([Buffer.from(`${body.length.toString(16)}\r\n`), body, Buffer.from("\r\n0\r\n\r\n")]);
     const refused: [number, string | Buffer][] = [
       [400, "\x16\x03\x01\x02\0\x01\0"],
       [400, `POST ${pathname}next HTTP/1.1\r\n\r\n`],
@@ -176,11 +193,26 @@ describe("the server", () => {
       [400, head("next", ...own, "content-length: 2", "transfer-encoding: chunked") + "{}"],
       [400, head("next", ...own, "content-length: -1")],
       [413, head("next", ...own, "content-length: 99999999999")],
-      [413, Buffer.concat([Buffer.from(head("next", ...own, "transfer-encoding: chunked")), chunked(Buffer.alloc(70_000, " "))])],
-      [400, Buffer.concat([Buffer.from(head("next", ...own, "content-length: 17")), Buffer.from('{"annotator":"\xff"}', "latin1")])],
+      [
+        413,
+        Buffer.concat([
+          Buffer.from(head("next", ...own, "transfer-encoding: chunked")),
+          chunked(Buffer.alloc(70_000, " ")),
+        ]),
+      ],
+      [
+        400,
+        Buffer.concat([
+          Buffer.from(head("next", ...own, "content-length: 17")),
+          Buffer.from('{"annotator":"\xff"}', "latin1"),
+        ]),
+      ],
       [404, head("../next", ...own)],
       [404, `GET http://evil.example/ HTTP/1.1\r\nhost: ${host}\r\nconnection: close\r\n\r\n`],
-      ...["PUT", "DELETE", "OPTIONS", "HEAD", "GET"].map((method): [number, string] => [404, head("next", ...own).replace("POST", method)]),
+      ...["PUT", "DELETE", "OPTIONS", "HEAD", "GET"].map((method): [number, string] => [
+        404,
+        head("next", ...own).replace("POST", method),
+      ]),
       [404, head("", ...own)],
     ];
     for (const [status, text] of refused)
@@ -188,11 +220,19 @@ describe("the server", () => {
         text.toString("latin1").slice(0, 200),
         status,
       ]);
-    const endless = say(Buffer.concat([Buffer.from(head("next", ...own, "transfer-encoding: chunked")), chunked(Buffer.alloc(3_000_000, " "))]));
+    const endless = say(
+      Buffer.concat([
+        Buffer.from(head("next", ...own, "transfer-encoding: chunked")),
+        chunked(Buffer.alloc(3_000_000, " ")),
+      ]),
+    );
     expect(await endless).toMatch(/^(HTTP\/1\.1 413 [^]*)?$/); // it may be closed before all was sent
     const cut = say(head("next", ...own, "content-length: 100") + "{", true);
     const silent = [say(""), say(head("next", ...own, "content-length: 100") + "{")];
-    const chunkedWell = Buffer.concat([Buffer.from(head("next", ...own, "transfer-encoding: chunked")), chunked(Buffer.from('{"annotator":"ana"}'))]);
+    const chunkedWell = Buffer.concat([
+      Buffer.from(head("next", ...own, "transfer-encoding: chunked")),
+      chunked(Buffer.from('{"annotator":"ana"}')),
+    ]);
     expect(await say(chunkedWell)).toMatch(/^HTTP\/1\.1 200 /);
     await cut;
     const start = performance.now();
@@ -208,7 +248,10 @@ describe("the server", () => {
     const ask = (route: string, body: object) => post(address, route, own, JSON.stringify(body));
     const begun = Array.from({ length: 20 }, (_, i) => `n${i}`);
     const shown = await Promise.all(
-      begun.map(async (annotator) => JSON.parse((await ask("next", { annotator })).text) as { turn: number; shown: { task: string } }),
+      begun.map(
+        async (annotator) =>
+          JSON.parse((await ask("next", { annotator })).text) as { turn: number; shown: { task: string } },
+      ),
     );
     const answers = begun.map((annotator, i) =>
       ask("answer", { annotator, turn: shown[i].turn, task: shown[i].shown.task, kind: "skip", seconds: 1 }).then(
@@ -220,21 +263,33 @@ describe("the server", () => {
     await server!.close();
     const told = (await Promise.all(answers)).filter(([, status]) => status === 200).map(([annotator]) => annotator);
     expect(told.length).toBeGreaterThan(0);
-    expect((await entries()).map(({ annotator }) => annotator).toSorted()).toEqual(expect.arrayContaining(told.toSorted()));
+    expect((await entries()).map(({ annotator }) => annotator).toSorted()).toEqual(
+      expect.arrayContaining(told.toSorted()),
+    );
   });
 
   test("sends a page in one piece that may load nothing and be framed by nobody", async () => {
     const address = await serve(pairs(1));
     const { text, headers } = await post(address, "", { method: "GET" });
     expect(text).not.toMatch(/(src|href)="(?!data:,)/);
-    expect(headers["content-security-policy"]).toMatch(/default-src 'none'.*connect-src 'self'.*frame-ancestors 'none'/);
-    expect(headers).toMatchObject({ "cache-control": "no-store", "referrer-policy": "no-referrer", "x-content-type-options": "nosniff" });
-    expect(headers).toMatchObject({ "cross-origin-opener-policy": "same-origin", "cross-origin-resource-policy": "same-origin" });
+    expect(headers["content-security-policy"]).toMatch(
+      /default-src 'none'.*connect-src 'self'.*frame-ancestors 'none'/,
+    );
+    expect(headers).toMatchObject({
+      "cache-control": "no-store",
+      "referrer-policy": "no-referrer",
+      "x-content-type-options": "nosniff",
+    });
+    expect(headers).toMatchObject({
+      "cross-origin-opener-policy": "same-origin",
+      "cross-origin-resource-policy": "same-origin",
+    });
   });
 });
 
 const withBrowser = chromium ? describe : describe.skip;
-if (!chromium) console.warn("skipped: the labelling page in a browser, for no Chromium was found (RLHF_CHROMIUM names one)");
+if (!chromium)
+  console.warn("skipped: the labelling page in a browser, for no Chromium was found (RLHF_CHROMIUM names one)");
 
 withBrowser("the page in Chromium", () => {
   let browser: Browser;
@@ -245,9 +300,12 @@ withBrowser("the page in Chromium", () => {
   afterEach(() => expect(browser.complaints.splice(0)).toEqual([]));
   afterAll(() => browser.close());
 
-  const count = (value: number) => page.until(`document.querySelector("progress").value === ${value} && document.body.ariaBusy === "false"`);
-  const text = (selector: string) => page.value<string>(`document.querySelector(${JSON.stringify(selector)}).innerText`);
-  const cards = () => page.value<string[]>(`[...document.querySelectorAll(".card .text")].map((card) => card.innerText)`);
+  const count = (value: number) =>
+    page.until(`document.querySelector("progress").value === ${value} && document.body.ariaBusy === "false"`);
+  const text = (selector: string) =>
+    page.value<string>(`document.querySelector(${JSON.stringify(selector)}).innerText`);
+  const cards = () =>
+    page.value<string[]>(`[...document.querySelectorAll(".card .text")].map((card) => card.innerText)`);
   async function begin(address: string, annotator = "ana"): Promise<Page> {
     page = await browser.page(address);
     await page.until(`document.activeElement.id === "name"`);
@@ -262,7 +320,11 @@ withBrowser("the page in Chromium", () => {
     const said: Partial<LabelEntry>[] = [];
     const ranked = async (side: number, more: object = {}) => {
       const first = (await cards())[0].startsWith("first");
-      said.push({ kind: "label", ranks: { overall: side === 0 ? [1, 1] : (side === 1) === first ? [1, 2] : [2, 1] }, ...more });
+      said.push({
+        kind: "label",
+        ranks: { overall: side === 0 ? [1, 1] : (side === 1) === first ? [1, 2] : [2, 1] },
+        ...more,
+      });
     };
     await ranked(1, { strength: { overall: "slightly" } });
     await page.press("a");
@@ -278,15 +340,25 @@ withBrowser("the page in Chromium", () => {
     await count(3);
     const shown = await text("#prompt");
     await page.press("s");
-    await page.until(`document.getElementById("prompt").innerText !== ${JSON.stringify(shown)} && document.body.ariaBusy === "false"`);
+    await page.until(
+      `document.getElementById("prompt").innerText !== ${JSON.stringify(shown)} && document.body.ariaBusy === "false"`,
+    );
     await page.press("u");
-    await page.until(`document.getElementById("prompt").innerText === ${JSON.stringify(shown)} && document.body.ariaBusy === "false"`);
+    await page.until(
+      `document.getElementById("prompt").innerText === ${JSON.stringify(shown)} && document.body.ariaBusy === "false"`,
+    );
     await page.press("x");
-    await page.until(`document.getElementById("prompt").innerText !== ${JSON.stringify(shown)} && document.body.ariaBusy === "false"`);
+    await page.until(
+      `document.getElementById("prompt").innerText !== ${JSON.stringify(shown)} && document.body.ariaBusy === "false"`,
+    );
     said.push({ kind: "skip" }, { kind: "undo" }, { kind: "flag" });
     expect(await entries()).toMatchObject(said);
     for (const { annotator, seconds, shown: order, at: when } of await entries()) {
-      expect([annotator, order.toSorted((a, b) => a - b), Number.isNaN(Date.parse(when))]).toEqual(["ana", [0, 1], false]);
+      expect([annotator, order.toSorted((a, b) => a - b), Number.isNaN(Date.parse(when))]).toEqual([
+        "ana",
+        [0, 1],
+        false,
+      ]);
       expect(seconds).toBeLessThan(20);
     }
     await page.press("a");
@@ -310,7 +382,9 @@ withBrowser("the page in Chromium", () => {
       for (const one of [ana, ben]) {
         page = one;
         await page.press(labelling.preferences().length % 2 ? "a" : "b");
-        await page.until(`document.body.ariaBusy === "false" && document.getElementById("status").textContent.startsWith("Saved")`);
+        await page.until(
+          `document.body.ariaBusy === "false" && document.getElementById("status").textContent.startsWith("Saved")`,
+        );
         await page.value(`document.getElementById("status").textContent = ""`);
       }
     await page.until(`!document.getElementById("done").hidden`);
@@ -342,29 +416,51 @@ withBrowser("the page in Chromium", () => {
     expect(await entries()).toEqual([]);
     await page.press("a");
     await page.until(`!document.getElementById("done").hidden`);
-    expect((await entries())[0]).toMatchObject({ ranks: { harmless: [1, 1], helpful: expect.not.arrayContaining([3]) }, strength: { helpful: "slightly" } });
+    expect((await entries())[0]).toMatchObject({
+      ranks: { harmless: [1, 1], helpful: expect.not.arrayContaining([3]) },
+      strength: { helpful: "slightly" },
+    });
   });
 
   test.each([
     ["light", false],
     ["dark", true],
-  ])("fits a phone of 320 pixels, %s: nothing is cut, targets are large, contrast is 4.5 or more, names are given", async (_, dark) => {
-    await begin(await serve([task("A prompt of some words", [`${"word ".repeat(60)}${"x".repeat(120)}`, "short", "c"]), ...pairs(2)]));
-    for (const _ of ["a ranking", "a pair"]) {
-      await page.screen(320, 640, { dark, mobile: true });
-      await page.value(`document.getElementById("agreement").textContent = "helpful \u03b1 0.52  harmless \u03b1 -0.81"`); // at its longest
-      await page.value(`document.getElementById("counts").textContent = "12345 of 23456"`);
-      expect(await page.value("document.documentElement.scrollWidth")).toBe(320);
-      const buttons = await page.value<{ name: string; width: number; height: number; left: number; right: number }[]>(
-        `[...document.querySelectorAll("button")].filter((one) => one.offsetParent).map((one) => ({ name: one.ariaLabel || one.innerText, width: one.offsetWidth, height: one.offsetHeight, left: one.getBoundingClientRect().left, right: one.getBoundingClientRect().right }))`,
+  ])(
+    "fits a phone of 320 pixels, %s: nothing is cut, targets are large, contrast is 4.5 or more, names are given",
+    async (_, dark) => {
+      await begin(
+        await serve([
+          task("A prompt of some words", [`${"word ".repeat(60)}${"x".repeat(120)}`, "short", "c"]),
+          ...pairs(2),
+        ]),
       );
-      for (const { name, width, height, left, right } of buttons)
-        expect([name, name !== "", width >= 24, height >= 40, left >= 0, right <= 320]).toEqual([name, true, true, true, true, true]);
-      expect(await page.value<[string, number][]>(`(${contrasts.toString()})()`)).toEqual([]);
-      await page.press("s");
-      await page.until(`document.body.ariaBusy === "false"`);
-    }
-  });
+      for (const _ of ["a ranking", "a pair"]) {
+        await page.screen(320, 640, { dark, mobile: true });
+        await page.value(
+          `document.getElementById("agreement").textContent = "helpful \u03b1 0.52  harmless \u03b1 -0.81"`,
+        ); // at its longest
+        await page.value(`document.getElementById("counts").textContent = "12345 of 23456"`);
+        expect(await page.value("document.documentElement.scrollWidth")).toBe(320);
+        const buttons = await page.value<
+          { name: string; width: number; height: number; left: number; right: number }[]
+        >(
+          `[...document.querySelectorAll("button")].filter((one) => one.offsetParent).map((one) => ({ name: one.ariaLabel || one.innerText, width: one.offsetWidth, height: one.offsetHeight, left: one.getBoundingClientRect().left, right: one.getBoundingClientRect().right }))`,
+        );
+        for (const { name, width, height, left, right } of buttons)
+          expect([name, name !== "", width >= 24, height >= 40, left >= 0, right <= 320]).toEqual([
+            name,
+            true,
+            true,
+            true,
+            true,
+            true,
+          ]);
+        expect(await page.value<[string, number][]>(`(${contrasts.toString()})()`)).toEqual([]);
+        await page.press("s");
+        await page.until(`document.body.ariaBusy === "false"`);
+      }
+    },
+  );
 
   test("shows the end of a prompt that is longer than its place, which the completions answer", async () => {
     await begin(await serve([task(`${"A turn.\n\n".repeat(99)}The last turn.`, ["a", "b"])]));
@@ -409,7 +505,9 @@ function contrasts(): [string, number][] {
     if (words.length === 0 || !element.offsetParent || element.closest("[disabled], script, style")) continue;
     let behind = element;
     while (behind && pixel(page.getComputedStyle(behind).backgroundColor)[3] < 255) behind = behind.parentElement;
-    const [a, b] = [page.getComputedStyle(element).color, page.getComputedStyle(behind).backgroundColor].map((colour: string) => luminance(pixel(colour)));
+    const [a, b] = [page.getComputedStyle(element).color, page.getComputedStyle(behind).backgroundColor].map(
+      (colour: string) => luminance(pixel(colour)),
+    );
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) low.push([words[0].data, ratio]);
   }
@@ -419,7 +517,15 @@ function contrasts(): [string, number][] {
 describe("rlhf label", () => {
   const children: ChildProcess[] = [];
   const start = (...args: string[]) => {
-    const child = spawn(process.execPath, [join(root, "dist/lib/cli/main.js"), "label", "--data", at("c.jsonl"), "--out", at("p.jsonl"), ...args]);
+    const child = spawn(process.execPath, [
+      join(root, "dist/lib/cli/main.js"),
+      "label",
+      "--data",
+      at("c.jsonl"),
+      "--out",
+      at("p.jsonl"),
+      ...args,
+    ]);
     children.push(child);
     return child;
   };
@@ -434,7 +540,9 @@ describe("rlhf label", () => {
   beforeAll(() =>
     writeFile(
       at("c.jsonl"),
-      ["one", "two", "three"].flatMap((word) => [1, 2].map((i) => JSON.stringify({ prompt: word, completion: ` ${word}\u001b[2J ${i}` }))).join("\n"),
+      ["one", "two", "three"]
+        .flatMap((word) => [1, 2].map((i) => JSON.stringify({ prompt: word, completion: ` ${word}\u001b[2J ${i}` })))
+        .join("\n"),
     ),
   );
   afterEach(() => Promise.all(["p.jsonl", "p.labels.jsonl"].map((name) => rm(at(name), { force: true }))));
@@ -449,7 +557,13 @@ describe("rlhf label", () => {
     expect(out.text).toContain("one\\u001b[2J 1"); // a completion commands no terminal
     expect(out.text).not.toContain("\u001b");
     expect(out.text).toContain("\ntie\n");
-    expect((await readRows(at("p.labels.jsonl"), labelEntry)).map(({ kind, reason, strength }) => [kind, reason, strength?.overall])).toEqual([
+    expect(
+      (await readRows(at("p.labels.jsonl"), labelEntry)).map(({ kind, reason, strength }) => [
+        kind,
+        reason,
+        strength?.overall,
+      ]),
+    ).toEqual([
       ["skip", undefined, undefined],
       ["label", "because", "clearly"],
       ["undo", undefined, undefined],
@@ -461,7 +575,10 @@ describe("rlhf label", () => {
   });
 
   test("--tty ranks, ties included, and takes a letter back at a time", async () => {
-    await writeFile(at("ranked.jsonl"), ["x", "y", "z"].map((completion) => JSON.stringify({ prompt: "p", completion })).join("\n"));
+    await writeFile(
+      at("ranked.jsonl"),
+      ["x", "y", "z"].map((completion) => JSON.stringify({ prompt: "p", completion })).join("\n"),
+    );
     const child = start("--tty", "--data", at("ranked.jsonl"), "--set", "label.size=3");
     const errors = heard(child.stderr);
     child.stdin.end("a=b\u007fc=b\r");
@@ -483,7 +600,11 @@ describe("rlhf label", () => {
           method: "POST",
           headers: { "content-type": "application/json", origin: new URL(address).origin },
           body: JSON.stringify({ annotator: "ana", ...body }),
-        }).then((response) => response.json())) as { turn: number; shown: { task: string }; progress: { mine: number } };
+        }).then((response) => response.json())) as {
+          turn: number;
+          shown: { task: string };
+          progress: { mine: number };
+        };
       const { turn, shown, progress } = await post("next", {});
       expect(progress.mine).toBe(round);
       await post("answer", { turn, task: shown.task, kind: "label", ranks: { overall: [1, 2] }, seconds: 1 });
@@ -512,23 +633,26 @@ describe("rlhf label", () => {
     ["once", ["SIGINT"]],
     ["twice", ["SIGINT", "SIGTERM"]],
     ["by a terminal that closes", ["SIGHUP"]],
-  ] as const)("--ui, asked to end %s, ends at once beside silent connections and writes the preferences", async (_, signals) => {
-    await oneLabel();
-    const child = start("--ui", "--set", "label.twice=0");
-    const [out, errors] = [heard(child.stdout), heard(child.stderr)];
-    const ended = new Promise((resolve) => child.on("close", resolve));
-    const { port } = await listening(out);
-    await rm(at("p.jsonl"));
-    const silent = Array.from({ length: 3 }, () => connect(Number(port), "127.0.0.1").on("error", () => undefined));
-    await Promise.all(silent.map((socket) => new Promise((resolve) => socket.once("connect", resolve))));
-    silent[0].write("POST / HTTP/1.1\r\nhost:");
-    const begun = performance.now();
-    for (const signal of signals) child.kill(signal);
-    expect(await ended).toBe(0);
-    expect(performance.now() - begun).toBeLessThan(4000);
-    expect(await readRows(at("p.jsonl"), ({ value }) => value.annotators)).toEqual([1]);
-    if (signals.length > 1) expect(errors.text).toContain("the next start writes it too");
-  });
+  ] as const)(
+    "--ui, asked to end %s, ends at once beside silent connections and writes the preferences",
+    async (_, signals) => {
+      await oneLabel();
+      const child = start("--ui", "--set", "label.twice=0");
+      const [out, errors] = [heard(child.stdout), heard(child.stderr)];
+      const ended = new Promise((resolve) => child.on("close", resolve));
+      const { port } = await listening(out);
+      await rm(at("p.jsonl"));
+      const silent = Array.from({ length: 3 }, () => connect(Number(port), "127.0.0.1").on("error", () => undefined));
+      await Promise.all(silent.map((socket) => new Promise((resolve) => socket.once("connect", resolve))));
+      silent[0].write("POST / HTTP/1.1\r\nhost:");
+      const begun = performance.now();
+      for (const signal of signals) child.kill(signal);
+      expect(await ended).toBe(0);
+      expect(performance.now() - begun).toBeLessThan(4000);
+      expect(await readRows(at("p.jsonl"), ({ value }) => value.annotators)).toEqual([1]);
+      if (signals.length > 1) expect(errors.text).toContain("the next start writes it too");
+    },
+  );
 
   test("--ui, killed before it wrote the preferences, writes them at its next start", async () => {
     await oneLabel();

@@ -64,7 +64,10 @@ test("a tokenizer takes prompts and completions of 300,000 tokens", async () => 
 test("a slow tokenizer takes 300,000 tokens", () => {
   const pre_tokenizer = { type: "Split", pattern: { Regex: "\\w" }, behavior: "Isolated", invert: false };
   const model = { ...files.tokenizer.model, vocab: { a: 0, b: 1 }, merges: [] };
-  const slow = new Tokenizer({ tokenizer: { ...files.tokenizer, added_tokens: [], pre_tokenizer, model }, tokenizerConfig: {} });
+  const slow = new Tokenizer({
+    tokenizer: { ...files.tokenizer, added_tokens: [], pre_tokenizer, model },
+    tokenizerConfig: {},
+  });
   expect(slow.encodePrompt(text).length).toBe(LENGTH);
 });
 
@@ -78,7 +81,9 @@ test("episodes of 300,000 tokens are packed; a model whose context is shorter re
   const judge = Transformer.random({ ...gpt2, layers: 1 }, "score", on, 1);
   const schedule = { steps: 1, learningRate: 1e-3, schedule: "constant", warmup: 0 } as const;
   const refused = { code: "CONTEXT", message: expect.stringMatching(/\d/) };
-  await expect(generate(model, [{ prompt: ids, index: 0, sample: 0 }], { maxTokens: 1, seed: 1 })).rejects.toMatchObject(refused);
+  await expect(
+    generate(model, [{ prompt: ids, index: 0, sample: 0 }], { maxTokens: 1, seed: 1 }),
+  ).rejects.toMatchObject(refused);
   await expect(logps(model, [long])).rejects.toMatchObject(refused);
   await expect(scores(judge, [long])).rejects.toMatchObject(refused);
   await expect(sft(model, () => [long], schedule).next()).rejects.toMatchObject(refused);
@@ -89,11 +94,23 @@ test("lists of 300,000 parts are read, compared and counted", async () => {
   expect(krippendorff([Array.from({ length: LENGTH }, (_, i) => i % 2)])).toBeCloseTo(0, 4);
   const file = join(folder, "rows.jsonl");
   const talk = Array<object>(LENGTH / 2).fill({ role: "u", content: "a" });
-  await writeFile(file, JSON.stringify({ chosen: [...talk, { role: "b", content: "c" }], rejected: [...talk, { role: "b", content: "d" }] }));
+  await writeFile(
+    file,
+    JSON.stringify({
+      chosen: [...talk, { role: "b", content: "c" }],
+      rejected: [...talk, { role: "b", content: "d" }],
+    }),
+  );
   await expect(readComparisons(file)).rejects.toMatchObject({ code: "COLUMN" }); // no template
   await writeFile(file, JSON.stringify({ prompt: "a", ranking: Array.from({ length: LENGTH }, (_, i) => `${i}`) }));
-  await expect(readComparisons(file)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining("1024") });
-  await writeFile(file, Array.from({ length: 600 }, (_, i) => JSON.stringify({ prompt: "a", completion: `${i}` })).join("\n"));
+  await expect(readComparisons(file)).rejects.toMatchObject({
+    code: "COLUMN",
+    message: expect.stringContaining("1024"),
+  });
+  await writeFile(
+    file,
+    Array.from({ length: 600 }, (_, i) => JSON.stringify({ prompt: "a", completion: `${i}` })).join("\n"),
+  );
   expect((await tasksOf(file, { pairs: "all", size: 2 })).length).toBe((600 * 599) / 2);
   await writeFile(file, JSON.stringify({ prompt: text, completion: text }));
   expect((await readDemonstrations(file))[0].completion.length).toBe(LENGTH);

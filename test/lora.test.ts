@@ -56,7 +56,8 @@ const options: LoraOptions = { rank: 3, alpha: 6 };
 async function adapted(base: Transformer, chosen = options, seed = 5, head = base.headKind): Promise<Transformer> {
   const model = base.adapted(chosen, seed, head);
   const random = new Random("adapter", seed);
-  for (const { name, value } of model.trained) if (name.endsWith("loraB")) value.write(Float32Array.from({ length: value.size }, () => 0.2 * random.normal()));
+  for (const { name, value } of model.trained)
+    if (name.endsWith("loraB")) value.write(Float32Array.from({ length: value.size }, () => 0.2 * random.normal()));
   return model;
 }
 
@@ -71,7 +72,9 @@ async function gradients(
   { sharePrompts, microBatch, recompute }: { sharePrompts?: boolean; microBatch?: number; recompute?: boolean } = {},
 ) {
   using stats = Tensor.from(new Float64Array(12), [12], model.device);
-  accumulate(promptGroups(batch, sharePrompts), microBatch, (part) => nll(model, part, tokensIn(batch), stats, { recompute }));
+  accumulate(promptGroups(batch, sharePrompts), microBatch, (part) =>
+    nll(model, part, tokensIn(batch), stats, { recompute }),
+  );
   const all = new Map<string, Float32Array>();
   for (const parameter of model.parameters.values()) {
     const gradient = parameter.gradient();
@@ -86,18 +89,24 @@ function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number>, what: str
   expect([what, got.length]).toEqual([what, wanted.length]);
   const allowed = relative * Math.max(0.05, largest(wanted));
   for (let i = 0; i < wanted.length; i++)
-    if (!(Math.abs(got[i] - wanted[i]) <= allowed)) throw new Error(`${what}[${i}] is ${got[i]}, wanted ${wanted[i]} within ${allowed}`);
+    if (!(Math.abs(got[i] - wanted[i]) <= allowed))
+      throw new Error(`${what}[${i}] is ${got[i]}, wanted ${wanted[i]} within ${allowed}`);
 }
 
 test("the layer's gradients are those of its formula, by central differences", async () => {
   const scale = 0.75;
   const reference = ({ x, weight, bias, a, b }: Widened) => {
     const [[N, I], [O], [r]] = [x.shape, weight.shape, a.shape] as number[][];
-    const dot = (row: (k: number) => number, k: number) => Array.from({ length: k }, (_, i) => row(i)).reduce((sum, y) => sum + y, 0);
-    const low = Float64Array.from({ length: N * r }, (_, i) => dot((k) => x[Math.floor(i / r) * I + k] * a[(i % r) * I + k], I));
+    const dot = (row: (k: number) => number, k: number) =>
+      Array.from({ length: k }, (_, i) => row(i)).reduce((sum, y) => sum + y, 0);
+    const low = Float64Array.from({ length: N * r }, (_, i) =>
+      dot((k) => x[Math.floor(i / r) * I + k] * a[(i % r) * I + k], I),
+    );
     const y = Float64Array.from({ length: N * O }, (_, i) => {
       const [n, o] = [Math.floor(i / O), i % O];
-      return dot((k) => x[n * I + k] * weight[o * I + k], I) + bias[o] + scale * dot((k) => low[n * r + k] * b[o * r + k], r);
+      return (
+        dot((k) => x[n * I + k] * weight[o * I + k], I) + bias[o] + scale * dot((k) => low[n * r + k] * b[o * r + k], r)
+      );
     });
     return { y };
   };
@@ -109,13 +118,24 @@ test("the layer's gradients are those of its formula, by central differences", a
       a: normal(random, [r, I]),
       b: normal(random, [O, r]),
     }));
-  const call = ({ x, weight, bias, a, b }: Record<string, never>) => ({ y: ops.loraLinear(ops.scale(x, 1), weight, bias, { a, b, scale }) });
-  await holdToGradient(devices.at(-1)!, { op: "loraLinear", reference, draw, gradient: { wrt: ["x", "weight", "bias", "a", "b"], outputs: ["y"], call } });
+  const call = ({ x, weight, bias, a, b }: Record<string, never>) => ({
+    y: ops.loraLinear(ops.scale(x, 1), weight, bias, { a, b, scale }),
+  });
+  await holdToGradient(devices.at(-1)!, {
+    op: "loraLinear",
+    reference,
+    draw,
+    gradient: { wrt: ["x", "weight", "bias", "a", "b"], outputs: ["y"], call },
+  });
 });
 
 const configs: [string, ModelConfig, LoraOptions][] = [
   ["llama, tied head", llama, options],
-  ["llama, some targets, head of its own", { ...llama, tied: false }, { rank: 2, alpha: 3, targets: ["q", "v", "down"] }],
+  [
+    "llama, some targets, head of its own",
+    { ...llama, tied: false },
+    { rank: 2, alpha: 3, targets: ["q", "v", "down"] },
+  ],
   ["gpt2, head of its own", { ...gpt2, tied: false }, options],
 ];
 describe.each(configs)("%s", (_, config, chosen) => {
@@ -137,19 +157,29 @@ describe.each(configs)("%s", (_, config, chosen) => {
     const model = await adapted(base, chosen);
     const merged = model.merged();
     const batch = grouped(new Random("merged"));
-    const [{ logp }, { logp: wanted }, { logp: unlike }] = [await logps(model, batch), await logps(merged, batch), await logps(base, batch)];
+    const [{ logp }, { logp: wanted }, { logp: unlike }] = [
+      await logps(model, batch),
+      await logps(merged, batch),
+      await logps(base, batch),
+    ];
     logp.forEach((one, i) => expectNear(one, wanted[i], `logp ${i}`));
     expect(largest(logp[0].map((x, i) => x - unlike[0][i]))).toBeGreaterThan(1e-2);
 
     const [low, full] = [await gradients(model, batch), await gradients(merged, batch)];
     const { rank: r, alpha, targets } = model.lora!;
     expect([...low.keys()].sort()).toEqual(model.trained.map(({ name }) => name).sort());
-    const values = new Map(await Promise.all(model.trained.map(async ({ name, value }) => [name, await value.read()] as const)));
+    const values = new Map(
+      await Promise.all(model.trained.map(async ({ name, value }) => [name, await value.read()] as const)),
+    );
     const dA = new Map<string, Float64Array>();
     for (let layer = 0; layer < config.layers; layer++)
       for (const target of targets) {
         const name = `layers.${layer}.${target}`;
-        const [A, B, dW] = [values.get(loraA(name, config))!, values.get(`${name}.loraB`)!, full.get(`${name}.weight`)!];
+        const [A, B, dW] = [
+          values.get(loraA(name, config))!,
+          values.get(`${name}.loraB`)!,
+          full.get(`${name}.weight`)!,
+        ];
         const [O, I] = [B.length / r, A.length / r];
         const dB = new Float64Array(B.length);
         const sum = dA.get(loraA(name, config)) ?? new Float64Array(A.length); // of GPT-2's three
@@ -176,7 +206,8 @@ describe.each(configs)("%s", (_, config, chosen) => {
     on.call = (op, args) => {
       op.arguments.forEach(({ name, kind }, i) => {
         const rows = op.name === "embeddingGrad" && (args[i] as Tensor | undefined)?.shape[0] !== config.vocabulary; // of activations
-        if (/^d(weight|table|gain|bias)$/.test(name) && kind !== "in" && args[i] && !rows) seen.add((args[i] as Tensor).shape.join());
+        if (/^d(weight|table|gain|bias)$/.test(name) && kind !== "in" && args[i] && !rows)
+          seen.add((args[i] as Tensor).shape.join());
       });
       call(op, args);
     };
@@ -201,7 +232,9 @@ describe.each(configs)("%s", (_, config, chosen) => {
           wanted ??= got;
           expect(got).toEqual(wanted);
         }
-      if (on === devices[0]) for (const [name, got] of await gradients(model, batch, { sharePrompts: false })) expectNear(wanted!.get(name)!, got, name);
+      if (on === devices[0])
+        for (const [name, got] of await gradients(model, batch, { sharePrompts: false }))
+          expectNear(wanted!.get(name)!, got, name);
       for (const one of [base, model]) one.dispose();
     }
   });
@@ -238,13 +271,19 @@ describe.each(configs)("%s", (_, config, chosen) => {
         const reward = await adapted(base, chosen, 6, "score");
         if (weights === "bf16") for (const model of [reference, reward]) model.narrow();
         const [policy, critic] = [reference.adapted(), reward.adapted()];
-        const [frozen, before] = [Buffer.concat([await weightsOf(base), await weightsOf(reference), await weightsOf(reward)]), await trainedBits(policy)];
+        const [frozen, before] = [
+          Buffer.concat([await weightsOf(base), await weightsOf(reference), await weightsOf(reward)]),
+          await trainedBits(policy),
+        ];
         const kl: number[] = [];
         const models = { policy, reference, reward, critic };
-        for await (const metrics of ppo(models, () => requests, { ...ppoConfig, ...change, weights })) kl.push(metrics.kl); // throws where a ratio is not 1
+        for await (const metrics of ppo(models, () => requests, { ...ppoConfig, ...change, weights }))
+          kl.push(metrics.kl); // throws where a ratio is not 1
         expect(kl[0]).toBe(0);
         expect(kl[1]).not.toBe(0);
-        expect(Buffer.concat([await weightsOf(base), await weightsOf(reference), await weightsOf(reward)]).equals(frozen)).toBe(true);
+        expect(
+          Buffer.concat([await weightsOf(base), await weightsOf(reference), await weightsOf(reward)]).equals(frozen),
+        ).toBe(true);
         expect((await trainedBits(policy)).equals(before)).toBe(false);
         expect(critic.trained.map(({ name }) => name)).toContain("score");
         const got = Buffer.concat([await trainedBits(policy), await trainedBits(critic)]);
@@ -283,7 +322,10 @@ test("learns by SFT and from comparisons, resumed to the same bits", async () =>
   const base = await lively(llama, on);
   const frozen = await weightsOf(base);
   const random = new Random("learns");
-  const [batch, pairs] = [episodes(random, 6), Array.from({ length: 4 }, () => ({ episodes: episodes(random, 2), pairs: [{ chosen: 0, rejected: 1 }] }))];
+  const [batch, pairs] = [
+    episodes(random, 6),
+    Array.from({ length: 4 }, () => ({ episodes: episodes(random, 2), pairs: [{ chosen: 0, rejected: 1 }] })),
+  ];
   const schedule = { learningRate: 1e-2, schedule: "constant" as const, warmup: 0, steps: 30 };
   const losses: number[] = [];
   const whole = base.adapted(options, 1);
@@ -317,7 +359,10 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
   beforeAll(async () => {
     model = await loadModel(from, on());
     expected = (await readSafetensorsFile(join(from, "expected.safetensors"))).tensors;
-    ({ ids, loss } = JSON.parse(await readFile(join(from, "expected.json"), "utf8")) as { ids: number[][]; loss: number });
+    ({ ids, loss } = JSON.parse(await readFile(join(from, "expected.json"), "utf8")) as {
+      ids: number[][];
+      loss: number;
+    });
   });
   afterAll(() => model.dispose());
 
@@ -357,12 +402,18 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
       const { rows, ...packed } = packWhole(batch);
       accumulate([0], undefined, () => {
         const found = model.score(model.hidden(packed), rows);
-        return ops.preferenceLoss(found, Int32Array.of(0), Int32Array.of(1), { form: "bradley-terry", denominator: 1, stats }).loss;
+        return ops.preferenceLoss(found, Int32Array.of(0), Int32Array.of(1), {
+          form: "bradley-terry",
+          denominator: 1,
+          stats,
+        }).loss;
       });
     }
     expectNear([(await stats.read())[0]], [loss], "loss");
     const found = await named(new Map(model.trained.map((parameter) => [parameter.name, parameter.gradient()!])));
-    expect([...found.keys()].map((key) => `grad.${key}`).sort()).toEqual([...expected.keys()].filter((key) => key.startsWith("grad.")).sort());
+    expect([...found.keys()].map((key) => `grad.${key}`).sort()).toEqual(
+      [...expected.keys()].filter((key) => key.startsWith("grad.")).sort(),
+    );
     for (const [key, { data }] of found) expectNear(data, expected.get(`grad.${key}`)!.data, key);
     merged.dispose();
   });
@@ -376,10 +427,12 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
     ];
     const sorted = (tensors: ReadonlyMap<string, unknown>) => [...tensors].sort(([a], [b]) => (a < b ? -1 : 1));
     expect(sorted(got.tensors)).toEqual(sorted(wanted.tensors));
-    const config = async (at: string) => JSON.parse(await readFile(join(at, "adapter_config.json"), "utf8")) as Record<string, unknown>;
+    const config = async (at: string) =>
+      JSON.parse(await readFile(join(at, "adapter_config.json"), "utf8")) as Record<string, unknown>;
     const theirs = await config(from);
     for (const [key, value] of Object.entries(await config(to)))
-      if (!["target_modules", "base_model_name_or_path", "modules_to_save"].includes(key)) expect([key, value]).toEqual([key, theirs[key]]);
+      if (!["target_modules", "base_model_name_or_path", "modules_to_save"].includes(key))
+        expect([key, value]).toEqual([key, theirs[key]]);
     const again = await loadModel(to, on());
     expect(again.lora).toEqual(model.lora);
     expect((await trainedBits(again)).equals(await trainedBits(model))).toBe(true);
@@ -388,15 +441,19 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
 
   // RLHF_PEER_PYTHON names a Python that has the packages of test/fixtures/requirements.txt.
   const python = process.env.RLHF_PEER_PYTHON;
-  (python ? test : test.skip)("is loaded by PEFT from what is written here, with the same outputs, merged too", async () => {
-    const to = join(folder, `${name}-written`);
-    await saveAdapter(model, to, join(from, "..", name.includes("gpt2") ? "gpt2-tiny" : "llama-tiny"));
-    const args = [join(root, "test/fixtures/check_adapter.py"), to, JSON.stringify(ids)];
-    const { stdout } = await promisify(execFile)(python!, args, { maxBuffer: 2 ** 26 });
-    const { unmerged, merged } = JSON.parse(stdout) as Record<string, number[][][]>;
-    for (const [i, sequence] of ids.entries())
-      for (const theirs of [unmerged, merged]) expectNear(await outputs(model, sequence), theirs[i].flat(), `sequence ${i}`);
-  });
+  (python ? test : test.skip)(
+    "is loaded by PEFT from what is written here, with the same outputs, merged too",
+    async () => {
+      const to = join(folder, `${name}-written`);
+      await saveAdapter(model, to, join(from, "..", name.includes("gpt2") ? "gpt2-tiny" : "llama-tiny"));
+      const args = [join(root, "test/fixtures/check_adapter.py"), to, JSON.stringify(ids)];
+      const { stdout } = await promisify(execFile)(python!, args, { maxBuffer: 2 ** 26 });
+      const { unmerged, merged } = JSON.parse(stdout) as Record<string, number[][][]>;
+      for (const [i, sequence] of ids.entries())
+        for (const theirs of [unmerged, merged])
+          expectNear(await outputs(model, sequence), theirs[i].flat(), `sequence ${i}`);
+    },
+  );
 });
 
 describe("an adapter's files", () => {
@@ -404,15 +461,23 @@ describe("an adapter's files", () => {
   const base = join(root, "test/fixtures/llama-tiny");
   const fails = async (
     wanted: RegExp,
-    change: (config: Record<string, unknown>, tensors: Map<string, { shape: readonly number[]; data: Float32Array }>) => void,
+    change: (
+      config: Record<string, unknown>,
+      tensors: Map<string, { shape: readonly number[]; data: Float32Array }>,
+    ) => void,
   ) => {
     const at = await mkdtemp(join(folder, "wrong-"));
-    const config = { ...(JSON.parse(await readFile(join(from, "adapter_config.json"), "utf8")) as Record<string, unknown>), base_model_name_or_path: base };
+    const config = {
+      ...(JSON.parse(await readFile(join(from, "adapter_config.json"), "utf8")) as Record<string, unknown>),
+      base_model_name_or_path: base,
+    };
     const { tensors } = await readSafetensorsFile(join(from, "adapter_model.safetensors"));
     change(config, tensors as Map<string, { shape: readonly number[]; data: Float32Array }>);
     await writeFile(join(at, "adapter_config.json"), JSON.stringify(config));
     await writeSafetensors(join(at, "adapter_model.safetensors"), tensors);
-    await expect(loadModel(at, devices[0])).rejects.toThrow(expect.objectContaining({ code: "MODEL", message: expect.stringMatching(wanted) }));
+    await expect(loadModel(at, devices[0])).rejects.toThrow(
+      expect.objectContaining({ code: "MODEL", message: expect.stringMatching(wanted) }),
+    );
   };
   const q = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight";
 
@@ -425,11 +490,16 @@ describe("an adapter's files", () => {
     await fails(/bias is "all", wanted none/, (config) => (config.bias = "all"));
     await fails(/init_lora_weights is "pissa"/, (config) => (config.init_lora_weights = "pissa"));
     await fails(/r is 0, wanted a whole number from 1/, (config) => (config.r = 0));
-    await fails(/base_model_name_or_path is "somewhere\/else", wanted the model directory/, (config) => (config.base_model_name_or_path = "somewhere/else"));
+    await fails(
+      /base_model_name_or_path is "somewhere\/else", wanted the model directory/,
+      (config) => (config.base_model_name_or_path = "somewhere/else"),
+    );
     await fails(/which is an adapter itself/, (config) => (config.base_model_name_or_path = join(folder, "both")));
     await fails(/q_proj.lora_A.weight has shape \[3,32\], wanted \[4,32\]/, (config) => (config.r = 4));
     await fails(/layers.1.self_attn.q_proj.lora_B.weight is missing/, (_, tensors) => tensors.delete(q));
-    await fails(/holds extra, which is no part/, (_, tensors) => tensors.set("extra", { shape: [1], data: new Float32Array(1) }));
+    await fails(/holds extra, which is no part/, (_, tensors) =>
+      tensors.set("extra", { shape: [1], data: new Float32Array(1) }),
+    );
     await fails(/score.weight is missing/, (config) => (config.task_type = "SEQ_CLS"));
     await fails(/nothing for the first block/, (_, tensors) =>
       [...tensors.keys()].filter((key) => key.includes("layers.0")).forEach((key) => tensors.delete(key)),
@@ -442,7 +512,10 @@ describe("an adapter's files", () => {
 
   test("with anything in any key of the config, or cut off at any length, are read or refused by the file's name", async () => {
     const at = await mkdtemp(join(folder, "odd-"));
-    const config = { ...(JSON.parse(await readFile(join(from, "adapter_config.json"), "utf8")) as object), base_model_name_or_path: base };
+    const config = {
+      ...(JSON.parse(await readFile(join(from, "adapter_config.json"), "utf8")) as object),
+      base_model_name_or_path: base,
+    };
     const weights = await readFile(join(from, "adapter_model.safetensors"));
     let read = 0;
     const tried = async (text: string, bytes: Uint8Array) => {
@@ -452,11 +525,15 @@ describe("an adapter's files", () => {
         (await loadModel(at, devices[0])).dispose();
         read++;
       } catch (error) {
-        expect(error).toMatchObject({ code: expect.stringMatching(/^(MODEL|SAFETENSORS)$/), message: expect.stringContaining(at) });
+        expect(error).toMatchObject({
+          code: expect.stringMatching(/^(MODEL|SAFETENSORS)$/),
+          message: expect.stringContaining(at),
+        });
       }
     };
     for (const key of Object.keys(config))
-      for (const value of [null, true, -1, 0.5, 1e308, "x", [], [1], {}, { a: 1 }]) await tried(JSON.stringify({ ...config, [key]: value }), weights);
+      for (const value of [null, true, -1, 0.5, 1e308, "x", [], [1], {}, { a: 1 }])
+        await tried(JSON.stringify({ ...config, [key]: value }), weights);
     expect(read).toBeGreaterThan(0);
     read = 0;
     const text = JSON.stringify(config);
@@ -487,7 +564,9 @@ describe("an adapter's files", () => {
       const one = on.memory().current - start;
       whole.dispose();
       const models = await loadModels([base, from, join(root, "test/fixtures/llama-reward-lora-tiny")], on, weights);
-      const adapters = models.flatMap(({ trained }) => trained).reduce((sum, { value }) => sum + Math.max(64, 4 * value.size), 0);
+      const adapters = models
+        .flatMap(({ trained }) => trained)
+        .reduce((sum, { value }) => sum + Math.max(64, 4 * value.size), 0);
       expect(on.memory().current - start).toBeLessThanOrEqual(one + 1.25 * adapters + 256); // and the frequencies of each
       expect(models.map(({ headKind, lora }) => [headKind, lora?.targets.length])).toEqual([
         ["logits", undefined],
@@ -517,8 +596,12 @@ test("options that a model cannot have are refused by name", async () => {
   expect(() => one.adapted({ rank: 0, alpha: 1 })).toThrow("rank is 0, wanted a whole number from 1");
   expect(() => one.adapted({ rank: 1, alpha: 0 })).toThrow("alpha is 0, wanted a number above 0");
   expect(() => one.adapted()).toThrow("the model has no adapter");
-  expect(() => one.adapted({ ...options, targets: [] })).toThrow("targets is [], wanted some of q, k, v, o, gate, up, down");
-  expect(() => other.adapted({ ...options, targets: ["gate"] })).toThrow("targets is [gate], wanted some of q, k, v, o, up, down");
+  expect(() => one.adapted({ ...options, targets: [] })).toThrow(
+    "targets is [], wanted some of q, k, v, o, gate, up, down",
+  );
+  expect(() => other.adapted({ ...options, targets: ["gate"] })).toThrow(
+    "targets is [gate], wanted some of q, k, v, o, up, down",
+  );
   expect(() => other.adapted({ ...options, targets: ["q", "v"] })).toThrow("wanted all of q, k, v or none");
   const model = one.adapted(options);
   expect(() => model.adapted({ ...options, rank: 4 })).toThrow("wants it merged first");

@@ -28,7 +28,12 @@ test.each<[string, object]>([
   [", with adapters", { lora: { rank: 4 }, sft: recompute }],
   [
     ", in bf16, small micro-batches, layers run again",
-    { ppo: { ...recompute, weights: "bf16" }, reward: recompute, collect: { weights: "bf16" }, eval: { weights: "bf16" } },
+    {
+      ppo: { ...recompute, weights: "bf16" },
+      reward: recompute,
+      collect: { weights: "bf16" },
+      eval: { weights: "bf16" },
+    },
   ],
 ])("the peak of a run and of each of its stages is what was planned within 15 %%%s", async (_, options) => {
   const text: Record<string, object> = {
@@ -46,7 +51,9 @@ test.each<[string, object]>([
   const planned = await plan(config, 2);
   const run = await mkdtemp(join(folder, "run-"));
   await demo(run, config, on, silent, false);
-  const { stages } = JSON.parse(await readFile(join(run, "stages.json"), "utf8")) as { stages: { name: string; peakBytes: number }[] };
+  const { stages } = JSON.parse(await readFile(join(run, "stages.json"), "utf8")) as {
+    stages: { name: string; peakBytes: number }[];
+  };
   const measured = new Map(stages.map(({ name, peakBytes }) => [name, peakBytes]));
   const shares = [
     ["run", Math.max(...planned.map(({ peakBytes }) => peakBytes)) / Math.max(...measured.values())] as const,
@@ -58,8 +65,13 @@ test.each<[string, object]>([
 test("what is kept in bf16 is planned at half the bytes", async () => {
   const text = "model: { layers: 2, width: 512, heads: 2, kvHeads: 2, mlp: 512 }";
   const planned = async (weights: string) => {
-    await writeFile(join(folder, "plan.yaml"), [text, ...["collect", "ppo", "eval"].map((stage) => `${stage}: { weights: ${weights} }`)].join("\n"));
-    return Object.fromEntries((await plan(await readConfig(join(folder, "plan.yaml")), 2)).map((stage) => [stage.stage, stage]));
+    await writeFile(
+      join(folder, "plan.yaml"),
+      [text, ...["collect", "ppo", "eval"].map((stage) => `${stage}: { weights: ${weights} }`)].join("\n"),
+    );
+    return Object.fromEntries(
+      (await plan(await readConfig(join(folder, "plan.yaml")), 2)).map((stage) => [stage.stage, stage]),
+    );
   };
   const [full, half] = [await planned("f32"), await planned("bf16")];
   for (const stage of ["collect", "eval"]) {
@@ -137,18 +149,33 @@ const random = new Random("memory");
 const batch = episodes(random, 8);
 test.each<[string, boolean, (models: Transformer[]) => AsyncGenerator<unknown>]>([
   ["fine-tuning", false, ([model]) => sft(model, () => batch, learning)],
-  ["fine-tuning, with an adapter, layers run again", true, ([model]) => sft(model, () => batch, { ...learning, microBatch: 4, recompute: true })],
+  [
+    "fine-tuning, with an adapter, layers run again",
+    true,
+    ([model]) => sft(model, () => batch, { ...learning, microBatch: 4, recompute: true }),
+  ],
   ["a reward model", false, ([, model]) => rewardModel(model, () => [ranking(batch)], learning)],
   ["a reward model, with an adapter", true, ([, model]) => rewardModel(model, () => [ranking(batch)], learning)],
   ["PPO", false, ([policy, reward, reference, critic]) => ppo({ policy, reward, reference, critic }, requests, tiny)],
   [
     "PPO, with adapters, in bf16, layers run again",
     true,
-    ([policy, reward, reference, critic]) => ppo({ policy, reward, reference, critic }, requests, { ...tiny, weights: "bf16", recompute: true, microBatch: 4 }),
+    ([policy, reward, reference, critic]) =>
+      ppo({ policy, reward, reference, critic }, requests, {
+        ...tiny,
+        weights: "bf16",
+        recompute: true,
+        microBatch: 4,
+      }),
   ],
 ])("200 updates of %s take no more memory than 20", async (_, adapted, loop) => {
   await using on = await device("cpu", { threads: 2 }); // where nothing is left of others
-  const whole = [await lively(llama, on), await lively(llama, on, "score"), await lively(llama, on), await lively(llama, on, "score")];
+  const whole = [
+    await lively(llama, on),
+    await lively(llama, on, "score"),
+    await lively(llama, on),
+    await lively(llama, on, "score"),
+  ];
   const models = adapted ? whole.map((model, i) => (i === 2 ? model : model.adapted(lora, i))) : whole;
   const after = await held(loop(models), on);
   expect(after.length).toBe(200);
@@ -181,8 +208,10 @@ test.each([
   expect(child(program)).toEqual({ out: "true true 1 2", error: "", end: 0 });
 });
 
-(process.platform === "linux" ? test : test.skip)("before a tensor is refused for want of memory, what lost ones have is taken back", () => {
-  const program = `
+(process.platform === "linux" ? test : test.skip)(
+  "before a tensor is refused for want of memory, what lost ones have is taken back",
+  () => {
+    const program = `
     const { readFileSync } = await import("node:fs");
     const { spawnSync } = await import("node:child_process");
     const on = await rlhf.device("cpu", { threads: 1 });
@@ -193,5 +222,6 @@ test.each([
     const { code } = await Promise.resolve().then(() => rlhf.Tensor.empty([1e8], "f32", on)).catch((error) => error);
     console.log(code, new Set(await kept.read()).size, (await kept.read())[0]);
     await on.close();`;
-  expect(child(program)).toEqual({ out: "MEMORY 1 3", error: "", end: 0 });
-});
+    expect(child(program)).toEqual({ out: "MEMORY 1 3", error: "", end: 0 });
+  },
+);

@@ -22,9 +22,15 @@ export const llama: ModelConfig = {
 export const gpt2: ModelConfig = { ...llama, ...families.gpt2, kvHeads: 4 };
 
 /** A model whose weights are larger than a fresh one's, so that its distributions are not flat. */
-export async function lively(config: ModelConfig, on: Device, head: "logits" | "score" = "logits", seed = 1): Promise<Transformer> {
+export async function lively(
+  config: ModelConfig,
+  on: Device,
+  head: "logits" | "score" = "logits",
+  seed = 1,
+): Promise<Transformer> {
   const model = Transformer.random(config, head, on, seed);
-  for (const { value } of model.parameters.values()) if (value.shape.length > 1) value.write(((await value.read()) as Float32Array).map((x) => 6 * x));
+  for (const { value } of model.parameters.values())
+    if (value.shape.length > 1) value.write(((await value.read()) as Float32Array).map((x) => 6 * x));
   return model;
 }
 
@@ -76,6 +82,7 @@ export async function weightsOf(model: Transformer): Promise<Buffer> {
 /** CPU devices of every instruction set here, scalar among them, each with one thread and with more. */
 export async function everyCpu(threads = [1, 3]): Promise<Device[]> {
   const devices: Device[] = [];
-  for (const isa of native.isaAvailable.split(" ")) for (const count of threads) devices.push(await device("cpu", { isa, threads: count }));
+  for (const isa of native.isaAvailable.split(" "))
+    for (const count of threads) devices.push(await device("cpu", { isa, threads: count }));
   return devices;
 }

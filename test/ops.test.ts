@@ -1,7 +1,17 @@
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { specs } from "../lib/device/ops.js";
 import type { Device } from "../lib/index.js";
-import { allTruths, casesOf, expectBits, holdToGradient, holdToLossGradients, holdToReference, narrowed, runOn, sizes } from "./hold.js";
+import {
+  allTruths,
+  casesOf,
+  expectBits,
+  holdToGradient,
+  holdToLossGradients,
+  holdToReference,
+  narrowed,
+  runOn,
+  sizes,
+} from "./hold.js";
 import { everyCpu } from "./models.js";
 import { seed } from "./random.js";
 
@@ -25,7 +35,12 @@ describe.each(truths.map((entry) => [entry.op, entry] as const))("%s", (name, en
     const scalar = devices.find((d) => d.isa === "scalar" && d.threads === 1)!;
     for (const inputs of casesOf(entry)) {
       const wanted = await runOn(scalar, entry, inputs);
-      for (const on of devices) expectBits(await runOn(on, entry, inputs), wanted, `${name} (${sizes(inputs)}) on ${on.isa} with ${on.threads} threads`);
+      for (const on of devices)
+        expectBits(
+          await runOn(on, entry, inputs),
+          wanted,
+          `${name} (${sizes(inputs)}) on ${on.isa} with ${on.threads} threads`,
+        );
     }
   });
 
@@ -36,7 +51,11 @@ describe.each(truths.map((entry) => [entry.op, entry] as const))("%s", (name, en
         const inputs = narrowed(scalar, entry, drawn);
         const wanted = await runOn(scalar, entry, inputs);
         for (const on of devices)
-          expectBits(await runOn(on, entry, inputs, true), wanted, `${name} (${sizes(inputs)}) on ${on.isa} with ${on.threads} threads`);
+          expectBits(
+            await runOn(on, entry, inputs, true),
+            wanted,
+            `${name} (${sizes(inputs)}) on ${on.isa} with ${on.threads} threads`,
+          );
       }
     });
 

@@ -3,7 +3,21 @@ import { cp, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
-import { device, fullKl, loadModel, ops, packEpisodes, ppo, ranking, rewardModel, saveModel, sft, Tensor, type Device, type PpoConfig } from "../lib/index.js";
+import {
+  device,
+  fullKl,
+  loadModel,
+  ops,
+  packEpisodes,
+  ppo,
+  ranking,
+  rewardModel,
+  saveModel,
+  sft,
+  Tensor,
+  type Device,
+  type PpoConfig,
+} from "../lib/index.js";
 import { readSafetensorsFile, writeSafetensors } from "../lib/model/safetensors.js";
 import { run } from "../lib/tensor/op.js";
 import { holdToAbsentTerms } from "./hold.js";
@@ -36,7 +50,13 @@ test.each([1, 2, 509, 4099, 65537, 2 ** 18])("log-probs keep their digits with a
     const kind = i % 4; // usual; all far below zero; one confident token; huge
     for (let j = 0; j < V; j++)
       logits[i * V + j] =
-        kind === 0 ? 3 * random.normal() : kind === 1 ? -2e4 + random.normal() : kind === 2 ? -20 - 12 * random.uniform() : 1e4 * random.normal();
+        kind === 0
+          ? 3 * random.normal()
+          : kind === 1
+            ? -2e4 + random.normal()
+            : kind === 2
+              ? -20 - 12 * random.uniform()
+              : 1e4 * random.normal();
     if (kind === 2) logits[i * V + y[i]] = 10;
   }
   const { logp } = ops.logprob(Tensor.from(logits, [M, V], on), y);
@@ -44,7 +64,8 @@ test.each([1, 2, 509, 4099, 65537, 2 ** 18])("log-probs keep their digits with a
   for (let i = 0; i < M; i++) {
     const wanted = logSoftmax(logits.subarray(i * V, (i + 1) * V), y[i]);
     expect(got[i]).toBeLessThanOrEqual(0);
-    if (!(Math.abs(got[i] - wanted) <= 4 * 2 ** -23 * Math.max(Math.abs(wanted), 1))) throw new Error(`row ${i}: ${got[i]}, wanted ${wanted} (seed ${seed})`);
+    if (!(Math.abs(got[i] - wanted) <= 4 * 2 ** -23 * Math.max(Math.abs(wanted), 1)))
+      throw new Error(`row ${i}: ${got[i]}, wanted ${wanted} (seed ${seed})`);
   }
 });
 
@@ -93,7 +114,8 @@ test("no rows, one row and more than 65,535 rows", async () => {
     );
     const got = await logp.read();
     expect(got.length).toBe(M);
-    for (const i of M > 0 ? [0, M >> 1, M - 1] : []) expect(got[i]).toBeCloseTo(logSoftmax(logits.subarray(3 * i, 3 * i + 3), i % 3), 5);
+    for (const i of M > 0 ? [0, M >> 1, M - 1] : [])
+      expect(got[i]).toBeCloseTo(logSoftmax(logits.subarray(3 * i, 3 * i + 3), i % 3), 5);
   }
   const { advantages } = ops.gae(
     new Float32Array(70001).fill(1),
@@ -185,7 +207,9 @@ test("an option of the objective changes the result, an option of memory no bit"
 
 test("recompute and sharePrompts do what they say in sft, reward and PPO: layers run again to the same bits, prompts once to the same losses", async () => {
   const random = new Random("memory", 5);
-  const groups = episodes(random, 4).map(({ prompt }) => episodes(random, 3).map(({ completion }) => ({ prompt, completion })));
+  const groups = episodes(random, 4).map(({ prompt }) =>
+    episodes(random, 3).map(({ completion }) => ({ prompt, completion })),
+  );
   const requests = groups.flatMap((group, index) => group.map(({ prompt }, sample) => ({ prompt, index, sample })));
   const step = { ...ppoConfig, updates: 1, epochs: 1, minibatches: 1, steps: 1 };
   type Change = { recompute?: boolean; sharePrompts?: boolean };
@@ -196,7 +220,11 @@ test("recompute and sharePrompts do what they say in sft, reward and PPO: layers
     },
     reward: async (change: Change) => {
       const model = await lively(llama, on, "score");
-      return { trained: [model], held: [], metrics: rewardModel(model, () => groups.map(ranking), { ...step, ...change }) };
+      return {
+        trained: [model],
+        held: [],
+        metrics: rewardModel(model, () => groups.map(ranking), { ...step, ...change }),
+      };
     },
     ppo: async (change: Change) => {
       const [policy, reference] = [await lively(llama, on), await lively(llama, on, "logits", 2)];
@@ -265,7 +293,8 @@ test("a NaN log-prob that counts leaves a NaN loss, whatever clips and clamps", 
   expect((await losses(NaN, 0).loss.read())[0]).toBe(-0.5);
 });
 
-test("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient", () => holdToAbsentTerms(on));
+test("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient", () =>
+  holdToAbsentTerms(on));
 
 test("the full KL is never negative, and zero between equals", async () => {
   const model = await lively(llama, on);
@@ -274,7 +303,14 @@ test("the full KL is never negative, and zero between equals", async () => {
   for (const tokens of await fullKl(model, other, batch)) for (const kl of tokens) expect(kl).toBeGreaterThan(0);
   for (const tokens of await fullKl(model, model, batch)) for (const kl of tokens) expect(kl).toBe(0);
   const kl = async (estimator: "k1" | "k2" | "k3" | "abs") =>
-    (await run("tokenRewards", { logp: [-1, -3], refLogp: [-2, -1], scores: [0], cuSeqlens: [0, 2], klCoef: 1, estimator }).kl.read()) as Float32Array;
+    (await run("tokenRewards", {
+      logp: [-1, -3],
+      refLogp: [-2, -1],
+      scores: [0],
+      cuSeqlens: [0, 2],
+      klCoef: 1,
+      estimator,
+    }).kl.read()) as Float32Array;
   expect(Array.from(await kl("k1"))).toEqual([1, -2]);
   expect(Array.from(await kl("abs"))).toEqual([1, 2]);
   expect(Array.from(await kl("k2"))).toEqual([0.5, 2]);
@@ -297,7 +333,12 @@ test("an update runs no log-prob pass of the policy: those of the rollout are th
     call(op, args);
   };
   try {
-    for await (const _ of ppo({ policy, reference, reward, critic }, () => prompts, { ...ppoConfig, updates: 1, epochs: 2, minibatches: 2 }));
+    for await (const _ of ppo({ policy, reference, reward, critic }, () => prompts, {
+      ...ppoConfig,
+      updates: 1,
+      epochs: 2,
+      minibatches: 2,
+    }));
   } finally {
     on.call = call;
   }

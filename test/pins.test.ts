@@ -24,7 +24,8 @@ interface Pin {
 const { cases } = JSON.parse(readFileSync(join(root, "test/fixtures/losses.json"), "utf8")) as { cases: Pin[] };
 const WHOLE = new Set(["y", "rows", "mask", "cuSeqlens", "chosen", "rejected"]);
 const data = (value: Listed) => (typeof value === "number" ? [value] : Array.isArray(value) ? value : value.data);
-const shape = (value: Listed) => (typeof value === "number" ? [1] : Array.isArray(value) ? [value.length] : value.shape);
+const shape = (value: Listed) =>
+  typeof value === "number" ? [1] : Array.isArray(value) ? [value.length] : value.shape;
 
 let on: Device;
 beforeAll(async () => {
@@ -48,7 +49,15 @@ function uploaded({ inputs }: Pin): Record<string, Tensor> {
   return Object.fromEntries(Object.entries(inputs).map(([name, value]) => [name, upload(name, value)]));
 }
 
-const POLICY = { objective: "clipped-ratio", clipRatioC: Infinity, logRatioClamp: Infinity, klCoef: 0, estimator: "k3", entropyCoef: 0, scale: 1 };
+const POLICY = {
+  objective: "clipped-ratio",
+  clipRatioC: Infinity,
+  logRatioClamp: Infinity,
+  klCoef: 0,
+  estimator: "k3",
+  entropyCoef: 0,
+  scale: 1,
+};
 const PREFERENCE = { beta: 1, labelSmoothing: 0, centerCoef: 0, scale: 1 };
 
 // The call of each op with everything that a case leaves out; what it returns is compared by name.
@@ -58,11 +67,13 @@ const calls: Record<string, (inputs: Record<string, Tensor>, options: Arguments)
     const dentropy = inputs.entropy !== undefined;
     return { ...run("policyLoss", { ...POLICY, ...inputs, ...options, dentropy, stats }), stats };
   },
-  valueLoss: (inputs, options) => run("valueLoss", { clipRange: Infinity, scale: 1, ...inputs, ...options, stats: zeros([8], "f64") }),
+  valueLoss: (inputs, options) =>
+    run("valueLoss", { clipRange: Infinity, scale: 1, ...inputs, ...options, stats: zeros([8], "f64") }),
   gae: (inputs, options) => run("gae", { ...inputs, ...options }),
   whiten: (inputs, options) => run("whiten", { ...inputs, ...options }),
   tokenRewards: (inputs, options) => run("tokenRewards", { ...inputs, ...options }),
-  preferenceLoss: (inputs, options) => run("preferenceLoss", { ...PREFERENCE, ...inputs, ...options, stats: zeros([8], "f64") }),
+  preferenceLoss: (inputs, options) =>
+    run("preferenceLoss", { ...PREFERENCE, ...inputs, ...options, stats: zeros([8], "f64") }),
   logprob({ dlogp, dentropy, ...inputs }, options) {
     const outputs = run("logprob", { ...inputs, ...options });
     return { ...outputs, ...run("logprobGrad", { ...inputs, ...outputs, dlogp, dentropy, ...options }) };
@@ -70,7 +81,15 @@ const calls: Record<string, (inputs: Record<string, Tensor>, options: Arguments)
   linearLogprob({ dlogp, dentropy, ...inputs }, options) {
     const outputs = run("linearLogprob", { ...inputs, ...options });
     const dweight = zeros(inputs.weight.shape);
-    const gradients = run("linearLogprobGrad", { ...inputs, ...outputs, dlogp, dentropy, ...options, dh: true, dweight });
+    const gradients = run("linearLogprobGrad", {
+      ...inputs,
+      ...outputs,
+      dlogp,
+      dentropy,
+      ...options,
+      dh: true,
+      dweight,
+    });
     return { ...outputs, ...gradients, dweight };
   },
   linearPolicyLoss(inputs, options) {
@@ -90,7 +109,8 @@ function expectPinned(got: ArrayLike<number>, { f64, f32 }: Pin, output: string,
   const error = Math.max(...places.map((i) => Math.abs(naive[i] - wanted[i])));
   const allowed = 2 * error + 4 * 2 ** -23 * Math.max(...places.map((i) => Math.abs(wanted[i])));
   for (const i of places)
-    if (!(Math.abs(got[i] - wanted[i]) <= allowed)) throw new Error(`${output}[${i}] is ${got[i]}, the source's is ${wanted[i]}, allowed ${allowed}`);
+    if (!(Math.abs(got[i] - wanted[i]) <= allowed))
+      throw new Error(`${output}[${i}] is ${got[i]}, the source's is ${wanted[i]}, allowed ${allowed}`);
 }
 
 /** What a masked slot holds is not part of the contract, but for gradients. */
@@ -113,52 +133,74 @@ test.each(cases.filter(({ op }) => op in calls).map((pin) => [pin.name, pin] as 
 });
 
 // every input that has one number per token
-const PER_TOKEN = ["logp", "oldLogp", "advantages", "refLogp", "entropy", "importance", "values", "oldValues", "returns", "rewards", "x"];
-const masked = cases.filter(({ op, inputs }) => op in calls && op !== "linearPolicyLoss" && inputs.mask && data(inputs.mask).includes(0));
+const PER_TOKEN = [
+  "logp",
+  "oldLogp",
+  "advantages",
+  "refLogp",
+  "entropy",
+  "importance",
+  "values",
+  "oldValues",
+  "returns",
+  "rewards",
+  "x",
+];
+const masked = cases.filter(
+  ({ op, inputs }) => op in calls && op !== "linearPolicyLoss" && inputs.mask && data(inputs.mask).includes(0),
+);
 
-test.each(masked.map((pin) => [pin.name, pin] as const))("what a masked slot holds changes no bit: %s", async (_, pin) => {
-  const { klSource: _made, ...options } = pin.options;
-  const mask = data(pin.inputs.mask);
-  const read = async (fill?: number) => {
-    const inputs = Object.entries(pin.inputs).map(([name, value]): [string, Listed] =>
-      fill === undefined || !PER_TOKEN.includes(name) ? [name, value] : [name, data(value).map((x, i) => (mask[i] ? x : fill))],
-    );
-    const outputs = calls[pin.op](uploaded({ ...pin, inputs: Object.fromEntries(inputs) }), options);
-    const bits: Record<string, unknown> = {};
-    for (const [name, tensor] of Object.entries(outputs)) {
-      const values = Array.from(await tensor.read());
-      bits[name] = counted(pin, name)?.map((i) => values[i]) ?? values;
+test.each(masked.map((pin) => [pin.name, pin] as const))(
+  "what a masked slot holds changes no bit: %s",
+  async (_, pin) => {
+    const { klSource: _made, ...options } = pin.options;
+    const mask = data(pin.inputs.mask);
+    const read = async (fill?: number) => {
+      const inputs = Object.entries(pin.inputs).map(([name, value]): [string, Listed] =>
+        fill === undefined || !PER_TOKEN.includes(name)
+          ? [name, value]
+          : [name, data(value).map((x, i) => (mask[i] ? x : fill))],
+      );
+      const outputs = calls[pin.op](uploaded({ ...pin, inputs: Object.fromEntries(inputs) }), options);
+      const bits: Record<string, unknown> = {};
+      for (const [name, tensor] of Object.entries(outputs)) {
+        const values = Array.from(await tensor.read());
+        bits[name] = counted(pin, name)?.map((i) => values[i]) ?? values;
+      }
+      return bits;
+    };
+    const wanted = await read();
+    for (const fill of [NaN, Infinity, -Infinity, 1e30]) expect(await read(fill)).toEqual(wanted);
+  },
+);
+
+test.each(cases.filter(({ op }) => op === "gae").map((pin) => [pin.name, pin] as const))(
+  "padded: %s",
+  async (_, pin) => {
+    const { cuSeqlens, ...packed } = pin.inputs;
+    const bounds = data(cuSeqlens);
+    const lengths = bounds.slice(1).map((end, b) => end - bounds[b]);
+    const width = Math.max(...lengths) + 1;
+    const places = lengths.flatMap((length, b) => Array.from({ length }, (_, t) => b * width + t));
+    const padded = (name: string, value: Listed) => {
+      const out = Array.from({ length: lengths.length * width }, () => (name === "mask" ? 0 : NaN));
+      data(value).forEach((x, i) => (out[places[i]] = x));
+      return upload(name, { shape: [lengths.length, width], data: out });
+    };
+    const mask = packed.mask ?? data(packed.rewards).map(() => 1);
+    const inputs = Object.entries({ ...packed, mask }).map(([name, value]) => [name, padded(name, value)]);
+    const outputs = run("gaePadded", { ...(Object.fromEntries(inputs) as Record<string, Tensor>), ...pin.options });
+    for (const output of ["advantages", "returns"]) {
+      const got = await outputs[output].read();
+      expectPinned(
+        places.map((place) => got[place]),
+        pin,
+        output,
+        counted(pin, output),
+      );
     }
-    return bits;
-  };
-  const wanted = await read();
-  for (const fill of [NaN, Infinity, -Infinity, 1e30]) expect(await read(fill)).toEqual(wanted);
-});
-
-test.each(cases.filter(({ op }) => op === "gae").map((pin) => [pin.name, pin] as const))("padded: %s", async (_, pin) => {
-  const { cuSeqlens, ...packed } = pin.inputs;
-  const bounds = data(cuSeqlens);
-  const lengths = bounds.slice(1).map((end, b) => end - bounds[b]);
-  const width = Math.max(...lengths) + 1;
-  const places = lengths.flatMap((length, b) => Array.from({ length }, (_, t) => b * width + t));
-  const padded = (name: string, value: Listed) => {
-    const out = Array.from({ length: lengths.length * width }, () => (name === "mask" ? 0 : NaN));
-    data(value).forEach((x, i) => (out[places[i]] = x));
-    return upload(name, { shape: [lengths.length, width], data: out });
-  };
-  const mask = packed.mask ?? data(packed.rewards).map(() => 1);
-  const inputs = Object.entries({ ...packed, mask }).map(([name, value]) => [name, padded(name, value)]);
-  const outputs = run("gaePadded", { ...(Object.fromEntries(inputs) as Record<string, Tensor>), ...pin.options });
-  for (const output of ["advantages", "returns"]) {
-    const got = await outputs[output].read();
-    expectPinned(
-      places.map((place) => got[place]),
-      pin,
-      output,
-      counted(pin, output),
-    );
-  }
-});
+  },
+);
 
 test.each(cases.filter(({ op }) => op === "adamw").map((pin) => [pin.name, pin] as const))("%s", async (_, pin) => {
   const { weight, grads } = pin.inputs;
@@ -182,7 +224,11 @@ test.each(cases.filter(({ op }) => op === "adamw").map((pin) => [pin.name, pin] 
 // Our warm-up ends where theirs does, but its first step already moves: step s has their factor of s + 1.
 const schedules = cases.filter(({ op, options }) => op === "schedule" && !options.minRatio);
 test.each(schedules.map((pin) => [pin.name, pin] as const))("%s", (_, { f64, options }) => {
-  const { shape: schedule, warmup, total: steps } = options as { shape: Schedule["schedule"]; warmup: number; total: number };
+  const {
+    shape: schedule,
+    warmup,
+    total: steps,
+  } = options as { shape: Schedule["schedule"]; warmup: number; total: number };
   const factors = data(f64.factor);
   for (let step = 0; step < steps; step++) {
     const wanted = step < warmup ? factors[step + 1] : factors[step];

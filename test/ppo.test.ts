@@ -1,5 +1,16 @@
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
-import { device, generate, logps, ppo, ppoState, requestsFor, type Device, type PpoConfig, type PpoModels, type Request } from "../lib/index.js";
+import {
+  device,
+  generate,
+  logps,
+  ppo,
+  ppoState,
+  requestsFor,
+  type Device,
+  type PpoConfig,
+  type PpoModels,
+  type Request,
+} from "../lib/index.js";
 import { llama, lively, ppoConfig } from "./models.js";
 
 let on: Device;
@@ -47,7 +58,8 @@ describe("the minibatches of a pass", () => {
 });
 
 describe("aggregation", () => {
-  const told = (aggregation: PpoConfig["aggregation"]) => update(requestsFor(prompts, 2), { ...still, aggregation, entropyCoef: 0, whitenAdvantages: false });
+  const told = (aggregation: PpoConfig["aggregation"]) =>
+    update(requestsFor(prompts, 2), { ...still, aggregation, entropyCoef: 0, whitenAdvantages: false });
 
   test.each(["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] as const)(
     "%s: entropy is the mean over tokens",

@@ -7,6 +7,9 @@ import { spawnSync } from "node:child_process";
 export function peerPython(module: string, what: string): string | undefined {
   const given = process.env.RLHF_PEER_PYTHON;
   const found = given?.split(":").find((python) => spawnSync(python, ["-c", `import ${module}`]).status === 0);
-  if (!found) console.warn(`skipped: ${what}, for RLHF_PEER_PYTHON ${given ? `(${given}) names no Python that has ${module}` : "is not set"}`);
+  if (!found)
+    console.warn(
+      `skipped: ${what}, for RLHF_PEER_PYTHON ${given ? `(${given}) names no Python that has ${module}` : "is not set"}`,
+    );
   return found;
 }

@@ -14,7 +14,12 @@ test("the README's example runs as it stands", async () => {
   await writeFile(file, code);
   const { stdout } = await promisify(execFile)(process.execPath, [file]);
   expect(stdout).toContain("[ 5, 4, 8 ]");
-  expect(stdout.match(/Float32Array\(\d\)/g)).toEqual(["Float32Array(3)", "Float32Array(3)", "Float32Array(5)", "Float32Array(1)"]);
+  expect(stdout.match(/Float32Array\(\d\)/g)).toEqual([
+    "Float32Array(3)",
+    "Float32Array(3)",
+    "Float32Array(5)",
+    "Float32Array(1)",
+  ]);
   expect(stdout).not.toContain("NaN");
 });
 

@@ -7,9 +7,21 @@ import { kernelsHash, receipts } from "../lib/cli/receipts.js";
 test("an op is verified where each case that its receipt wants held, on the kernels that are here", async () => {
   const folder = await mkdtemp(join(tmpdir(), "rlhf-receipts-"));
   const none = "not yet verified on a GPU";
-  const row = (name: string, holds: boolean, output = "y") => ({ op: "token_rewards", case: name, dtype: "float32", output, holds });
+  const row = (name: string, holds: boolean, output = "y") => ({
+    op: "token_rewards",
+    case: name,
+    dtype: "float32",
+    output,
+    holds,
+  });
   const told = async (checks: object[], more: object = {}) => {
-    const receipt = { kernels: kernelsHash(), device: { name: "a GPU" }, checks, wanted: { token_rewards: { float32: ["one", "two"] } }, ...more };
+    const receipt = {
+      kernels: kernelsHash(),
+      device: { name: "a GPU" },
+      checks,
+      wanted: { token_rewards: { float32: ["one", "two"] } },
+      ...more,
+    };
     await writeFile(join(folder, "cuda-gpu.json"), JSON.stringify(receipt));
     return receipts(folder)("tokenRewards", ["f32"]);
   };

@@ -23,19 +23,48 @@ let page: string;
 beforeAll(async () => {
   on = await device("cpu", { threads: 1 });
   folder = await mkdtemp(join(tmpdir(), "rlhf-report-"));
-  run = await Run.open(join(folder, "<img src=x onerror=document.title=1>&quot;"), await readConfig(undefined), on, false);
-  const line = (stage: string, step: number) => ({ stage, step, loss: step, accuracy: 0.5, reward: step, kl: step, entropy: 1, length: 3, gradientNorm: 1 });
+  run = await Run.open(
+    join(folder, "<img src=x onerror=document.title=1>&quot;"),
+    await readConfig(undefined),
+    on,
+    false,
+  );
+  const line = (stage: string, step: number) => ({
+    stage,
+    step,
+    loss: step,
+    accuracy: 0.5,
+    reward: step,
+    kl: step,
+    entropy: 1,
+    length: 3,
+    gradientNorm: 1,
+  });
   const metrics = ["sft", "reward", "ppo"].flatMap((stage) => [1, 2, 3].map((step) => line(stage, step)));
   const hostile = { ...line("sft", 4), loss: attack, [attack]: attack };
   await writeFile(run.path("metrics.jsonl"), [...metrics, hostile].map((row) => `${sealed(row)}\n`).join(""));
   run.done.push({ name: attack, seconds: 1, peakBytes: 0, result: {} });
-  const calibration = { error: 0.1, bins: [{ probability: 0.5, outcome: 0.4, count: 3 }] } as Parts["reward"]["calibration"];
-  const sample = { prompt: attack, base: attack, policy: attack, baseScore: 1, policyScore: 2 } as Parts["eval"]["samples"][number];
+  const calibration = {
+    error: 0.1,
+    bins: [{ probability: 0.5, outcome: 0.4, count: 3 }],
+  } as Parts["reward"]["calibration"];
+  const sample = {
+    prompt: attack,
+    base: attack,
+    policy: attack,
+    baseScore: 1,
+    policyScore: 2,
+  } as Parts["eval"]["samples"][number];
   const number = attack as unknown as number; // of a stages.json that someone wrote
   page = await report(run, {
     sft: { parameters: number, tokens: number, bitsPerByte: 1, loss: 1 },
     collect: { prompts: number, completions: number, example: { prompt: attack, completions: [attack, attack] } },
-    label: { comparisons: number, disagreed: number, annotators: number, example: { prompt: attack, chosen: attack, rejected: text } },
+    label: {
+      comparisons: number,
+      disagreed: number,
+      annotators: number,
+      example: { prompt: attack, chosen: attack, rejected: text },
+    },
     reward: { comparisons: number, heldOut: 7, accuracy: 0.5, calibration },
     ppo: { updates: number, episodes: number, tokens: number },
     eval: { prompts: number, winRate: 0.5, winRateInterval: [0.4, 0.6], klPerCompletion: 1, samples: [sample, sample] },
@@ -59,7 +88,8 @@ test("what is inserted into HTML is text, in elements, attributes and data", () 
 
 test("the page has no element, script or attribute that its texts brought along, and its policy names one script and one style", async () => {
   for (const one of [page, await stageReport(run, attack)]) {
-    for (const part of ["<img", "<script>document", 'onerror="', "\u202e", "\u2028", "\u0007"]) expect([part, one.includes(part)]).toEqual([part, false]);
+    for (const part of ["<img", "<script>document", 'onerror="', "\u202e", "\u2028", "\u0007"])
+      expect([part, one.includes(part)]).toEqual([part, false]);
     expect(one.match(/<script/g)).toHaveLength(2); // the data, and what draws it
     expect(one.slice(0, 500)).toMatch(
       /http-equiv="Content-Security-Policy" content="default-src &#39;none&#39;; style-src &#39;sha256-[\w+/=]+&#39;; script-src &#39;sha256-[\w+/=]+&#39;; base-uri/,
@@ -87,7 +117,11 @@ withBrowser("in Chromium", () => {
     const tab = await opened(page);
     await tab.until(`document.querySelectorAll("canvas").length === document.querySelectorAll("figure").length`);
     expect(await tab.value(`document.querySelectorAll("figure").length`)).toBeGreaterThan(10);
-    expect(await tab.value(`[...document.querySelectorAll(".samples td")].every((cell) => cell.innerText.includes("<script>document.title"))`)).toBe(true);
+    expect(
+      await tab.value(
+        `[...document.querySelectorAll(".samples td")].every((cell) => cell.innerText.includes("<script>document.title"))`,
+      ),
+    ).toBe(true);
     expect(await tab.value("document.querySelectorAll('img').length")).toBe(0);
     expect(await tab.value("document.title")).toMatch(/^rlhf: .*<img src=x/);
     // drawn, not empty: some pixel of each canvas has a colour
@@ -98,7 +132,12 @@ withBrowser("in Chromium", () => {
   });
 
   test("a script that was put into the page does not run", async () => {
-    const tab = await opened((await readFile(join(folder, "report.html"), "utf8")).replace("<header>", "<header><script>document.title = 'taken'</script>"));
+    const tab = await opened(
+      (await readFile(join(folder, "report.html"), "utf8")).replace(
+        "<header>",
+        "<header><script>document.title = 'taken'</script>",
+      ),
+    );
     await tab.until(`document.querySelectorAll("canvas").length > 0`);
     expect(await tab.value("document.title")).not.toBe("taken");
     expect(browser.complaints.splice(0).join()).toMatch(/Content Security Policy/);

@@ -15,7 +15,10 @@ const main = join(root, "dist/lib/cli/main.js");
 const run = promisify(execFile);
 const rlhf = (args: string[]) => run(process.execPath, [main, ...args], { maxBuffer: 1 << 26 });
 const start = (args: string[], command = process.execPath, options: SpawnOptions = {}) =>
-  spawn(command, command === process.execPath ? [main, ...args] : args, { ...options, stdio: ["ignore", "ignore", "pipe"] });
+  spawn(command, command === process.execPath ? [main, ...args] : args, {
+    ...options,
+    stdio: ["ignore", "ignore", "pipe"],
+  });
 
 /** How a process ended and what it said. */
 const ended = (child: ChildProcess) =>
@@ -49,12 +52,53 @@ const configured = () => ["--config", at("config.yaml")];
 const stages: Record<string, () => string[]> = {
   sft: () => ["sft", "--data", at("text.txt"), "--held-out", at("text.txt"), ...configured()],
   tuned: () => [...stages.sft(), "--model", at("sft"), "--set", "lora.rank=2"],
-  collect: () => ["collect", "--model", at("sft"), "--prompts", at("prompts.jsonl"), "--samples", "4", "--max-tokens", "30"],
+  collect: () => [
+    "collect",
+    "--model",
+    at("sft"),
+    "--prompts",
+    at("prompts.jsonl"),
+    "--samples",
+    "4",
+    "--max-tokens",
+    "30",
+  ],
   reward: () => ["reward", "--model", at("sft"), "--data", at("preferences.jsonl"), ...configured()],
-  ppo: () => ["ppo", "--model", at("sft"), "--reward", at("reward"), "--prompts", at("prompts.jsonl"), "--pretraining", at("text.txt"), ...configured()],
-  adapter: () => ["reward", "--model", at("sft"), "--data", at("preferences.jsonl"), "--set", "lora.rank=2", ...configured()],
+  ppo: () => [
+    "ppo",
+    "--model",
+    at("sft"),
+    "--reward",
+    at("reward"),
+    "--prompts",
+    at("prompts.jsonl"),
+    "--pretraining",
+    at("text.txt"),
+    ...configured(),
+  ],
+  adapter: () => [
+    "reward",
+    "--model",
+    at("sft"),
+    "--data",
+    at("preferences.jsonl"),
+    "--set",
+    "lora.rank=2",
+    ...configured(),
+  ],
   lora: () => [...stages.ppo(), "--reward", at("adapter"), "--set", "lora.rank=2"],
-  eval: () => ["eval", "--base", at("sft"), "--policy", at("ppo"), "--reward", at("reward"), "--prompts", at("prompts.jsonl"), ...configured()],
+  eval: () => [
+    "eval",
+    "--base",
+    at("sft"),
+    "--policy",
+    at("ppo"),
+    "--reward",
+    at("reward"),
+    "--prompts",
+    at("prompts.jsonl"),
+    ...configured(),
+  ],
 };
 const seconds: Record<string, number> = {};
 
@@ -78,11 +122,17 @@ async function left(name: string): Promise<Record<string, string>> {
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "rlhf-resume-"));
   await writeFile(at("config.yaml"), config);
-  const words = Array.from({ length: 60 }, () => Array.from({ length: 2 + random.below(6) }, () => String.fromCharCode(97 + random.below(26))).join(""));
+  const words = Array.from({ length: 60 }, () =>
+    Array.from({ length: 2 + random.below(6) }, () => String.fromCharCode(97 + random.below(26))).join(""),
+  );
   const said = (length: number) => Array.from({ length }, () => words[random.below(words.length)]).join(" ");
   await writeFile(at("text.txt"), said(1500));
-  await writeFile(at("prompts.jsonl"), Array.from({ length: 20 }, () => JSON.stringify({ prompt: said(3) })).join("\n"));
-  const preference = () => JSON.stringify({ prompt: said(3), chosen: ` ${said(4)}`, rejected: ` ${said(4)}`, agreement: 0.75 });
+  await writeFile(
+    at("prompts.jsonl"),
+    Array.from({ length: 20 }, () => JSON.stringify({ prompt: said(3) })).join("\n"),
+  );
+  const preference = () =>
+    JSON.stringify({ prompt: said(3), chosen: ` ${said(4)}`, rejected: ` ${said(4)}`, agreement: 0.75 });
   await writeFile(at("preferences.jsonl"), Array.from({ length: 30 }, preference).join("\n"));
   for (const [name, args] of Object.entries(stages)) {
     const begun = performance.now();
@@ -101,7 +151,8 @@ describe.each(Object.keys(stages))("rlhf %s", (stage) => {
       const name = `${stage}-killed-${round}`;
       for (let ends = false; !ends;) {
         const child = start([...stages[stage](), "--out", at(name), "--resume"]);
-        const timer = kills < KILLS ? setTimeout(() => child.kill("SIGKILL"), 1000 * seconds[stage] * random.uniform()) : undefined;
+        const timer =
+          kills < KILLS ? setTimeout(() => child.kill("SIGKILL"), 1000 * seconds[stage] * random.uniform()) : undefined;
         const { code, signal, said } = await ended(child);
         clearTimeout(timer);
         if (signal === "SIGKILL") kills++;
@@ -148,7 +199,8 @@ describe("a run", () => {
   test("that is interrupted twice ends at once, in the middle of a step", async () => {
     const child = start(sft("twice", "--set", "sft.batchTokens=400000"));
     const end = ended(child);
-    const saying = (text: string) => new Promise<void>((resolve) => child.stderr.on("data", (chunk: Buffer) => chunk.includes(text) && resolve()));
+    const saying = (text: string) =>
+      new Promise<void>((resolve) => child.stderr.on("data", (chunk: Buffer) => chunk.includes(text) && resolve()));
     await saying("started, 24 steps");
     const told = saying("once more stops it at once");
     child.kill("SIGINT");
@@ -163,7 +215,10 @@ describe("a run", () => {
     child.kill("SIGSTOP");
     for (const more of [[], ["--resume"]]) {
       const { code, said } = await ended(start(sft("shared", ...more)));
-      expect([code, said]).toEqual([1, expect.stringMatching(new RegExp(`^rlhf: .*shared.*process ${child.pid} on .* is at work`))]);
+      expect([code, said]).toEqual([
+        1,
+        expect.stringMatching(new RegExp(`^rlhf: .*shared.*process ${child.pid} on .* is at work`)),
+      ]);
     }
     child.kill("SIGKILL");
     await ended(child);
@@ -183,17 +238,30 @@ describe("a run", () => {
       const { code, said } = await ended(start([...args, "--resume"]));
       expect([code, said]).toEqual([1, expect.stringMatching(wanted)]);
     };
-    const other = (place: number) => sft("begun").map((arg, i, all) => (arg === text && all.indexOf(text) + 2 * place === i ? at("other.txt") : arg));
+    const other = (place: number) =>
+      sft("begun").map((arg, i, all) => (arg === text && all.indexOf(text) + 2 * place === i ? at("other.txt") : arg));
     await refused(other(0), /^rlhf: --resume: --data: .*other\.txt is not what .*begun began with/);
     await refused(other(1), /^rlhf: --resume: --held-out: .*other\.txt/);
     await refused([...sft("begun"), "--model", at("sft")], /^rlhf: --resume: --model: .*sft is not what/);
     await rlhf(sft("begun", "--resume"));
     await same("begun");
     // weights of the same shapes
-    const scored = (model: string) => ["reward", "--model", model, "--data", at("preferences.jsonl"), ...configured(), "--out", at("weighed")];
+    const scored = (model: string) => [
+      "reward",
+      "--model",
+      model,
+      "--data",
+      at("preferences.jsonl"),
+      ...configured(),
+      "--out",
+      at("weighed"),
+    ];
     await rlhf(scored(at("sft")));
     await refused(scored(at("ppo")), /^rlhf: --resume: --model: .*ppo is not what/);
-    await refused([...scored(at("sft")), "--criterion", "agreement"], /^rlhf: --resume: --criterion: agreement is not what/);
+    await refused(
+      [...scored(at("sft")), "--criterion", "agreement"],
+      /^rlhf: --resume: --criterion: agreement is not what/,
+    );
     await rlhf([...scored(at("sft")), "--resume"]);
   });
 
@@ -202,9 +270,16 @@ describe("a run", () => {
     child.kill("SIGKILL");
     await ended(child);
     const before = await readdir(at("full", "checkpoints"));
-    const { code, said } = await ended(start(["-c", `ulimit -f 60; exec "$0" "$@"`, process.execPath, main, ...sft("full", "--resume")], "bash"));
-    expect([code, said]).toEqual([1, expect.stringMatching(/rlhf: .*checkpoints\/sft-\d+\.safetensors cannot be written: EFBIG/)]);
-    expect((await readdir(at("full", "checkpoints"))).filter((name) => name.endsWith(".safetensors"))).toEqual(before.filter((name) => !name.startsWith(".")));
+    const { code, said } = await ended(
+      start(["-c", `ulimit -f 60; exec "$0" "$@"`, process.execPath, main, ...sft("full", "--resume")], "bash"),
+    );
+    expect([code, said]).toEqual([
+      1,
+      expect.stringMatching(/rlhf: .*checkpoints\/sft-\d+\.safetensors cannot be written: EFBIG/),
+    ]);
+    expect((await readdir(at("full", "checkpoints"))).filter((name) => name.endsWith(".safetensors"))).toEqual(
+      before.filter((name) => !name.startsWith(".")),
+    );
     await rlhf(sft("full", "--resume"));
     await same("full");
   });

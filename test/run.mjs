@@ -30,16 +30,35 @@ function built(folder, options, ...target) {
 // Every native test program: as it is, under a set of sanitizers, or for another machine that is emulated here.
 function native({ sanitize = "", machine = "" } = {}) {
   const folder = ["build/test", ...sanitize.split(",").filter(Boolean), machine].filter(Boolean).join("-");
-  const cross = ["SYSTEM_NAME=Linux", `SYSTEM_PROCESSOR=${machine}`, `C_COMPILER=${machine}-linux-gnu-gcc`, `CXX_COMPILER=${machine}-linux-gnu-g++`];
-  const options = ["-DRLHF_TESTS=ON", ...(sanitize ? [`-DRLHF_SANITIZE=${sanitize}`] : []), ...(machine ? cross.map((option) => `-DCMAKE_${option}`) : [])];
-  if (built(folder, options)) programs(folder, sanitize || machine || "native", machine ? [`qemu-${machine}`, "-L", `/usr/${machine}-linux-gnu`] : []);
+  const cross = [
+    "SYSTEM_NAME=Linux",
+    `SYSTEM_PROCESSOR=${machine}`,
+    `C_COMPILER=${machine}-linux-gnu-gcc`,
+    `CXX_COMPILER=${machine}-linux-gnu-g++`,
+  ];
+  const options = [
+    "-DRLHF_TESTS=ON",
+    ...(sanitize ? [`-DRLHF_SANITIZE=${sanitize}`] : []),
+    ...(machine ? cross.map((option) => `-DCMAKE_${option}`) : []),
+  ];
+  if (built(folder, options))
+    programs(
+      folder,
+      sanitize || machine || "native",
+      machine ? [`qemu-${machine}`, "-L", `/usr/${machine}-linux-gnu`] : [],
+    );
 }
 
 function programs(folder, kind, emulator = []) {
   for (const name of readdirSync(folder)
     .filter((file) => /^test_\w+$/.test(file))
     .sort()) {
-    const environment = { ...process.env, TSAN_OPTIONS: "halt_on_error=1", ASAN_OPTIONS: "detect_leaks=1", UBSAN_OPTIONS: "print_stacktrace=1" };
+    const environment = {
+      ...process.env,
+      TSAN_OPTIONS: "halt_on_error=1",
+      ASAN_OPTIONS: "detect_leaks=1",
+      UBSAN_OPTIONS: "print_stacktrace=1",
+    };
     const [command, ...args] = [...emulator, join(folder, name)];
     const { status, stdout, stderr } = run(command, args, { env: environment });
     const ok = status === 0;
@@ -54,15 +73,26 @@ function fuzz() {
   const { status, stdout } = run("clang++", ["-print-runtime-dir"]);
   const runtime = stdout?.trim() ?? "";
   if (status !== 0 || !existsSync(runtime) || !readdirSync(runtime).some((name) => name.includes("fuzzer")))
-    return console.log("not run: the fuzzing of the C interface, which wants clang with libFuzzer (.ci/fuzz.sh installs it on Debian)");
+    return console.log(
+      "not run: the fuzzing of the C interface, which wants clang with libFuzzer (.ci/fuzz.sh installs it on Debian)",
+    );
   const [folder, corpus] = ["build/fuzz", "build/fuzz/corpus"];
-  if (!built(folder, ["-DRLHF_FUZZ=ON", "-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"], "--target", "fuzz_calls")) return;
+  if (
+    !built(
+      folder,
+      ["-DRLHF_FUZZ=ON", "-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"],
+      "--target",
+      "fuzz_calls",
+    )
+  )
+    return;
   rmSync(corpus, { recursive: true, force: true });
   mkdirSync(corpus);
   // the op, no change, then what makes its arguments
   const seed = process.env.RLHF_TEST_SEED ?? String(Date.now() % 1e9);
   const bytes = (op) => createHash("shake256", { outputLength: 200 }).update(`${seed} ${op}`).digest();
-  for (let op = 0; op < 256; op++) writeFileSync(join(corpus, `${op}`), Buffer.concat([Buffer.of(op, 0, 0, 0), bytes(op)]));
+  for (let op = 0; op < 256; op++)
+    writeFileSync(join(corpus, `${op}`), Buffer.concat([Buffer.of(op, 0, 0, 0), bytes(op)]));
   const runs = 50 * Number(process.env.RLHF_FUZZ_RUNS ?? 200);
   const { status: code, stderr } = run(join(folder, "fuzz_calls"), [
     `-seed=${seed}`,
@@ -93,7 +123,14 @@ mkdirSync("build", { recursive: true });
 const report = "build/jest.json";
 const jest = run(
   process.execPath,
-  ["--experimental-vm-modules", "--no-warnings", "node_modules/jest/bin/jest.js", "--json", `--outputFile=${report}`, ...only],
+  [
+    "--experimental-vm-modules",
+    "--no-warnings",
+    "node_modules/jest/bin/jest.js",
+    "--json",
+    `--outputFile=${report}`,
+    ...only,
+  ],
   { stdio: ["ignore", "inherit", "inherit"] },
 );
 if (existsSync(report)) {
@@ -103,7 +140,10 @@ if (existsSync(report)) {
   if (testResults.length === 0) counts.failed++;
   for (const { name, assertionResults } of testResults) {
     const skipped = assertionResults.filter(({ status }) => status === "pending");
-    if (skipped.length > 0) console.log(`not run, for what it says above: ${skipped.length} of ${relative("dist", name)}, "${skipped[0].title}"`);
+    if (skipped.length > 0)
+      console.log(
+        `not run, for what it says above: ${skipped.length} of ${relative("dist", name)}, "${skipped[0].title}"`,
+      );
   }
 }
 if (jest.status !== 0 && counts.failed === 0) counts.failed++;

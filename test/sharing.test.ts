@@ -40,10 +40,16 @@ function grouped(random: Random): Episode[] {
   });
 }
 
-async function gradients(model: Transformer, episodes: Episode[], options: { sharePrompts?: boolean; microBatch?: number; recompute?: boolean }) {
+async function gradients(
+  model: Transformer,
+  episodes: Episode[],
+  options: { sharePrompts?: boolean; microBatch?: number; recompute?: boolean },
+) {
   using stats = Tensor.from(new Float64Array(12), [12], model.device);
   const { sharePrompts, microBatch, recompute } = options;
-  accumulate(promptGroups(episodes, sharePrompts), microBatch, (part) => nll(model, part, tokensIn(episodes), stats, { recompute }));
+  accumulate(promptGroups(episodes, sharePrompts), microBatch, (part) =>
+    nll(model, part, tokensIn(episodes), stats, { recompute }),
+  );
   return taken(model);
 }
 
@@ -70,7 +76,12 @@ describe.each(configs)("%s", (_, config) => {
       for (const microBatch of [1, 5, 64]) {
         const run = async (sharePrompts: boolean) => {
           const { logp, entropy } = await logps(model, episodes, { microBatch, sharePrompts });
-          return [logp, entropy, await values(critic, episodes, { microBatch, sharePrompts }), await scores(critic, episodes, { microBatch, sharePrompts })];
+          return [
+            logp,
+            entropy,
+            await values(critic, episodes, { microBatch, sharePrompts }),
+            await scores(critic, episodes, { microBatch, sharePrompts }),
+          ];
         };
         expect(await run(true)).toEqual(await run(false));
       }
@@ -83,7 +94,9 @@ describe.each(configs)("%s", (_, config) => {
     const on = devices.at(-1)!;
     const model = await lively(config, on);
     const prompts = promptGroups(grouped(new Random("samples"))).map(([{ prompt }]) => prompt);
-    const requests = prompts.flatMap((prompt, index) => Array.from({ length: 5 }, (_, sample) => ({ prompt: Array.from(prompt), index, sample })));
+    const requests = prompts.flatMap((prompt, index) =>
+      Array.from({ length: 5 }, (_, sample) => ({ prompt: Array.from(prompt), index, sample })),
+    );
     const options = { maxTokens: 20, temperature: 0.9, seed: 2, stop: [3, 4, 5] };
     const alone = [];
     for (const request of requests) alone.push(...(await generate(model, [request], options)));
@@ -145,7 +158,9 @@ describe.each(configs)("%s", (_, config) => {
 
   test("PPO on groups: the same weights for every micro-batch, device and with recomputation, ratios of 1 at first", async () => {
     const prompts = promptGroups(grouped(new Random("ppo"))).map(([{ prompt }]) => prompt);
-    const requests = prompts.flatMap((prompt, index) => Array.from({ length: 3 }, (_, sample) => ({ prompt, index, sample })));
+    const requests = prompts.flatMap((prompt, index) =>
+      Array.from({ length: 3 }, (_, sample) => ({ prompt, index, sample })),
+    );
     let wanted: Buffer | undefined;
     for (const [on, change] of [
       [devices[0], {}],
@@ -168,7 +183,8 @@ test("PPO and the best of eight run each prompt once in every pass", async () =>
   const tokens: number[] = []; // of each pass
   const call = on.call.bind(on);
   on.call = (op, args) => {
-    if (op.name === "embedding" && (args[1] as Tensor).shape[0] === llama.vocabulary) tokens.push((args[0] as Tensor).size);
+    if (op.name === "embedding" && (args[1] as Tensor).shape[0] === llama.vocabulary)
+      tokens.push((args[0] as Tensor).size);
     call(op, args);
   };
   const models = {
@@ -184,7 +200,13 @@ test("PPO and the best of eight run each prompt once in every pass", async () =>
     const best = await generate(models.policy, requests, { maxTokens, seed: 1 });
     await scores(models.reward, best);
     expect(tokens.splice(0)).toEqual([...sampling, 30 + 4 + 16 * maxTokens]);
-    for await (const _ of ppo(models, () => requests, { ...ppoConfig, maxTokens, updates: 1, epochs: 1, minibatches: 1 }));
+    for await (const _ of ppo(models, () => requests, {
+      ...ppoConfig,
+      maxTokens,
+      updates: 1,
+      epochs: 1,
+      minibatches: 1,
+    }));
     const learning = 30 + 4 + 16 * (maxTokens - 1); // the last token predicts nothing
     expect(tokens).toEqual([...sampling, 30 + 4 + 16 * maxTokens, learning, learning, learning, learning]); // reward, reference, value; policy, critic
   } finally {
@@ -200,7 +222,8 @@ test("a micro-batch bounds a forward pass over many completions of one prompt", 
   const passes: number[] = [];
   const call = on.call.bind(on);
   on.call = (op, args) => {
-    if (op.name === "embedding" && args[1] === model.parameter("embedding").value) passes.push((args[0] as Tensor).size);
+    if (op.name === "embedding" && args[1] === model.parameter("embedding").value)
+      passes.push((args[0] as Tensor).size);
     call(op, args);
   };
   try {
@@ -253,7 +276,12 @@ test("what norms and activations give is not kept, nor what is added to the resi
   const width = 64;
   const batch = pack([Array.from({ length: 200 }, (_, i) => i % 97)]);
   const kept = (config: ModelConfig, layers: number) => {
-    const model = Transformer.random({ ...config, layers, width, heads: 4, kvHeads: 4, headSize: width / 4, mlp: 4 * width, context: 200 }, "logits", on, 0);
+    const model = Transformer.random(
+      { ...config, layers, width, heads: 4, kvHeads: 4, headSize: width / 4, mlp: 4 * width, context: 200 },
+      "logits",
+      on,
+      0,
+    );
     const before = on.memory().current;
     const tape = new Tape();
     const hidden = tape.record(() => model.hidden(batch));

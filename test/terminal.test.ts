@@ -18,7 +18,8 @@ const OBEYED = /[^\P{C}\n\t]|[\u2028\u2029]/u;
 describe("a visible text", () => {
   test("has no character that a terminal obeys or does not show, of all that there are", () => {
     const left: number[] = [];
-    for (let code = 0; code <= 0x10ffff; code++) if (/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/u.test(visible(`a${String.fromCodePoint(code)}a`))) left.push(code);
+    for (let code = 0; code <= 0x10ffff; code++)
+      if (/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/u.test(visible(`a${String.fromCodePoint(code)}a`))) left.push(code);
     expect(left).toEqual([]);
     expect(visible(hostile)).not.toMatch(OBEYED);
     expect(visible("a\nb\tc\r\u001b", { lines: true })).toBe("a\nb\tc\\u000d\\u001b");
@@ -36,10 +37,17 @@ describe("a visible text", () => {
   });
 
   test("stands in messages, tables and samples", () => {
-    for (const text of [shown({ [hostile]: hostile }), shown(hostile.repeat(9)), shown(Symbol(hostile)), table([hostile, "b"], [[hostile, "\n"]])])
+    for (const text of [
+      shown({ [hostile]: hostile }),
+      shown(hostile.repeat(9)),
+      shown(Symbol(hostile)),
+      table([hostile, "b"], [[hostile, "\n"]]),
+    ])
       expect(text.replaceAll("\n", "")).not.toMatch(OBEYED);
     expect(shown(`${"x".repeat(58)}\u{1f600}`)).toBe(`"${"x".repeat(58)}...`); // a pair is not halved
-    expect(visible(sampleText({ prompt: hostile, base: hostile, policy: hostile } as never), { lines: true })).not.toMatch(OBEYED);
+    expect(
+      visible(sampleText({ prompt: hostile, base: hostile, policy: hostile } as never), { lines: true }),
+    ).not.toMatch(OBEYED);
   });
 });
 
@@ -48,11 +56,22 @@ describe("what commands print", () => {
   const at = (name: string) => join(folder, name);
   beforeAll(async () => {
     folder = await mkdtemp(join(tmpdir(), "rlhf-terminal-"));
-    const label = { kind: "label", task: "t", annotator: hostile, at: "", shown: [0, 1], seconds: 1, ranks: { [hostile]: [1, 2] } };
+    const label = {
+      kind: "label",
+      task: "t",
+      annotator: hostile,
+      at: "",
+      shown: [0, 1],
+      seconds: 1,
+      ranks: { [hostile]: [1, 2] },
+    };
     await writeFile(at(`${inArguments}.jsonl`), `${JSON.stringify(label)}\n`);
     await writeFile(at("bad.jsonl"), `${JSON.stringify(label)}\n${JSON.stringify({ ...label, kind: hostile })}\n`);
     await writeFile(at("prompts.jsonl"), `${JSON.stringify({ prompt: { [hostile]: hostile } })}\n`);
-    await writeFile(at("pairs.jsonl"), `${JSON.stringify({ prompt: hostile, chosen: hostile, rejected: `${hostile}\nno` })}\n`);
+    await writeFile(
+      at("pairs.jsonl"),
+      `${JSON.stringify({ prompt: hostile, chosen: hostile, rejected: `${hostile}\nno` })}\n`,
+    );
     await writeFile(at(`${inArguments}.yaml`), `seed: "${"\\e[2J\\L".repeat(3)}"\n"\\e[2J": 1\n`);
   });
   afterAll(() => rm(folder, { recursive: true }));
@@ -65,8 +84,11 @@ describe("what commands print", () => {
   const rlhf = (args: readonly string[], { input = "", env = {} }: { input?: string; env?: object } = {}) =>
     new Promise<Printed>((resolve) => {
       const options = { cwd: folder, env: { ...process.env, RLHF_NUM_THREADS: "1", ...env } };
-      const child = execFile(process.execPath, [join(root, "dist/lib/cli/main.js"), ...args], options, (error, out, errors) =>
-        resolve({ code: error ? Number(error.code) : 0, text: out + errors, out }),
+      const child = execFile(
+        process.execPath,
+        [join(root, "dist/lib/cli/main.js"), ...args],
+        options,
+        (error, out, errors) => resolve({ code: error ? Number(error.code) : 0, text: out + errors, out }),
       );
       child.stdin!.on("error", () => undefined).end(input);
     });
@@ -94,17 +116,24 @@ describe("what commands print", () => {
   };
 
   test("is every command there is", async () => {
-    const listed = async (...args: string[]) => [...(await rlhf([...args, "--help"])).out.matchAll(/^ {2}(\w+) .*$/gm)].map(([, name]) => name);
+    const listed = async (...args: string[]) =>
+      [...(await rlhf([...args, "--help"])).out.matchAll(/^ {2}(\w+) .*$/gm)].map(([, name]) => name);
     const [all, ofData] = [await listed(), await listed("data")];
-    const names = [...all.filter((name) => !["data", "help"].includes(name)), ...ofData.filter((name) => name !== "help").map((name) => `data ${name}`)];
+    const names = [
+      ...all.filter((name) => !["data", "help"].includes(name)),
+      ...ofData.filter((name) => name !== "help").map((name) => `data ${name}`),
+    ];
     expect(names.toSorted()).toEqual(Object.keys(commands).toSorted());
   });
 
-  test.each(Object.entries(commands))("of rlhf %s names what it refuses, and commands no terminal", async (command, args) => {
-    const { code, text } = await rlhf([...command.split(" "), ...args]);
-    expect([code, text]).toEqual([1, expect.not.stringMatching(OBEYED)]);
-    if (!["data repair"].includes(command)) expect(text).toContain("\\u001b[2J");
-  });
+  test.each(Object.entries(commands))(
+    "of rlhf %s names what it refuses, and commands no terminal",
+    async (command, args) => {
+      const { code, text } = await rlhf([...command.split(" "), ...args]);
+      expect([code, text]).toEqual([1, expect.not.stringMatching(OBEYED)]);
+      if (!["data repair"].includes(command)) expect(text).toContain("\\u001b[2J");
+    },
+  );
 
   test("of what succeeds commands no terminal either, and as JSON it is the same data", async () => {
     const checked = await rlhf(["data", "check", named]);
@@ -113,12 +142,17 @@ describe("what commands print", () => {
     const json = await rlhf(["data", "check", named, "--json"]);
     expect(json.text).not.toMatch(OBEYED);
     expect(JSON.parse(json.out)).toMatchObject({ labels: { annotators: { [hostile]: 1 } } });
-    const labelled = await rlhf(["label", "--tty", "--data", "pairs.jsonl", "--out", "p.jsonl"], { input: "r\u202e\u200b\u2066why\ra", env: { USER: "ana" } });
+    const labelled = await rlhf(["label", "--tty", "--data", "pairs.jsonl", "--out", "p.jsonl"], {
+      input: "r\u202e\u200b\u2066why\ra",
+      env: { USER: "ana" },
+    });
     expect([labelled.code, labelled.text]).toEqual([0, expect.not.stringMatching(OBEYED)]);
     const [row] = (await readFile(at("p.jsonl"), "utf8")).trimEnd().split("\n");
     expect((JSON.parse(row) as { prompt: string }).prompt).toBe(hostile);
     expect(labelled.text).toContain("reason: \\u202e\\u200b\\u2066why");
-    const refused = await rlhf(["label", "--tty", "--data", "pairs.jsonl", "--out", "q.jsonl"], { env: { USER: inArguments } });
+    const refused = await rlhf(["label", "--tty", "--data", "pairs.jsonl", "--out", "q.jsonl"], {
+      env: { USER: inArguments },
+    });
     expect([refused.code, refused.text]).toEqual([1, expect.not.stringMatching(OBEYED)]);
   });
 
@@ -126,7 +160,8 @@ describe("what commands print", () => {
     const files = (await readdir(join(root, "lib"), { recursive: true })).filter((name) => name.endsWith(".ts"));
     const writers: string[] = [];
     for (const name of files)
-      if (/console\.\w+\(|process\.std(out|err)|\} = process;/.test(await readFile(join(root, "lib", name), "utf8"))) writers.push(name);
+      if (/console\.\w+\(|process\.std(out|err)|\} = process;/.test(await readFile(join(root, "lib", name), "utf8")))
+        writers.push(name);
     expect(writers.toSorted()).toEqual(["cli/labelling/tty.ts", "cli/main.ts", "cli/progress.ts", "cli/terminal.ts"]);
   });
 });

@@ -34,17 +34,20 @@ here("a run that is harmed ends with the bits of an undisturbed one, and leaves 
     }),
   );
 
-  test.each(stages.filter(({ most }) => most === undefined).map((stage) => [stage.name, stage] as const))("%s", async (_, stage) => {
-    const known = await reference(stage, inputs(), place);
-    const drawn = Array.from({ length: 2 }, () => random.pick(Object.keys(modes) as Mode[]));
-    for (const mode of drawn) {
-      const calls = callsFor(known, mode);
-      const at = random.pick(calls);
-      const fault = await harmed(known, mode, at, place, random).catch(String);
-      expect([mode, at, seed, fault]).toEqual([mode, at, seed, undefined]);
-    }
-    kills += await hunted(known, 2, place, random); // throws what does not go on
-  });
+  test.each(stages.filter(({ most }) => most === undefined).map((stage) => [stage.name, stage] as const))(
+    "%s",
+    async (_, stage) => {
+      const known = await reference(stage, inputs(), place);
+      const drawn = Array.from({ length: 2 }, () => random.pick(Object.keys(modes) as Mode[]));
+      for (const mode of drawn) {
+        const calls = callsFor(known, mode);
+        const at = random.pick(calls);
+        const fault = await harmed(known, mode, at, place, random).catch(String);
+        expect([mode, at, seed, fault]).toEqual([mode, at, seed, undefined]);
+      }
+      kills += await hunted(known, 2, place, random); // throws what does not go on
+    },
+  );
 
   test("runs were killed, and not only read", () => expect(kills).toBeGreaterThan(0));
 });
@@ -68,15 +71,23 @@ here("the torture", () => {
       TORTURE_DO: "kill",
       TORTURE_AT: String(at),
     };
-    const { signal, stderr } = spawnSync(process.execPath, ["-e", `const fs = require("node:fs"); process.chdir(${JSON.stringify(sandbox)}); ${program}`], {
-      env,
-    });
+    const { signal, stderr } = spawnSync(
+      process.execPath,
+      ["-e", `const fs = require("node:fs"); process.chdir(${JSON.stringify(sandbox)}); ${program}`],
+      {
+        env,
+      },
+    );
     expect([signal, stderr.toString()]).toEqual(["SIGKILL", ""]);
     const calls = callsOf(await readFile(log));
     expect(numbered(calls).length).toBe(at - 1);
     disk.replay(calls);
     await disk.lose(sandbox, loss, random);
-    return Object.fromEntries(await Promise.all((await readdir(sandbox)).map(async (name) => [name, await readFile(join(sandbox, name), "utf8")] as const)));
+    return Object.fromEntries(
+      await Promise.all(
+        (await readdir(sandbox)).map(async (name) => [name, await readFile(join(sandbox, name), "utf8")] as const),
+      ),
+    );
   }
   const end = `fs.mkdirSync("end")`;
   const sync = (path: string) => `{ const f = fs.openSync(${JSON.stringify(path)}, "r"); fs.fsyncSync(f); }`;
@@ -87,7 +98,10 @@ here("the torture", () => {
     expect(await lost(`${write} ${end}`, "contents", 3)).toEqual({ old: "as it was", new: "" });
     expect(await lost(`${write} ${sync("new")} ${end}`, "all", 4)).toEqual({ old: "as it was" });
     expect(await lost(`${write} ${sync(".")} ${end}`, "all", 4)).toEqual({ old: "as it was", new: "" });
-    expect(await lost(`${write} ${sync("new")} ${sync(".")} ${end}`, "all", 5)).toEqual({ old: "as it was", new: "content" });
+    expect(await lost(`${write} ${sync("new")} ${sync(".")} ${end}`, "all", 5)).toEqual({
+      old: "as it was",
+      new: "content",
+    });
   });
 
   test("keeps the old file where a new one was renamed over it and the folder not synced", async () => {
@@ -103,7 +117,8 @@ here("the torture", () => {
     expect(await lost(`fs.truncateSync("old", 2); ${end}`, "all", 3)).toEqual({ old: "as it was" });
     expect(await lost(`fs.truncateSync("old", 2); ${sync("old")} ${end}`, "all", 4)).toEqual({ old: "as" });
     const states = new Set<string>();
-    for (let i = 0; i < 12; i++) states.add(JSON.stringify(await lost(`fs.writeFileSync("old", "new"); ${end}`, "some", 3)));
+    for (let i = 0; i < 12; i++)
+      states.add(JSON.stringify(await lost(`fs.writeFileSync("old", "new"); ${end}`, "some", 3)));
     expect(states.size).toBeGreaterThan(1);
   });
 });

@@ -27,7 +27,11 @@ async function tensorsOf(file: string): Promise<Map<string, Float32Array>> {
   const header = JSON.parse(bytes.toString("utf8", 8, start)) as Record<string, { data_offsets: [number, number] }>;
   const tensors = new Map<string, Float32Array>();
   for (const [name, { data_offsets: [begin, end] = [0, 0] }] of Object.entries(header))
-    if (name !== "__metadata__") tensors.set(name, new Float32Array(bytes.buffer.slice(bytes.byteOffset + start + begin, bytes.byteOffset + start + end)));
+    if (name !== "__metadata__")
+      tensors.set(
+        name,
+        new Float32Array(bytes.buffer.slice(bytes.byteOffset + start + begin, bytes.byteOffset + start + end)),
+      );
   return tensors;
 }
 
@@ -37,7 +41,8 @@ function expectNear(got: ArrayLike<number>, wanted: ArrayLike<number> | undefine
   if (got.length !== wanted.length) throw new Error(`${what} has ${got.length} numbers, wanted ${wanted.length}`);
   const allowed = 2e-5 * Array.from(wanted).reduce((most, x) => Math.max(most, Math.abs(x)), 0.05);
   for (let i = 0; i < wanted.length; i++)
-    if (!(Math.abs(got[i] - wanted[i]) <= allowed)) throw new Error(`${what}[${i}] is ${got[i]}, wanted ${wanted[i]} within ${allowed}`);
+    if (!(Math.abs(got[i] - wanted[i]) <= allowed))
+      throw new Error(`${what}[${i}] is ${got[i]}, wanted ${wanted[i]} within ${allowed}`);
 }
 
 let on: Device;
@@ -70,7 +75,9 @@ async function outputs(model: Transformer, sequences: number[][]): Promise<Float
 test("there is a model of every family with logits, and one with a score", async () => {
   const found = await Promise.all(names.map(async (name) => readConfig(join(fixtures, name))));
   for (const head of ["logits", "score"])
-    expect(new Set(found.filter((one) => one.head === head).map(({ config }) => config.kind))).toEqual(new Set(Object.keys(families)));
+    expect(new Set(found.filter((one) => one.head === head).map(({ config }) => config.kind))).toEqual(
+      new Set(Object.keys(families)),
+    );
 });
 
 describe.each(names)("%s", (name) => {
@@ -82,7 +89,10 @@ describe.each(names)("%s", (name) => {
   beforeAll(async () => {
     model = await loadModel(folder, on);
     expected = await tensorsOf(join(folder, "expected.safetensors"));
-    ({ ids, loss } = JSON.parse(await readFile(join(folder, "expected.json"), "utf8")) as { ids: number[][]; loss: number });
+    ({ ids, loss } = JSON.parse(await readFile(join(folder, "expected.json"), "utf8")) as {
+      ids: number[][];
+      loss: number;
+    });
   });
   afterAll(() => model.dispose());
 
@@ -100,13 +110,17 @@ describe.each(names)("%s", (name) => {
   });
 
   test("has the loss and the gradients of transformers", async () => {
-    const episodes: Episode[] = ids.map((sequence) => ({ prompt: sequence.slice(0, 1), completion: sequence.slice(1) }));
+    const episodes: Episode[] = ids.map((sequence) => ({
+      prompt: sequence.slice(0, 1),
+      completion: sequence.slice(1),
+    }));
     const stats = Tensor.from(new Float64Array(model.headKind === "score" ? 8 : 12), undefined, on);
     if (model.headKind === "logits") {
       const { rows, y, cuRows, ...packed } = packEpisodes(episodes);
       const { logp } = ops.linearLogprob(model.hidden(packed), model.head, rows, y, { temperature: 1 });
       const logps = await logp.read();
-      for (const i of ids.keys()) expectNear(logps.slice(cuRows[i], cuRows[i + 1]), expected.get(`logprobs.${i}`), `logprobs.${i}`);
+      for (const i of ids.keys())
+        expectNear(logps.slice(cuRows[i], cuRows[i + 1]), expected.get(`logprobs.${i}`), `logprobs.${i}`);
       accumulate(episodes, undefined, (part) => nll(model, part, y.length, stats));
     } else {
       const batch = packWhole(episodes);
@@ -130,7 +144,8 @@ describe.each(names)("%s", (name) => {
       await saveModel(model, copy);
       const again = await loadModel(copy, on);
       expect(again.config).toEqual(model.config);
-      for (const [key, { value }] of model.parameters) expect(await again.parameter(key).value.read()).toEqual(await value.read());
+      for (const [key, { value }] of model.parameters)
+        expect(await again.parameter(key).value.read()).toEqual(await value.read());
       again.dispose();
     } finally {
       await rm(copy, { recursive: true });
@@ -151,11 +166,18 @@ describe.each(names)("%s", (name) => {
       ours.push(await Promise.all(ids.map((sequence) => outputs(model, [sequence]))));
       model.dispose();
     }
-    const { stdout, stderr } = spawnSync(python!, [join(fixtures, "check_export.py")], { input: JSON.stringify(asked), encoding: "utf8", maxBuffer: 2 ** 28 });
+    const { stdout, stderr } = spawnSync(python!, [join(fixtures, "check_export.py")], {
+      input: JSON.stringify(asked),
+      encoding: "utf8",
+      maxBuffer: 2 ** 28,
+    });
     if (stdout === "") throw new Error(stderr);
-    for (const [m, theirs] of (JSON.parse(stdout) as { missing: string[]; unexpected: string[]; logits?: number[][][]; values?: number[][] }[]).entries()) {
+    for (const [m, theirs] of (
+      JSON.parse(stdout) as { missing: string[]; unexpected: string[]; logits?: number[][][]; values?: number[][] }[]
+    ).entries()) {
       expect({ name: names[m], ...theirs }).toMatchObject({ name: names[m], missing: [], unexpected: [] });
-      for (const [i, got] of ours[m].entries()) expectNear(got, (theirs.logits ?? theirs.values)![i].flat(), `${names[m]}, sequence ${i}`);
+      for (const [i, got] of ours[m].entries())
+        expectNear(got, (theirs.logits ?? theirs.values)![i].flat(), `${names[m]}, sequence ${i}`);
     }
   } finally {
     await rm(folder, { recursive: true });

@@ -36,7 +36,11 @@ export interface Truth {
   /** Outputs whose natural size is this, however small they come out where terms cancel: an error is measured against it at least. */
   natural?: Record<string, number> | ((inputs: Widened) => Record<string, number>);
   /** The public function, for the gradient check: gets inputs (those of `wrt` as parameters), returns the outputs to differentiate. */
-  gradient?: { wrt: readonly string[]; outputs: readonly string[]; call(inputs: Record<string, never>): Record<string, Tensor> };
+  gradient?: {
+    wrt: readonly string[];
+    outputs: readonly string[];
+    call(inputs: Record<string, never>): Record<string, Tensor>;
+  };
   /** For losses: output name -> the input that it is the gradient of `loss` for. */
   gradients?: Record<string, string>;
   /** Benchmarks: a case at a size, and what it must cost at least. */
@@ -99,7 +103,10 @@ export function isNumbers(value: Case[string]): value is Numbers {
 }
 export function widen(inputs: Case): Widened {
   return Object.fromEntries(
-    Object.entries(inputs).map(([name, value]) => [name, isNumbers(value) ? Object.assign(Float64Array.from(value.data), { shape: value.shape }) : value]),
+    Object.entries(inputs).map(([name, value]) => [
+      name,
+      isNumbers(value) ? Object.assign(Float64Array.from(value.data), { shape: value.shape }) : value,
+    ]),
   );
 }
 export { Parameter };

@@ -53,27 +53,36 @@ if (missing && !process.env.CI) {
   });
   afterAll(() => Promise.all(Object.values(devices).map((on) => on.close())));
 
-  describe.each(truths.filter(({ op }) => OPS.includes(op)).map((entry) => [entry.op, entry] as const))("%s", (name, entry) => {
-    test.each(Object.keys(ways))("equals its f64 reference (%s)", (way) => holdToReference(devices[way], entry));
-    test("has the same bits on every run, with and without the adapter's features", async () => {
-      for (const inputs of casesOf(entry)) {
-        const wanted = await runOn(devices.full, entry, inputs);
-        for (const way of ["full", "plain"]) expectBits(await runOn(devices[way], entry, inputs), wanted, `${name} (${sizes(inputs)}), ${way}`);
-      }
-    });
-    if (specs.get(name)!.arguments.some((argument) => devices.full.half(name, argument)))
-      test("in f16 has the bits of what was widened, with and without the adapter's features, and equals the f64 reference of it", async () => {
-        for (const drawn of casesOf(entry)) {
-          const inputs = narrowed(devices.full, entry, drawn);
-          for (const way of Object.keys(ways))
-            expectBits(await runOn(devices[way], entry, inputs, true), await runOn(devices[way], entry, inputs), `${name} (${sizes(inputs)}), ${way}`);
+  describe.each(truths.filter(({ op }) => OPS.includes(op)).map((entry) => [entry.op, entry] as const))(
+    "%s",
+    (name, entry) => {
+      test.each(Object.keys(ways))("equals its f64 reference (%s)", (way) => holdToReference(devices[way], entry));
+      test("has the same bits on every run, with and without the adapter's features", async () => {
+        for (const inputs of casesOf(entry)) {
+          const wanted = await runOn(devices.full, entry, inputs);
+          for (const way of ["full", "plain"])
+            expectBits(await runOn(devices[way], entry, inputs), wanted, `${name} (${sizes(inputs)}), ${way}`);
         }
-        await holdToReference(devices.full, entry, true);
       });
-    // few places: the reference is slow, and what the gradient consists of is held to its own
-    if (entry.gradient) test("has the gradient of its reference", () => holdToGradient(devices.full, entry, new Random(name), 4));
-    if (entry.gradients) test("returns the gradient of its loss", () => holdToLossGradients(devices.full, entry));
-  });
+      if (specs.get(name)!.arguments.some((argument) => devices.full.half(name, argument)))
+        test("in f16 has the bits of what was widened, with and without the adapter's features, and equals the f64 reference of it", async () => {
+          for (const drawn of casesOf(entry)) {
+            const inputs = narrowed(devices.full, entry, drawn);
+            for (const way of Object.keys(ways))
+              expectBits(
+                await runOn(devices[way], entry, inputs, true),
+                await runOn(devices[way], entry, inputs),
+                `${name} (${sizes(inputs)}), ${way}`,
+              );
+          }
+          await holdToReference(devices.full, entry, true);
+        });
+      // few places: the reference is slow, and what the gradient consists of is held to its own
+      if (entry.gradient)
+        test("has the gradient of its reference", () => holdToGradient(devices.full, entry, new Random(name), 4));
+      if (entry.gradients) test("returns the gradient of its loss", () => holdToLossGradients(devices.full, entry));
+    },
+  );
 
   test.each(Object.keys(ways))("log-probs hold at any temperature (%s)", (way) => holdToTemperatures(devices[way]));
 
@@ -81,12 +90,15 @@ if (missing && !process.env.CI) {
     test("is an op that webgpu says it lacks", () => {
       expect(devices.full.has(name)).toBe(false);
       const missed = () => devices.full.call(specs.get(name)!, []);
-      expect(missed).toThrow(expect.objectContaining({ code: "OP", message: expect.stringMatching(new RegExp(`^${name}: .*webgpu`)) }));
+      expect(missed).toThrow(
+        expect.objectContaining({ code: "OP", message: expect.stringMatching(new RegExp(`^${name}: .*webgpu`)) }),
+      );
     });
   });
 
-  test.each(Object.keys(ways))("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient (%s)", (way) =>
-    holdToAbsentTerms(devices[way]),
+  test.each(Object.keys(ways))(
+    "a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient (%s)",
+    (way) => holdToAbsentTerms(devices[way]),
   );
   test("has the ops that it must have", () => expect(OPS.filter((name) => !devices.full.has(name))).toEqual([]));
 
@@ -96,7 +108,12 @@ if (missing && !process.env.CI) {
     const file = join(root, "build/example-webgpu.mjs");
     await writeFile(file, code.replace('device("cpu")', 'device("webgpu")'));
     const { stdout } = await promisify(execFile)(process.execPath, [file]);
-    expect(stdout.match(/Float32Array\(\d\)/g)).toEqual(["Float32Array(3)", "Float32Array(3)", "Float32Array(5)", "Float32Array(1)"]);
+    expect(stdout.match(/Float32Array\(\d\)/g)).toEqual([
+      "Float32Array(3)",
+      "Float32Array(3)",
+      "Float32Array(5)",
+      "Float32Array(1)",
+    ]);
     expect(stdout).not.toContain("NaN");
   });
 
@@ -116,10 +133,14 @@ if (missing && !process.env.CI) {
     const N = lengths.reduce((a, b) => a + b, 0);
     const starts = lengths.map((_, b) => lengths.slice(0, b).reduce((x, y) => x + y, 0));
     const numbers = (...shape: number[]) => normal(random, shape).data as Float32Array;
-    const cut = (data: Float32Array, b: number, width: number) => data.slice(starts[b] * width, (starts[b] + lengths[b]) * width);
+    const cut = (data: Float32Array, b: number, width: number) =>
+      data.slice(starts[b] * width, (starts[b] + lengths[b]) * width);
 
     /** `f` of the batch against `f` of each sequence: inputs and outputs hold `width` numbers per token. */
-    async function alone(inputs: [Float32Array, number][], f: (inputs: Float32Array[], cuSeqlens: Int32Array) => [Tensor, number][]): Promise<void> {
+    async function alone(
+      inputs: [Float32Array, number][],
+      f: (inputs: Float32Array[], cuSeqlens: Int32Array) => [Tensor, number][],
+    ): Promise<void> {
       const offsets = Int32Array.from([...starts, N]);
       const together = f(
         inputs.map(([data]) => data),
@@ -146,10 +167,19 @@ if (missing && !process.env.CI) {
         const n = lse.length / H;
         const given = { q: on(q, n, H, D), k: on(k, n, G, D), v: on(v, n, G, D), cuSeqlens, scale: 0.2 };
         const forward = run("attention", given);
-        const { dq, dk, dv } = run("attentionGrad", { ...given, dO: on(dO, n, H, D), o: on(o, n, H, D), lse: on(lse, n, H) });
-        return [[forward.o, H * D] as const, [forward.lse, H] as const, [dq, H * D] as const, [dk, G * D] as const, [dv, G * D] as const].map(
-          ([tensor, width]) => [tensor, width],
-        );
+        const { dq, dk, dv } = run("attentionGrad", {
+          ...given,
+          dO: on(dO, n, H, D),
+          o: on(o, n, H, D),
+          lse: on(lse, n, H),
+        });
+        return [
+          [forward.o, H * D] as const,
+          [forward.lse, H] as const,
+          [dq, H * D] as const,
+          [dk, G * D] as const,
+          [dv, G * D] as const,
+        ].map(([tensor, width]) => [tensor, width]);
       });
     });
     test("gae", async () => {
@@ -175,7 +205,8 @@ if (missing && !process.env.CI) {
 
   describe("the device", () => {
     const ints = (...values: number[]) => Tensor.from(Int32Array.from(values), [values.length], devices.full);
-    const on = (data: Float32Array | Float64Array, shape: number[] = [data.length]) => Tensor.from(data, shape, devices.full);
+    const on = (data: Float32Array | Float64Array, shape: number[] = [data.length]) =>
+      Tensor.from(data, shape, devices.full);
 
     test("keeps the order of writes, ops and reads, also of large ones", async () => {
       const large = new Float32Array(100_000).fill(1);
@@ -211,7 +242,9 @@ if (missing && !process.env.CI) {
     test("a bad id or offset on the device is an error of every read of what it spoilt, which names op and argument; outputs are NaN", async () => {
       const logits = on(new Float32Array(12), [3, 4]);
       const { logp } = ops.logprob(logits, ints(0, 4, 1));
-      await expect(logp.read()).rejects.toThrow(expect.objectContaining({ code: "ID", message: "logprob: y[1] is 4, wanted 0 to 3" }));
+      await expect(logp.read()).rejects.toThrow(
+        expect.objectContaining({ code: "ID", message: "logprob: y[1] is 4, wanted 0 to 3" }),
+      );
       await expect(logp.read()).rejects.toThrow("logprob: y[1] is 4");
       expect(Array.from(await trusted(logp))).toEqual([NaN, NaN, NaN]);
 
@@ -222,13 +255,17 @@ if (missing && !process.env.CI) {
         [0, -2000000000, 2000000000, 3],
       ]) {
         const { advantages } = ops.gae(on(new Float32Array(3)), new Float32Array(3), ints(...offsets));
-        await expect(advantages.read()).rejects.toThrow(expect.objectContaining({ code: "OFFSETS", message: expect.stringContaining("gae: cuSeqlens[") }));
+        await expect(advantages.read()).rejects.toThrow(
+          expect.objectContaining({ code: "OFFSETS", message: expect.stringContaining("gae: cuSeqlens[") }),
+        );
         expect(Array.from(await trusted(advantages))).toEqual([NaN, NaN, NaN]);
       }
 
       const q = on(new Float32Array(12), [3, 1, 4]);
       const o = ops.attention(q, q, q, Int32Array.of(0, 1, 3), { prefix: ints(-1, 1) });
-      await expect(o.read()).rejects.toThrow(expect.objectContaining({ code: "ARGUMENT", message: expect.stringContaining("attention: prefix[1] is 1") }));
+      await expect(o.read()).rejects.toThrow(
+        expect.objectContaining({ code: "ARGUMENT", message: expect.stringContaining("attention: prefix[1] is 1") }),
+      );
       expect((await trusted(o)).every(Number.isNaN)).toBe(true);
     });
 
@@ -241,7 +278,9 @@ if (missing && !process.env.CI) {
       const doubled = ops.scale(first, 2);
       expect(Array.from(await logp.read())).toEqual([0, 1, 2].map(() => Math.fround(-Math.log(4))));
       await expect(doubled.read()).rejects.toThrow("logprob: y[1] is -1, wanted 0 to 3");
-      await expect(sum.read()).rejects.toThrow(expect.objectContaining({ code: "ID", message: "logprob: y has a number out of its range" }));
+      await expect(sum.read()).rejects.toThrow(
+        expect.objectContaining({ code: "ID", message: "logprob: y has a number out of its range" }),
+      );
       doubled.write(Float32Array.of(1, 2, 3));
       expect(Array.from(await doubled.read())).toEqual([1, 2, 3]);
       run("scale", { x: logp, factor: 0, shift: 7, y: first });
@@ -269,7 +308,10 @@ if (missing && !process.env.CI) {
     });
 
     test("NaN among the logits makes its row NaN; -inf and -1e30 are absent", async () => {
-      const { logp } = ops.logprob(on(Float32Array.of(0, NaN, 0, 0, -Infinity, -1e30, 0, NaN, 1), [3, 3]), Int32Array.of(0, 0, 2));
+      const { logp } = ops.logprob(
+        on(Float32Array.of(0, NaN, 0, 0, -Infinity, -1e30, 0, NaN, 1), [3, 3]),
+        Int32Array.of(0, 0, 2),
+      );
       expect(Array.from(await logp.read())).toEqual([NaN, 0, NaN]);
     });
 
@@ -280,18 +322,54 @@ if (missing && !process.env.CI) {
         const own = new Random(`masked ${k}`);
         return Float32Array.from({ length: M }, (_, i) => (mask[i] ? own.normal() : rubbish));
       };
-      const common = { cuSeqlens: Int32Array.of(0, 17, 17, M), mask, aggregation: "seq-mean-token-mean", denominator: 3, scale: 1 } as const;
+      const common = {
+        cuSeqlens: Int32Array.of(0, 17, 17, M),
+        mask,
+        aggregation: "seq-mean-token-mean",
+        denominator: 3,
+        scale: 1,
+      } as const;
       let wanted: string | undefined;
       for (const rubbish of [0, NaN, Infinity, 1e30]) {
-        const [logp, old, advantages, ref, values, returns] = ["logp", "old", "advantages", "ref", "values", "returns"].map(per(rubbish));
-        const options = { objective: "clipped-ratio", clipRatioLow: 0.2, clipRatioHigh: 0.2, clipRatioC: 3, logRatioClamp: 20 };
+        const [logp, old, advantages, ref, values, returns] = [
+          "logp",
+          "old",
+          "advantages",
+          "ref",
+          "values",
+          "returns",
+        ].map(per(rubbish));
+        const options = {
+          objective: "clipped-ratio",
+          clipRatioLow: 0.2,
+          clipRatioHigh: 0.2,
+          clipRatioC: 3,
+          logRatioClamp: 20,
+        };
         const kl = { refLogp: ref, klCoef: 0.1, estimator: "k3", entropyCoef: 0 };
-        const policy = run("policyLoss", { logp: on(logp), oldLogp: old, advantages, ...common, ...options, ...kl, stats: on(new Float64Array(12)) });
-        const value = run("valueLoss", { values: on(values), oldValues: old, returns, ...common, clipRange: 0.2, stats: on(new Float64Array(8)) });
+        const policy = run("policyLoss", {
+          logp: on(logp),
+          oldLogp: old,
+          advantages,
+          ...common,
+          ...options,
+          ...kl,
+          stats: on(new Float64Array(12)),
+        });
+        const value = run("valueLoss", {
+          values: on(values),
+          oldValues: old,
+          returns,
+          ...common,
+          clipRange: 0.2,
+          stats: on(new Float64Array(8)),
+        });
         const { advantages: gae } = ops.gae(on(logp), values, common.cuSeqlens, { mask });
         const white = ops.whiten(on(logp), common.cuSeqlens, { mask });
         const all = [policy.loss, policy.dlogp, policy.stats, value.loss, value.dvalues, value.stats, gae, white];
-        const got = (await Promise.all(all.map((tensor) => tensor.read()))).map((data) => Buffer.from(data.buffer).toString("hex")).join();
+        const got = (await Promise.all(all.map((tensor) => tensor.read())))
+          .map((data) => Buffer.from(data.buffer).toString("hex"))
+          .join();
         wanted ??= got;
         expect(got).toBe(wanted);
         expect((await policy.loss.read())[0]).not.toBeNaN();
@@ -300,7 +378,9 @@ if (missing && !process.env.CI) {
 
     test("whitening one token is refused by the next read", async () => {
       const y = ops.whiten(on(Float32Array.of(3)), Int32Array.of(0, 1));
-      await expect(y.read()).rejects.toThrow(expect.objectContaining({ code: "ARGUMENT", message: "whiten: whitening needs at least two unmasked tokens" }));
+      await expect(y.read()).rejects.toThrow(
+        expect.objectContaining({ code: "ARGUMENT", message: "whiten: whitening needs at least two unmasked tokens" }),
+      );
       expect(await trusted(y)).toEqual(Float32Array.of(NaN));
     });
 
@@ -339,7 +419,9 @@ if (missing && !process.env.CI) {
       expect(() => odd.rows(1, 2).write(new Uint16Array(3))).toThrow(expect.objectContaining({ code: "ARGUMENT" }));
       const cpu = await device("cpu", { threads: 1 });
       const weight = Tensor.from(new Float32Array(6), [2, 3], cpu, "f16");
-      expect(() => ops.linearLogprob(Tensor.from(new Float32Array(3), [1, 3], cpu), weight, Int32Array.of(0), Int32Array.of(0))).toThrow(
+      expect(() =>
+        ops.linearLogprob(Tensor.from(new Float32Array(3), [1, 3], cpu), weight, Int32Array.of(0), Int32Array.of(0)),
+      ).toThrow(
         expect.objectContaining({ code: "DTYPE", message: "linearLogprob: weight is f16, wanted f32 or bf16" }),
       );
       await cpu.close();

@@ -98,7 +98,13 @@ export function gguf({ half, ...sizes }) {
   const list = all.map(([name, ...shape]) => {
     const at = offset;
     offset += up(bytesOf(shape, half));
-    return Buffer.concat([text(name), u32(shape.length), ...shape.map(u64), u32(half && matrix(shape) ? 1 : 0), u64(at)]);
+    return Buffer.concat([
+      text(name),
+      u32(shape.length),
+      ...shape.map(u64),
+      u32(half && matrix(shape) ? 1 : 0),
+      u64(at),
+    ]);
   });
   const kinds = metadata(sizes).map(([key, type, value]) => Buffer.concat([text(key), u32(type), value]));
   const header = Buffer.concat([Buffer.from("GGUF"), u32(3), u64(all.length), u64(kinds.length), ...kinds, ...list]);

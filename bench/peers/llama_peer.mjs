@@ -5,9 +5,16 @@ import { getLlama } from "node-llama-cpp";
 import { gguf } from "./gguf.mjs";
 
 const threads = Number(process.argv[2]);
-const llama = await getLlama({ gpu: false, build: "never", skipDownload: true, maxThreads: threads, logLevel: "error" });
+const llama = await getLlama({
+  gpu: false,
+  build: "never",
+  skipDownload: true,
+  maxThreads: threads,
+  logLevel: "error",
+});
 
-const status = (key) => Number(readFileSync("/proc/self/status", "utf8").match(new RegExp(`${key}:\\s+(\\d+)`))[1]) * 1024;
+const status = (key) =>
+  Number(readFileSync("/proc/self/status", "utf8").match(new RegExp(`${key}:\\s+(\\d+)`))[1]) * 1024;
 let [before, most, work, model] = [0, 0, undefined, undefined];
 
 async function prepare({ name, sizes }) {

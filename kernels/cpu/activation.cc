@@ -1,17 +1,16 @@
-// gelu_tanh(x) = x/2 (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps the digits of the tail
-// gelu_erf(x) = x/2 (1 + erf(x / sqrt 2))
-// swiglu(gate, up) = gate sigmoid(gate) up
-// Plan: sixteen at a time, threads take contiguous ranges; memory is the limit.
-// AMD Zen 4, AVX-512, 2 cores, two threads, 2048 x 3072: swiglu 2.6 ms and its gradient 5.2, at the limit; gelu by tanh 2.6 (45 %)
-// and 3.4 (78 to 97 %); by erf 9.7 and 12.5 (11 and 29 %), two polynomials, a division and an exponential in f64; 72 and 63 when
-// that went lane by lane.
-// Zen 3, AVX2, 2 cores, two threads: swiglu 2.2 ms and its gradient 3.0 (66 and 63 %, at the limit when others use the last cache too); gelu by tanh 2.3
-// and 3.3 (48 and 44 %), by erf 14.0 and 15.5. In one loop gelu by tanh took 27 % longer, its gradient 2 to 4; with f64 masks as masks of f32 erf took 20
-// and 10 % longer.
-// Zen 5, AVX-512, 2 cores, two threads: swiglu 0.9 to 1.6 ms and its gradient 1.7 to 3, gelu by tanh 0.83 and 1.1, all at the limit; by erf 5.8 and 6.5.
-// Gelu by tanh in one loop: 27 % more, its gradient 21. With masks, as if no vector were whole, 2.9, 4.4, 2.9, 3.5, 7.2 and 8.6.
-// Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: swiglu 2.1 ms and its gradient 3.3 (69 and 96 %), gelu by tanh 4.4 and 4.6 (22 and
-// 32 %, the limit being that of a large last cache), by erf 9.9 and 8.7.
+// gelu_tanh(x) = x/2 (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps the digits of
+// the tail gelu_erf(x) = x/2 (1 + erf(x / sqrt 2)) swiglu(gate, up) = gate sigmoid(gate) up Plan: sixteen at a time,
+// threads take contiguous ranges; memory is the limit. AMD Zen 4, AVX-512, 2 cores, two threads, 2048 x 3072:
+// swiglu 2.6 ms and its gradient 5.2, at the limit; gelu by tanh 2.6 (45 %) and 3.4 (78 to 97 %); by erf 9.7 and 12.5
+// (11 and 29 %), two polynomials, a division and an exponential in f64; 72 and 63 when that went lane by lane. Zen 3,
+// AVX2, 2 cores, two threads: swiglu 2.2 ms and its gradient 3.0 (66 and 63 %, at the limit when others use the last
+// cache too); gelu by tanh 2.3 and 3.3 (48 and 44 %), by erf 14.0 and 15.5. In one loop gelu by tanh took 27 % longer,
+// its gradient 2 to 4; with f64 masks as masks of f32 erf took 20 and 10 % longer. Zen 5, AVX-512, 2 cores, two
+// threads: swiglu 0.9 to 1.6 ms and its gradient 1.7 to 3, gelu by tanh 0.83 and 1.1, all at the limit; by erf 5.8
+// and 6.5. Gelu by tanh in one loop: 27 % more, its gradient 21. With masks, as if no vector were
+// whole, 2.9, 4.4, 2.9, 3.5, 7.2 and 8.6. Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads:
+// swiglu 2.1 ms and its gradient 3.3 (69 and 96 %), gelu by tanh 4.4 and 4.6 (22 and 32 %, the limit being that of a
+// large last cache), by erf 9.9 and 8.7.
 #include "kernels/cpu/math.h"
 
 namespace rlhf::RLHF_ISA {
@@ -24,7 +23,8 @@ RLHF_INLINE void map(Context& ctx, int64_t size, F&& f) {
   ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) { each_vector(begin, end, f); });
 }
 
-// f(i, n, g(i, n)), each in a loop of its own over a few numbers: a core's schedulers hold little more than one long chain of operations
+// f(i, n, g(i, n)), each in a loop of its own over a few numbers: a core's schedulers hold little more than one long
+// chain of operations
 template <class G, class F>
 RLHF_INLINE void map(Context& ctx, int64_t size, G&& g, F&& f) {
   constexpr int64_t CHUNK = 16 * LANES;
@@ -33,7 +33,8 @@ RLHF_INLINE void map(Context& ctx, int64_t size, G&& g, F&& f) {
     for (; begin < end; begin += CHUNK) {
       const int64_t until = begin + CHUNK < end ? begin + CHUNK : end;
       each_vector(
-          begin, until, [&](int64_t i, int n) __attribute__((always_inline)) { store(between + (i - begin), g(i, n)); });
+          begin,
+          until, [&](int64_t i, int n) __attribute__((always_inline)) { store(between + (i - begin), g(i, n)); });
       each_vector(
           begin, until, [&](int64_t i, int n) __attribute__((always_inline)) { f(i, n, load(between + (i - begin))); });
     }
@@ -57,7 +58,9 @@ void gelu(Context& ctx, const gelu_args& a) {
   const V half = set(0.5f), one = set(1.0f);
   if (a.form == GeluForm::tanh)
     map(
-        ctx, a.y.size(), twice_arguments(a.x), [&](int64_t i, int n, V u) __attribute__((always_inline)) { store(&a.y[i], load(&a.x[i], n) * sigmoid(u), n); });
+        ctx, a.y.size(), twice_arguments(a.x), [&](int64_t i, int n, V u) __attribute__((always_inline)) {
+          store(&a.y[i], load(&a.x[i], n) * sigmoid(u), n);
+        });
   else
     map(
         ctx, a.y.size(), [&](int64_t i, int n) __attribute__((always_inline)) {
@@ -72,7 +75,8 @@ void gelu_grad(Context& ctx, const gelu_grad_args& a) {
     map(
         ctx, a.dx.size(), twice_arguments(a.x), [&](int64_t i, int n, V u) __attribute__((always_inline)) {
           V t;  // 1 - s with all its digits
-          const V z = limited(load(&a.x[i], n)), s = sigmoid(u, &t), du = set(2 * ROOT_2_PI) * fma(set(3 * CUBIC) * z, z, one);
+          const V z = limited(load(&a.x[i], n)), s = sigmoid(u, &t),
+                  du = set(2 * ROOT_2_PI) * fma(set(3 * CUBIC) * z, z, one);
           store(&a.dx[i], load(&a.dy[i], n) * fma(z * s * t, du, s), n);
         });
   else

@@ -1,32 +1,40 @@
 // Advantages, token rewards, whitening, moments, sums per sequence.
 //
-//   gae (Schulman et al. 2016, eq. 16):  delta[t] = fma(gamma, v[t+1], r[t]) - v[t],  A[t] = fma(gamma lambda, A[t+1], delta[t])
-//     backwards from 0 and 0; a masked token is passed over: it leaves v[t+1] and A[t+1] as they are, and its outputs are 0
-//   whiten: (x - mean) * factor [+ mean]; verl and trl: variance / (n - 1), 1 / sqrt(var + 1e-8); openrlhf: variance / n,
+//   gae (Schulman et al. 2016, eq. 16):  delta[t] = fma(gamma, v[t+1], r[t]) - v[t],  A[t] = fma(gamma lambda, A[t+1],
+//   delta[t])
+//     backwards from 0 and 0; a masked token is passed over: it leaves v[t+1] and A[t+1] as they are, and its outputs
+//     are 0
+//   whiten: (x - mean) * factor [+ mean]; verl and trl: variance / (n - 1), 1 / sqrt(var + 1e-8); openrlhf: variance /
+//   n,
 //     1 / sqrt(max(var, 1e-8))
 //
 // Law: gae is one chain per sequence, in f32; sums over tokens by law 4.
-// Plan of gae: a chunk of 512 tokens of eight sequences at once, from their ends: what does not depend on the token after it
-// by vectors along the sequence, then the eight chains token by token (two multiply-adds a cycle, each of four; with AVX2 eight
-// tokens are turned, so that one takes all eight), then the returns; large results past the caches; sequences over threads.
+// Plan of gae: a chunk of 512 tokens of eight sequences at once, from their ends: what does not depend on the token
+// after it by vectors along the sequence, then the eight chains token by token (two multiply-adds a cycle, each of
+// four; with AVX2 eight tokens are turned, so that one takes all eight), then the returns; large results past the
+// caches; sequences over threads.
 //
-// AMD Zen 4, AVX-512, 2 cores, two threads: 1024 x 4096 in 2.4 to 3.2 ms, 64 x 1024 in 0.023 to 0.038 (on one thread 4.4 and
-// 0.042: 2.3 cycles a token in the caches), where sixteen sequences per vector through 16 x 16 transposes took 3.8 and 0.13;
-// 44 % of the limit for the large one, which waits for memory in `deltas`. Sixteen tokens at a time, with the deltas and results
-// of neighbouring sixteens between the steps of the chain, took 1.9 to 2.6 and 0.037 to 0.042.
-// Zen 3, AVX2, 1024 x 4096: 4.1 ms with two threads, 72 % of the limit, 6.6 with one, 70 %, where a loop through each sequence by itself takes 7.9 to 8.7
-// on one; 64 x 1024 in 0.047 and 0.057, 2.1 and 1.8 times that loop's speed (without strangers on the machine 2.5 ms, 62 % of what the last cache allows
-// then, and 0.030, 2.7 and 3.0 times): 1.7 to 2.2 cycles a token on one thread, where chains token by token took 2.4 to 2.6, half of it theirs and a
-// quarter each the deltas' and the results'. What begins or ends inside of sixteen tokens goes by vectors: 37 tokens a sequence took 16 cycles a token, now
-// 5. Lost there: no chunks, each line of eight rows through registers from memory to memory (1.9 cycles at 1,001 tokens, 7.3 at 1,024, where 32 lines meet
-// in one set of the cache); chunks of 256, 128 and 64 tokens (2 to 10 % in a cache, up to half from memory: the longer a stretch, the more of it the core's
-// prefetcher guesses); four rows of 1,024 tokens, two of 2,048, asking into L1; ordinary stores, up to half as much again.
-// Zen 5, AVX-512, two threads: 1.2 to 1.8 ms, at the limit, and 0.019: 3.3 to 5.8 and 3.7 times the plain loop on one thread; of 1 to 600 tokens 0.061, 2.9
-// times.
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 1024 x 4096 in 1.8 ms, 72 %, 3.9 times the plain loop on one thread;
-// 64 x 1024 in 0.025, 3.4 times; 512 sequences of 1 to 600 tokens in 0.09, 2.3 times (with one thread as fast as it). Lost there: chunks of 256 (nothing) and
-// 1,024 tokens (8 %), asking into L1 (5) or not at all (22), ordinary stores (15); sequences in order of their lengths, so that eight that go together are
-// alike (5 % with one thread, half as much again with two, probably since neighbours' lines go from core to core).
+// AMD Zen 4, AVX-512, 2 cores, two threads: 1024 x 4096 in 2.4 to 3.2 ms, 64 x 1024 in 0.023 to 0.038 (on one
+// thread 4.4 and 0.042: 2.3 cycles a token in the caches), where sixteen sequences per vector through 16 x 16
+// transposes took 3.8 and 0.13; 44 % of the limit for the large one, which waits for memory in `deltas`. Sixteen tokens
+// at a time, with the deltas and results of neighbouring sixteens between the steps of the chain, took 1.9 to 2.6 and
+// 0.037 to 0.042. Zen 3, AVX2, 1024 x 4096: 4.1 ms with two threads, 72 % of the limit, 6.6 with one, 70 %, where a
+// loop through each sequence by itself takes 7.9 to 8.7 on one; 64 x 1024 in 0.047 and 0.057, 2.1 and 1.8 times that
+// loop's speed (without strangers on the machine 2.5 ms, 62 % of what the last cache allows then, and 0.030, 2.7
+// and 3.0 times): 1.7 to 2.2 cycles a token on one thread, where chains token by token took 2.4 to 2.6, half of it
+// theirs and a quarter each the deltas' and the results'. What begins or ends inside of sixteen tokens goes by vectors:
+// 37 tokens a sequence took 16 cycles a token, now
+// 5. Lost there: no chunks, each line of eight rows through registers from memory to memory (1.9 cycles at 1,001
+// tokens, 7.3 at 1,024, where 32 lines meet in one set of the cache); chunks of 256, 128 and 64 tokens (2 to 10 % in a
+// cache, up to half from memory: the longer a stretch, the more of it the core's prefetcher guesses); four rows of
+// 1,024 tokens, two of 2,048, asking into L1; ordinary stores, up to half as much again. Zen 5, AVX-512, two
+// threads: 1.2 to 1.8 ms, at the limit, and 0.019: 3.3 to 5.8 and 3.7 times the plain loop on one thread; of 1 to 600
+// tokens 0.061, 2.9 times. Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 1024 x
+// 4096 in 1.8 ms, 72 %, 3.9 times the plain loop on one thread; 64 x 1024 in 0.025, 3.4 times; 512 sequences of 1 to
+// 600 tokens in 0.09, 2.3 times (with one thread as fast as it). Lost there: chunks of 256 (nothing) and 1,024 tokens
+// (8 %), asking into L1 (5) or not at all (22), ordinary stores (15); sequences in order of their lengths, so that
+// eight that go together are alike (5 % with one thread, half as much again with two, probably since neighbours' lines
+// go from core to core).
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 #include "kernels/cpu/transpose.h"
@@ -42,7 +50,8 @@ struct Row {
 };
 
 constexpr int ROWS = 8;
-constexpr int64_t CHUNK = 512, CHUNK_ROW = CHUNK + LANES;  // tokens of a row at once; a row of the chunk, not a power of two
+constexpr int64_t CHUNK = 512,
+                  CHUNK_ROW = CHUNK + LANES;  // tokens of a row at once; a row of the chunk, not a power of two
 
 // f(t, i) for each sixteen tokens of a chunk that begins at `begin` of its row
 template <class F>
@@ -70,7 +79,8 @@ RLHF_INLINE void deltas(const Row& row, int64_t begin, int64_t size, float gamma
 }
 
 // The same under a mask, with the factor of the chain: gamma lambda, or 1 where a token is passed over
-RLHF_INLINE void masked_deltas(const Row& row, int64_t begin, int64_t size, float gamma, float gamma_lambda, float& next_value, float* delta, float* factor) {
+RLHF_INLINE void masked_deltas(const Row& row, int64_t begin, int64_t size, float gamma, float gamma_lambda,
+    float& next_value, float* delta, float* factor) {
   for (int64_t t = size - 1; t >= 0; t--) {
     const int64_t i = begin + t;
     const bool kept = i >= 0 && i < row.length && row.mask[i];
@@ -79,14 +89,16 @@ RLHF_INLINE void masked_deltas(const Row& row, int64_t begin, int64_t size, floa
   }
 }
 
-// Up to eight rows at once, chunk by chunk from their ends. A row is cut into sixteens from its begin, or at cache lines of its advantages
-// where these are streamed, so its last one may reach past its end; what it has there is 0, which leaves the chain at 0.
+// Up to eight rows at once, chunk by chunk from their ends. A row is cut into sixteens from its begin, or at cache
+// lines of its advantages where these are streamed, so its last one may reach past its end; what it has there is 0,
+// which leaves the chain at 0.
 template <bool STREAM, bool MASKED>
 RLHF_INLINE void gae_rows(const Row* rows, int count, float gamma, float lambda) {
   alignas(64) float a[ROWS * CHUNK_ROW], factors[MASKED ? ROWS * CHUNK_ROW : 1];  // a: delta, then the advantages
   int64_t at[ROWS] = {}, most = 0;  // at: where the row's chunk begins
   for (int k = 0; k < count; k++) {
-    const uintptr_t end = STREAM ? reinterpret_cast<uintptr_t>(rows[k].advantages + rows[k].length) / sizeof(float) : uintptr_t(rows[k].length);
+    const uintptr_t end = STREAM ? reinterpret_cast<uintptr_t>(rows[k].advantages + rows[k].length) / sizeof(float)
+                                 : uintptr_t(rows[k].length);
     at[k] = rows[k].length + int64_t(-end % LANES);
     most = at[k] > most ? at[k] : most;
   }
@@ -104,12 +116,14 @@ RLHF_INLINE void gae_rows(const Row* rows, int count, float gamma, float lambda)
     size = most < CHUNK ? (most + LANES - 1) / LANES * LANES : CHUNK;
     for (int k = 0; k < count; k++) {
       at[k] -= size;
-      if (MASKED) masked_deltas(rows[k], at[k], size, gamma, gl, next_value[k], a + k * CHUNK_ROW, factors + k * CHUNK_ROW);
+      if (MASKED)
+        masked_deltas(rows[k], at[k], size, gamma, gl, next_value[k], a + k * CHUNK_ROW, factors + k * CHUNK_ROW);
       else deltas(rows[k], at[k], size, gamma, a + k * CHUNK_ROW);
     }
     for (int64_t tile = size - LANES; tile >= 0; tile -= LANES) {
       for (int k = 0; k < count; k++) {  // of the next chunk
-        __builtin_prefetch(rows[k].rewards + at[k] + tile - CHUNK, 0, 2), __builtin_prefetch(rows[k].values + at[k] + tile - CHUNK, 0, 2);
+        __builtin_prefetch(rows[k].rewards + at[k] + tile - CHUNK, 0, 2),
+            __builtin_prefetch(rows[k].values + at[k] + tile - CHUNK, 0, 2);
       }
 #if RLHF_VECTOR_AVX2
       if (!MASKED) {
@@ -174,7 +188,10 @@ RLHF_INLINE void gae_all(Context& ctx, int64_t sequences, int64_t tokens, double
       const int count = end - b < ROWS ? int(end - b) : ROWS;
       bool aligned = tokens >= MANY;
       for (int k = 0; k < count; k++)
-        rows[k] = row(b + k), aligned = aligned && (reinterpret_cast<uintptr_t>(rows[k].returns) - reinterpret_cast<uintptr_t>(rows[k].advantages)) % 64 == 0;
+        rows[k] = row(b + k),
+        aligned =
+            aligned &&
+            (reinterpret_cast<uintptr_t>(rows[k].returns) - reinterpret_cast<uintptr_t>(rows[k].advantages)) % 64 == 0;
       if (rows[0].mask) gae_rows<false, true>(rows, count, float(gamma), float(lambda));
       else if (aligned) gae_rows<true, false>(rows, count, float(gamma), float(lambda));
       else gae_rows<false, false>(rows, count, float(gamma), float(lambda));
@@ -190,7 +207,8 @@ RLHF_INLINE D ones(B counts) { return widen(select(counts, set(1.0f), zero())); 
 void gae(Context& ctx, const gae_args& a) {
   gae_all(ctx, a.cu_seqlens.dim[0] - 1, a.rewards.dim[0], a.gamma, a.lambda, [&](int64_t b) {
     const int64_t i = a.cu_seqlens[b];
-    return Row{&a.rewards[i], &a.values[i], a.mask ? &a.mask[i] : nullptr, &a.advantages[i], &a.returns[i], a.cu_seqlens[b + 1] - i};
+    return Row{&a.rewards[i], &a.values[i], a.mask ? &a.mask[i] : nullptr, &a.advantages[i], &a.returns[i],
+        a.cu_seqlens[b + 1] - i};
   });
 }
 
@@ -216,13 +234,16 @@ void token_rewards(Context& ctx, const token_rewards_args& a) {
     });
   });
   for (int64_t b = 0; b < a.scores.dim[0]; b++)
-    if (a.cu_seqlens[b] < a.cu_seqlens[b + 1]) a.rewards[a.cu_seqlens[b + 1] - 1] = a.rewards[a.cu_seqlens[b + 1] - 1] + a.scores[b];
+    if (a.cu_seqlens[b] < a.cu_seqlens[b + 1])
+      a.rewards[a.cu_seqlens[b + 1] - 1] = a.rewards[a.cu_seqlens[b + 1] - 1] + a.scores[b];
 }
 
 void whiten(Context& ctx, const whiten_args& a) {
   const auto counted = [&](int64_t i, int n) { return unmasked(a.mask, i, n); };
   const double count = packed_total(0, a.cu_seqlens, [&](int64_t i, int n) { return ones(counted(i, n)); });
-  const double mean = packed_total(0, a.cu_seqlens, [&](int64_t i, int n) { return widen(load_where(&a.x[i], n, counted(i, n))); }) / count;
+  const double mean = packed_total(0, a.cu_seqlens, [&](int64_t i, int n) {
+    return widen(load_where(&a.x[i], n, counted(i, n)));
+  }) / count;
   const double squares = packed_total(0, a.cu_seqlens, [&](int64_t i, int n) {
     const B counts = counted(i, n);
     const D d = (widen(load_where(&a.x[i], n, counts)) - setd(mean)) * ones(counts);
@@ -243,7 +264,9 @@ void whiten(Context& ctx, const whiten_args& a) {
 
 void moments(Context&, const moments_args& a) {
   double low = __builtin_inf(), high = -__builtin_inf(), bad = 0;
-  const auto each = [&](auto&& f) { return packed_total(0, a.cu_seqlens, [&](int64_t i, int n) { return f(i, n, unmasked(a.mask, i, n)); }); };
+  const auto each = [&](auto&& f) {
+    return packed_total(0, a.cu_seqlens, [&](int64_t i, int n) { return f(i, n, unmasked(a.mask, i, n)); });
+  };
   a.moments[0] = each([&](int64_t, int, B counts) { return ones(counts); });
   a.moments[1] = each([&](int64_t i, int n, B counts) { return widen(load_where(&a.x[i], n, counts)); });
   a.moments[2] = each([&](int64_t i, int n, B counts) {

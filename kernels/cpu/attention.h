@@ -1,8 +1,9 @@
 // What prefill, decode and the backward of attention share: the register tile, one key tile of the online softmax,
 // and the packing of keys and values.
 //
-// Tiles are 64 keys, counted from position 0 of a sequence (law 3). Packed: keys as panels [D][64], so that the lanes of
-// q k^T run over keys; values as rows, so that the lanes of p v run over D. Rows are padded to `width(D)`, a multiple of 16.
+// Tiles are 64 keys, counted from position 0 of a sequence (law 3). Packed: keys as panels [D][64], so that the lanes
+// of q k^T run over keys; values as rows, so that the lanes of p v run over D. Rows are padded to `width(D)`, a
+// multiple of 16.
 #pragma once
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/transpose.h"
@@ -36,7 +37,8 @@ RLHF_INLINE int64_t width(int64_t D) { return (D + LANES - 1) / LANES * LANES; }
 RLHF_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 RLHF_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// A matrix operand: element (row, step of the chain) is data[row * stride + step], or data[row + step * stride] where it is turned.
+// A matrix operand: element (row, step of the chain) is data[row * stride + step], or data[row + step * stride] where
+// it is turned.
 struct Left {
   const float* data;
   int64_t stride;
@@ -49,13 +51,17 @@ struct Result {
   float* data;
   int64_t rows;
 };
-enum class Start { zero, resume, scaled };  // a chain starts from 0, from what is there, from what is there times scale[row]
+enum class Start {
+  zero,
+  resume,
+  scaled
+};  // a chain starts from 0, from what is there, from what is there times scale[row]
 
 // c[R][16 C]: one chain of fused multiply-adds per element, n steps (law 1). Plain numbers as arguments: a struct would
 // be copied through the stack in pieces that the core cannot forward, a bubble per call.
 template <int R, int C, bool TURNED>
-__attribute__((noinline)) void register_tile(
-    int64_t n, const float* a, int64_t a_stride, const float* b, int64_t b_steps, float* c, int64_t c_rows, Start start, const float* scale) {
+__attribute__((noinline)) void register_tile(int64_t n, const float* a, int64_t a_stride, const float* b,
+    int64_t b_steps, float* c, int64_t c_rows, Start start, const float* scale) {
   V sum[R][C];
 #pragma GCC unroll 8
   for (int i = 0; i < R; i++)
@@ -90,9 +96,12 @@ __attribute__((noinline)) void register_tile(
 
 // R rows, `columns` vectors wide.
 template <int R, bool TURNED = false>
-RLHF_INLINE void product(int64_t columns, int64_t n, Left a, Right b, Result c, Start start, const float* scale = nullptr) {
+RLHF_INLINE void product(
+    int64_t columns, int64_t n, Left a, Right b, Result c, Start start, const float* scale = nullptr) {
   constexpr int C = abreast(R);
-  const auto tile = [&]<int width>() { register_tile<R, width, TURNED>(n, a.data, a.stride, b.data, b.steps, c.data, c.rows, start, scale); };
+  const auto tile = [&]<int width>() {
+    register_tile<R, width, TURNED>(n, a.data, a.stride, b.data, b.steps, c.data, c.rows, start, scale);
+  };
   for (; columns >= C; columns -= C, b.data += LANES * C, c.data += LANES * C) tile.template operator()<C>();
   if constexpr (C > 3)
     if (columns == 3) tile.template operator()<3>();
@@ -139,10 +148,10 @@ RLHF_INLINE void with_columns(int64_t columns, F&& f) {
 }
 
 // One tile of the online softmax for the rows from `from` to `rows`; row i sees the tile's first seen[i] keys (1 to 64,
-// ascending in i). An unseen key has the score -inf, so p = 0; the vectors of keys that no row of a group sees are left out.
-// Each step runs over all rows before the next, to hide the latency of the row maxima and of exp.
-[[maybe_unused]] __attribute__((noinline)) void attend(
-    int64_t D, float scale, const Rows x, int64_t from, int64_t rows, const float* keys, const float* values, const int64_t* seen) {
+// ascending in i). An unseen key has the score -inf, so p = 0; the vectors of keys that no row of a group sees are left
+// out. Each step runs over all rows before the next, to hide the latency of the row maxima and of exp.
+[[maybe_unused]] __attribute__((noinline)) void attend(int64_t D, float scale, const Rows x, int64_t from, int64_t rows,
+    const float* keys, const float* values, const int64_t* seen) {
   const int64_t W = width(D);
   // f<C>(first row, row after the last) for each group, whose rows see at most C vectors of keys
   const auto groups = [&](auto&& f) {
@@ -153,7 +162,8 @@ RLHF_INLINE void with_columns(int64_t columns, F&& f) {
   };
   for (int64_t i = from; i < rows; i += GROUP)
     with_rows(least(GROUP, rows - i), [&]<int R>() {
-      product<R>((seen[i + R - 1] + LANES - 1) / LANES, D, {x.q + i * D, D}, {keys, TILE}, {x.s + i * TILE, TILE}, Start::zero);
+      product<R>((seen[i + R - 1] + LANES - 1) / LANES, D, {x.q + i * D, D}, {keys, TILE}, {x.s + i * TILE, TILE},
+          Start::zero);
     });
   const V factor = set(scale), unseen = set(-__builtin_inff());
   groups([&]<int C>(int64_t begin, int64_t end) {
@@ -192,11 +202,13 @@ RLHF_INLINE void with_columns(int64_t columns, F&& f) {
   });
   for (int64_t i = from; i < rows; i += GROUP)
     with_rows(least(GROUP, rows - i), [&]<int R>() {
-      product<R>(W / LANES, seen[i + R - 1], {x.s + i * TILE, TILE}, {values, W}, {x.o + i * W, W}, Start::scaled, x.fall + i);
+      product<R>(
+          W / LANES, seen[i + R - 1], {x.s + i * TILE, TILE}, {values, W}, {x.o + i * W, W}, Start::scaled, x.fall + i);
     });
 }
 
-// o / l, or a gradient as it is; the sum with +0 makes an underflown -0 the 0 that it is in every other order of the masked keys.
+// o / l, or a gradient as it is; the sum with +0 makes an underflown -0 the 0 that it is in every other order of the
+// masked keys.
 RLHF_INLINE void finish(const float* o, float l, int64_t D, float* out) {
   const V denominator = set(l);
   each_vector(0, D, [&](int64_t d, int n) { store(out + d, load(o + d) / denominator + zero(), n); });
@@ -207,7 +219,8 @@ RLHF_INLINE void finish(const float* sum, int64_t D, float* out) {
 
 // Copies n rows of D to rows of width(D), padded with zeros.
 RLHF_INLINE void pack_rows(const float* from, int64_t stride, int64_t n, int64_t D, float* to) {
-  for (int64_t i = 0; i < n; i++) each_vector(0, D, [&](int64_t d, int lanes) { store(to + i * width(D) + d, load(from + i * stride + d, lanes)); });
+  for (int64_t i = 0; i < n; i++)
+    each_vector(0, D, [&](int64_t d, int lanes) { store(to + i * width(D) + d, load(from + i * stride + d, lanes)); });
 }
 
 // Asks for n floats that are wanted a little later: the same rows of the next head, whose place no prefetcher guesses.
@@ -216,7 +229,8 @@ RLHF_INLINE void fetch(const float* from, int64_t n) {
 }
 
 // n keys into the panel [D][64] from its column `at`.
-__attribute__((noinline)) void pack_keys(const float* from, int64_t stride, int64_t n, int64_t D, float* panel, int64_t at) {
+__attribute__((noinline)) void pack_keys(
+    const float* from, int64_t stride, int64_t n, int64_t D, float* panel, int64_t at) {
   transpose(from, stride, n, D, panel + at, TILE);
 }
 
@@ -240,7 +254,8 @@ RLHF_INLINE void share(Context& ctx, int64_t total, F&& f) {
   if (parts == 1) return f(0, int64_t(0), total);
   ctx.each([&](int thread) {
     if (thread < parts)
-      f(thread, int64_t(double(total) / double(parts) * thread), thread + 1 == parts ? total : int64_t(double(total) / double(parts) * (thread + 1)));
+      f(thread, int64_t(double(total) / double(parts) * thread),
+          thread + 1 == parts ? total : int64_t(double(total) / double(parts) * (thread + 1)));
   });
 }
 

@@ -6,16 +6,17 @@
 //
 // Law: the tiles, chains and joins of attention (one function serves both), so o is bit for bit the row that attention
 // gives for the same token. What the cache holds beyond lengths[b] enters no sum.
-// AMD Zen 4, AVX-512, 2 cores, two threads, 32 sequences of 1,024 tokens, heads of 64: 12 of them 6.2 to 7.8 ms, 56 to 87 % of the limit of
-// memory; 14 over 2 of keys and values 1.7 to 2.4, 44 to 51 %, where seven queries share what is read.
-// Zen 3, AVX2, 2 cores, two threads: 12 heads of their own 6.1 to 8.7 ms, 87 to 95 %; 14 heads on 2 1.9 to 4.1 ms, 29 to 40 %.
-// Zen 5, AVX-512, 2 cores, two threads: 2.9 to 4.7 ms, at the limit; 0.63 to 0.75, 56 to 85 %.
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 87 and 56 %.
+// AMD Zen 4, AVX-512, 2 cores, two threads, 32 sequences of 1,024 tokens, heads of 64: 12 of them 6.2 to 7.8 ms, 56 to
+// 87 % of the limit of memory; 14 over 2 of keys and values 1.7 to 2.4, 44 to 51 %, where seven queries share what is
+// read. Zen 3, AVX2, 2 cores, two threads: 12 heads of their own 6.1 to 8.7 ms, 87 to 95 %; 14 heads on 2 1.9 to 4.1
+// ms, 29 to 40 %. Zen 5, AVX-512, 2 cores, two threads: 2.9 to 4.7 ms, at the limit; 0.63 to 0.75, 56 to 85 %. Intel
+// Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 87 and 56 %.
 #include "kernels/cpu/attention.h"
 
 namespace rlhf::RLHF_ISA {
 
-// Tokens in order, so that the last one written to a place stays; the columns of the heads are shared among the threads.
+// Tokens in order, so that the last one written to a place stays; the columns of the heads are shared among the
+// threads.
 void kv_write(Context& ctx, const kv_write_args& a) {
   const int64_t N = a.k.dim[0], G = a.k.dim[1], D = a.k.dim[2], T = a.k_cache.dim[2];
   if (ctx.measuring) return;
@@ -23,12 +24,15 @@ void kv_write(Context& ctx, const kv_write_args& a) {
   ctx.split(G * D, LANES, (1 << 16) / most(1, N), [&](int64_t begin, int64_t end) {
     for (int64_t n = 0, run; n < N; n += run) {
       const int64_t at = a.positions[n];
-      for (run = 1; n + run < N && a.slots[n + run] == a.slots[n] && a.positions[n + run] == at + run && (at + run) % TILE; run++) {}
+      for (run = 1;
+           n + run < N && a.slots[n + run] == a.slots[n] && a.positions[n + run] == at + run && (at + run) % TILE;
+           run++) {}
       for (int64_t column = begin; column < end;) {
         const int64_t g = column / D, d = column % D, columns = least(end - column, D - d);
         const int64_t head = (a.slots[n] * G + g) * T * D;
         float* keys = a.k_cache.data + head + at / TILE * TILE * D;
-        for (int64_t i = 0; i < run; i++) memcpy(a.v_cache.data + head + (at + i) * D + d, a.v.row(n + i) + column, size_t(columns) * sizeof(float));
+        for (int64_t i = 0; i < run; i++)
+          memcpy(a.v_cache.data + head + (at + i) * D + d, a.v.row(n + i) + column, size_t(columns) * sizeof(float));
         pack_keys(a.k.row(n) + column, a.k.stride, run, columns, keys + d * TILE, at % TILE);
         column += columns;
       }

@@ -6,23 +6,23 @@
 //
 // Plan: work is (key/value head, tree of sequences that share prefixes); s and do v are computed once. All tiles of the
 // tree are packed (keys and values as panels, keys as rows), then for each query head of the group, each sequence, each
-// block of BLOCK queries, each tile of 64 keys: per register group s, do v, p, ds and ds k; then p^T do and ds^T q over the
-// block, into accumulators by token row. Five products, about half of the square.
+// block of BLOCK queries, each tile of 64 keys: per register group s, do v, p, ds and ds k; then p^T do and ds^T q over
+// the block, into accumulators by token row. Five products, about half of the square.
 //
-// Law: s as in attention; p = exp(s - lse), ds = (p (dp - delta)) scale, dp one chain over D, delta by law 2; dq one chain
-// over keys ascending; dk and dv one chain over query heads, within each over the sequences of the tree in batch order (a
-// prefix comes before what continues it), within each over queries ascending. Unseen pairs enter with 0 or not at all;
-// a final + 0 makes the two the same.
+// Law: s as in attention; p = exp(s - lse), ds = (p (dp - delta)) scale, dp one chain over D, delta by law 2; dq one
+// chain over keys ascending; dk and dv one chain over query heads, within each over the sequences of the tree in batch
+// order (a prefix comes before what continues it), within each over queries ascending. Unseen pairs enter with 0 or not
+// at all; a final + 0 makes the two the same.
 //
 // Measured on one core of a Xeon (Sapphire Rapids), D 64, T 1024, share of the FMA peak: AVX-512 69 %, AVX2 74 %.
-// Two cores of an AMD EPYC (Zen 4, AVX-512), D 64: T 128 50 %, T 512 71 %, T 1024 76 %, T 2048 81 %; D 128 81 %. At T 128 the register tiles
-// take 61 % of the time, rows in and out 27 %, packing keys and values 7 %, the probabilities 4 %.
-// Zen 3, AVX2, 2 cores, two threads, D 64, alone: T 128 48 %, T 512 67 %, T 1024 71 %, T 2048 75 %, T 4096 74 %; D 128 74 %; beside strangers T 128 44 %,
-// T 512 52 %, T 1024 56 %, T 2048 60 %; 1.2 to 2.3 times torch; what binds is what binds attention.cc there, and what was tried there was tried here.
-// Zen 5, AVX-512, 2 cores, two threads, D 64: T 128 35 to 42 %, T 512 62 to 69 %, T 1024 67 to 73, T 2048 72 to 77, T 4096 78 to 80; D 128 76 to 83; 2.6 to 4.4
-// times torch.
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: T 128 25 %, T 512 55, T 1024 57, T 2048 59, T 4096 62; D 128 62; 1.2
-// to 2.2 times torch.
+// Two cores of an AMD EPYC (Zen 4, AVX-512), D 64: T 128 50 %, T 512 71 %, T 1024 76 %, T 2048 81 %; D 128 81 %. At T
+// 128 the register tiles take 61 % of the time, rows in and out 27 %, packing keys and values 7 %, the probabilities 4
+// %. Zen 3, AVX2, 2 cores, two threads, D 64, alone: T 128 48 %, T 512 67 %, T 1024 71 %, T 2048 75 %, T 4096 74 %; D
+// 128 74 %; beside strangers T 128 44 %, T 512 52 %, T 1024 56 %, T 2048 60 %; 1.2 to 2.3 times torch; what binds is
+// what binds attention.cc there, and what was tried there was tried here. Zen 5, AVX-512, 2 cores, two threads, D 64: T
+// 128 35 to 42 %, T 512 62 to 69 %, T 1024 67 to 73, T 2048 72 to 77, T 4096 78 to 80; D 128 76 to 83; 2.6 to 4.4 times
+// torch. Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: T 128 25 %, T 512 55, T 1024
+// 57, T 2048 59, T 4096 62; D 128 62; 1.2 to 2.2 times torch.
 #include "kernels/cpu/chains.h"
 
 namespace rlhf::RLHF_ISA {
@@ -30,7 +30,8 @@ namespace {
 
 constexpr int64_t BLOCK = 16 * GROUP;
 
-// Everything packed of one tree under one head, from the region's begin, so that what belongs to short sequences stays in a cache.
+// Everything packed of one tree under one head, from the region's begin, so that what belongs to short sequences stays
+// in a cache.
 struct Region {
   float *keys, *values, *rows;  // per tile: k and v as [D][64], k as [64][width(D)]
   float *dk, *dv;  // [rows][width(D)] by token row, from the tree's first
@@ -46,7 +47,8 @@ struct Block {
 
 // p and ds of R rows against one tile; row i sees its first seen[i] keys.
 template <int R>
-__attribute__((noinline)) void probabilities(int64_t D, float scale, const Block& x, int64_t row, const float* keys, const float* values, const int64_t* seen) {
+__attribute__((noinline)) void probabilities(
+    int64_t D, float scale, const Block& x, int64_t row, const float* keys, const float* values, const int64_t* seen) {
   const int64_t columns = (seen[R - 1] + LANES - 1) / LANES, W = width(D);
   float *p = x.p + row * TILE, *ds = x.ds + row * TILE;
   product<R>(columns, D, {x.q + row * W, W}, {keys, TILE}, {p, TILE}, Start::zero);
@@ -85,7 +87,8 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
   const int64_t H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1;
   const int64_t W = width(D), columns = W / LANES;
 
-  // A region holds the longest tree, from its first sequence to its last; there is one per thread, or per piece of work where those are fewer.
+  // A region holds the longest tree, from its first sequence to its last; there is one per thread, or per piece of work
+  // where those are fewer.
   int64_t trees = 0, tiles = 0, longest = 0;
   for (int64_t b = 0; b < B; b++) {
     int64_t first = b;
@@ -95,7 +98,8 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
   }
   const int64_t regions = least(ctx.threads, G * trees);
   const auto lay_region = [&](Places& p, Region& r) {
-    r.keys = p.take<float>(tiles * TILE * D), r.values = p.take<float>(tiles * TILE * D), r.rows = p.take<float>(tiles * TILE * W);
+    r.keys = p.take<float>(tiles * TILE * D), r.values = p.take<float>(tiles * TILE * D),
+    r.rows = p.take<float>(tiles * TILE * W);
     r.dk = p.take<float>(longest * W), r.dv = p.take<float>(longest * W);
   };
   const auto lay_block = [&](Places& p, Block& x) {
@@ -125,7 +129,9 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
   const float scale = float(a.scale);
 
   int64_t total = 0, tile_count = 0;
-  const auto cost = [&](int64_t b) { return chains.length(b) * (chains.base[b] + chains.end(b) + 1) * (D + 8) * heads; };
+  const auto cost = [&](int64_t b) {
+    return chains.length(b) * (chains.base[b] + chains.end(b) + 1) * (D + 8) * heads;
+  };
   for (int64_t b = 0; b < B; b++) {
     root[b] = chains.before(b) < 0 ? b : root[chains.before(b)];
     last[root[b]] = b;
@@ -149,12 +155,14 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
       };
 
       each([&](int64_t b) {
-        for (int64_t tile = chains.first_tile(b), i = first_tile[b] - before, end = i + chains.tiles(b); i < end; i++, tile++)
+        for (int64_t tile = chains.first_tile(b), i = first_tile[b] - before, end = i + chains.tiles(b); i < end;
+             i++, tile++)
           chains.runs(b, tile, [&](int64_t at, int64_t row, int64_t n) {
             pack_keys(a.k.row(row) + g * D, a.k.stride, n, D, r.keys + i * TILE * D, at);
             pack_keys(a.v.row(row) + g * D, a.v.stride, n, D, r.values + i * TILE * D, at);
             pack_rows(a.k.row(row) + g * D, a.k.stride, n, D, r.rows + (i * TILE + at) * W);
-            for (int64_t j = row; j < row + n && g + 1 < G; j++) fetch(a.k.row(j) + (g + 1) * D, D), fetch(a.v.row(j) + (g + 1) * D, D);
+            for (int64_t j = row; j < row + n && g + 1 < G; j++)
+              fetch(a.k.row(j) + (g + 1) * D, D), fetch(a.v.row(j) + (g + 1) * D, D);
           });
         memset(r.dk + (chains.offsets[b] - first_row) * W, 0, size_t(chains.length(b) * W) * sizeof(float));
         memset(r.dv + (chains.offsets[b] - first_row) * W, 0, size_t(chains.length(b) * W) * sizeof(float));
@@ -169,7 +177,8 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
           x.lse[i] = a.lse[(token + i) * H + h];
           x.delta[i] = dot(a.d_o.row(token + i) + h * D, a.o.row(token + i) + h * D, D);
           if (h + 1 == H) continue;
-          fetch(a.q.row(token + i) + (h + 1) * D, D), fetch(a.d_o.row(token + i) + (h + 1) * D, D), fetch(a.o.row(token + i) + (h + 1) * D, D);
+          fetch(a.q.row(token + i) + (h + 1) * D, D), fetch(a.d_o.row(token + i) + (h + 1) * D, D),
+              fetch(a.o.row(token + i) + (h + 1) * D, D);
         }
         for (int64_t tile = 0; tile * TILE < position + rows; tile++) {
           int64_t owner = b;
@@ -179,10 +188,12 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
             const int64_t stop = least(rows, i + GROUP);
             int64_t from = most(i, tile * TILE - position), seen[GROUP];
             if (from >= stop) continue;
-            for (int64_t row = from; row < stop; row++) seen[row - from] = least(TILE, position + row - tile * TILE + 1);
+            for (int64_t row = from; row < stop; row++)
+              seen[row - from] = least(TILE, position + row - tile * TILE + 1);
             with_rows(stop - from, [&]<int R>() {
               probabilities<R>(D, scale, x, from, r.keys + at * TILE * D, r.values + at * TILE * D, seen);
-              product<R>(columns, seen[R - 1], {x.ds + from * TILE, TILE}, {r.rows + at * TILE * W, W}, {x.dq + from * W, W}, Start::resume);
+              product<R>(columns, seen[R - 1], {x.ds + from * TILE, TILE}, {r.rows + at * TILE * W, W},
+                  {x.dq + from * W, W}, Start::resume);
             });
           }
           chains.runs(b, tile, [&](int64_t key, int64_t row, int64_t n) {
@@ -191,8 +202,10 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
               if (from >= rows) break;
               const float *p = x.p + from * TILE + key + j, *ds = x.ds + from * TILE + key + j;
               with_rows(least(GROUP, n - j), [&]<int R>() {
-                product<R, true>(columns, rows - from, {p, TILE}, {x.d_o + from * W, W}, {r.dv + (row - first_row + j) * W, W}, Start::resume);
-                product<R, true>(columns, rows - from, {ds, TILE}, {x.q + from * W, W}, {r.dk + (row - first_row + j) * W, W}, Start::resume);
+                product<R, true>(columns, rows - from, {p, TILE}, {x.d_o + from * W, W},
+                    {r.dv + (row - first_row + j) * W, W}, Start::resume);
+                product<R, true>(columns, rows - from, {ds, TILE}, {x.q + from * W, W},
+                    {r.dk + (row - first_row + j) * W, W}, Start::resume);
               });
             }
           });
@@ -202,7 +215,8 @@ void attention_grad(Context& ctx, const attention_grad_args& a) {
 
       for (int64_t h = g * heads; h < (g + 1) * heads; h++)
         each([&](int64_t b) {
-          for (int64_t query = 0; query < chains.length(b); query += BLOCK) block(h, b, query, least(BLOCK, chains.length(b) - query));
+          for (int64_t query = 0; query < chains.length(b); query += BLOCK)
+            block(h, b, query, least(BLOCK, chains.length(b) - query));
         });
       each([&](int64_t b) {
         for (int64_t i = chains.offsets[b]; i < chains.offsets[b + 1]; i++) {

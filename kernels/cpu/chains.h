@@ -7,7 +7,9 @@ namespace rlhf::RLHF_ISA {
 namespace {
 
 // The sequence before b; -1 also in place of one that is not earlier, which `chain` refuses.
-RLHF_INLINE int64_t earlier(View<const int32_t> prefix, int64_t b) { return prefix && prefix[b] >= 0 && prefix[b] < b ? prefix[b] : -1; }
+RLHF_INLINE int64_t earlier(View<const int32_t> prefix, int64_t b) {
+  return prefix && prefix[b] >= 0 && prefix[b] < b ? prefix[b] : -1;
+}
 
 struct Chains {
   int64_t B;
@@ -43,7 +45,8 @@ struct Chains {
   }
 };
 
-RLHF_INLINE bool chain(Context& ctx, View<const int32_t> cu_seqlens, View<const int32_t> prefix, int64_t* base, Chains& chains) {
+RLHF_INLINE bool chain(
+    Context& ctx, View<const int32_t> cu_seqlens, View<const int32_t> prefix, int64_t* base, Chains& chains) {
   const int64_t B = cu_seqlens.dim[0] - 1;
   chains = {B, cu_seqlens.data, prefix.data, base};
   for (int64_t b = 0; b < B; b++) {

@@ -1,9 +1,8 @@
-// One result per element: cast, add, sub, mul, y = fma(x, factor, shift), clamp, y += x, fill; and the sum of all (law 4).
-// Plan: sixteen at a time, threads take contiguous ranges; memory is the limit, and
-// AMD Zen 4 (AVX-512, 2 cores, two threads) adds 8 M numbers at it, 3.3 ms.
-// Zen 3 (AVX2, 2 cores, two threads) adds them in 2.7 to 3.8 ms, 78 % of it or all.
-// Zen 5 (AVX-512, 2 cores, two threads) adds them in 1.8 ms.
-// Intel Xeon (Sapphire Rapids or later, AVX-512, 2 cores, two threads) adds them in 2.4 ms, at the limit.
+// One result per element: cast, add, sub, mul, y = fma(x, factor, shift), clamp, y += x, fill; and the sum of all (law
+// 4). Plan: sixteen at a time, threads take contiguous ranges; memory is the limit, and AMD Zen 4 (AVX-512, 2 cores,
+// two threads) adds 8 M numbers at it, 3.3 ms. Zen 3 (AVX2, 2 cores, two threads) adds them in 2.7 to 3.8 ms, 78 % of
+// it or all. Zen 5 (AVX-512, 2 cores, two threads) adds them in 1.8 ms. Intel Xeon (Sapphire Rapids or later, AVX-512,
+// 2 cores, two threads) adds them in 2.4 ms, at the limit.
 #include "kernels/cpu/sums.h"
 #include "native/rlhf_kernels.h"
 
@@ -14,7 +13,9 @@ constexpr int64_t LEAST = 16384;  // elements that are worth a thread
 
 template <class T, class F>
 RLHF_INLINE void map(Context& ctx, int64_t size, T* y, F&& f) {
-  ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) { each_vector(begin, end, [&](int64_t i, int n) { store(y + i, f(i, n), n); }); });
+  ctx.split(size, 1024, LEAST, [&](int64_t begin, int64_t end) {
+    each_vector(begin, end, [&](int64_t i, int n) { store(y + i, f(i, n), n); });
+  });
 }
 
 }  // namespace

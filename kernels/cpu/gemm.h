@@ -1,57 +1,70 @@
-// c[m,n] (+)= a[m,k] b[k,n]: each element one chain of fused multiply-adds over k in order, continued from what it holds.
+// c[m,n] (+)= a[m,k] b[k,n]: each element one chain of fused multiply-adds over k in order, continued from what it
+// holds.
 //
 // Plan (Van Zee and van de Geijn 2015): a register tile of MR rows and NR columns whose accumulators are loaded from c
-// first, so that blocks of k continue the chain; a packed as [m/MR][k][MR], b as panels [n/32][k][32], padded with zeros.
-// Blocks: KC steps of a panel in L1, MC x KC of a in L2, NC columns of b in L3. Panels are 32 wide on every ISA, so a
-// packed weight means the same everywhere. b, or its panels, may be bf16 and is widened as it is loaded (law of arithmetic, 9).
+// first, so that blocks of k continue the chain; a packed as [m/MR][k][MR], b as panels [n/32][k][32], padded with
+// zeros. Blocks: KC steps of a panel in L1, MC x KC of a in L2, NC columns of b in L3. Panels are 32 wide on every ISA,
+// so a packed weight means the same everywhere. b, or its panels, may be bf16 and is widened as it is loaded (law of
+// arithmetic, 9).
 //
 // A panel of b is packed just before its tiles, which ask for the numbers of the next one meanwhile.
 //
-// Measured on two cores of an AMD EPYC (Zen 4, AVX-512, 234 GFLOP/s), share of the peak: 2048^3 88 to 91 %, 1024 x 768 x 768 92 to 94,
-// 2048 x 3072 x 768 90, 256 rows of hidden states to 50257 logits 84, their gradient back to 768 columns 89 (85 before tiles asked for
-// panels), weight gradients 86 to 89. torch's own products reach 68 to 84 % there, so 1.2 times as fast is more than the peak where it is
-// above 83. Cycles to pack a number: a 0.42 transposed, 0.33 copied; b 0.28 transposed, 0.16 to 0.26 copied; twice that at strides that
-// are powers of two: 2 to 4 % of a product of 256 rows, 1 % of 1,024.
-// One core, a and c in no cache: 640 x 256 x 256 99 GFLOP/s of 117 (84 before a tile asked for the lines of c that come next).
-// Tried and lost: KC 256 (0 to 3 %) and 192 (1 to 12 %), though 384 steps of a panel do not fit that core's L1; asking ahead for packed
-// panels (0 to 5 %) and for the rows of a that are packed next (4 % where a and c are large: they drive out what is at work); asking for
-// c evenly over the steps (nothing to 9 %), two steps in one turn of the loop (1 to 3 %). A tile alone, in a cache, runs at 97 to 98 %.
+// Measured on two cores of an AMD EPYC (Zen 4, AVX-512, 234 GFLOP/s), share of the peak: 2048^3 88 to 91 %, 1024 x 768
+// x 768 92 to 94, 2048 x 3072 x 768 90, 256 rows of hidden states to 50257 logits 84, their gradient back to 768
+// columns 89 (85 before tiles asked for panels), weight gradients 86 to 89. torch's own products reach 68 to 84 %
+// there, so 1.2 times as fast is more than the peak where it is above 83. Cycles to pack a number: a 0.42 transposed,
+// 0.33 copied; b 0.28 transposed, 0.16 to 0.26 copied; twice that at strides that are powers of two: 2 to 4 % of a
+// product of 256 rows, 1 % of 1,024. One core, a and c in no cache: 640 x 256 x 256 99 GFLOP/s of 117 (84 before a tile
+// asked for the lines of c that come next). Tried and lost: KC 256 (0 to 3 %) and 192 (1 to 12 %), though 384 steps of
+// a panel do not fit that core's L1; asking ahead for packed panels (0 to 5 %) and for the rows of a that are packed
+// next (4 % where a and c are large: they drive out what is at work); asking for c evenly over the steps (nothing to 9
+// %), two steps in one turn of the loop (1 to 3 %). A tile alone, in a cache, runs at 97 to 98 %.
 //
-// Zen 3 with AVX2 (93 GFLOP/s a core), as a tenant's virtual machine: a step of a tile takes 20 instructions, and 4 to count, for 12
-// multiply-adds, six cycles. By tenths of seconds it runs at 97 % of the peak from L1, or at 75 while multiply-adds alone still reach it: as if
-// a stranger worked on the core's other thread and took half of the six instructions that the core issues a cycle. With eight steps a turn the
-// 75 are 87. With the next panel asked for and KC 384 too, 1024 x 768 x 768 went from 67 to 74 % at such times, from 86 to 88 at others, 1024 x 1024 x
-// 2048 from 61 to 70 and from 82 to 83. What is left there at other times: packing a 2 to 3 %, packing b 1 to 2, c 2 to 4 (most where its rows are a power
-// of two apart), panels from L3 3 (4 to 7 before they were asked for).
-// Lost on it: panels of 16 columns (nothing), NC 512 and 256 (1 and 3 %), MC 72 and 216 (nothing), KC 192 (nothing to 2 %) and 512 (2 % of the first shape
-// for 2 of the second), asking for the next rows of a packed panel (nothing), four steps a turn (5 % at other times; two, six and eight do not lose them).
-// The tile's loop in assembly: 3 % at such times, nothing at others; of 3 rows by 32 columns, 19 instructions a step for 20, as much; with a read four
-// at a time and turned in registers 5 to 10 % less. In the benchmarks, alone: 2048^3 86 %, 1024 x 768 x 768 82 to 86, 2048 x
-// 3072 x 768 86 to 91, the head's 83 to 87; 0.93 to 1.4 times torch, whose library reaches 87 to 92 then, so that 1.2 times as fast is more than the peak;
-// beside strangers 62 to 81 %, 1.0 to 1.7 times torch. Products of 256 columns alone: 87 to 94 %, their weight gradients 81 to 88, of which packing takes 8
-// to 13. Half vectors where a transposed a is packed won these 1 to 3 %. Lost there: packing by 8 and 16 steps (nothing to 4 %), rows of c split over threads
-// (nothing to 7 %), both threads packing a before the product (nothing to 6), a read where it lies in place of packing it (nothing to 7); blocks
-// of up to 768 steps, as even as they go, of 96 rows: 1 to 3 % of large products won, 3 of the head's backward lost, steps of training the same.
+// Zen 3 with AVX2 (93 GFLOP/s a core), as a tenant's virtual machine: a step of a tile takes 20 instructions, and 4 to
+// count, for 12 multiply-adds, six cycles. By tenths of seconds it runs at 97 % of the peak from L1, or at 75 while
+// multiply-adds alone still reach it: as if a stranger worked on the core's other thread and took half of the six
+// instructions that the core issues a cycle. With eight steps a turn the 75 are 87. With the next panel asked for and
+// KC 384 too, 1024 x 768 x 768 went from 67 to 74 % at such times, from 86 to 88 at others, 1024 x 1024 x 2048 from 61
+// to 70 and from 82 to 83. What is left there at other times: packing a 2 to 3 %, packing b 1 to 2, c 2 to 4 (most
+// where its rows are a power of two apart), panels from L3 3 (4 to 7 before they were asked for). Lost on it: panels of
+// 16 columns (nothing), NC 512 and 256 (1 and 3 %), MC 72 and 216 (nothing), KC 192 (nothing to 2 %) and 512 (2 % of
+// the first shape for 2 of the second), asking for the next rows of a packed panel (nothing), four steps a turn (5 % at
+// other times; two, six and eight do not lose them). The tile's loop in assembly: 3 % at such times, nothing at others;
+// of 3 rows by 32 columns, 19 instructions a step for 20, as much; with a read four at a time and turned in registers 5
+// to 10 % less. In the benchmarks, alone: 2048^3 86 %, 1024 x 768 x 768 82 to 86, 2048 x 3072 x 768 86 to 91, the
+// head's 83 to 87; 0.93 to 1.4 times torch, whose library reaches 87 to 92 then, so that 1.2 times as fast is more than
+// the peak; beside strangers 62 to 81 %, 1.0 to 1.7 times torch. Products of 256 columns alone: 87 to 94 %, their
+// weight gradients 81 to 88, of which packing takes 8 to 13. Half vectors where a transposed a is packed won these 1 to
+// 3 %. Lost there: packing by 8 and 16 steps (nothing to 4 %), rows of c split over threads (nothing to 7 %), both
+// threads packing a before the product (nothing to 6), a read where it lies in place of packing it (nothing to 7);
+// blocks of up to 768 steps, as even as they go, of 96 rows: 1 to 3 % of large products won, 3 of the head's backward
+// lost, steps of training the same.
 //
-// Zen 5, AVX-512, two cores (517 to 535 GFLOP/s): 2048^3 90 to 92 %, 1024 x 768 x 768 92 to 93, 2048 x 3072 x 768 90 to 93, the head's 90 to 92, weight
-// gradients 88 to 94; 2.2 to 3.2 times torch. Its multiply-adds are twice as fast as its shuffles (one of 512 bits a cycle) and as what the cores' second level
-// of caches takes, so packing costs more: a number 0.40 cycles of a, 0.35 of a transposed, 0.25 to 0.35 of b, 0.5 of b transposed, 3 % of a product of 768
-// columns and 8 of 256. The rows that the panels of a transposed a take next, asked for as these are packed, won weight gradients 2 to 10 %. Lost: transposing
-// by 512 bits (a a quarter faster, b slower), whole lines of a transposed a put together by vpermt2ps (nothing: its panels bind), rows of c split over threads
-// from half as many rows as columns on (0 to 4 %). What was made for Intel (below) won there too: 2 to 6 % where c is large, 11 to 20 of one row of bf16 by
-// 50257 columns; blocks of 1152 steps and of 13 tiles, on top, nothing. So rows of a are read where they lie: 4 to 7 % of products of 256 columns won, 3 to 5
-// of 1024 x 768 x 768, 1 to 2 of the head's; where rows are a multiple of 4 KB apart, 5 of 256 columns, but 2 % of 2048^3 lost, which packs them still. A
-// transposed a read where it lies: 3 % of weight gradients of 256 columns won, 2 to 8 of wider ones lost.
+// Zen 5, AVX-512, two cores (517 to 535 GFLOP/s): 2048^3 90 to 92 %, 1024 x 768 x 768 92 to 93, 2048 x 3072 x 768 90 to
+// 93, the head's 90 to 92, weight gradients 88 to 94; 2.2 to 3.2 times torch. Its multiply-adds are twice as fast as
+// its shuffles (one of 512 bits a cycle) and as what the cores' second level of caches takes, so packing costs more: a
+// number 0.40 cycles of a, 0.35 of a transposed, 0.25 to 0.35 of b, 0.5 of b transposed, 3 % of a product of 768
+// columns and 8 of 256. The rows that the panels of a transposed a take next, asked for as these are packed, won weight
+// gradients 2 to 10 %. Lost: transposing by 512 bits (a a quarter faster, b slower), whole lines of a transposed a put
+// together by vpermt2ps (nothing: its panels bind), rows of c split over threads from half as many rows as columns on
+// (0 to 4 %). What was made for Intel (below) won there too: 2 to 6 % where c is large, 11 to 20 of one row of bf16 by
+// 50257 columns; blocks of 1152 steps and of 13 tiles, on top, nothing. So rows of a are read where they lie: 4 to 7 %
+// of products of 256 columns won, 3 to 5 of 1024 x 768 x 768, 1 to 2 of the head's; where rows are a multiple of 4 KB
+// apart, 5 of 256 columns, but 2 % of 2048^3 lost, which packs them still. A transposed a read where it lies: 3 % of
+// weight gradients of 256 columns won, 2 to 8 of wider ones lost.
 //
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 2048^3 75 %, 1024 x 768 x 768 73 to 76, 2048 x 3072 x 768 76 to 77,
-// the head's 71 to 77; 0.93 to 1.21 times torch, whose library reaches 77 to 80 there, 59 at the head. Its peak is that of multiply-adds after a pause, 430
-// GFLOP/s; without pauses they reach 400, and products on one core 83 to 90 % of them (74 to 81 before), a tile alone 91 to 97. Nine tenths of a product are
-// tiles, at 90 to 92 %, the rest packing. Won: requests over all steps of a tile (3 to 20 %, most where c or the panels come from memory), one place for panels
-// that are used once (3 to 6), longer blocks of k where c is large (3 to 10), for few rows a whole panel asked for 128 steps ahead (f32 18 %, bf16 28).
-// Lost: NC 512 and 256 (0 to 5 %), KC 192, 256, 320, 1024 (nothing), MC of 38 tiles (2 to 5), of 10 with long blocks (2 % of the largest won, 5 of 256
-// rows lost), no requests for c (3 to 10), panels asked for into L2 (nothing); packing a transposed by 8 to 32 steps (2 to 4 % of a weight gradient won, 1
-// elsewhere), its panels an odd number of lines apart, its rows asked for nearer, further or not at all (nothing); for 16 rows pieces of 16 and 24 KB,
-// asked for into L1 or two ahead (nothing to 3 %): they take 68 % of the limit in f32, 64 in bf16, where torch's bf16 has a matrix unit that rounds x.
+// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 2048^3 75 %, 1024 x 768 x 768 73 to
+// 76, 2048 x 3072 x 768 76 to 77, the head's 71 to 77; 0.93 to 1.21 times torch, whose library reaches 77 to 80 there,
+// 59 at the head. Its peak is that of multiply-adds after a pause, 430 GFLOP/s; without pauses they reach 400, and
+// products on one core 83 to 90 % of them (74 to 81 before), a tile alone 91 to 97. Nine tenths of a product are tiles,
+// at 90 to 92 %, the rest packing. Won: requests over all steps of a tile (3 to 20 %, most where c or the panels come
+// from memory), one place for panels that are used once (3 to 6), longer blocks of k where c is large (3 to 10), for
+// few rows a whole panel asked for 128 steps ahead (f32 18 %, bf16 28). Lost: NC 512 and 256 (0 to 5 %), KC 192, 256,
+// 320, 1024 (nothing), MC of 38 tiles (2 to 5), of 10 with long blocks (2 % of the largest won, 5 of 256 rows lost), no
+// requests for c (3 to 10), panels asked for into L2 (nothing); packing a transposed by 8 to 32 steps (2 to 4 % of a
+// weight gradient won, 1 elsewhere), its panels an odd number of lines apart, its rows asked for nearer, further or not
+// at all (nothing); for 16 rows pieces of 16 and 24 KB, asked for into L1 or two ahead (nothing to 3 %): they take 68 %
+// of the limit in f32, 64 in bf16, where torch's bf16 has a matrix unit that rounds x.
 #pragma once
 #include "kernels/cpu/transpose.h"
 #include "kernels/cpu/vector.h"
@@ -70,8 +83,9 @@ constexpr int64_t KC = 384, MC = 24 * MR, NC = 1024;
 #endif
 constexpr int64_t NR = NV * LANES;
 
-// Where cores have few buffers for lines that are not in L1 (Intel's have 16), a tile's own reads from L2 need them too: what tiles need later is asked for
-// over all of their steps. Zen 5 gains by it too; Zen 4 has not been measured this way and is asked from the first step on, one after the other.
+// Where cores have few buffers for lines that are not in L1 (Intel's have 16), a tile's own reads from L2 need them
+// too: what tiles need later is asked for over all of their steps. Zen 5 gains by it too; Zen 4 has not been measured
+// this way and is asked from the first step on, one after the other.
 #if RLHF_VECTOR_AVX512
 RLHF_INLINE bool spreads() { return !__builtin_cpu_is("amdfam19h"); }
 RLHF_INLINE bool asks_panels() { return spreads(); }  // for packed panels, before their tiles
@@ -89,9 +103,11 @@ RLHF_INLINE bool packs_slowly() { return false; }
 RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 constexpr RLHF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Bytes that are wanted soon, asked for a few at a time while there is arithmetic to hide memory behind: ASKED at each of `rows` places
-// `step` apart, then those beside them, `left` times.
-constexpr int64_t LINE = 64, STREAMED = 32;  // steps that a panel of bf16, a line a step, is asked for ahead of a tile that reads it from memory
+// Bytes that are wanted soon, asked for a few at a time while there is arithmetic to hide memory behind: ASKED at each
+// of `rows` places `step` apart, then those beside them, `left` times.
+constexpr int64_t
+    LINE = 64,
+    STREAMED = 32;  // steps that a panel of bf16, a line a step, is asked for ahead of a tile that reads it from memory
 constexpr int64_t ASKED = NR * int64_t(sizeof(float));
 struct Ahead {
   const char* data = nullptr;
@@ -114,14 +130,20 @@ RLHF_INLINE int64_t steps_apart(int64_t k, int64_t requests) {
   return smaller(k / requests, 16);
 }
 
-enum class Reading { packed, laid, few };  // [k][MR]; where it lies, a_row from row to row; so too, of a product that reads b from memory
+enum class Reading {
+  packed,
+  laid,
+  few
+};  // [k][MR]; where it lies, a_row from row to row; so too, of a product that reads b from memory
 
-// One register tile: R rows, N vectors of columns of which `columns` are there. T: float or bf16. It asks for the lines of c below,
-// which the next tile continues or writes, then for `asked` more at `ahead`; of few rows, for `asked` lines at `ahead` in every turn of TURN steps,
-// ahead_step bytes on each time. FREE: what c holds is added to the sum, no law.
+// One register tile: R rows, N vectors of columns of which `columns` are there. T: float or bf16. It asks for the lines
+// of c below, which the next tile continues or writes, then for `asked` more at `ahead`; of few rows, for `asked` lines
+// at `ahead` in every turn of TURN steps, ahead_step bytes on each time. FREE: what c holds is added to the sum, no
+// law.
 template <int R, class T, int N = NV, Reading A = Reading::packed, bool FREE = false>
-__attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
-    const char* ahead = nullptr, int64_t ahead_step = 0, int64_t asked = 0, int64_t a_row = 0) {
+__attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns,
+    bool continued, const float* bias, const char* ahead = nullptr, int64_t ahead_step = 0, int64_t asked = 0,
+    int64_t a_row = 0) {
   V sum[R][N];
   const bool whole = columns == N * LANES;
 #pragma GCC unroll 16
@@ -140,7 +162,9 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
   }
   const float* half = a + R / 2 * a_row;  // an address reaches rows by a_row, 2, 4 and 8 of it
   const auto advance = [&]() __attribute__((always_inline)) {
-    const auto left = [&](int i) __attribute__((always_inline)) { return A == Reading::packed ? a[i] : i < R / 2 ? a[i * a_row] : half[(i - R / 2) * a_row]; };
+    const auto left = [&](int i) __attribute__((always_inline)) {
+      return A == Reading::packed ? a[i] : i < R / 2 ? a[i * a_row] : half[(i - R / 2) * a_row];
+    };
     multiply_add(sum, left, b);
     a += A == Reading::packed ? MR : 1, half++, b += PANEL;
   };
@@ -173,7 +197,8 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
 #pragma GCC unroll 8
         for (int t = 0; t < TURN; t++) advance();
   }
-  if (A == Reading::few && N == 2 && !asked && spreads())  // a whole panel from memory, which prefetchers follow too near
+  if (A == Reading::few && N == 2 && !asked &&
+      spreads())  // a whole panel from memory, which prefetchers follow too near
 #pragma GCC unroll 1
     for (; step < k; step++) {
 #pragma GCC unroll 2
@@ -217,8 +242,8 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
 }
 
 template <class T, Reading A, bool FREE>
-RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns, bool continued, const float* bias,
-    const char* ahead, int64_t ahead_step, int64_t asked, int64_t a_row) {
+RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns,
+    bool continued, const float* bias, const char* ahead, int64_t ahead_step, int64_t asked, int64_t a_row) {
   switch (rows) {
     // clang-format off
 #define ROWS_CASE(n) case n: return micro<n <= MR ? n : MR, T, NV, A, FREE>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked, a_row);
@@ -226,7 +251,8 @@ RLHF_INLINE void micro_rows(int rows, int64_t k, const float* a, const T* b, flo
     ROWS_CASE(9) ROWS_CASE(10) ROWS_CASE(11) ROWS_CASE(12) ROWS_CASE(13)
 #undef ROWS_CASE
         // clang-format on
-        default : return micro<MR, T, NV, A, FREE>(k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked, a_row);
+        default : return micro<MR, T, NV, A, FREE>(
+                      k, a, b, c, c_row, columns, continued, bias, ahead, ahead_step, asked, a_row);
   }
 }
 
@@ -246,19 +272,22 @@ RLHF_INLINE void with_numbers(const View<const float>& weight, F&& f) {
   else f(weight.data);
 }
 
-// MR rows of `width` steps each, transposed: to[s][r] = in[r][s]; or of one step, which lie side by side. Stores run past MR lanes, into what the
-// next step writes, by COPIED lanes in all for one step.
+// MR rows of `width` steps each, transposed: to[s][r] = in[r][s]; or of one step, which lie side by side. Stores run
+// past MR lanes, into what the next step writes, by COPIED lanes in all for one step.
 #if RLHF_VECTOR_AVX2
 constexpr int STEPS = 4;
 RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
   const auto pair = [&](int r) {
     const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(in + r * row));
-    return r + 4 < MR ? _mm256_insertf128_ps(low, _mm_loadu_ps(in + (r + 4) * row), 1) : _mm256_insertf128_ps(low, _mm_setzero_ps(), 1);
+    return r + 4 < MR ? _mm256_insertf128_ps(low, _mm_loadu_ps(in + (r + 4) * row), 1)
+                      : _mm256_insertf128_ps(low, _mm_setzero_ps(), 1);
   };
   const __m256 x0 = pair(0), x1 = pair(1), x2 = pair(2), x3 = pair(3);
-  const __m256 a = _mm256_unpacklo_ps(x0, x1), b = _mm256_unpackhi_ps(x0, x1), c = _mm256_unpacklo_ps(x2, x3), d = _mm256_unpackhi_ps(x2, x3);
+  const __m256 a = _mm256_unpacklo_ps(x0, x1), b = _mm256_unpackhi_ps(x0, x1), c = _mm256_unpacklo_ps(x2, x3),
+               d = _mm256_unpackhi_ps(x2, x3);
   _mm256_storeu_ps(to, _mm256_shuffle_ps(a, c, 0x44)), _mm256_storeu_ps(to + MR, _mm256_shuffle_ps(a, c, 0xee));
-  _mm256_storeu_ps(to + 2 * MR, _mm256_shuffle_ps(b, d, 0x44)), _mm256_storeu_ps(to + 3 * MR, _mm256_shuffle_ps(b, d, 0xee));
+  _mm256_storeu_ps(to + 2 * MR, _mm256_shuffle_ps(b, d, 0x44)),
+      _mm256_storeu_ps(to + 3 * MR, _mm256_shuffle_ps(b, d, 0xee));
 }
 constexpr int ROWS_READ = MR, COPIED = LANES / 2;
 #elif RLHF_VECTOR_AVX512
@@ -278,13 +307,16 @@ RLHF_INLINE void copy_rows(const float* in, float* to) {
 #endif
 }
 
-RLHF_INLINE int64_t packed_step(int64_t k) { return MR * k + LANES; }  // from panel to panel of a, where several threads pack them
+RLHF_INLINE int64_t packed_step(int64_t k) {
+  return MR * k + LANES;
+}  // from panel to panel of a, where several threads pack them
 
 constexpr int64_t STEPS_AHEAD = 6;
 
-// a's rows [begin, begin + m) of `rows_there`, steps [from, from + k) as [m/MR][k][MR], panels `step` apart, with LANES floats to spare behind. The rows
-// that come next are asked for, since no prefetcher follows so many short ones.
-RLHF_INLINE void pack_a(const Matrix& a, int64_t begin, int64_t m, int64_t rows_there, int64_t from, int64_t k, float* to, int64_t step) {
+// a's rows [begin, begin + m) of `rows_there`, steps [from, from + k) as [m/MR][k][MR], panels `step` apart, with LANES
+// floats to spare behind. The rows that come next are asked for, since no prefetcher follows so many short ones.
+RLHF_INLINE void pack_a(
+    const Matrix& a, int64_t begin, int64_t m, int64_t rows_there, int64_t from, int64_t k, float* to, int64_t step) {
   int64_t done = 0;  // rows packed already
   if (a.row == 1 && a.column != 1) {  // each step's rows lie side by side: read once through, into all panels
     done = smaller(m, rows_there - begin - LANES) / MR * MR;
@@ -330,7 +362,8 @@ RLHF_INLINE void pack_b(const MatrixOf<T>& b, int64_t from, int64_t k, int64_t b
     done = n / PANEL * PANEL;
     for (int64_t s = 0; s < k; s++) {
       const T* in = b.at(from + s) + begin;
-      for (int64_t j = 0; j < done; j += PANEL) store(to + j * k + s * PANEL, load(in + j)), store(to + j * k + s * PANEL + LANES, load(in + j + LANES));
+      for (int64_t j = 0; j < done; j += PANEL)
+        store(to + j * k + s * PANEL, load(in + j)), store(to + j * k + s * PANEL + LANES, load(in + j + LANES));
     }
     to += done * k;
   }
@@ -369,14 +402,16 @@ RLHF_INLINE int64_t block_steps(int64_t rows, int64_t columns, int64_t k) {
   return smaller(k, spreads() && rows > MC && rows * columns > 1 << 18 ? 2 * KC : KC);
 }
 
-// Whether rows of a are read where they lie, where packing costs more than that: not those of a wide c that are a multiple of 4 KB apart, which meet in a few
-// sets of L1.
+// Whether rows of a are read where they lie, where packing costs more than that: not those of a wide c that are a
+// multiple of 4 KB apart, which meet in a few sets of L1.
 template <class T>
 RLHF_INLINE bool is_read_laid(const Product<T>& p, int64_t columns) {
   return packs_slowly() && !p.a_panels && p.a.column == 1 && (columns <= 12 * PANEL || p.a.row % 1024 != 0);
 }
 
-RLHF_INLINE int64_t packed_a_floats(int64_t rows, int64_t k) { return round_up(round_up(smaller(rows, MC), MR) * k + LANES, LANES); }
+RLHF_INLINE int64_t packed_a_floats(int64_t rows, int64_t k) {
+  return round_up(round_up(smaller(rows, MC), MR) * k + LANES, LANES);
+}
 
 // floats that product() needs for itself
 RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed) {
@@ -384,20 +419,22 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
   return packed_a_floats(m, kc) + (packed ? 0 : round_up(smaller(n, m <= MC ? PANEL : NC), PANEL) * kc + LANES);
 }
 
-// A product of few rows, as in decoding, where memory is the limit: every panel is read once from its first step to its last, a
-// row-major b is packed panel by panel. What needs more than one tile, as even as they go, takes FEW_BYTES of a panel at a time, which
-// then lie in L1, and asks for the next ones into L2 meanwhile. On Zen 4 with AVX-512 and two threads, over the layers of GPT-2, 1 to 8
-// rows read f32 and 1 to 4 rows bf16 at all of the memory's bandwidth (30 to 34 GB/s), 16 rows reach 82 % of the peak with either.
-// Decoding SmolLM2-135M in bf16 there, 63 % of what memory allows, is this with one row for nearly all of the time in kernels, and threads that
-// wait for each other for a seventh: its 210 products last 30 us each. On Zen 3, with less bandwidth to a core, one row of f32 is at 96 to 100 %.
-// Lost: asking into L1, which drives out what is at work there (16 rows of f32: 63 %), asking with one tile (a sixth), rows of a set apart
-// by an odd number of lines (nothing).
-// With AVX2, from memory, against tiles of 6 rows and half a panel: tiles of 3 rows that take a whole panel, so that memory is read as it lies, won 3 to 8
-// rows of f32 20 to 70 %, 16 rows a tenth; eight steps a turn, pieces of 16 KB and sums apart from c another 5 to 10, operands kept in registers a tenth.
-// bf16 keeps 6 rows, since each tile widens anew: 8 to 16 rows won a sixth to a quarter; asked for 32 lines ahead, 1 and 2 rows 5 to 25 %. 16 rows reach 65
-// % of the limit, decoding SmolLM2-135M 86 % in f32 and 71 in bf16. Lost there: a packed by sixes (16 rows of bf16 as much, f32 a tenth less), bf16
-// widened once for all tiles (a fifth to a quarter), asking ahead in f32 (5 to 20 %), more than 3 rows through the
-// blocks of large products (8 and 16 rows of f32 a sixth).
+// A product of few rows, as in decoding, where memory is the limit: every panel is read once from its first step to its
+// last, a row-major b is packed panel by panel. What needs more than one tile, as even as they go, takes FEW_BYTES of a
+// panel at a time, which then lie in L1, and asks for the next ones into L2 meanwhile. On Zen 4 with AVX-512 and two
+// threads, over the layers of GPT-2, 1 to 8 rows read f32 and 1 to 4 rows bf16 at all of the memory's bandwidth (30 to
+// 34 GB/s), 16 rows reach 82 % of the peak with either. Decoding SmolLM2-135M in bf16 there, 63 % of what memory
+// allows, is this with one row for nearly all of the time in kernels, and threads that wait for each other for a
+// seventh: its 210 products last 30 us each. On Zen 3, with less bandwidth to a core, one row of f32 is at 96 to 100 %.
+// Lost: asking into L1, which drives out what is at work there (16 rows of f32: 63 %), asking with one tile (a sixth),
+// rows of a set apart by an odd number of lines (nothing). With AVX2, from memory, against tiles of 6 rows and half a
+// panel: tiles of 3 rows that take a whole panel, so that memory is read as it lies, won 3 to 8 rows of f32 20 to 70 %,
+// 16 rows a tenth; eight steps a turn, pieces of 16 KB and sums apart from c another 5 to 10, operands kept in
+// registers a tenth. bf16 keeps 6 rows, since each tile widens anew: 8 to 16 rows won a sixth to a quarter; asked for
+// 32 lines ahead, 1 and 2 rows 5 to 25 %. 16 rows reach 65 % of the limit, decoding SmolLM2-135M 86 % in f32 and 71 in
+// bf16. Lost there: a packed by sixes (16 rows of bf16 as much, f32 a tenth less), bf16 widened once for all tiles (a
+// fifth to a quarter), asking ahead in f32 (5 to 20 %), more than 3 rows through the blocks of large products (8 and 16
+// rows of f32 a sixth).
 constexpr int64_t FEW = 16;
 #if RLHF_VECTOR_AVX2
 constexpr int64_t FEW_BYTES = 16384;
@@ -412,19 +449,23 @@ constexpr int FEW_R = MR < 8 ? MR : 8;
 #endif
 
 template <class T>
-RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* packed_b) {
+RLHF_INLINE void product_few(
+    const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* packed_b) {
   const int64_t rows = bottom - top, tiles = (rows + FEW_R<T> - 1) / FEW_R<T>;
   const bool one = rows <= FEW_WIDE;  // tile
   const int64_t steps = !p.panels ? KC : one ? p.k : FEW_BYTES / (PANEL * int64_t(sizeof(T)));
   const bool pieces = p.k > steps;
-  alignas(64) float sums[FEW * PANEL];  // between pieces: rows of c that are a power of two apart would meet in a few sets of the cache
+  alignas(64) float sums[FEW * PANEL];  // between pieces: rows of c that are a power of two apart would meet in a few
+                                        // sets of the cache
   for (int64_t j = first; j < last; j += PANEL) {
     const int64_t columns = smaller(PANEL, last - j);
     float* const there = p.c + top * p.c_row + j;
     float* const c = pieces ? sums : there;
     const int64_t c_row = pieces ? PANEL : p.c_row;
     const auto copy = [&](const float* from, int64_t from_row, float* to, int64_t to_row) {
-      for (int64_t i = 0; i < rows; i++) each_vector(0, columns, [&](int64_t l, int n) { store(to + i * to_row + l, load(from + i * from_row + l, n), n); });
+      for (int64_t i = 0; i < rows; i++)
+        each_vector(
+            0, columns, [&](int64_t l, int n) { store(to + i * to_row + l, load(from + i * from_row + l, n), n); });
     };
     if (pieces && p.continued) copy(there, p.c_row, sums, PANEL);
     for (int64_t k0 = 0; k0 < p.k; k0 += steps) {
@@ -439,8 +480,9 @@ RLHF_INLINE void product_few(const Product<T>& p, int64_t first, int64_t last, i
           const int64_t turn = each * TURN / 32 * 32, asked = (turn + LINE - 1) / LINE;
           const char* ahead = reinterpret_cast<const char*>(panel + k * PANEL) + bytes * i / rows * k;
           for (int64_t l = 0; l < columns; l += N * LANES, ahead += each * k)
-            micro<R, P, N, Reading::few>(k, p.a.data + (top + i) * p.a.row + k0, panel + l, c + i * c_row + l, c_row, int(smaller(N * LANES, columns - l)),
-                continued, bias ? bias + j + l : nullptr, ahead, turn, asked, p.a.row);
+            micro<R, P, N, Reading::few>(k, p.a.data + (top + i) * p.a.row + k0, panel + l, c + i * c_row + l, c_row,
+                int(smaller(N * LANES, columns - l)), continued, bias ? bias + j + l : nullptr, ahead, turn, asked,
+                p.a.row);
           i += R;
         };
         for (int64_t t = 0; t < tiles; t++) switch (rows * (t + 1) / tiles - rows * t / tiles) {
@@ -476,7 +518,8 @@ RLHF_INLINE Ahead ahead_b(const MatrixOf<T>& b, int64_t from, int64_t k, int64_t
 
 // The whole product on the calling thread, columns [first, last) of it; first is a multiple of 32.
 template <class T = float, bool FREE = false>
-__attribute__((noinline)) void product_columns(const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* scratch) {
+__attribute__((noinline)) void product_columns(
+    const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* scratch) {
   if (p.k == 0) {
     for (int64_t i = top; i < bottom && !p.continued; i++)
       for (int64_t j = first; j < last; j++) p.c[i * p.c_row + j] = p.bias ? p.bias[j] : 0.0f;
@@ -486,7 +529,9 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
   float* packed_a = scratch;
   float* packed_b = scratch + packed_a_floats(p.m, block_steps(p.m, p.n, p.k));
   const bool laid = is_read_laid(p, last - first);
-  const bool again = bottom - top > MC;  // panels are used again, for other rows; else they take one place in turn, which stays in a cache
+  const bool again =
+      bottom - top >
+      MC;  // panels are used again, for other rows; else they take one place in turn, which stays in a cache
   if (bottom - top <= FEW && p.a.column == 1) return product_few(p, first, last, top, bottom, packed_b);
   for (int64_t j0 = first; j0 < last; j0 += NC) {
     const int64_t n = smaller(NC, last - j0);
@@ -509,8 +554,8 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
           const int64_t columns = smaller(PANEL, n - j);
           if (asks_panels() && !packs && j + PANEL < n) {
             const int64_t bytes = PANEL * k * int64_t(p.panels ? sizeof(T) : sizeof(float));
-            const char* there =
-                p.panels ? reinterpret_cast<const char*>(p.panels + (j0 + j + PANEL) * p.k + k0 * PANEL) : reinterpret_cast<const char*>(panel + PANEL * k);
+            const char* there = p.panels ? reinterpret_cast<const char*>(p.panels + (j0 + j + PANEL) * p.k + k0 * PANEL)
+                                         : reinterpret_cast<const char*>(panel + PANEL * k);
             next = {there, ASKED, bytes / ASKED, 1};
             asked = next.total() / (tiles * ((columns + NR - 1) / NR)) + 1;
           }
@@ -525,11 +570,14 @@ __attribute__((noinline)) void product_columns(const Product<T>& p, int64_t firs
               for (int64_t i = 0; i < tiles; i++) {
                 const char* from = nullptr;
                 const int64_t count = next.take(asked, from);
-                micro_rows<P, A, FREE>(int(smaller(MR, m - i * MR)), k, a + i * a_panel, b + l, p.c + (i0 + i * MR) * p.c_row + j0 + j + l, p.c_row,
-                    int(smaller(NR, columns - l)), continued, bias ? bias + j0 + j + l : nullptr, from, next.step, count, p.a.row);
+                micro_rows<P, A, FREE>(int(smaller(MR, m - i * MR)), k, a + i * a_panel, b + l,
+                    p.c + (i0 + i * MR) * p.c_row + j0 + j + l, p.c_row, int(smaller(NR, columns - l)), continued,
+                    bias ? bias + j0 + j + l : nullptr, from, next.step, count, p.a.row);
               }
           };
-          const auto meet = [&](const auto* b) { laid ? multiply.template operator()<Reading::laid>(b) : multiply.template operator()<Reading::packed>(b); };
+          const auto meet = [&](const auto* b) {
+            laid ? multiply.template operator()<Reading::laid>(b) : multiply.template operator()<Reading::packed>(b);
+          };
           if (p.panels) meet(p.panels + (j0 + j) * p.k + k0 * PANEL);
           else meet(panel);
         }

@@ -1,21 +1,24 @@
 // The policy's loss straight from the hidden state and the head, forward and backward in three products:
-// 256 rows at a time, their logits for the whole vocabulary are computed once, tile by tile, and reduced to logp and entropy (logprob.h);
-// the loss's gradient (policy_loss.h) is then taken from them a span at a time, with dh and dW (linear_head.h).
-// Equal, bit for bit, to linear_logprob, policy_loss and linear_logprob_grad one after another. Scratch: 256 x V floats and some 15 MB.
+// 256 rows at a time, their logits for the whole vocabulary are computed once, tile by tile, and reduced to logp and
+// entropy (logprob.h); the loss's gradient (policy_loss.h) is then taken from them a span at a time, with dh and dW
+// (linear_head.h). Equal, bit for bit, to linear_logprob, policy_loss and linear_logprob_grad one after another.
+// Scratch: 256 x V floats and some 15 MB.
 //
-// Measured on two cores of an AMD EPYC (Zen 4, AVX-512, 234 GFLOP/s), M 1024, C 768, V 50257: 84 to 88 % of the peak over three products (81 with
-// the gradient taken in place for the whole vocabulary at once). Of 1203 ms: logits 373, dh 374, dW 372 (336 each at the peak), statistics
-// of tiles and writing them down 20, the gradient 25, packing it 12, the rest waiting for the other thread. At the peak, with nothing
-// else to do, it would be 1010 ms, so that against F.linear_cross_entropy and plain torch, both at 1635 ms, 1.62x is the most there is;
-// 1.42x is reached.
-// Zen 3, AVX2, 2 cores, two threads: 79 to 82 % of the peak, 67 beside strangers, 1.2 times torch compiled, 1.2 to 1.3 F.linear_cross_entropy, 1.3 to 1.5
-// eager, 3.0 TRL's chunks; at the peak itself it would be 1.5 times F.linear_cross_entropy and 1.6 eager. The products bind (gemm.h). To read 154 MB of
-// weights twice, and read and write their gradient, for every 256 rows alone takes 31 ms of 600 there, at 20 GB/s. Lost: blocks of 512 rows, and spans of
+// Measured on two cores of an AMD EPYC (Zen 4, AVX-512, 234 GFLOP/s), M 1024, C 768, V 50257: 84 to 88 % of the peak
+// over three products (81 with the gradient taken in place for the whole vocabulary at once). Of 1203 ms: logits 373,
+// dh 374, dW 372 (336 each at the peak), statistics of tiles and writing them down 20, the gradient 25, packing it 12,
+// the rest waiting for the other thread. At the peak, with nothing else to do, it would be 1010 ms, so that against
+// F.linear_cross_entropy and plain torch, both at 1635 ms, 1.62x is the most there is; 1.42x is reached. Zen 3, AVX2, 2
+// cores, two threads: 79 to 82 % of the peak, 67 beside strangers, 1.2 times torch compiled, 1.2 to 1.3
+// F.linear_cross_entropy, 1.3 to 1.5 eager, 3.0 TRL's chunks; at the peak itself it would be 1.5 times
+// F.linear_cross_entropy and 1.6 eager. The products bind (gemm.h). To read 154 MB of weights twice, and read and write
+// their gradient, for every 256 rows alone takes 31 ms of 600 there, at 20 GB/s. Lost: blocks of 512 rows, and spans of
 // the gradient twice as long: nothing beyond what that machine varies by.
-// Zen 5, AVX-512, 2 cores, two threads (517 GFLOP/s): 82 to 85 % of the peak, 2.4 times torch compiled and F.linear_cross_entropy; 89 % of the time is in the
-// products' register tiles. Blocks of 350, 518 and 1,008 rows there: nothing to 2 % lost, though weights are read less often.
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 66 % of the peak, 1.14 times torch compiled, 1.31 eager, 2.7 times
-// TRL's chunks; its three products bind (gemm.h; the peak itself would be 1.7 times torch). Blocks of 512 rows: 2 %, for 50 MB more.
+// Zen 5, AVX-512, 2 cores, two threads (517 GFLOP/s): 82 to 85 % of the peak, 2.4 times torch compiled and
+// F.linear_cross_entropy; 89 % of the time is in the products' register tiles. Blocks of 350, 518 and 1,008 rows there:
+// nothing to 2 % lost, though weights are read less often. Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512,
+// 2 cores, two threads: 66 % of the peak, 1.14 times torch compiled, 1.31 eager, 2.7 times TRL's chunks; its three
+// products bind (gemm.h; the peak itself would be 1.7 times torch). Blocks of 512 rows: 2 %, for 50 MB more.
 #include "kernels/cpu/linear_head.h"
 #include "kernels/cpu/policy_loss.h"
 
@@ -27,17 +30,21 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
   constexpr int64_t ROWS = 256;
   const int64_t rows = smaller(ROWS, head.M), stride = round_up(head.V_, LANES) + LANES;  // not a power of two
   const int64_t vector = round_up(head.M, LANES) + LANES, weights_size = round_up(a.cu_seqlens.dim[0], LANES);
-  const int64_t stats_size = round_up(head.tiles * rows * int64_t(sizeof(TileStats) / sizeof(float)), LANES), tile_size = rows * TILE_ROW;
+  const int64_t stats_size = round_up(head.tiles * rows * int64_t(sizeof(TileStats) / sizeof(float)), LANES),
+                tile_size = rows * TILE_ROW;
   const int64_t sums = round_up(policy_sums_scratch(head.M, a.cu_seqlens), LANES);
-  const int64_t floats =
-      BackwardMemory(head, ROWS, ctx.threads, nullptr).total + 4 * vector + weights_size + stats_size + rows * stride + tile_size * ctx.threads;
-  double* sums_memory = static_cast<double*>(ctx.scratch(sums * int64_t(sizeof(double)) + floats * int64_t(sizeof(float)) + 64));
+  const int64_t floats = BackwardMemory(head, ROWS, ctx.threads, nullptr).total + 4 * vector + weights_size +
+                         stats_size + rows * stride + tile_size * ctx.threads;
+  double* sums_memory =
+      static_cast<double*>(ctx.scratch(sums * int64_t(sizeof(double)) + floats * int64_t(sizeof(float)) + 64));
   if (!sums_memory) return;
   float* base = reinterpret_cast<float*>(sums_memory + sums);
   if (a.kl_coef != 0 && !a.ref_logp) return ctx.fail("kl_coef is not 0, and ref_logp is missing");
-  float *weights = base, *dlogp = weights + weights_size, *dentropy = dlogp + vector, *lse = dentropy + vector, *targets = lse + vector;
+  float *weights = base, *dlogp = weights + weights_size, *dentropy = dlogp + vector, *lse = dentropy + vector,
+        *targets = lse + vector;
   TileStats* stats = reinterpret_cast<TileStats*>(targets + vector);  // [tiles][rows]
-  float *logits = targets + vector + stats_size, *tiles = logits + rows * stride;  // [rows][stride], a tile of each thread
+  float *logits = targets + vector + stats_size,
+        *tiles = logits + rows * stride;  // [rows][stride], a tile of each thread
   const BackwardMemory memory(head, ROWS, ctx.threads, tiles + tile_size * ctx.threads);
   const int64_t sequences = sequence_weights(a, weights);
   const bool backward = a.dh || a.dweight;
@@ -50,7 +57,8 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
     split_block(ctx, count, head.tiles, [&](int thread, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
       float* own = tiles + thread * tile_size;
       for (int64_t tile = t0; tile < t1; tile++) {
-        tile_logits(head, memory.gathered, memory.left, tile, r0, r1, own, TILE_ROW, memory.scratch + thread * memory.thread_floats);
+        tile_logits(head, memory.gathered, memory.left, tile, r0, r1, own, TILE_ROW,
+            memory.scratch + thread * memory.thread_floats);
         const int64_t n = head.tile_size(tile);
         for (int64_t r = r0; r < r1; r++) {
           const int64_t target = head.target(m0 + r, tile);
@@ -75,13 +83,15 @@ void linear_policy_loss(Context& ctx, const linear_policy_loss_args& a) {
     each_sequence(a.cu_seqlens, m0, m0 + count, [&](int64_t b, int64_t begin, int64_t end) {
       policy_loss_run<true, false>(a, a.logp.data, nullptr, weights[b], begin, end, dlogp, dentropy, nullptr);
     });
-    head_backward(ctx, head, memory, m0, count, a.dh, a.dweight, [&](int, int64_t tile, int64_t r0, int64_t r1, float* to) {
-      for (int64_t r = r0; r < r1; r++) {
-        const int64_t m = m0 + r;
-        logits_grad(logits + r * stride + tile * VOCABULARY_TILE, to + r * memory.stride, head.tile_size(tile), head.target(m, tile),
-            {a.logp[m], lse[m], a.entropy[m]}, dlogp[m], dentropy[m], head.inverse_temperature);
-      }
-    });
+    head_backward(
+        ctx, head, memory, m0, count, a.dh, a.dweight, [&](int, int64_t tile, int64_t r0, int64_t r1, float* to) {
+          for (int64_t r = r0; r < r1; r++) {
+            const int64_t m = m0 + r;
+            logits_grad(logits + r * stride + tile * VOCABULARY_TILE, to + r * memory.stride, head.tile_size(tile),
+                head.target(m, tile), {a.logp[m], lse[m], a.entropy[m]}, dlogp[m], dentropy[m],
+                head.inverse_temperature);
+          }
+        });
   }
   a.loss[0] = policy_loss_sums<false>(ctx, a, a.logp.data, a.entropy.data, weights, sequences, sums_memory);
 }

@@ -1,8 +1,9 @@
 // Log-softmax statistics of a row of logits, in tiles of 512 vocabulary entries counted from index 0 (law 3).
 //
-// x is the logit, t = 1/T. Differences of logits are scaled, never logits, so that no finite logit overflows at any temperature.
-// Each tile is summed by itself, whoever computes it:
-//   m_t = max x,  s_t = sum exp((x - m_t) t),  u_t = sum exp((x - m_t) t) (x - m_t) t      (16 f64 lanes; without the target's term)
+// x is the logit, t = 1/T. Differences of logits are scaled, never logits, so that no finite logit overflows at any
+// temperature. Each tile is summed by itself, whoever computes it:
+//   m_t = max x,  s_t = sum exp((x - m_t) t),  u_t = sum exp((x - m_t) t) (x - m_t) t      (16 f64 lanes; without the
+//   target's term)
 // and tiles are joined in order, in f64:
 //   m' = max(m, m_t),  a = exp((m - m') t),  b = exp((m_t - m') t),
 //   u' = a (u + (m - m') t s) + b (u_t + (m_t - m') t s_t),  s' = a s + b s_t
@@ -20,9 +21,11 @@ struct TileStats {
   double m, s, u;  // without the target's term in s and u; m with it
 };
 
-// Of n <= 512 logits x[n] of one tile; target is the index of y in it, or negative. Not inlined: there are many callers.
+// Of n <= 512 logits x[n] of one tile; target is the index of y in it, or negative. Not inlined: there are many
+// callers.
 template <bool SCALED>
-[[maybe_unused]] static __attribute__((noinline)) TileStats tile_stats(const float* x, int64_t n, float inverse_temperature, int64_t target) {
+[[maybe_unused]] static __attribute__((noinline)) TileStats tile_stats(
+    const float* x, int64_t n, float inverse_temperature, int64_t target) {
   const V t = set(inverse_temperature), none = set(-__builtin_inff());
   V top = none, second = none;
   int64_t i = 0;
@@ -32,12 +35,14 @@ template <bool SCALED>
     top = max(select(first(count), load(x + i, count), none), top);
   }
   const float m = max(max(top, second));
-  if (m == -__builtin_inff()) {  // nothing is possible, or NaN, which a maximum passes over, is all that there is besides
+  if (m ==
+      -__builtin_inff()) {  // nothing is possible, or NaN, which a maximum passes over, is all that there is besides
     for (i = 0; i < n; i++)
       if (x[i] != x[i]) return {0, __builtin_nan(""), __builtin_nan("")};
     return {m, 0, 0};
   }
-  // Each step in a loop of its own: a core's schedulers hold little more than one exponential, so that one long loop waits for itself
+  // Each step in a loop of its own: a core's schedulers hold little more than one exponential, so that one long loop
+  // waits for itself
   alignas(64) float n_of[VOCABULARY_TILE], e[VOCABULARY_TILE], d[VOCABULARY_TILE];
   const V vm = set(m);
   each_vector(
@@ -61,10 +66,12 @@ template <bool SCALED>
   return {m, sum(s), sum(u)};
 }
 RLHF_FUNCTION TileStats tile_stats(const float* x, int64_t n, float inverse_temperature, int64_t target) {
-  return inverse_temperature == 1 ? tile_stats<false>(x, n, 1, target) : tile_stats<true>(x, n, inverse_temperature, target);
+  return inverse_temperature == 1 ? tile_stats<false>(x, n, 1, target)
+                                  : tile_stats<true>(x, n, inverse_temperature, target);
 }
 
-// row joined with tiles[0], tiles[stride] ..., in order; the exponentials of sixteen tiles at once, from the maxima alone
+// row joined with tiles[0], tiles[stride] ..., in order; the exponentials of sixteen tiles at once, from the maxima
+// alone
 [[maybe_unused]] static __attribute__((noinline)) void join(
     TileStats& row, const TileStats* tiles, int64_t count, float inverse_temperature, int64_t stride = 1) {
   const double t = inverse_temperature;
@@ -123,8 +130,8 @@ RLHF_INLINE TileStats row_tiles(const float* logits, int64_t V_, int64_t y, floa
     for (; n < LANES && j < V_; n++, j += VOCABULARY_TILE) {
       // the next tile, whose maximum has no arithmetic to hide memory behind
       for (int64_t k = 0; k < VOCABULARY_TILE; k += LANES) __builtin_prefetch(logits + j + VOCABULARY_TILE + k);
-      tiles[n] =
-          tile_stats(logits + j, V_ - j < VOCABULARY_TILE ? V_ - j : VOCABULARY_TILE, inverse_temperature, y >= j && y < j + VOCABULARY_TILE ? y - j : -1);
+      tiles[n] = tile_stats(logits + j, V_ - j < VOCABULARY_TILE ? V_ - j : VOCABULARY_TILE, inverse_temperature,
+          y >= j && y < j + VOCABULARY_TILE ? y - j : -1);
     }
     join(row, tiles, n, inverse_temperature);
   }
@@ -135,13 +142,15 @@ RLHF_INLINE RowStats row_stats(const float* logits, int64_t V_, int64_t y, float
 }
 
 // d loss / d logit, in place or not, for vocabulary entries [begin, begin + n) of a row: with p_j = exp(x_j - lse),
-//   g_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T;  at the target dlogp (1 - p) / T = -dlogp expm1(logp) / T in place of -dlogp p / T
-[[maybe_unused]] static __attribute__((noinline)) void logits_grad(
-    const float* x, float* g, int64_t n, int64_t target, const RowStats& row, float dlogp, float dentropy, float inverse_temperature) {
+//   g_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T;  at the target dlogp (1 - p) / T = -dlogp expm1(logp) / T in
+//   place of -dlogp p / T
+[[maybe_unused]] static __attribute__((noinline)) void logits_grad(const float* x, float* g, int64_t n, int64_t target,
+    const RowStats& row, float dlogp, float dentropy, float inverse_temperature) {
   const V t = set(inverse_temperature), lse = set(row.lse), H = set(row.entropy), a = set(dlogp), b = set(dentropy);
   const bool with_entropy = dentropy != 0;
   const auto of = [&](int64_t i, int count, bool own) __attribute__((always_inline)) {
-    const V y = load(x + i, count) * t - lse, p = exp_below(min(set(88.0f), y));  // above 0 only where lse is another row's
+    const V y = load(x + i, count) * t - lse,
+            p = exp_below(min(set(88.0f), y));  // above 0 only where lse is another row's
     V d = a * p;
     if (own) d = select(iota() == seti(int32_t(target - i)), a * expm1(set(row.logp)), d);
     if (with_entropy) d = d + select(zero() < p, b * (p * (y + H)), zero());

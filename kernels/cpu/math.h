@@ -1,16 +1,16 @@
-// exp, log and their kin: one definition each, of + - * / fma sqrt, selects and integer operations alone, so the same bits
-// on every ISA. Coefficients are Chebyshev fits in 40 digits of the functions on the reduced range.
+// exp, log and their kin: one definition each, of + - * / fma sqrt, selects and integer operations alone, so the same
+// bits on every ISA. Coefficients are Chebyshev fits in 40 digits of the functions on the reduced range.
 //
-//   V exp        n = nearest(x log2 e), r = x - n ln 2 in two parts, 2^n (1 + r + r^2 P(r)); 0 below 2^-126     <= 1 ulp
-//   V exp_below  the same up to 88;  exp_diff: exp((x - m) t) for x <= m, rounding errors carried into r
-//   V log        mantissa and exponent in f64, 2 atanh((m-1)/(m+1)), rounded once                               <= 0.51 ulp
-//   V expm1, tanh, sincos, erf: the critical part in f64;  log1p: f64 lane by lane
-//   double exp, log, log1p, expm1, cos, pow: <= 2 ulp;  D exp_below: the bits of exp, up to 709;  D log1p: 0 to 1
+//   V exp        n = nearest(x log2 e), r = x - n ln 2 in two parts, 2^n (1 + r + r^2 P(r)); 0 below 2^-126     <= 1
+//   ulp V exp_below  the same up to 88;  exp_diff: exp((x - m) t) for x <= m, rounding errors carried into r V log
+//   mantissa and exponent in f64, 2 atanh((m-1)/(m+1)), rounded once                               <= 0.51 ulp V expm1,
+//   tanh, sincos, erf: the critical part in f64;  log1p: f64 lane by lane double exp, log, log1p, expm1, cos, pow: <= 2
+//   ulp;  D exp_below: the bits of exp, up to 709;  D log1p: 0 to 1
 #pragma once
 #include "kernels/cpu/vector.h"
 
-// Functions are part of their callers where a vector is a register or a few; where it is sixteen numbers in memory, they are called:
-// as fast there, and what uses many of them compiles in a fifth to two thirds of the time.
+// Functions are part of their callers where a vector is a register or a few; where it is sixteen numbers in memory,
+// they are called: as fast there, and what uses many of them compiles in a fifth to two thirds of the time.
 #if RLHF_VECTOR_AVX512 || RLHF_VECTOR_AVX2 || RLHF_VECTOR_NEON
 #define RLHF_FUNCTION RLHF_INLINE
 #else
@@ -59,8 +59,8 @@ RLHF_INLINE T polynomial(const double (&c)[n], T x) {
 // exp(r) - 1 for |r| <= 0.35: Taylor, whose remainder is below 2^-56
 template <class T>
 RLHF_INLINE T expm1_reduced(T r) {
-  constexpr double c[] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0, 1.0 / 5040.0, 1.0 / 720.0,
-      1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5};
+  constexpr double c[] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0,
+      1.0 / 40320.0, 1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5};
   return fma(polynomial(c, r) * r, r, r);
 }
 RLHF_FUNCTION double exp(double x) {
@@ -171,8 +171,8 @@ RLHF_FUNCTION D exp_below(D x, const WideReduction& a) {  // for x up to 709
 RLHF_INLINE D exp_below(D x) { return exp_below(x, WideReduction(x)); }
 // for 0 <= x <= 1: 2 (s + s^3/3 + ...), s = x/(2 + x), the rest of the series fitted up to s = 1/3
 RLHF_FUNCTION D log1p(D x) {
-  constexpr double c[] = {0.084353503305486047, 0.0516133463524954095, 0.067511712358785502, 0.0768663743817900115, 0.0909113055420987315, 0.111111062789648563,
-      0.142857143383304975, 0.199999999997800644, 0.333333333333334843};
+  constexpr double c[] = {0.084353503305486047, 0.0516133463524954095, 0.067511712358785502, 0.0768663743817900115,
+      0.0909113055420987315, 0.111111062789648563, 0.142857143383304975, 0.199999999997800644, 0.333333333333334843};
   const D s = x / (setd(2) + x), z = s * s, half = fma(s * z, polynomial(c, z), s);
   return half + half;
 }
@@ -208,9 +208,13 @@ struct Reduction {
 // q = exp(x) 2^-n = 1 + r + r^2 P(r)
 struct Reduced : Reduction {
   V tail, q;
-  RLHF_INLINE explicit Reduced(const Reduction& a) : Reduction(a) { tail = exp_tail(r), q = fma(tail, r, r) + set(1.0f); }
+  RLHF_INLINE explicit Reduced(const Reduction& a) : Reduction(a) {
+    tail = exp_tail(r), q = fma(tail, r, r) + set(1.0f);
+  }
   RLHF_INLINE explicit Reduced(V x, const V* e = nullptr) : Reduced(Reduction(x, e)) {}
-  RLHF_INLINE V excess(V x, V y) const { return select(n == zero(), tail * r, (y - set(1.0f)) - x); }  // y - 1 - x without loss of digits near 0
+  RLHF_INLINE V excess(V x, V y) const {
+    return select(n == zero(), tail * r, (y - set(1.0f)) - x);
+  }  // y - 1 - x without loss of digits near 0
 };
 
 RLHF_FUNCTION V exp(V x, V* excess = nullptr) {
@@ -245,8 +249,8 @@ RLHF_FUNCTION Reduction reduce_diff(V x, V m, V t) {
   const V d = x - m, back = d - x, e = (x - (d - back)) - (m + back), y = d * t, lost = fma(d, t, -y) + e * t;
   return Reduction(y, &lost);
 }
-// exp((x - m) t) for x <= m as if the exponent were exact: 1 where x == m, 0 where x is -inf. The difference is scaled, not its
-// terms, so that nothing overflows that is not 0 in the end.
+// exp((x - m) t) for x <= m as if the exponent were exact: 1 where x == m, 0 where x is -inf. The difference is scaled,
+// not its terms, so that nothing overflows that is not 0 in the end.
 RLHF_INLINE V exp_diff(V x, V m) { return exp_below(x - m, reduce_diff(x, m)); }
 RLHF_INLINE V exp_diff(V x, V m, V t) { return exp_below((x - m) * t, reduce_diff(x, m, t)); }
 
@@ -309,7 +313,8 @@ RLHF_FUNCTION V tanh(V x) {
 }
 // 1 / (1 + exp(-x)), and that of -x where it is asked for
 RLHF_FUNCTION V sigmoid(V x, V* of_minus = nullptr) {
-  const V least = set(-87.3365402f), minus = -abs(x), e = select(minus < least, zero(), exp_within(minus)), one = set(1.0f), sum = one + e;
+  const V least = set(-87.3365402f), minus = -abs(x), e = select(minus < least, zero(), exp_within(minus)),
+          one = set(1.0f), sum = one + e;
   const B negative = x < zero();
   if (of_minus) *of_minus = select(negative, one, e) / sum;
   return select(negative, e, one) / sum;
@@ -325,16 +330,20 @@ RLHF_INLINE V lanewise(V x, F&& f) {  // f in f64 on each lane
 RLHF_FUNCTION V log1p(V x) {
   return lanewise(x, [](double y) { return log1p(y); });
 }
-// erfc(x) = t exp(-x^2 + g(t)), t = 1 / (1 + x/2), for x >= 0.5 (Press et al. 1992, g refitted); |x| < 0.5: Taylor, (-1)^k x^(2k+1) / (k! (2k+1))
+// erfc(x) = t exp(-x^2 + g(t)), t = 1 / (1 + x/2), for x >= 0.5 (Press et al. 1992, g refitted); |x| < 0.5: Taylor,
+// (-1)^k x^(2k+1) / (k! (2k+1))
 RLHF_FUNCTION V erf(V narrow_x) {
-  constexpr double taylor[] = {-1 / 6894720.0, 1 / 685440.0, -1 / 75600.0, 1 / 9360.0, -1 / 1320.0, 1 / 216.0, -1 / 42.0, 1 / 10.0, -1 / 3.0, 1.0};
-  constexpr double g[] = {0.18160513475234548, -1.7742153260230882, 7.8530820378583222, -20.717908156929874, 36.055768892691734, -43.348835465549466,
-      36.927009797880583, -22.946019909425923, 10.936695173210958, -4.007490658480246, 0.92044953188240657, -0.3015794019176219, 0.11492450509574627,
-      0.37183794382599518, 1.0001934826283552, -1.2655175814997767};
+  constexpr double taylor[] = {-1 / 6894720.0, 1 / 685440.0, -1 / 75600.0, 1 / 9360.0, -1 / 1320.0, 1 / 216.0,
+      -1 / 42.0, 1 / 10.0, -1 / 3.0, 1.0};
+  constexpr double g[] = {0.18160513475234548, -1.7742153260230882, 7.8530820378583222, -20.717908156929874,
+      36.055768892691734, -43.348835465549466, 36.927009797880583, -22.946019909425923, 10.936695173210958,
+      -4.007490658480246, 0.92044953188240657, -0.3015794019176219, 0.11492450509574627, 0.37183794382599518,
+      1.0001934826283552, -1.2655175814997767};
   const D x = widen(narrow_x), a = select(x < setd(0), setd(0) - x, x), z = x * x;
   const D t = setd(1) / fma(setd(0.5), a, setd(1));
   const D y = setd(1) - t * exp_below(polynomial(g, t) - z);
-  return narrow(select(a < setd(0.5), setd(1.1283791670955126) * x * polynomial(taylor, z), select(x < setd(0), setd(0) - y, y)));
+  return narrow(
+      select(a < setd(0.5), setd(1.1283791670955126) * x * polynomial(taylor, z), select(x < setd(0), setd(0) - y, y)));
 }
 RLHF_INLINE V log_sigmoid(V x) { return min(x, zero()) - log1p(exp(-abs(x))); }
 

@@ -4,13 +4,14 @@
 //   rms:   xhat = x rstd,          y = gain xhat;          dx = rstd (g - xhat mean(g xhat))
 //   dgain = sum over tokens of dy xhat, dbias of dy, continued.
 //
-// Law: row sums in 16 lanes; variance from the differences to the mean; dgain and dbias one chain over tokens per column.
-// Plan: threads take rows; for dgain and dbias columns, some lines abreast, each walking all tokens.
-// AMD Zen 4, AVX-512, 2 cores, two threads, 2048 x 768: rms 0.27 ms (61 % of the limit), layer 0.41 (40 %, three passes over a row); the
-// gradients 1.5 and 1.8 (36 and 30 %), where the columns of dgain read dy and x again: half a percent of a step of GPT-2.
-// Zen 3, AVX2, 2 cores, two threads: rms 0.18 to 0.35 ms (81 to 85 %), layer 0.26 to 0.57 (54 to 58 %), gradients 0.64 to 1.6 and 0.84 to 1.9 (33 to 40 %).
-// Zen 5, AVX-512, 2 cores, two threads: rms 0.087 ms (89 %), layer 0.14 (52 %), gradients 0.37 and 0.45 (47 and 45 %); 0.6 with masks.
-// Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: rms 0.23 ms (99 %), layer 0.27 (83 %), gradients 0.59 and 0.57 (57 and 58 %).
+// Law: row sums in 16 lanes; variance from the differences to the mean; dgain and dbias one chain over tokens per
+// column. Plan: threads take rows; for dgain and dbias columns, some lines abreast, each walking all tokens. AMD Zen 4,
+// AVX-512, 2 cores, two threads, 2048 x 768: rms 0.27 ms (61 % of the limit), layer 0.41 (40 %, three passes over a
+// row); the gradients 1.5 and 1.8 (36 and 30 %), where the columns of dgain read dy and x again: half a percent of a
+// step of GPT-2. Zen 3, AVX2, 2 cores, two threads: rms 0.18 to 0.35 ms (81 to 85 %), layer 0.26 to 0.57 (54 to 58 %),
+// gradients 0.64 to 1.6 and 0.84 to 1.9 (33 to 40 %). Zen 5, AVX-512, 2 cores, two threads: rms 0.087 ms (89 %), layer
+// 0.14 (52 %), gradients 0.37 and 0.45 (47 and 45 %); 0.6 with masks. Intel Xeon (Sapphire Rapids or later), AVX-512, 2
+// cores, two threads: rms 0.23 ms (99 %), layer 0.27 (83 %), gradients 0.59 and 0.57 (57 and 58 %).
 #include "kernels/cpu/columns.h"
 
 namespace rlhf::RLHF_ISA {
@@ -88,10 +89,12 @@ void layer_norm_grad(Context& ctx, const layer_norm_grad_args& a) {
       auto xhat = [&](int64_t i, int n) { return (load(x + i, n) - m) * rstd; };
       const V mean_g = set(row_sum(C, g) / float(C));
       const V mean_gx = set(row_sum(C, [&](int64_t i, int n) { return g(i, n) * xhat(i, n); }) / float(C));
-      each_vector(0, C, [&](int64_t i, int n) { store(a.dx.row(r) + i, rstd * (g(i, n) - mean_g - xhat(i, n) * mean_gx), n); });
+      each_vector(
+          0, C, [&](int64_t i, int n) { store(a.dx.row(r) + i, rstd * (g(i, n) - mean_g - xhat(i, n) * mean_gx), n); });
     }
   });
-  column_sums(ctx, a.dy, a.dgain, a.dbias, [&](int64_t r, int64_t i, int n) { return (load(a.x.row(r) + i, n) - set(a.mean[r])) * set(a.rstd[r]); });
+  column_sums(ctx, a.dy, a.dgain, a.dbias,
+      [&](int64_t r, int64_t i, int n) { return (load(a.x.row(r) + i, n) - set(a.mean[r])) * set(a.rstd[r]); });
 }
 
 void rms_norm(Context& ctx, const rms_norm_args& a) {
@@ -105,7 +108,8 @@ void rms_norm(Context& ctx, const rms_norm_args& a) {
       });
       const float rstd = 1.0f / __builtin_sqrtf(squares / float(C) + float(a.eps));
       a.rstd[r] = rstd;
-      each_vector(0, C, [&](int64_t i, int n) { store(a.y.row(r) + i, load(&a.gain[i], n) * (load(x + i, n) * set(rstd)), n); });
+      each_vector(0, C,
+          [&](int64_t i, int n) { store(a.y.row(r) + i, load(&a.gain[i], n) * (load(x + i, n) * set(rstd)), n); });
     }
   });
 }
@@ -122,7 +126,8 @@ void rms_norm_grad(Context& ctx, const rms_norm_grad_args& a) {
       each_vector(0, C, [&](int64_t i, int n) { store(a.dx.row(r) + i, rstd * (g(i, n) - xhat(i, n) * mean_gx), n); });
     }
   });
-  column_sums(ctx, a.dy, a.dgain, View<float>{}, [&](int64_t r, int64_t i, int n) { return load(a.x.row(r) + i, n) * set(a.rstd[r]); });
+  column_sums(ctx, a.dy, a.dgain, View<float>{},
+      [&](int64_t r, int64_t i, int n) { return load(a.x.row(r) + i, n) * set(a.rstd[r]); });
 }
 
 }  // namespace rlhf::RLHF_ISA

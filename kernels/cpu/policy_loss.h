@@ -1,19 +1,21 @@
-// The policy's loss per token, shared by policy_loss and linear_policy_loss (A is any argument struct with POLICY_LOSS).
+// The policy's loss per token, shared by policy_loss and linear_policy_loss (A is any argument struct with
+// POLICY_LOSS).
 //
 //   d = logp - old_logp (clamped to +- log_ratio_clamp),  r = exp(d)
-//   clipped_ratio (Schulman et al. 2017):  l = max(-A r, -A clip(r, 1 - low, 1 + high)); where A < 0, l = min(l, -A c) (Ye et al. 2020);
+//   clipped_ratio (Schulman et al. 2017):  l = max(-A r, -A clip(r, 1 - low, 1 + high)); where A < 0, l = min(l, -A c)
+//   (Ye et al. 2020);
 //     l times importance
 //   log_likelihood: l = -A logp
-//   kl(logp, ref): k1 d', |d'|, d'^2 / 2, k3 = expm1(-d') + d' at most 10, d' = logp - ref_logp (Schulman 2020; the limit is verl's)
-//   loss = scale sum over tokens of w (l + kl_coef kl - entropy_coef entropy)
-//   of a term whose coefficient is 0 nothing enters loss or gradient, be it infinite: its statistic tells
-//   w: token_mean, seq_mean_token_sum, seq_mean_token_sum_norm 1/denominator; seq_mean_token_mean 1/(denominator n), n the
+//   kl(logp, ref): k1 d', |d'|, d'^2 / 2, k3 = expm1(-d') + d' at most 10, d' = logp - ref_logp (Schulman 2020; the
+//   limit is verl's) loss = scale sum over tokens of w (l + kl_coef kl - entropy_coef entropy) of a term whose
+//   coefficient is 0 nothing enters loss or gradient, be it infinite: its statistic tells w: token_mean,
+//   seq_mean_token_sum, seq_mean_token_sum_norm 1/denominator; seq_mean_token_mean 1/(denominator n), n the
 //     sequence's unmasked tokens; 0 where masked
 //
-// Gradients at ties: where clipping changes nothing (r inside the interval, ends included; |d| at the clamp) the gradient
-// is the unclipped one; it is 0 where the clipped branch is strictly larger, and where c holds.
-// Law: per token nothing to order. Statistics by law 4; a sequence's tokens have one weight, so a block's sums are taken
-// without it and times it at the end.
+// Gradients at ties: where clipping changes nothing (r inside the interval, ends included; |d| at the clamp) the
+// gradient is the unclipped one; it is 0 where the clipped branch is strictly larger, and where c holds. Law: per token
+// nothing to order. Statistics by law 4; a sequence's tokens have one weight, so a block's sums are taken without it
+// and times it at the end.
 #pragma once
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
@@ -29,7 +31,9 @@ RLHF_INLINE int64_t sequence_weights(const A& a, float* weights) {
     int64_t n = a.cu_seqlens[b + 1] - a.cu_seqlens[b];
     for (int64_t i = a.cu_seqlens[b]; a.mask && i < a.cu_seqlens[b + 1]; i++) n -= a.mask[i] == 0;
     sequences += n > 0;
-    weights[b] = n > 0 ? float(a.aggregation == Aggregation::seq_mean_token_mean ? 1 / (a.denominator * double(n)) : 1 / a.denominator) : 0.0f;
+    weights[b] = n > 0 ? float(a.aggregation == Aggregation::seq_mean_token_mean ? 1 / (a.denominator * double(n))
+                                                                                 : 1 / a.denominator)
+                       : 0.0f;
   }
   return sequences;
 }
@@ -38,7 +42,8 @@ RLHF_INLINE int64_t sequence_weights(const A& a, float* weights) {
 template <class F>
 RLHF_INLINE void each_sequence(View<const int32_t> cu_seqlens, int64_t begin, int64_t end, F&& f) {
   for (int64_t b = 0; b + 1 < cu_seqlens.dim[0]; b++) {
-    const int64_t from = cu_seqlens[b] > begin ? cu_seqlens[b] : begin, to = cu_seqlens[b + 1] < end ? cu_seqlens[b + 1] : end;
+    const int64_t from = cu_seqlens[b] > begin ? cu_seqlens[b] : begin,
+                  to = cu_seqlens[b + 1] < end ? cu_seqlens[b + 1] : end;
     if (from < to) f(b, from, to);
   }
 }
@@ -136,13 +141,16 @@ struct PolicyTerms {
 
 constexpr int POLICY_SUMS = 12;  // the statistics but for the sequences, and the loss of this call alone
 // doubles of workspace
-RLHF_INLINE int64_t policy_sums_scratch(int64_t tokens, View<const int32_t> cu_seqlens) { return packed_sums_scratch(tokens, cu_seqlens, POLICY_SUMS); }
+RLHF_INLINE int64_t policy_sums_scratch(int64_t tokens, View<const int32_t> cu_seqlens) {
+  return packed_sums_scratch(tokens, cu_seqlens, POLICY_SUMS);
+}
 
 // Tokens [begin, end) of one sequence: gradients to dlogp and dentropy (may be null), sums to out[POLICY_SUMS].
 template <bool GRADIENTS, bool SUMS, class A>
-__attribute__((noinline)) void policy_loss_run(
-    const A& a, const float* logp, const float* entropy, float weight, int64_t begin, int64_t end, float* dlogp, float* dentropy, double* out) {
-  const V factor = set(float(a.scale)) * set(weight), kl_coef = set(float(a.kl_coef)), entropy_coef = set(float(a.entropy_coef)), one = set(1.0f);
+__attribute__((noinline)) void policy_loss_run(const A& a, const float* logp, const float* entropy, float weight,
+    int64_t begin, int64_t end, float* dlogp, float* dentropy, double* out) {
+  const V factor = set(float(a.scale)) * set(weight), kl_coef = set(float(a.kl_coef)),
+          entropy_coef = set(float(a.entropy_coef)), one = set(1.0f);
   const bool with_kl = a.ref_logp && a.kl_coef != 0;
   D policy = setd(0), kl = policy, ent = policy, d = policy, k3 = policy;
   int64_t tokens = 0, clipped = 0, clipped_c = 0, moved = 0;
@@ -176,22 +184,25 @@ __attribute__((noinline)) void policy_loss_run(
   else loop.template operator()<false>();
   if (!SUMS) return;
   const double w = weight, P = sum(policy), K = sum(kl), E = sum(ent);
-  const double loss = a.scale * w * (P + (a.kl_coef != 0 ? a.kl_coef * K : 0) - (a.entropy_coef != 0 ? a.entropy_coef * E : 0));
-  const double log_ratios = sum(d), excess = sum(k3), ratios = PolicyTerms(a).ratios ? double(tokens) + log_ratios + excess : 0;  // r = 1 + d + k3
-  const double sums[POLICY_SUMS] = {
-      loss, w * P, w * K, w * E, w * double(clipped), w * double(clipped_c), -(w * log_ratios), w * excess, w * ratios, double(tokens), double(moved), loss};
+  const double loss =
+      a.scale * w * (P + (a.kl_coef != 0 ? a.kl_coef * K : 0) - (a.entropy_coef != 0 ? a.entropy_coef * E : 0));
+  const double log_ratios = sum(d), excess = sum(k3),
+               ratios = PolicyTerms(a).ratios ? double(tokens) + log_ratios + excess : 0;  // r = 1 + d + k3
+  const double sums[POLICY_SUMS] = {loss, w * P, w * K, w * E, w * double(clipped), w * double(clipped_c),
+      -(w * log_ratios), w * excess, w * ratios, double(tokens), double(moved), loss};
   for (int k = 0; k < POLICY_SUMS; k++) out[k] = sums[k];
 }
 
 // The loss of all tokens, and the statistics, continued; with dlogp the gradients too.
 template <bool GRADIENTS, class A>
-RLHF_INLINE float policy_loss_sums(Context& ctx, const A& a, const float* logp, const float* entropy, const float* weights, int64_t sequences, double* memory,
-    float* dlogp = nullptr, float* dentropy = nullptr) {
+RLHF_INLINE float policy_loss_sums(Context& ctx, const A& a, const float* logp, const float* entropy,
+    const float* weights, int64_t sequences, double* memory, float* dlogp = nullptr, float* dentropy = nullptr) {
   double totals[POLICY_SUMS] = {};
   for (int k = 0; k + 1 < POLICY_SUMS; k++) totals[k] = a.stats[k];
-  packed_sums(ctx, a.cu_seqlens, a.advantages.dim[0], POLICY_SUMS, memory, totals, [&](int64_t b, int64_t begin, int64_t end, double* out) {
-    policy_loss_run<GRADIENTS, true>(a, logp, entropy, weights[b], begin, end, dlogp, dentropy, out);
-  });
+  packed_sums(ctx, a.cu_seqlens, a.advantages.dim[0], POLICY_SUMS, memory, totals,
+      [&](int64_t b, int64_t begin, int64_t end, double* out) {
+        policy_loss_run<GRADIENTS, true>(a, logp, entropy, weights[b], begin, end, dlogp, dentropy, out);
+      });
   for (int k = 0; k + 1 < POLICY_SUMS; k++) a.stats[k] = totals[k];
   a.stats[11] = a.stats[11] + double(sequences);
   return float(totals[POLICY_SUMS - 1]);

@@ -2,31 +2,36 @@
 //
 //   bradley_terry (Christiano et al. 2017; margin: Touvron et al. 2023): z = s_c - s_r - margin
 //   dpo (Rafailov et al. 2023): z = beta ((s_c - ref_c) - (s_r - ref_r)) - margin
-//     l = -q log sigmoid(z) - (1 - q) log sigmoid(-z),  q = label, smoothed to q (1 - e) + (1 - q) e;  dl/dz = sigmoid(z) - q
+//     l = -q log sigmoid(z) - (1 - q) log sigmoid(-z),  q = label, smoothed to q (1 - e) + (1 - q) e;  dl/dz =
+//     sigmoid(z) - q
 //   ipo (Azar et al. 2023): l = (z - 1/(2 beta))^2,  z = (s_c - ref_c) - (s_r - ref_r), of log-probs averaged per token
 //   plus center_coef (s_c + s_r)^2;  loss = scale / denominator sum over pairs of weight l
 //
-// Law: in f64; each score gets its contributions in the order of the pairs. The sums of up to 4,096 pairs are chains, continued
-// from the statistics (so that an update of no more ends with the same ones however it is split); those of more are law 4's.
-// Plan: blocks of 4,096 pairs over threads, on the guess that each thread's pairs have scores of their own; the first chunk
-// that has not stops all, and one thread does the whole. 256 pairs at a time are gathered, computed sixteen abreast and
-// scattered, so that no vector waits for the stores of its lanes; scores in runs or in turns need neither.
+// Law: in f64; each score gets its contributions in the order of the pairs. The sums of up to 4,096 pairs are chains,
+// continued from the statistics (so that an update of no more ends with the same ones however it is split); those of
+// more are law 4's. Plan: blocks of 4,096 pairs over threads, on the guess that each thread's pairs have scores of
+// their own; the first chunk that has not stops all, and one thread does the whole. 256 pairs at a time are gathered,
+// computed sixteen abreast and scattered, so that no vector waits for the stores of its lanes; scores in runs or in
+// turns need neither.
 //
-// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M pairs in turns: 1.50 ms, a quarter to a third of the limit; 1.9 to 2.2 before the
-// differences of the next sixteen went beside the exponential of this one, 2.6 with gathers, 49 pair by pair on one thread. In the
-// benchmarks, after a pause and with peers beside, 2.1 to 3.7. The f64 of the law alone is 36 cycles of division (four of eight,
-// 9.06 each) beside 66 of multiply-adds and comparisons (exp and log1p) a sixteen. 4.9 ms where pairs share scores and one thread
-// does all. Lost: one pass over a chunk in place of three (3.1 to 4.9).
-// Zen 3, AVX2, 2 cores, two threads: 2.6 ms, 11 % of the limit, that of the last cache when its others leave it room (4.8 ms, 22 %, when they do not); 4.8
-// times torch eager and 5.0 compiled. 14 cycles a pair: a third exponentials, a quarter logarithms, an eighth slopes; gathering, scattering, the check of ids
-// and wins 2 to 10 % each. Two divisions of 18 cycles a sixteen and 60 of multiply-adds are the least there is: 6 cycles a pair. A sixth more while f64 masks
-// went through masks of f32, a fifth to a quarter more before the constants were numbers: loads waited for vectors that had been stored by halves. Lost: two
-// sixteens whose operations take turns (8 %: 16 registers), the exponential in a pass of its own (nothing).
-// Zen 5, AVX-512, 2 cores, two threads: 0.86 to 0.91 ms, 39 to 48 %, 12 times torch eager and 9 to 10 compiled; 1.55 before a chunk asked for the lines of the
-// next one, when three tenths of the time went into waiting for scores. A ninth is the check of the ids; three passes of 38 to 45 cycles a sixteen are most of
-// the rest. Wins counted in a loop of their own: 8 % more; by counts of mask bits in place of sums of ones: nothing.
-// Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: 1.39 ms, 32 %, 9.3 times torch compiled and 12 eager; three quarters of it are
-// pairs, a tenth the check of the ids. Lost there: chunks of 128 and 512 (0 to 3 %), lines of the next chunk not asked for (14 %).
+// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M pairs in turns: 1.50 ms, a quarter to a third of the limit; 1.9 to 2.2
+// before the differences of the next sixteen went beside the exponential of this one, 2.6 with gathers, 49 pair by pair
+// on one thread. In the benchmarks, after a pause and with peers beside, 2.1 to 3.7. The f64 of the law alone is 36
+// cycles of division (four of eight, 9.06 each) beside 66 of multiply-adds and comparisons (exp and log1p) a
+// sixteen. 4.9 ms where pairs share scores and one thread does all. Lost: one pass over a chunk in place of three (3.1
+// to 4.9). Zen 3, AVX2, 2 cores, two threads: 2.6 ms, 11 % of the limit, that of the last cache when its others leave
+// it room (4.8 ms, 22 %, when they do not); 4.8 times torch eager and 5.0 compiled. 14 cycles a pair: a third
+// exponentials, a quarter logarithms, an eighth slopes; gathering, scattering, the check of ids and wins 2 to 10 %
+// each. Two divisions of 18 cycles a sixteen and 60 of multiply-adds are the least there is: 6 cycles a pair. A sixth
+// more while f64 masks went through masks of f32, a fifth to a quarter more before the constants were numbers: loads
+// waited for vectors that had been stored by halves. Lost: two sixteens whose operations take turns (8 %: 16
+// registers), the exponential in a pass of its own (nothing). Zen 5, AVX-512, 2 cores, two threads: 0.86 to 0.91 ms, 39
+// to 48 %, 12 times torch eager and 9 to 10 compiled; 1.55 before a chunk asked for the lines of the next one, when
+// three tenths of the time went into waiting for scores. A ninth is the check of the ids; three passes of 38 to 45
+// cycles a sixteen are most of the rest. Wins counted in a loop of their own: 8 % more; by counts of mask bits in place
+// of sums of ones: nothing. Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: 1.39 ms, 32 %, 9.3
+// times torch compiled and 12 eager; three quarters of it are pairs, a tenth the check of the ids. Lost there: chunks
+// of 128 and 512 (0 to 3 %), lines of the next chunk not asked for (14 %).
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 
@@ -80,7 +85,9 @@ struct Range {
   RLHF_INLINE Range(const int32_t* x, int64_t n, Layout layout) : least(x[0]), most(x[n - 1]) {
     if (layout != Layout::any) return;
     I low = seti(least), high = seti(most);
-    const auto with = [&](I i) __attribute__((always_inline)) { low = select(i < low, i, low), high = select(high < i, i, high); };
+    const auto with = [&](I i) __attribute__((always_inline)) {
+      low = select(i < low, i, low), high = select(high < i, i, high);
+    };
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) with(load(x + i));
     for (; i < n; i++) with(seti(x[i]));
@@ -103,9 +110,11 @@ struct Zone {
 };
 
 // x[0][i], x[1][i]: of the chosen and the rejected of pair i
-RLHF_INLINE void gather(const float* from, Layout layout, const int32_t* chosen, const int32_t* rejected, int64_t n, float (*x)[CHUNK]) {
+RLHF_INLINE void gather(
+    const float* from, Layout layout, const int32_t* chosen, const int32_t* rejected, int64_t n, float (*x)[CHUNK]) {
   if (layout == Layout::runs) {
-    std::memcpy(x[0], from + chosen[0], size_t(n) * sizeof(float)), std::memcpy(x[1], from + rejected[0], size_t(n) * sizeof(float));
+    std::memcpy(x[0], from + chosen[0], size_t(n) * sizeof(float)),
+        std::memcpy(x[1], from + rejected[0], size_t(n) * sizeof(float));
   } else if (layout == Layout::turns) {
     const bool swapped = rejected[0] < chosen[0];
     const float* both = from + (swapped ? rejected : chosen)[0];
@@ -117,7 +126,8 @@ RLHF_INLINE void gather(const float* from, Layout layout, const int32_t* chosen,
   for (int64_t i = n; i % LANES; i++) x[0][i] = x[1][i] = 0;
 }
 // adds what gather would find there
-RLHF_INLINE void scatter(const float (*x)[CHUNK], Layout layout, const int32_t* chosen, const int32_t* rejected, int64_t n, float* to) {
+RLHF_INLINE void scatter(
+    const float (*x)[CHUNK], Layout layout, const int32_t* chosen, const int32_t* rejected, int64_t n, float* to) {
   if (layout == Layout::runs) {
     float *c = to + chosen[0], *r = to + rejected[0];
     for (int64_t i = 0; i < n; i++) c[i] = c[i] + x[0][i];
@@ -147,7 +157,8 @@ struct SixteenPairs {
   }
 };
 
-// The arguments, whatever the stores may touch. As numbers: GCC copies a vector that stands in memory by halves, which AVX2's loads then wait for.
+// The arguments, whatever the stores may touch. As numbers: GCC copies a vector that stands in memory by halves, which
+// AVX2's loads then wait for.
 struct Terms {
   const float *margins, *labels, *weights;
   double beta, target, center, smooth, sharp, scale, denominator, weight;
@@ -186,7 +197,8 @@ template <Preference FORM, bool CHAIN>
 RLHF_FUNCTION Difference difference(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
   const int64_t at = pairs.at;
   D chosen = widen(x.scores[0] + at), rejected = widen(x.scores[1] + at);
-  if (FORM != Preference::bradley_terry) chosen = chosen - widen(x.references[0] + at), rejected = rejected - widen(x.references[1] + at);
+  if (FORM != Preference::bradley_terry)
+    chosen = chosen - widen(x.references[0] + at), rejected = rejected - widen(x.references[1] + at);
   D z = chosen - rejected;
   if (FORM == Preference::dpo) z = setd(a.beta) * z;
   if (FORM != Preference::ipo && a.margins) z = z - widen(load(a.margins + pairs.p, pairs.n));
@@ -197,7 +209,9 @@ RLHF_FUNCTION Difference difference(const Terms& a, const SixteenPairs& pairs, C
   return {minus, WideReduction(minus)};
 }
 
-RLHF_INLINE D both(const SixteenPairs& pairs, const Chunk& x) { return widen(x.scores[0] + pairs.at) + widen(x.scores[1] + pairs.at); }
+RLHF_INLINE D both(const SixteenPairs& pairs, const Chunk& x) {
+  return widen(x.scores[0] + pairs.at) + widen(x.scores[1] + pairs.at);
+}
 
 template <Preference FORM, bool CHAIN>
 RLHF_FUNCTION void slopes(const Terms& a, const SixteenPairs& pairs, Chunk& x, Lanes& sums) {
@@ -228,7 +242,8 @@ RLHF_FUNCTION void losses(const Terms& a, const SixteenPairs& pairs, Chunk& x, L
     l = off * off;
   } else {
     const D q = a.label_of(pairs), size = select(below, none - z, z);
-    l = log1p(load(x.small + pairs.at)) + select(above, one - q, q) * size;  // softplus(-|z|), and |z| of the side that lost
+    l = log1p(load(x.small + pairs.at)) +
+        select(above, one - q, q) * size;  // softplus(-|z|), and |z| of the side that lost
   }
   if (a.center != 0) {
     const D sum = both(pairs, x);
@@ -237,29 +252,37 @@ RLHF_FUNCTION void losses(const Terms& a, const SixteenPairs& pairs, Chunk& x, L
   pairs.add<CHAIN>(sums.loss, x.loss, a.weight_of(pairs) * l);
 }
 
-// What the next chunk reads and adds to, if it lies as this one of n pairs does: asked for line by line while this one is computed.
+// What the next chunk reads and adds to, if it lies as this one of n pairs does: asked for line by line while this one
+// is computed.
 struct Next {
   const int32_t *chosen, *rejected;
   const float* scores;
   float* dscores;
   int64_t at[2], step;  // the first scores of two lines; scores from pair to pair
 
-  RLHF_INLINE Next(const preference_loss_args& a, Layout how, const int32_t* chosen_, const int32_t* rejected_, int64_t n)
-      : chosen(chosen_ + n), rejected(rejected_ + n), scores(a.scores.data), dscores(a.dscores.data), step(how == Layout::turns ? 2 : 1) {
+  RLHF_INLINE Next(
+      const preference_loss_args& a, Layout how, const int32_t* chosen_, const int32_t* rejected_, int64_t n)
+      : chosen(chosen_ + n),
+        rejected(rejected_ + n),
+        scores(a.scores.data),
+        dscores(a.dscores.data),
+        step(how == Layout::turns ? 2 : 1) {
     const int64_t first_score = chosen_[0] < rejected_[0] ? chosen_[0] : rejected_[0];
     if (how == Layout::turns) at[0] = first_score + 2 * n, at[1] = at[0] + LANES;
     else at[0] = chosen_[0] + n, at[1] = rejected_[0] + n;
   }
   RLHF_INLINE void ask(int64_t i) const {  // for those of pairs i to i + 15
     __builtin_prefetch(chosen + i), __builtin_prefetch(rejected + i);
-    for (const int64_t line : at) __builtin_prefetch(scores + line + step * i), __builtin_prefetch(dscores + line + step * i, 1);
+    for (const int64_t line : at)
+      __builtin_prefetch(scores + line + step * i), __builtin_prefetch(dscores + line + step * i, 1);
   }
 };
 
-// Pairs [begin, end): their gradients, and their sums to *total. False, with nothing that counts done, where a score lies
-// outside the zones; where there is one zone it is all of them.
+// Pairs [begin, end): their gradients, and their sums to *total. False, with nothing that counts done, where a score
+// lies outside the zones; where there is one zone it is all of them.
 template <Preference FORM, bool CHAIN>
-__attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int64_t begin, int64_t end, Zone* zones, int zone_count, Sums* total) {
+__attribute__((noinline)) bool pairs_in_order(
+    const preference_loss_args& a, int64_t begin, int64_t end, Zone* zones, int zone_count, Sums* total) {
   Chunk x;
   Lanes lanes;
   const Terms terms(a);
@@ -282,19 +305,24 @@ __attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int
       for (; i + LANES <= n; i += LANES) f(SixteenPairs{first_pair + i, i, LANES});
       if (i < n) f(SixteenPairs{first_pair + i, i, int(n - i)});
     };
-    const auto sixteen = [&](int64_t i) __attribute__((always_inline)) { return SixteenPairs{first_pair + i, i, n - i < LANES ? int(n - i) : LANES}; };
+    const auto sixteen = [&](int64_t i) __attribute__((always_inline)) {
+      return SixteenPairs{first_pair + i, i, n - i < LANES ? int(n - i) : LANES};
+    };
     Difference next = difference<FORM, CHAIN>(terms, sixteen(0), x, lanes);
     const Next after(a, how, chosen, rejected, n);
     for (int64_t i = 0; i < n; i += LANES) {
       const Difference now = next;
       after.ask(i);
-      if (i + 2 * LANES <= n) next = difference<FORM, CHAIN>(terms, SixteenPairs{first_pair + i + LANES, i + LANES, LANES}, x, lanes);
+      if (i + 2 * LANES <= n)
+        next = difference<FORM, CHAIN>(terms, SixteenPairs{first_pair + i + LANES, i + LANES, LANES}, x, lanes);
       else if (i + LANES < n) next = difference<FORM, CHAIN>(terms, sixteen(i + LANES), x, lanes);
       store(x.small + i, exp_below(now.x, now.of_exp));
     }
-    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { slopes<FORM, CHAIN>(terms, pairs, x, lanes); });
+    each([&](const SixteenPairs& pairs)
+            __attribute__((always_inline)) { slopes<FORM, CHAIN>(terms, pairs, x, lanes); });
     Signs signs;
-    each([&](const SixteenPairs& pairs) __attribute__((always_inline)) { losses<FORM, CHAIN>(terms, pairs, x, lanes, signs); });
+    each([&](const SixteenPairs& pairs)
+            __attribute__((always_inline)) { losses<FORM, CHAIN>(terms, pairs, x, lanes, signs); });
     const double above = sum(signs.above), below = sum(signs.below);
     double valid = double(n);  // a tie is half a win, NaN none
     if (above + below != valid)
@@ -304,7 +332,8 @@ __attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int
     scatter(x.slopes, how, chosen, rejected, n, a.dscores.data);
     for (int64_t i = 0; CHAIN && i < n; i++) {
       all.loss = all.loss + x.loss[i], all.own = all.own + x.loss[i], all.z = all.z + x.z[i];
-      all.chosen = all.chosen + x.chosen[i], all.rejected = all.rejected + x.rejected[i], all.probability = all.probability + x.probability[i];
+      all.chosen = all.chosen + x.chosen[i], all.rejected = all.rejected + x.rejected[i],
+      all.probability = all.probability + x.probability[i];
     }
   }
   if (!CHAIN) {
@@ -318,18 +347,21 @@ __attribute__((noinline)) bool pairs_in_order(const preference_loss_args& a, int
 }
 
 template <bool CHAIN>
-RLHF_INLINE bool pairs_in_order(const preference_loss_args& a, int64_t begin, int64_t end, Zone* zones, int zone_count, Sums* total) {
+RLHF_INLINE bool pairs_in_order(
+    const preference_loss_args& a, int64_t begin, int64_t end, Zone* zones, int zone_count, Sums* total) {
   switch (a.form) {
-    case Preference::bradley_terry: return pairs_in_order<Preference::bradley_terry, CHAIN>(a, begin, end, zones, zone_count, total);
+    case Preference::bradley_terry:
+      return pairs_in_order<Preference::bradley_terry, CHAIN>(a, begin, end, zones, zone_count, total);
     case Preference::dpo: return pairs_in_order<Preference::dpo, CHAIN>(a, begin, end, zones, zone_count, total);
     case Preference::ipo: return pairs_in_order<Preference::ipo, CHAIN>(a, begin, end, zones, zone_count, total);
   }
   return true;
 }
 
-// A thread's scores, on the guess that those of its pairs follow those of the pairs before it: of the 2 parts starts (the
-// chosen and the rejected of each part's first pair) each begins a stretch that ends where the next one begins. Returns
-// how many zones the part's two stretches are; they are disjoint from all others', and together they are all M scores.
+// A thread's scores, on the guess that those of its pairs follow those of the pairs before it: of the 2 parts starts
+// (the chosen and the rejected of each part's first pair) each begins a stretch that ends where the next one begins.
+// Returns how many zones the part's two stretches are; they are disjoint from all others', and together they are all M
+// scores.
 RLHF_INLINE int zones_of(const int32_t* starts, int64_t parts, int64_t part, int64_t M, Zone* zones) {
   int64_t least = INT32_MAX;
   for (int64_t k = 0; k < 2 * parts; k++) least = starts[k] < least ? starts[k] : least;
@@ -350,7 +382,8 @@ RLHF_INLINE int zones_of(const int32_t* starts, int64_t parts, int64_t part, int
 
 void preference_loss(Context& ctx, const preference_loss_args& a) {
   const int64_t P = a.chosen.dim[0], M = a.scores.dim[0], blocks = (P + SUM_BLOCK - 1) / SUM_BLOCK;
-  Sums* sums = static_cast<Sums*>(ctx.scratch(blocks * int64_t(sizeof(Sums)) + 2 * ctx.threads * int64_t(sizeof(int32_t))));
+  Sums* sums =
+      static_cast<Sums*>(ctx.scratch(blocks * int64_t(sizeof(Sums)) + 2 * ctx.threads * int64_t(sizeof(int32_t))));
   if (!sums) return;
   if (a.form != Preference::bradley_terry && !a.ref_scores) return ctx.fail("ref_scores is missing");
   int32_t* starts = reinterpret_cast<int32_t*>(sums + blocks);
@@ -367,7 +400,8 @@ void preference_loss(Context& ctx, const preference_loss_args& a) {
       for (int64_t block = from(part); block < from(part + 1) && !__atomic_load_n(&shared, __ATOMIC_RELAXED); block++) {
         sums[block] = Sums{};
         const int64_t begin = block * SUM_BLOCK, end = begin + SUM_BLOCK < P ? begin + SUM_BLOCK : P;
-        if (!pairs_in_order<false>(a, begin, end, zones, count, &sums[block])) __atomic_store_n(&shared, 1, __ATOMIC_RELAXED);
+        if (!pairs_in_order<false>(a, begin, end, zones, count, &sums[block]))
+          __atomic_store_n(&shared, 1, __ATOMIC_RELAXED);
       }
     for (int k = 0; k < count; k++) zones[k].clear(a.dscores.data, zones[k].end);
   };
@@ -375,7 +409,8 @@ void preference_loss(Context& ctx, const preference_loss_args& a) {
   for (int64_t part = 0; apart && part < parts; part++) {
     const int64_t pair = from(part) * SUM_BLOCK;
     starts[2 * part] = a.chosen[pair], starts[2 * part + 1] = a.rejected[pair];
-    for (int64_t k = 0; k < 2 * part; k++) apart = apart && starts[k] != starts[2 * part] && starts[k] != starts[2 * part + 1];
+    for (int64_t k = 0; k < 2 * part; k++)
+      apart = apart && starts[k] != starts[2 * part] && starts[k] != starts[2 * part + 1];
     apart = apart && starts[2 * part] != starts[2 * part + 1];
   }
   if (apart)

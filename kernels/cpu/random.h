@@ -19,6 +19,8 @@ RLHF_INLINE Words philox(uint32_t key0, uint32_t key1, uint32_t c0, uint32_t c1,
 }
 
 // in [0, 1), 53 bits, from words 2 half and 2 half + 1
-RLHF_INLINE double uniform(const Words& x, int half) { return (double(x.w[2 * half] >> 5) * 67108864.0 + double(x.w[2 * half + 1] >> 6)) / 9007199254740992.0; }
+RLHF_INLINE double uniform(const Words& x, int half) {
+  return (double(x.w[2 * half] >> 5) * 67108864.0 + double(x.w[2 * half + 1] >> 6)) / 9007199254740992.0;
+}
 
 }  // namespace rlhf::RLHF_ISA

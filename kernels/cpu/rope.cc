@@ -1,5 +1,5 @@
-// Rotary position embedding (Su et al. 2021), x [N,H,D]: the pair (d, d + R), d < R, turns by position * inverse_frequency[d];
-// dimensions from 2R on stay. inverse turns back: the gradient.
+// Rotary position embedding (Su et al. 2021), x [N,H,D]: the pair (d, d + R), d < R, turns by position *
+// inverse_frequency[d]; dimensions from 2R on stay. inverse turns back: the gradient.
 //
 //   y[d] = x[d] cos - x[d+R] sin,  y[d+R] = x[d+R] cos + x[d] sin
 //

@@ -1,18 +1,17 @@
 // One token per row of logits, with its log-prob; normal deviates.
 //
-//   p = softmax of logit / T, as exp((logit - max) / T); with top-k, top-p, min-p (Nguyen et al. 2024) in this order on the tokens sorted by
-//   (p descending, id ascending); the token that crosses top_p stays; then inverse CDF over the kept ids in their order,
-//   one 53-bit uniform in f64. T = 0: the argmax, with log-probs at T = 1.
-//   logp is that of the whole vocabulary, the bits of logprob; truncated_logp that among the kept.
+//   p = softmax of logit / T, as exp((logit - max) / T); with top-k, top-p, min-p (Nguyen et al. 2024) in this order on
+//   the tokens sorted by (p descending, id ascending); the token that crosses top_p stays; then inverse CDF over the
+//   kept ids in their order, one 53-bit uniform in f64. T = 0: the argmax, with log-probs at T = 1. logp is that of the
+//   whole vocabulary, the bits of logprob; truncated_logp that among the kept.
 //
-// Law: 3 (log-prob), 8 (sampling); cumulative sums are f64 chains. Plan: rows over threads, four abreast in the chains, which
-// keep their sum at every 512th token, so that the drawn one is looked for in one block only.
-// AMD Zen 4, AVX-512, 2 cores, two threads: 64 x 8192 in 0.52 to 0.59 ms, 16 x 50257 in 0.80, 15 to 18 % of the limit of memory: the
-// exponential, its exact difference and two sums in f64 are the statistics of logprob.cc, and the chain of one row alone has a latency of
-// four cycles a token, a cycle with four rows abreast.
-// Zen 3, AVX2, the same: 0.52 to 0.83 and 0.81 to 1.30 ms, 14 to 21 %.
-// Zen 5, AVX-512, the same: 0.26 and 0.40 ms, 15 %.
-// Intel Xeon (Sapphire Rapids or later), AVX-512, the same: 0.41 and 0.68 ms, 11 and 10 %.
+// Law: 3 (log-prob), 8 (sampling); cumulative sums are f64 chains. Plan: rows over threads, four abreast in the chains,
+// which keep their sum at every 512th token, so that the drawn one is looked for in one block only. AMD Zen 4, AVX-512,
+// 2 cores, two threads: 64 x 8192 in 0.52 to 0.59 ms, 16 x 50257 in 0.80, 15 to 18 % of the limit of memory: the
+// exponential, its exact difference and two sums in f64 are the statistics of logprob.cc, and the chain of one row
+// alone has a latency of four cycles a token, a cycle with four rows abreast. Zen 3, AVX2, the same: 0.52 to 0.83 and
+// 0.81 to 1.30 ms, 14 to 21 %. Zen 5, AVX-512, the same: 0.26 and 0.40 ms, 15 %. Intel Xeon (Sapphire Rapids or later),
+// AVX-512, the same: 0.41 and 0.68 ms, 11 and 10 %.
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/random.h"
 
@@ -61,8 +60,8 @@ struct Weights {
   int64_t best;
 };
 
-// The argmax, and p = exp((x - max x) / T) unless it is all that is wanted: at most 1, and 1 at the argmax, whatever the temperature.
-// False where no token is possible or a logit is NaN or +infinity.
+// The argmax, and p = exp((x - max x) / T) unless it is all that is wanted: at most 1, and 1 at the argmax, whatever
+// the temperature. False where no token is possible or a logit is NaN or +infinity.
 RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, bool greedy, Weights& w) {
   const V none = set(-__builtin_inff());
   V top = none;
@@ -72,16 +71,21 @@ RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, bool gr
     top = max(x, top), whole = whole & (x == x);
   });
   const float most = max(top);
-  if (sum(select(whole, zero(), set(1.0f))) != 0 || !(most > -__builtin_inff() && most < __builtin_inff())) return false;
+  if (sum(select(whole, zero(), set(1.0f))) != 0 || !(most > -__builtin_inff() && most < __builtin_inff()))
+    return false;
   for (w.best = 0; logits[w.best] != most;) w.best++;
   if (greedy) return true;
   const V m = set(most), t = set(inverse);
   if (inverse == 1)
     each_vector(
-        0, size, [&](int64_t i, int n) __attribute__((always_inline)) { store(w.p + i, exp_diff(load(logits + i, n), m), n); });
+        0, size, [&](int64_t i, int n) __attribute__((always_inline)) {
+          store(w.p + i, exp_diff(load(logits + i, n), m), n);
+        });
   else
     each_vector(
-        0, size, [&](int64_t i, int n) __attribute__((always_inline)) { store(w.p + i, exp_diff(load(logits + i, n), m, t), n); });
+        0, size, [&](int64_t i, int n) __attribute__((always_inline)) {
+          store(w.p + i, exp_diff(load(logits + i, n), m, t), n);
+        });
   return true;
 }
 
@@ -151,14 +155,16 @@ void sample(Context& ctx, const sample_args& a) {
   if (size == 0 && rows > 0) return ctx.fail("the vocabulary is empty");
   const bool greedy = a.temperature == 0;
   const float inverse = greedy ? 1.0f : float(1 / a.temperature);
-  if (!(inverse >= 0x1p-120f && inverse <= 0x1p127f)) return ctx.fail("temperature is neither 0 nor in [2^-127, 2^120]");
+  if (!(inverse >= 0x1p-120f && inverse <= 0x1p127f))
+    return ctx.fail("temperature is neither 0 nor in [2^-127, 2^120]");
   const bool truncated = !greedy && (a.top_k > 0 || a.top_p < 1 || a.min_p > 0);
   bool bad[1024] = {};  // as many threads as a stream may have
   ctx.each([&](int thread) {
     char* own = scratch + each * thread;
     Weights w[ABREAST];
     for (int r = 0; r < ABREAST; r++)
-      w[r].running = reinterpret_cast<double*>(own + candidates + r * sums), w[r].p = reinterpret_cast<float*>(own + candidates + ABREAST * sums + r * weights);
+      w[r].running = reinterpret_cast<double*>(own + candidates + r * sums),
+      w[r].p = reinterpret_cast<float*>(own + candidates + ABREAST * sums + r * weights);
     const int64_t end = rows * (thread + 1) / ctx.threads;
     for (int64_t begin = rows * thread / ctx.threads; begin < end; begin += ABREAST) {
       const int n = end - begin < ABREAST ? int(end - begin) : ABREAST;
@@ -187,12 +193,15 @@ void sample(Context& ctx, const sample_args& a) {
           continue;
         }
         const int32_t* c = a.counter.row(row);
-        const Words random = philox(uint32_t(a.seed), uint32_t(a.stream), uint32_t(c[0]), uint32_t(c[1]), uint32_t(c[2]), uint32_t(c[3]));
+        const Words random = philox(
+            uint32_t(a.seed), uint32_t(a.stream), uint32_t(c[0]), uint32_t(c[1]), uint32_t(c[2]), uint32_t(c[3]));
         const int64_t token = greedy ? w[r].best : pick(w[r], size, uniform(random, 0));
         const float logp = row_stats(a.logits.row(row), size, token, inverse).logp;
         const double total = greedy ? 0 : w[r].running[blocks];
         a.token[row] = int32_t(token), a.logp[row] = logp;
-        a.truncated_logp[row] = greedy ? 0 : truncated && total < everything[r] ? float(log(double(w[r].p[token]) / total)) : logp;
+        a.truncated_logp[row] = greedy                               ? 0
+                                : truncated && total < everything[r] ? float(log(double(w[r].p[token]) / total))
+                                                                     : logp;
       }
     }
   });

@@ -27,24 +27,29 @@ RLHF_INLINE double block_sum(int64_t begin, int64_t end, F&& value) {
 // total continued with the elements begin .. end of one sequence
 template <class F>
 RLHF_INLINE double sequence_total(double total, int64_t begin, int64_t end, F&& value) {
-  for (int64_t block = begin; block < end; block += SUM_BLOCK) total = total + block_sum(block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, value);
+  for (int64_t block = begin; block < end; block += SUM_BLOCK)
+    total = total + block_sum(block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, value);
   return total;
 }
 
 // the same over packed sequences, in order
 template <class F>
 RLHF_INLINE double packed_total(double total, View<const int32_t> cu_seqlens, F&& value) {
-  for (int64_t b = 0; b + 1 < cu_seqlens.dim[0]; b++) total = sequence_total(total, cu_seqlens[b], cu_seqlens[b + 1], value);
+  for (int64_t b = 0; b + 1 < cu_seqlens.dim[0]; b++)
+    total = sequence_total(total, cu_seqlens[b], cu_seqlens[b + 1], value);
   return total;
 }
 
 // doubles that packed_sums needs
-RLHF_INLINE int64_t packed_sums_scratch(int64_t tokens, View<const int32_t> cu_seqlens, int n) { return (tokens / SUM_BLOCK + cu_seqlens.dim[0]) * n; }
+RLHF_INLINE int64_t packed_sums_scratch(int64_t tokens, View<const int32_t> cu_seqlens, int n) {
+  return (tokens / SUM_BLOCK + cu_seqlens.dim[0]) * n;
+}
 
-// n sums over all blocks of packed sequences, blocks over threads: f(sequence, begin, end, sums) gives those of a block,
-// which are then added to `totals` in order.
+// n sums over all blocks of packed sequences, blocks over threads: f(sequence, begin, end, sums) gives those of a
+// block, which are then added to `totals` in order.
 template <class F>
-RLHF_INLINE void packed_sums(Context& ctx, View<const int32_t> cu_seqlens, int64_t tokens, int n, double* memory, double* totals, F&& f) {
+RLHF_INLINE void packed_sums(
+    Context& ctx, View<const int32_t> cu_seqlens, int64_t tokens, int n, double* memory, double* totals, F&& f) {
   const int64_t B = cu_seqlens.dim[0] - 1;
   const int64_t parts = tokens < 32768 ? 1 : ctx.threads;
   const auto share = [&](int64_t thread) __attribute__((noinline)) {  // once, whoever calls it: f may be long
@@ -54,7 +59,8 @@ RLHF_INLINE void packed_sums(Context& ctx, View<const int32_t> cu_seqlens, int64
     for (int64_t b = 0; b < B; b++) {
       const int64_t begin = cu_seqlens[b], end = cu_seqlens[b + 1];
       for (int64_t block = begin; block < end; block += SUM_BLOCK, at++)
-        if (from <= block && block < to) f(b, block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, memory + at * n);
+        if (from <= block && block < to)
+          f(b, block, block + SUM_BLOCK < end ? block + SUM_BLOCK : end, memory + at * n);
     }
   };
   if (parts == 1) {
@@ -115,10 +121,13 @@ RLHF_INLINE void each_sixteen(View<const int32_t> mask, int64_t begin, int64_t e
 // f(sixteen, second(first(sixteen))), the first step of a sixteen beside the second of the one before and f of the one
 // before that: three short chains of operations at a time, where one long one fills the schedulers with what must wait.
 template <class First, class Second, class F>
-RLHF_INLINE void each_sixteen_ahead(View<const int32_t> mask, int64_t begin, int64_t end, First&& first, Second&& second, F&& f) {
+RLHF_INLINE void each_sixteen_ahead(
+    View<const int32_t> mask, int64_t begin, int64_t end, First&& first, Second&& second, F&& f) {
   if (!mask && end - begin >= LANES) {
     const int64_t last = end - LANES;
-    const auto start = [&](int64_t i) __attribute__((always_inline)) { return first(whole_sixteen(i <= last ? i : begin)); };
+    const auto start = [&](int64_t i) __attribute__((always_inline)) {
+      return first(whole_sixteen(i <= last ? i : begin));
+    };
     auto next = start(begin);
     auto now = second(next);
     next = start(begin + LANES);

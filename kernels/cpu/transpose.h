@@ -5,9 +5,9 @@
 namespace rlhf::RLHF_ISA {
 
 #if RLHF_VECTOR_AVX512 || RLHF_VECTOR_AVX2
-// Four blocks of 8 x 8; rows i and i + 4 meet in one register as they are loaded. Rows of `to` are written from the top,
-// each with its upper lanes first, so that they may be less than 16 apart: what runs over is written again. (Four rounds
-// of vpermt2ps over whole registers take twice the time on Zen 4: 256 shuffles of 512 bits to 64 of 256.)
+// Four blocks of 8 x 8; rows i and i + 4 meet in one register as they are loaded. Rows of `to` are written from the
+// top, each with its upper lanes first, so that they may be less than 16 apart: what runs over is written again. (Four
+// rounds of vpermt2ps over whole registers take twice the time on Zen 4: 256 shuffles of 512 bits to 64 of 256.)
 RLHF_INLINE void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
   for (int block = 0; block < 4; block++) {
     const int top = block & 1 ? 0 : 8, left = block & 2 ? 8 : 0;
@@ -18,7 +18,8 @@ RLHF_INLINE void transpose(const float* from, int64_t from_row, float* to, int64
       __m256 x[4];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++)
-        x[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(in + i * from_row)), _mm_loadu_ps(in + (i + 4) * from_row), 1);
+        x[i] = _mm256_insertf128_ps(
+            _mm256_castps128_ps256(_mm_loadu_ps(in + i * from_row)), _mm_loadu_ps(in + (i + 4) * from_row), 1);
       const __m256 a = _mm256_unpacklo_ps(x[0], x[1]), b = _mm256_unpackhi_ps(x[0], x[1]);
       const __m256 c = _mm256_unpacklo_ps(x[2], x[3]), d = _mm256_unpackhi_ps(x[2], x[3]);
       _mm256_storeu_ps(out, _mm256_shuffle_ps(a, c, 0x44));
@@ -33,7 +34,8 @@ RLHF_INLINE void transpose(const float* from, int64_t from_row, float* to, int64
 RLHF_INLINE void transpose(__m256 (&x)[8]) {
   __m256 y[8];
 #pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]), y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+  for (int i = 0; i < 8; i += 2)
+    y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]), y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
 #pragma GCC unroll 2
   for (int i = 0; i < 8; i += 4) {
     x[i] = _mm256_shuffle_ps(y[i], y[i + 2], 0x44), x[i + 1] = _mm256_shuffle_ps(y[i], y[i + 2], 0xee);

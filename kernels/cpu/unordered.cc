@@ -1,8 +1,11 @@
 // What the law of arithmetic costs: a product and an attention that may add in any order, for the benchmarks alone.
 //
-//   limit_linear      y = x W^T: gemm.h's blocks and tiles, but each block of k is summed from zero and added to y (lost: blocks that
-//                     are packed before their tiles, which then ask for nothing: 4 to 18 % on Zen 5); of up to 16 rows it is the ordered product
-//   limit_attention   o = softmax(scale q k^T) v, causal, no prefix: attention.h's tiles, but one maximum and one scaling of o
+//   limit_linear      y = x W^T: gemm.h's blocks and tiles, but each block of k is summed from zero and added to y
+//   (lost: blocks that
+//                     are packed before their tiles, which then ask for nothing: 4 to 18 % on Zen 5); of up to 16 rows
+//                     it is the ordered product
+//   limit_attention   o = softmax(scale q k^T) v, causal, no prefix: attention.h's tiles, but one maximum and one
+//   scaling of o
 //                     per 256 keys, and denominators in 16 lanes to the end
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/gemm.h"
@@ -17,19 +20,23 @@ constexpr int64_t BLOCK = FORWARD_ROWS;
 
 void limit_linear(Context& ctx, const limit_linear_args& a) {
   const int64_t N = a.x.dim[0], I = a.x.dim[1], O = a.weight.dim[0];
-  float* scratch = static_cast<float*>(ctx.scratch(parallel_scratch(ctx.threads, N, O, I, false) * int64_t(sizeof(float)) + 64));
+  float* scratch =
+      static_cast<float*>(ctx.scratch(parallel_scratch(ctx.threads, N, O, I, false) * int64_t(sizeof(float)) + 64));
   if (!scratch) return;
   product<float, true>(ctx, {N, O, I, {a.x.data, a.x.stride, 1}, {a.weight.data, 1, I}, nullptr, a.y.data, O}, scratch);
 }
 
 void limit_attention(Context& ctx, const limit_attention_args& a) {
-  const int64_t N = a.q.dim[0], H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1, W = width(D);
+  const int64_t N = a.q.dim[0], H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1,
+                W = width(D);
   const int64_t tiles = (N + KEYS - 1) / KEYS * WIDE;
   struct Memory {
     float *keys, *values, *q, *o, *s, *l, *m, *fall;
     RLHF_INLINE Memory(Places& p, int64_t tiles, int64_t D, int64_t W) {
-      keys = p.take<float>(tiles * TILE * D), values = p.take<float>(tiles * TILE * W), q = p.take<float>(BLOCK * D), o = p.take<float>(BLOCK * W);
-      s = p.take<float>(BLOCK * KEYS), l = p.take<float>(BLOCK * LANES), m = p.take<float>(BLOCK), fall = p.take<float>(BLOCK);
+      keys = p.take<float>(tiles * TILE * D), values = p.take<float>(tiles * TILE * W), q = p.take<float>(BLOCK * D),
+      o = p.take<float>(BLOCK * W);
+      s = p.take<float>(BLOCK * KEYS), l = p.take<float>(BLOCK * LANES), m = p.take<float>(BLOCK),
+      fall = p.take<float>(BLOCK);
     }
   };
   Places places{nullptr};
@@ -70,15 +77,17 @@ void limit_attention(Context& ctx, const limit_attention_args& a) {
         for (int64_t i = from; i < rows; i += GROUP)
           with_rows(least(GROUP, rows - i), [&]<int R>() {
             for (int64_t at = 0, keys = seen(i + R - 1); at < keys; at += TILE)
-              product<R>(
-                  (least(TILE, keys - at) + LANES - 1) / LANES, D, {x.q + i * D, D}, {x.keys + (key + at) * D, TILE}, {x.s + i * KEYS + at, KEYS}, Start::zero);
+              product<R>((least(TILE, keys - at) + LANES - 1) / LANES, D, {x.q + i * D, D},
+                  {x.keys + (key + at) * D, TILE}, {x.s + i * KEYS + at, KEYS}, Start::zero);
           });
         for (int64_t i = from; i < rows; i++) {
           float* s = x.s + i * KEYS;
           const int64_t n = seen(i), whole = n / LANES * LANES;
           V top = set(-__builtin_inff());
           for (int64_t j = 0; j < whole; j += LANES) top = max(load(s + j), top);
-          if (whole < n) store(s + whole, select(first_of(n - whole, 0), load(s + whole), set(-__builtin_inff()))), top = max(load(s + whole), top);
+          if (whole < n)
+            store(s + whole, select(first_of(n - whole, 0), load(s + whole), set(-__builtin_inff()))),
+                top = max(load(s + whole), top);
           const float here = max(top * scale), m = x.m[i] > here ? x.m[i] : here;
           x.fall[i] = x.m[i] - m;
           x.m[i] = m;
@@ -103,10 +112,12 @@ void limit_attention(Context& ctx, const limit_attention_args& a) {
         }
         for (int64_t i = from; i < rows; i += GROUP)
           with_rows(least(GROUP, rows - i), [&]<int R>() {
-            product<R>(W / LANES, seen(i + R - 1), {x.s + i * KEYS, KEYS}, {x.values + key * W, W}, {x.o + i * W, W}, Start::scaled, x.fall + i);
+            product<R>(W / LANES, seen(i + R - 1), {x.s + i * KEYS, KEYS}, {x.values + key * W, W}, {x.o + i * W, W},
+                Start::scaled, x.fall + i);
           });
       }
-      for (int64_t i = 0; i < rows; i++) finish(x.o + i * W, sum(load(x.l + i * LANES)), D, a.o.data + ((start + first + i) * H + h) * D);
+      for (int64_t i = 0; i < rows; i++)
+        finish(x.o + i * W, sum(load(x.l + i * LANES)), D, a.o.data + ((start + first + i) * H + h) * D);
     };
 
     int64_t at = 0;

@@ -3,11 +3,11 @@
 // rewards, values, advantages, returns: f32 [N] packed by cu_seqlens i32 [B+1], or [B,T] with a mask. A masked token is
 // passed over: it leaves v[t+1] and A[t+1] as they are, and its outputs are 0.
 //
-// Plan: a warp per sequence, 128 tokens at a time counted from its end. A token is the affine map A -> delta + gamma lambda A;
-// 32 of them are composed by a scan in five shuffles, so the chain over the sequence has a link per 32 tokens.
-// The order depends on the place in the sequence alone.
-// Expected, not yet measured on a GPU: 16 bytes a token; ten shuffles and some twenty operations per 32 tokens, half of
-// what an H200 issues while 512 bytes come from its memory.
+// Plan: a warp per sequence, 128 tokens at a time counted from its end. A token is the affine map A -> delta + gamma
+// lambda A; 32 of them are composed by a scan in five shuffles, so the chain over the sequence has a link per 32
+// tokens. The order depends on the place in the sequence alone. Expected, not yet measured on a GPU: 16 bytes a token;
+// ten shuffles and some twenty operations per 32 tokens, half of what an H200 issues while 512 bytes come from its
+// memory.
 #include "kernels/cuda/offsets.h"
 
 namespace rlhf::cuda {
@@ -26,7 +26,8 @@ constexpr int GAE_WARPS = 4, GAE_TILES = 4;
 #if RLHF_DEVICE_CODE
 
 // 32 tokens of which this lane has one. next_value, next: v and A after them, and after the call before them.
-DEVICE void gae_tile(float reward, float value, bool kept, float gamma, float gamma_lambda, float& next_value, float& next, float& advantage) {
+DEVICE void gae_tile(float reward, float value, bool kept, float gamma, float gamma_lambda, float& next_value,
+    float& next, float& advantage) {
   const uint32_t all = ballot(kept), later = lane() == 31 ? 0 : all >> (lane() + 1);
   int from = lane();
   if (later) {
@@ -52,7 +53,12 @@ KERNEL(gae, GaeParams, 32 * GAE_WARPS) {
   const int64_t b = int64_t(block_x()) * GAE_WARPS + warp();
   if (b >= p.B) return;
   const bool bad = p.offsets && p.error[0] != 0;
-  const int64_t begin = bad ? b * p.T / p.B : p.offsets ? p.offsets[b] : 0, end = bad ? (b + 1) * p.T / p.B : p.offsets ? p.offsets[b + 1] : p.T;
+  const int64_t begin = bad         ? b * p.T / p.B
+                        : p.offsets ? p.offsets[b]
+                                    : 0,
+                end = bad         ? (b + 1) * p.T / p.B
+                      : p.offsets ? p.offsets[b + 1]
+                                  : p.T;
   const Global<const float> rewards = p.rewards + b * p.reward_stride, values = p.values + b * p.value_stride;
   const int64_t out = b * p.out_stride;
   if (bad) {  // T: all tokens; every warp spoils its share
@@ -72,7 +78,8 @@ KERNEL(gae, GaeParams, 32 * GAE_WARPS) {
       const int64_t t = top - 32 * (i + 1) + lane();
       float advantage;
       gae_tile(r[i], v[i], kept[i], p.gamma, p.gamma * p.lambda, next_value, next, advantage);
-      if (t >= begin) p.advantages[out + t] = kept[i] ? advantage : 0, p.returns[out + t] = kept[i] ? advantage + v[i] : 0;
+      if (t >= begin)
+        p.advantages[out + t] = kept[i] ? advantage : 0, p.returns[out + t] = kept[i] ? advantage + v[i] : 0;
     }
   }
 }
@@ -83,15 +90,16 @@ KERNEL(gae, GaeParams, 32 * GAE_WARPS) {
 void gae(Context& ctx, const gae_args& a) {
   const int64_t B = a.cu_seqlens.dim[0] - 1, N = a.rewards.dim[0];
   check_offsets(ctx, a.cu_seqlens, N);
-  const GaeParams p{global(a.rewards), global(a.values), global(a.mask), global(a.cu_seqlens), global(a.advantages), global(a.returns), B, N, 0, 0, 0,
-      float(a.gamma), float(a.lambda), latch_of(ctx)};
+  const GaeParams p{global(a.rewards), global(a.values), global(a.mask), global(a.cu_seqlens), global(a.advantages),
+      global(a.returns), B, N, 0, 0, 0, float(a.gamma), float(a.lambda), latch_of(ctx)};
   launch(ctx, "gae", {(B + GAE_WARPS - 1) / GAE_WARPS}, 32 * GAE_WARPS, 0, p);
 }
 
 void gae_padded(Context& ctx, const gae_padded_args& a) {
   const int64_t B = a.mask.dim[0], T = a.mask.dim[1];
-  const GaeParams p{global(a.rewards), global(a.values), global(a.mask), Global<const int32_t>(), global(a.advantages), global(a.returns), B, T,
-      B > 1 ? a.rewards.stride : 0, B > 1 ? a.values.stride : 0, T, float(a.gamma), float(a.lambda), latch_of(ctx)};
+  const GaeParams p{global(a.rewards), global(a.values), global(a.mask), Global<const int32_t>(), global(a.advantages),
+      global(a.returns), B, T, B > 1 ? a.rewards.stride : 0, B > 1 ? a.values.stride : 0, T, float(a.gamma),
+      float(a.lambda), latch_of(ctx)};
   launch(ctx, "gae", {(B + GAE_WARPS - 1) / GAE_WARPS}, 32 * GAE_WARPS, 0, p);
 }
 #endif

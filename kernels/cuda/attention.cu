@@ -4,21 +4,22 @@
 //   q [N,H,D]  k, v [N,G,D]  o [N,H,D]  lse [N,H];  query heads g H/G .. (g+1) H/G - 1 read key/value head g;
 //   j: the tokens of the sequence up to i, and those of the sequences that it continues
 //
-// Plan: `attention_plan` (one block) checks offsets and prefixes and lists the tiles of queries, longest first. Then one
-// block per (tile of queries, head) walks the tiles of keys that the tile sees. A warp owns 16 M queries: scores, softmax
-// and p stay in its registers; q, k and v lie in shared memory. While q k^T runs, v is on its way; during softmax and p v,
-// the next k: two barriers a tile. Keys are walked from the diagonal back, so that only the first tiles are masked.
+// Plan: `attention_plan` (one block) checks offsets and prefixes and lists the tiles of queries, longest first. Then
+// one block per (tile of queries, head) walks the tiles of keys that the tile sees. A warp owns 16 M queries: scores,
+// softmax and p stay in its registers; q, k and v lie in shared memory. While q k^T runs, v is on its way; during
+// softmax and p v, the next k: two barriers a tile. Keys are walked from the diagonal back, so that only the first
+// tiles are masked.
 //
 // Budget, bf16, 128 threads, at most 255 registers and so two blocks a processor:
 //   D 64   128 queries x 64 keys   32 KiB of shared memory
 //   D 128  128 queries x 32 keys   48 KiB (64 keys spill)
 //   D 256   64 queries x 64 keys   96 KiB
-// Expected, not yet measured on a GPU: with M = 2 a byte from shared memory feeds 8 multiply-adds, of 128 bytes a clock 1024
-// (D 256: M = 1, half of it) in each of two products, k and v alike; the mma.sync of an A100 needs 1024 a clock, that of an
-// H100 about 2500 at best. So the tensor cores are the limit on the first, shared memory and they alike on the second, where
-// the same plan reaches about 35 % of the peak in FlashAttention-2 (Shah et al. 2024); heads of 64 and 128 have another plan there,
-// attention_hopper.h.
-// f32 runs at the rate of f32 multiply-adds: 12 to 20 reads of shared memory per 128 to 64 of them.
+// Expected, not yet measured on a GPU: with M = 2 a byte from shared memory feeds 8 multiply-adds, of 128 bytes a clock
+// 1024 (D 256: M = 1, half of it) in each of two products, k and v alike; the mma.sync of an A100 needs 1024 a clock,
+// that of an H100 about 2500 at best. So the tensor cores are the limit on the first, shared memory and they alike on
+// the second, where the same plan reaches about 35 % of the peak in FlashAttention-2 (Shah et al. 2024); heads of 64
+// and 128 have another plan there, attention_hopper.h. f32 runs at the rate of f32 multiply-adds: 12 to 20 reads of
+// shared memory per 128 to 64 of them.
 #include "kernels/cuda/attention_hopper.h"
 
 namespace rlhf::cuda {
@@ -69,12 +70,14 @@ DEVICE void attend(const AttentionParams<typename Mma::Element>& p) {
   const float scale = Exponential<Mma>::factor(p.scale), factor = scale > 0 ? scale : 1;
 
   while (keys) {
-    const int n = keys.count(), last = keys.sequence == work.sequence ? own - keys.start : n;  // key that the warp's first query sees
+    const int n = keys.count(),
+              last = keys.sequence == work.sequence ? own - keys.start : n;  // key that the warp's first query sees
     const bool seen = last > -ROWS;  // any key, by any of the warp's queries
     float s[M][N][4];
     copy_async_wait<0>();
     sync_threads();
-    v.template fetch<KEYS, THREADS>(p.v + (keys.row() * p.v_stride + kv_head), p.v_stride, keys.count(), p.D, p.aligned);
+    v.template fetch<KEYS, THREADS>(
+        p.v + (keys.row() * p.v_stride + kv_head), p.v_stride, keys.count(), p.D, p.aligned);
     copy_async_commit();
     if (seen) {
       clear(s);
@@ -83,7 +86,9 @@ DEVICE void attend(const AttentionParams<typename Mma::Element>& p) {
     copy_async_wait<0>();
     sync_threads();
     keys.next();
-    if (keys) k.template fetch<KEYS, THREADS>(p.k + (keys.row() * p.k_stride + kv_head), p.k_stride, keys.count(), p.D, p.aligned);
+    if (keys)
+      k.template fetch<KEYS, THREADS>(
+          p.k + (keys.row() * p.k_stride + kv_head), p.k_stride, keys.count(), p.D, p.aligned);
     copy_async_commit();
     if (!seen) continue;
     mask(s, scale, last, n);
@@ -113,8 +118,8 @@ DEVICE int32_t scan(int32_t x, Shared<int32_t> sums, int32_t& total) {
   return mine + before - x;
 }
 
-// Block l makes list l: its tiles, sorted by work in 32 classes, the most first. What decides the order of the sums (which
-// tiles a tile meets, and in which order) is not decided here, so the order of the list changes no bit.
+// Block l makes list l: its tiles, sorted by work in 32 classes, the most first. What decides the order of the sums
+// (which tiles a tile meets, and in which order) is not decided here, so the order of the list changes no bit.
 KERNEL(attention_plan, PlanParams, PLANNERS) {
   const TileList& list = p.list[block_x()];
   const bool of_keys = block_x() == 1;
@@ -154,7 +159,8 @@ KERNEL(attention_plan, PlanParams, PLANNERS) {
   int32_t tiles = 0, number, unused, most = 0;
   for (int32_t b = begin; b < end; b++) tiles += (sequences.length(b) + list.size - 1) / list.size;
   int32_t at = scan(tiles, sums, number);
-  for (int32_t b = begin; b < end; b++) list.first_tile[b] = at, at += (sequences.length(b) + list.size - 1) / list.size;
+  for (int32_t b = begin; b < end; b++)
+    list.first_tile[b] = at, at += (sequences.length(b) + list.size - 1) / list.size;
   if (t == 0) list.first_tile[p.B] = number, list.header[0] = number;
   for (int32_t b = t; b < p.B; b += PLANNERS) most = max(most, sequences.length(b) + list.kin[b]);
   for (int n = 1; n < 32; n *= 2) most = max(most, shuffle_xor(most, n));
@@ -162,7 +168,8 @@ KERNEL(attention_plan, PlanParams, PLANNERS) {
   sync_threads();
   for (int w = 0; w < PLANNERS / 32; w++) most = max(most, sums[w]);
 
-  const int32_t stretch = (number + PLANNERS - 1) / PLANNERS, from = min(t * stretch, number), to = min(from + stretch, number);
+  const int32_t stretch = (number + PLANNERS - 1) / PLANNERS, from = min(t * stretch, number),
+                to = min(from + stretch, number);
   const auto each_tile = [&](auto&& f) {  // f(class, sequence, start)
     int32_t low = 0, high = p.B;  // first_tile[low] <= from < first_tile[high]
     while (high - low > 1) (list.first_tile[(low + high) / 2] <= from ? low : high) = (low + high) / 2;
@@ -210,8 +217,9 @@ struct Variant {
   int64_t shared;
 };
 using f32 = float;
-#define VARIANT(Mma, type, D, M, KEYS) \
-  {"attention_" #type "_d" #D, int(sizeof(type)), D, 16 * M * WARPS, int64_t(16 * M * WARPS + 2 * KEYS) * D * int64_t(sizeof(type))},
+#define VARIANT(Mma, type, D, M, KEYS)                               \
+  {"attention_" #type "_d" #D, int(sizeof(type)), D, 16 * M * WARPS, \
+      int64_t(16 * M * WARPS + 2 * KEYS) * D * int64_t(sizeof(type))},
 const Variant variants[] = {ATTENTION_VARIANTS(VARIANT)};
 #undef VARIANT
 
@@ -225,11 +233,14 @@ void attention_of(Context& ctx, const attention_args& a) {
   if (!memory || !accepts(ctx, N, B, H, G, D)) return;
   places = {memory};
   const TileList queries = tile_list(places, N, B, variant.queries);
-  const PlanParams plan{global(a.cu_seqlens), global(a.prefix), int32_t(N), int32_t(B), {queries, queries}, latch_of(ctx)};
+  const PlanParams plan{
+      global(a.cu_seqlens), global(a.prefix), int32_t(N), int32_t(B), {queries, queries}, latch_of(ctx)};
   launch(ctx, "attention_plan", {1}, PLANNERS, PLAN_SHARED, plan);
-  const AttentionParams<T> p{global_as<const T>(a.q), global_as<const T>(a.k), global_as<const T>(a.v), global(a.cu_seqlens), global(a.prefix),
-      global_as<T>(a.o), global(a.lse), queries, N, a.q.stride, a.k.stride, a.v.stride, int32_t(H), int32_t(G ? H / G : 1), int32_t(D), float(a.scale),
-      aligned(a.q, D, sizeof(T)) && aligned(a.k, D, sizeof(T)) && aligned(a.v, D, sizeof(T)) && aligned(a.o, D, sizeof(T))};
+  const AttentionParams<T> p{global_as<const T>(a.q), global_as<const T>(a.k), global_as<const T>(a.v),
+      global(a.cu_seqlens), global(a.prefix), global_as<T>(a.o), global(a.lse), queries, N, a.q.stride, a.k.stride,
+      a.v.stride, int32_t(H), int32_t(G ? H / G : 1), int32_t(D), float(a.scale),
+      aligned(a.q, D, sizeof(T)) && aligned(a.k, D, sizeof(T)) && aligned(a.v, D, sizeof(T)) &&
+          aligned(a.o, D, sizeof(T))};
   const Grid blocks{most_tiles(N, B, variant.queries) * H};
   if constexpr (sizeof(T) == 2)
     if (takes_hopper(ctx, p)) return launch_hopper(ctx, blocks, a, p);
@@ -238,7 +249,9 @@ void attention_of(Context& ctx, const attention_args& a) {
 
 }  // namespace
 
-void attention(Context& ctx, const attention_args& a) { a.q.dtype == RLHF_BF16 ? attention_of<bf16>(ctx, a) : attention_of<float>(ctx, a); }
+void attention(Context& ctx, const attention_args& a) {
+  a.q.dtype == RLHF_BF16 ? attention_of<bf16>(ctx, a) : attention_of<float>(ctx, a);
+}
 #endif
 
 }  // namespace rlhf::cuda

@@ -45,14 +45,15 @@ struct Work {
   }
 };
 
-// The tiles of keys that a tile of queries sees: its own sequence's from the diagonal back to 0, then each ancestor's from
-// its last back to 0, the nearest first. The order is a function of the chain alone, so no batch changes a bit.
+// The tiles of keys that a tile of queries sees: its own sequence's from the diagonal back to 0, then each ancestor's
+// from its last back to 0, the nearest first. The order is a function of the chain alone, so no batch changes a bit.
 struct KeyTiles {
   Sequences of;
   int32_t size, sequence, start;
 
   // The queries end before `end`.
-  DEVICE KeyTiles(Sequences of, int32_t size, int32_t b, int32_t end) : of(of), size(size), sequence(b), start((end - 1) / size * size) {}
+  DEVICE KeyTiles(Sequences of, int32_t size, int32_t b, int32_t end)
+      : of(of), size(size), sequence(b), start((end - 1) / size * size) {}
   DEVICE explicit operator bool() const { return sequence >= 0; }
   DEVICE void next() {
     start -= size;
@@ -66,15 +67,23 @@ struct KeyTiles {
   DEVICE int32_t count() const { return min(size, of.length(sequence) - start); }
 };
 
-// The tiles of queries that see a tile of keys: for each query head of the group, the sequence's own from the diagonal on,
-// then all of each descendant, in batch order.
+// The tiles of queries that see a tile of keys: for each query head of the group, the sequence's own from the diagonal
+// on, then all of each descendant, in batch order.
 struct QueryTiles {
   Sequences of;
   const TileList& list;  // of the keys
   int32_t size, heads, b, key, head, sequence, start;
 
   DEVICE QueryTiles(Sequences of, const TileList& list, int32_t size, int32_t heads, const Work& keys)
-      : of(of), list(list), size(size), heads(heads), b(keys.sequence), key(keys.start), head(keys.head * heads), sequence(b), start(key / size * size) {}
+      : of(of),
+        list(list),
+        size(size),
+        heads(heads),
+        b(keys.sequence),
+        key(keys.start),
+        head(keys.head * heads),
+        sequence(b),
+        start(key / size * size) {}
   DEVICE explicit operator bool() const { return head >= 0; }
   DEVICE void next() {
     start += size;
@@ -99,7 +108,8 @@ struct QueryTiles {
 // NaN to all n elements, by all blocks of the grid.
 template <class T>
 DEVICE void poison(Global<T> out, int64_t n, int64_t blocks, int threads) {
-  for (int64_t i = int64_t(block_x()) * threads + thread(); i < n; i += blocks * threads) out[i] = from_float<T>(NOT_A_NUMBER);
+  for (int64_t i = int64_t(block_x()) * threads + thread(); i < n; i += blocks * threads)
+    out[i] = from_float<T>(NOT_A_NUMBER);
 }
 
 // 2^x within 2 ulp, 0 below 2^-126: a two-hundredth of the step of the bf16 that the results are rounded to.
@@ -138,7 +148,8 @@ DEVICE void store_pair(Global<bf16> to, int64_t i, float a, float b) { store_as<
 // A warp's rows of a result, of which there are `rows`, each times factor(m, r), to rows of `columns` elements that are
 // `stride` apart.
 template <int M, int N, class T, class F>
-DEVICE void store(const float (&c)[M][N][4], Global<T> to, int64_t stride, int rows, int columns, bool aligned, F&& factor) {
+DEVICE void store(
+    const float (&c)[M][N][4], Global<T> to, int64_t stride, int rows, int columns, bool aligned, F&& factor) {
   UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
     const int row = 16 * m + 8 * r + lane() / 4, first = lane() % 4 * 2;
     if (row >= rows) continue;
@@ -168,7 +179,8 @@ inline TileList tile_list(Workspace& places, int64_t N, int64_t B, int size) {
   TileList list;
   list.tiles = places.take<int32_t>(2 * most_tiles(N, B, size));
   list.header = places.take<int32_t>(2);
-  list.kin = places.take<int32_t>(B), list.last = places.take<int32_t>(B), list.first_tile = places.take<int32_t>(B + 1);
+  list.kin = places.take<int32_t>(B), list.last = places.take<int32_t>(B),
+  list.first_tile = places.take<int32_t>(B + 1);
   list.size = size;
   return list;
 }
@@ -195,7 +207,8 @@ bool aligned(const View<T>& x, int64_t D, int64_t bytes) {
 inline bool accepts(Context& ctx, int64_t N, int64_t B, int64_t H, int64_t G, int64_t D) {
   if (G == 0 ? H != 0 : H % G != 0) return ctx.fail("the heads of q must be a multiple of those of k and v"), false;
   if (D > 256) return ctx.fail("heads of more than 256 are not written for CUDA"), false;
-  if (N > INT32_MAX || B >= INT32_MAX || most_tiles(N, B, 16) > INT32_MAX / (H > 0 ? H : 1)) return ctx.fail("more tokens than a launch can take"), false;
+  if (N > INT32_MAX || B >= INT32_MAX || most_tiles(N, B, 16) > INT32_MAX / (H > 0 ? H : 1))
+    return ctx.fail("more tokens than a launch can take"), false;
   return true;
 }
 

@@ -10,7 +10,8 @@ struct AttentionGradParams {
   Global<const float> lse;
   Global<const int32_t> offsets, prefix;
   Global<T> dq, dk, dv;
-  Global<float> rows;  // [H][row_stride][2]: lse as an exponent, delta; a sequence begins at row_of(); room for a tile after the last
+  Global<float> rows;  // [H][row_stride][2]: lse as an exponent, delta; a sequence begins at row_of(); room for a tile
+                       // after the last
   TileList queries, keys;
   int64_t N, row_stride, d_o_stride, q_stride, k_stride, v_stride;
   int32_t H, G, heads, D;  // heads: H/G

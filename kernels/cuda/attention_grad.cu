@@ -4,22 +4,22 @@
 //   dq_i = scale sum over j of ds_ij k_j,  dk_j = scale sum over i of ds_ij q_i,  dv_j = sum over i of p_ij do_i
 //   d_o, q, o, dq [N,H,D]  k, v, dk, dv [N,G,D]  lse [N,H]
 //
-// Plan: delta first; then dk and dv, one block per (tile of keys, key/value head), which walks the queries of every head of
-// the group and of every sequence that sees the keys; then dq, one block per (tile of queries, head), which walks the keys.
-// Nothing is shared between blocks, so every sum has one order and there are no atomics; the price is that scores and
-// d_o v are computed twice: 7 products where one pass with atomics has 5. In both, a warp owns 16 M rows of the result and
-// of the scores (transposed for keys), so p and ds go from registers into the second product. What is walked is double
-// buffered: one barrier a tile.
+// Plan: delta first; then dk and dv, one block per (tile of keys, key/value head), which walks the queries of every
+// head of the group and of every sequence that sees the keys; then dq, one block per (tile of queries, head), which
+// walks the keys. Nothing is shared between blocks, so every sum has one order and there are no atomics; the price is
+// that scores and d_o v are computed twice: 7 products where one pass with atomics has 5. In both, a warp owns 16 M
+// rows of the result and of the scores (transposed for keys), so p and ds go from registers into the second product.
+// What is walked is double buffered: one barrier a tile.
 //
 // Budget, bf16, 128 threads, at most 255 registers:
 //          dk, dv                             dq
 //   D 64   128 keys x 16 queries    41 KiB    128 queries x 32 keys   48 KiB
 //   D 128   64 keys x 32 queries    65 KiB    128 queries x 16 keys   80 KiB    larger tiles spill
 //   D 256   64 keys x 32 queries   129 KiB     64 queries x 32 keys  128 KiB    dk, dv in two halves of D
-// Expected, not yet measured on a GPU: a byte from shared memory feeds 8 multiply-adds with M = 2, 4 with M = 1, of 128 bytes
-// a clock. D 64 is bound by the tensor cores of an A100 and by both on an H100; dk and dv at D 128 (M = 1, since two results of
-// 16 x 128 fill the registers) by shared memory, at 512 to 1024 a clock, about a quarter of what an H100's wgmma could do; heads of 64 and 128
-// have another plan there, attention_grad_hopper.h.
+// Expected, not yet measured on a GPU: a byte from shared memory feeds 8 multiply-adds with M = 2, 4 with M = 1, of 128
+// bytes a clock. D 64 is bound by the tensor cores of an A100 and by both on an H100; dk and dv at D 128 (M = 1, since
+// two results of 16 x 128 fill the registers) by shared memory, at 512 to 1024 a clock, about a quarter of what an
+// H100's wgmma could do; heads of 64 and 128 have another plan there, attention_grad_hopper.h.
 //
 // Weak: with few key/value heads and few tokens (G N / 64 less than the processors), dk and dv leave processors idle.
 #include <initializer_list>
@@ -50,11 +50,14 @@ DEVICE void query_rows(const AttentionGradParams<typename Mma::Element>& p) {
   const int64_t token = p.offsets[work.sequence], at = work.head * p.row_stride + row_of(sequences, work.sequence);
   const int32_t end = min(work.start + p.queries.size, sequences.length(work.sequence));
   for (int32_t i = work.start + warp(); i < end; i += WARPS) {
-    const auto d_o = p.d_o + ((token + i) * p.d_o_stride + int64_t(work.head) * p.D), o = p.o + ((token + i) * p.H + work.head) * p.D;
+    const auto d_o = p.d_o + ((token + i) * p.d_o_stride + int64_t(work.head) * p.D),
+               o = p.o + ((token + i) * p.H + work.head) * p.D;
     float delta = 0;
     for (int d = lane(); d < p.D; d += 32) delta = fma(to_float(d_o[d]), to_float(o[d]), delta);
     for (int n = 16; n > 0; n /= 2) delta += shuffle_xor(delta, n);
-    if (lane() == 0) store_as<float2>(p.rows, 2 * (at + i), float2{Exponential<Mma>::exponent(p.lse[(token + i) * p.H + work.head]), delta});
+    if (lane() == 0)
+      store_as<float2>(
+          p.rows, 2 * (at + i), float2{Exponential<Mma>::exponent(p.lse[(token + i) * p.H + work.head]), delta});
   }
 }
 
@@ -93,19 +96,22 @@ DEVICE void key_gradients(const AttentionGradParams<typename Mma::Element>& p) {
     const int32_t column = queries.head * p.D, n = queries.count();
     q.template fetch<QUERIES, THREADS>(p.q + (row * p.q_stride + column), p.q_stride, n, p.D, p.aligned);
     d_o.template fetch<QUERIES, THREADS>(p.d_o + (row * p.d_o_stride + column), p.d_o_stride, n, p.D, p.aligned);
-    fetch_rows<QUERIES, THREADS>(
-        all_rows + stage * QUERIES * 2, p.rows + 2 * (queries.head * p.row_stride + row_of(sequences, queries.sequence) + queries.start), n);
+    fetch_rows<QUERIES, THREADS>(all_rows + stage * QUERIES * 2,
+        p.rows + 2 * (queries.head * p.row_stride + row_of(sequences, queries.sequence) + queries.start), n);
   };
   const int64_t token = int64_t(p.offsets[work.sequence]) + work.start;
-  k.template fetch<KEYS, THREADS>(p.k + (token * p.k_stride + kv_head), p.k_stride, length - work.start, p.D, p.aligned);
-  v.template fetch<KEYS, THREADS>(p.v + (token * p.v_stride + kv_head), p.v_stride, length - work.start, p.D, p.aligned);
+  k.template fetch<KEYS, THREADS>(
+      p.k + (token * p.k_stride + kv_head), p.k_stride, length - work.start, p.D, p.aligned);
+  v.template fetch<KEYS, THREADS>(
+      p.v + (token * p.v_stride + kv_head), p.v_stride, length - work.start, p.D, p.aligned);
   fetch(0);
   copy_async_commit();
 
   float dk[M][W][4], dv[M][W][4];
   clear(dk), clear(dv);
   for (int stage = 0; queries; stage ^= 1) {
-    const int first = queries.sequence == work.sequence ? own - queries.start : -ROWS;  // query that sees the warp's first key
+    const int first =
+        queries.sequence == work.sequence ? own - queries.start : -ROWS;  // query that sees the warp's first key
     const int n = queries.count();
     queries.next();
     copy_async_wait<0>();
@@ -133,7 +139,8 @@ DEVICE void key_gradients(const AttentionGradParams<typename Mma::Element>& p) {
     Mma::product(dv, s, d_o, first_column);
     Mma::product(dk, ds, q, first_column);
   }
-  const int64_t stride = int64_t(p.G) * p.D, out = (p.offsets[work.sequence] + int64_t(own)) * stride + kv_head + first_column;
+  const int64_t stride = int64_t(p.G) * p.D,
+                out = (p.offsets[work.sequence] + int64_t(own)) * stride + kv_head + first_column;
   store(dk, p.dk + out, stride, length - own, p.D - first_column, p.aligned, [&](int, int) { return p.scale; });
   store(dv, p.dv + out, stride, length - own, p.D - first_column, p.aligned, [&](int, int) { return 1.0f; });
 }
@@ -162,19 +169,23 @@ DEVICE void query_gradients(const AttentionGradParams<typename Mma::Element>& p)
   KeyTiles keys(sequences, KEYS, work.sequence, end);
   const auto fetch = [&](int stage) {
     const Tile<T, D> k{all_k.data + stage * KEYS * D}, v{all_v.data + stage * KEYS * D};
-    k.template fetch<KEYS, THREADS>(p.k + (keys.row() * p.k_stride + kv_head), p.k_stride, keys.count(), p.D, p.aligned);
-    v.template fetch<KEYS, THREADS>(p.v + (keys.row() * p.v_stride + kv_head), p.v_stride, keys.count(), p.D, p.aligned);
+    k.template fetch<KEYS, THREADS>(
+        p.k + (keys.row() * p.k_stride + kv_head), p.k_stride, keys.count(), p.D, p.aligned);
+    v.template fetch<KEYS, THREADS>(
+        p.v + (keys.row() * p.v_stride + kv_head), p.v_stride, keys.count(), p.D, p.aligned);
   };
   q.template fetch<QUERIES, THREADS>(p.q + (token * p.q_stride + head), p.q_stride, count, p.D, p.aligned);
   d_o.template fetch<QUERIES, THREADS>(p.d_o + (token * p.d_o_stride + head), p.d_o_stride, count, p.D, p.aligned);
-  fetch_rows<QUERIES, THREADS>(rows, p.rows + 2 * (work.head * p.row_stride + row_of(sequences, work.sequence) + work.start), count);
+  fetch_rows<QUERIES, THREADS>(
+      rows, p.rows + 2 * (work.head * p.row_stride + row_of(sequences, work.sequence) + work.start), count);
   fetch(0);
   copy_async_commit();
 
   float dq[M][W][4];
   clear(dq);
   for (int stage = 0; keys; stage ^= 1) {
-    const int n = keys.count(), last = keys.sequence == work.sequence ? own - keys.start : n;  // key that the warp's first query sees
+    const int n = keys.count(),
+              last = keys.sequence == work.sequence ? own - keys.start : n;  // key that the warp's first query sees
     keys.next();
     copy_async_wait<0>();
     sync_threads();
@@ -199,15 +210,20 @@ DEVICE void query_gradients(const AttentionGradParams<typename Mma::Element>& p)
     Mma::product(dq, ds, k, 0);
   }
   const int64_t stride = int64_t(p.H) * p.D;
-  store(dq, p.dq + ((p.offsets[work.sequence] + int64_t(own)) * stride + head), stride, end - own, p.D, p.aligned, [&](int, int) { return p.scale; });
+  store(dq, p.dq + ((p.offsets[work.sequence] + int64_t(own)) * stride + head), stride, end - own, p.D, p.aligned,
+      [&](int, int) { return p.scale; });
 }
 
 KERNEL(attention_grad_rows_bf16, AttentionGradParams<bf16>, 128) { query_rows<Bf16, 4>(p); }
 KERNEL(attention_grad_rows_f32, AttentionGradParams<float>, 128) { query_rows<F32, 4>(p); }
 
-#define VARIANT(Mma, type, D, WARPS, M, QUERIES, PARTS, M_Q, KEYS)                                                                                    \
-  KERNEL(attention_grad_keys_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) { key_gradients<Mma, D, WARPS, M, QUERIES, PARTS>(p); } \
-  KERNEL(attention_grad_queries_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) { query_gradients<Mma, D, WARPS, M_Q, KEYS>(p); }
+#define VARIANT(Mma, type, D, WARPS, M, QUERIES, PARTS, M_Q, KEYS)                                 \
+  KERNEL(attention_grad_keys_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) {    \
+    key_gradients<Mma, D, WARPS, M, QUERIES, PARTS>(p);                                            \
+  }                                                                                                \
+  KERNEL(attention_grad_queries_##type##_d##D, AttentionGradParams<Mma::Element>, 32 * WARPS, 2) { \
+    query_gradients<Mma, D, WARPS, M_Q, KEYS>(p);                                                  \
+  }
 ATTENTION_GRAD_VARIANTS(VARIANT)
 #undef VARIANT
 #if RLHF_HOPPER_CODE
@@ -227,9 +243,10 @@ struct Variant {
   int64_t keys_shared, queries_shared;
 };
 using f32 = float;
-#define VARIANT(Mma, type, D, WARPS, M, QUERIES, PARTS, M_Q, KEYS)                                                                                           \
-  {"attention_grad_keys_" #type "_d" #D, "attention_grad_queries_" #type "_d" #D, int(sizeof(type)), D, 32 * WARPS, 16 * M * WARPS, PARTS, 16 * M_Q * WARPS, \
-      (int64_t(32 * M * WARPS) + 4 * QUERIES) * D * int64_t(sizeof(type)) + 16 * QUERIES,                                                                    \
+#define VARIANT(Mma, type, D, WARPS, M, QUERIES, PARTS, M_Q, KEYS)                                                  \
+  {"attention_grad_keys_" #type "_d" #D, "attention_grad_queries_" #type "_d" #D, int(sizeof(type)), D, 32 * WARPS, \
+      16 * M * WARPS, PARTS, 16 * M_Q * WARPS,                                                                      \
+      (int64_t(32 * M * WARPS) + 4 * QUERIES) * D * int64_t(sizeof(type)) + 16 * QUERIES,                           \
       (int64_t(32 * M_Q * WARPS) + 4 * KEYS) * D * int64_t(sizeof(type)) + 8 * 16 * M_Q * WARPS},
 const Variant variants[] = {ATTENTION_GRAD_VARIANTS(VARIANT)};
 #undef VARIANT
@@ -253,13 +270,16 @@ void attention_grad_of(Context& ctx, const attention_grad_args& a) {
   bool whole = true;
   for (const View<const float>& x : {a.d_o, a.q, a.k, a.v, a.o}) whole = whole && aligned(x, D, sizeof(T));
   for (const View<float>& x : {a.dq, a.dk, a.dv}) whole = whole && aligned(x, D, sizeof(T));
-  AttentionGradParams<T> p{global_as<const T>(a.d_o), global_as<const T>(a.q), global_as<const T>(a.k), global_as<const T>(a.v), global_as<const T>(a.o),
-      global(a.lse), global(a.cu_seqlens), global(a.prefix), global_as<T>(a.dq), global_as<T>(a.dk), global_as<T>(a.dv), rows, queries, keys, N, row_stride,
-      a.d_o.stride, a.q.stride, a.k.stride, a.v.stride, int32_t(H), int32_t(G), int32_t(G ? H / G : 1), int32_t(D), float(a.scale), whole};
+  AttentionGradParams<T> p{global_as<const T>(a.d_o), global_as<const T>(a.q), global_as<const T>(a.k),
+      global_as<const T>(a.v), global_as<const T>(a.o), global(a.lse), global(a.cu_seqlens), global(a.prefix),
+      global_as<T>(a.dq), global_as<T>(a.dk), global_as<T>(a.dv), rows, queries, keys, N, row_stride, a.d_o.stride,
+      a.q.stride, a.k.stride, a.v.stride, int32_t(H), int32_t(G), int32_t(G ? H / G : 1), int32_t(D), float(a.scale),
+      whole};
   bool hopper = false;
   if constexpr (sizeof(T) == 2) hopper = takes_hopper(ctx, p);
   if (hopper) p.keys.size = p.queries.size = HOPPER_OWN;  // no less than the variant's: the lists have room
-  const PlanParams plan{global(a.cu_seqlens), global(a.prefix), int32_t(N), int32_t(B), {p.queries, p.keys}, latch_of(ctx)};
+  const PlanParams plan{
+      global(a.cu_seqlens), global(a.prefix), int32_t(N), int32_t(B), {p.queries, p.keys}, latch_of(ctx)};
   launch(ctx, "attention_plan", {2}, PLANNERS, PLAN_SHARED, plan);
   const int64_t query_blocks = most_tiles(N, B, p.queries.size) * H, key_blocks = most_tiles(N, B, p.keys.size) * G;
   launch(ctx, sizeof(T) == 2 ? "attention_grad_rows_bf16" : "attention_grad_rows_f32", {query_blocks}, 128, 0, p);
@@ -271,7 +291,9 @@ void attention_grad_of(Context& ctx, const attention_grad_args& a) {
 
 }  // namespace
 
-void attention_grad(Context& ctx, const attention_grad_args& a) { a.q.dtype == RLHF_BF16 ? attention_grad_of<bf16>(ctx, a) : attention_grad_of<float>(ctx, a); }
+void attention_grad(Context& ctx, const attention_grad_args& a) {
+  a.q.dtype == RLHF_BF16 ? attention_grad_of<bf16>(ctx, a) : attention_grad_of<float>(ctx, a);
+}
 #endif
 
 }  // namespace rlhf::cuda

@@ -1,8 +1,8 @@
-// The backward of attention of bf16 heads of 64 and 128 on a Hopper (Shah et al., FlashAttention-3, 2024), in the two passes of
-// attention_grad.cu, so that blocks share no sum: masks and the order of the sums are those there.
+// The backward of attention of bf16 heads of 64 and 128 on a Hopper (Shah et al., FlashAttention-3, 2024), in the two
+// passes of attention_grad.cu, so that blocks share no sum: masks and the order of the sums are those there.
 //
-// Plan: a block has two tiles of 128 rows of its own and walks pairs of tiles, which a warp brings two pairs ahead; two warpgroups have 64 of the
-// rows each. p and ds stay in their registers, as the left operands of the second products.
+// Plan: a block has two tiles of 128 rows of its own and walks pairs of tiles, which a warp brings two pairs ahead; two
+// warpgroups have 64 of the rows each. p and ds stay in their registers, as the left operands of the second products.
 //
 //            own      walked                  s      ds       sums
 //   dk, dv   k, v     64 queries: q, d_o      k q^T  v d_o^T  dv += p d_o, dk += ds q
@@ -10,12 +10,13 @@
 //
 // The sums' products run beside the next tile's first ones, and beside the other warpgroup's exponentials:
 //
-//   start s; wait for the sums of the tile before, whose place is free then; start ds; wait for s; p; wait for ds; ds; start the sums
+//   start s; wait for the sums of the tile before, whose place is free then; start ds; wait for s; p; wait for ds; ds;
+//   start the sums
 //
-// (Operands in registers must be there before any product that is under way was started, or the compiler makes each wait for the one before: so
-// p d_o is not started while ds is.)
-// A walked tile that reaches past its sequence is brought whole: other sequences' rows, which may hold NaN. The warp that brings it writes
-// zeros over those that would enter a sum.
+// (Operands in registers must be there before any product that is under way was started, or the compiler makes each
+// wait for the one before: so p d_o is not started while ds is.) A walked tile that reaches past its sequence is
+// brought whole: other sequences' rows, which may hold NaN. The warp that brings it writes zeros over those that would
+// enter a sum.
 //
 //            D    shared memory   registers of a thread: s, ds, both in bf16, sums
 //   dk, dv   64   66 KiB          32 + 32 + 32 + 64, of 240, and 32 for k and v
@@ -23,10 +24,11 @@
 //   dq       64   96 KiB          64 + 64 + 32 + 32
 //            128  192 KiB         64 + 64 + 32 + 64
 //
-// Expected, not yet measured on a GPU: 7 products where 5 count, so at most 71 % of the peak. 128 queries by 128 keys are 3584 clocks of the
-// tensor cores at D 64 and 7168 at D 128; 2048 clocks of exponentials run beside them. s and ds of dk and dv are products of 64 x 64, which
-// read from shared memory as many bytes as it has in their time, at D 64, with k and v in registers, half of them; wider ones would not fit
-// beside dk and dv. FlashAttention-3, with 5 products and float atomics for dq, reports 561 TFLOP/s of 989 at D 128, 16 k tokens.
+// Expected, not yet measured on a GPU: 7 products where 5 count, so at most 71 % of the peak. 128 queries by 128 keys
+// are 3584 clocks of the tensor cores at D 64 and 7168 at D 128; 2048 clocks of exponentials run beside them. s and ds
+// of dk and dv are products of 64 x 64, which read from shared memory as many bytes as it has in their time, at D 64,
+// with k and v in registers, half of them; wider ones would not fit beside dk and dv. FlashAttention-3, with 5 products
+// and float atomics for dq, reports 561 TFLOP/s of 989 at D 128, 16 k tokens.
 #pragma once
 #include "kernels/cuda/attention_backward.h"
 #include "kernels/cuda/attention_hopper.h"
@@ -41,8 +43,8 @@ struct AttentionGradMaps {
 constexpr int HOPPER_OWN = 128;
 ANYWHERE constexpr int hopper_walked(bool of_keys) { return of_keys ? 64 : 128; }
 constexpr int64_t hopper_grad_shared(bool of_keys, int64_t D) {
-  return 2 * (HOPPER_OWN + HOPPER_STAGES * hopper_walked(of_keys)) * D * 2 + (of_keys ? HOPPER_STAGES * hopper_walked(of_keys) * 8 : 0) +
-         (2 * HOPPER_STAGES + 2) * 16;
+  return 2 * (HOPPER_OWN + HOPPER_STAGES * hopper_walked(of_keys)) * D * 2 +
+         (of_keys ? HOPPER_STAGES * hopper_walked(of_keys) * 8 : 0) + (2 * HOPPER_STAGES + 2) * 16;
 }
 
 #if RLHF_HOPPER_CODE
@@ -50,13 +52,15 @@ constexpr int64_t hopper_grad_shared(bool of_keys, int64_t D) {
 // dk and dv of a tile of keys, or dq of a tile of queries
 template <bool OF_KEYS, int D>
 DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
-  constexpr int OWN = HOPPER_OWN, WALKED = hopper_walked(OF_KEYS), STAGES = HOPPER_STAGES, READERS = 256, N = WALKED / 8, W = D / 8, TILE = WALKED * D;
+  constexpr int OWN = HOPPER_OWN, WALKED = hopper_walked(OF_KEYS), STAGES = HOPPER_STAGES, READERS = 256,
+                N = WALKED / 8, W = D / 8, TILE = WALKED * D;
   constexpr int ROW = BOX * 2;  // bytes
   constexpr bool KEPT = OF_KEYS && D == BOX;  // its rows of k and v are in registers, as left operands
   const AttentionGradParams<bf16>& p = maps.p;
   const TileList& list = OF_KEYS ? p.keys : p.queries;
   if (list.header[1]) {
-    if (OF_KEYS) poison(p.dk, p.N * p.G * p.D, grid_x(), READERS + 128), poison(p.dv, p.N * p.G * p.D, grid_x(), READERS + 128);
+    if (OF_KEYS)
+      poison(p.dk, p.N * p.G * p.D, grid_x(), READERS + 128), poison(p.dv, p.N * p.G * p.D, grid_x(), READERS + 128);
     else poison(p.dq, p.N * p.H * p.D, grid_x(), READERS + 128);
     return;
   }
@@ -68,7 +72,8 @@ DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
   const Shared<bf16> all_a = memory.take<bf16>(STAGES * TILE), all_b = memory.take<bf16>(STAGES * TILE);
   const Shared<float> all_rows = memory.take<float>(OF_KEYS ? STAGES * WALKED * 2 : 0);
   const auto barriers = [&](int n) { return memory.take<uint64_t>(n); };
-  const Shared<uint64_t> full_own = barriers(1), landed = barriers(1), full = barriers(STAGES), empty = barriers(STAGES);
+  const Shared<uint64_t> full_own = barriers(1), landed = barriers(1), full = barriers(STAGES),
+                         empty = barriers(STAGES);
   if (thread() == 0) {
     barrier_init(full_own, 1), barrier_init(landed, 1);
     for (int i = 0; i < STAGES; i++) barrier_init(full + i, 1), barrier_init(empty + i, READERS / 32);
@@ -103,7 +108,8 @@ DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
         int64_t head = work.head / p.heads;
         if constexpr (OF_KEYS) {
           head = tiles.head;
-          copy_line(all_rows + stage * WALKED * 2, Global<const float>(p.rows + 2 * (head * p.row_stride + row_of(sequences, tiles.sequence) + tiles.start)),
+          copy_line(all_rows + stage * WALKED * 2,
+              Global<const float>(p.rows + 2 * (head * p.row_stride + row_of(sequences, tiles.sequence) + tiles.start)),
               WALKED * 2, arrival);
         }
         bring_rows<WALKED, D>(a, OF_KEYS ? maps.q : maps.k, tiles.row(), head * D, arrival);
@@ -127,12 +133,13 @@ DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
   uint32_t p_half[N / 2][4], ds_half[N / 2][4];
   float2 query[OF_KEYS ? N : 1][2];  // exponent and delta: of the columns' queries, or of the rows'
   if constexpr (!OF_KEYS) {
-    UNROLL for (int r = 0; r < 2; r++) query[0][r] =
-        load_as<float2>(p.rows, 2 * (work.head * p.row_stride + row_of(sequences, work.sequence) + own + 8 * r + lane() / 4));
+    UNROLL for (int r = 0; r < 2; r++) query[0][r] = load_as<float2>(
+        p.rows, 2 * (work.head * p.row_stride + row_of(sequences, work.sequence) + own + 8 * r + lane() / 4));
   }
 
   barrier_wait(full_own, 0);
-  const uint64_t left_a = tile_descriptor(own_a + warp() / 4 * 64 * BOX), left_b = tile_descriptor(own_b + warp() / 4 * 64 * BOX);
+  const uint64_t left_a = tile_descriptor(own_a + warp() / 4 * 64 * BOX),
+                 left_b = tile_descriptor(own_b + warp() / 4 * 64 * BOX);
   uint32_t kept_a[D / 16][4], kept_b[D / 16][4];
   if constexpr (KEPT) {
     const auto keep_rows = [&](uint32_t(&x)[D / 16][4], Tile<bf16, BOX> tile) {
@@ -155,7 +162,8 @@ DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
   const auto product = [&](float(&c)[W][4], const uint32_t(&x)[N / 2][4], Shared<bf16> walked, bool first) {
     const uint64_t right = tile_descriptor(walked, WALKED * ROW);
     multiply_begin();
-    UNROLL for (int k = 0; k < N / 2; k++) multiply<true>(c, x[k], tile_descriptor_at(right, k * 16 * ROW), !first || k > 0);
+    UNROLL for (int k = 0; k < N / 2; k++)
+        multiply<true>(c, x[k], tile_descriptor_at(right, k * 16 * ROW), !first || k > 0);
     multiply_commit();
   };
 
@@ -164,12 +172,17 @@ DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
     const int stage = i % STAGES, n = tiles.count();
     const Shared<bf16> a = all_a + stage * TILE, b = all_b + stage * TILE;
     const bool same = tiles.sequence == work.sequence;
-    const int edge = same ? own - tiles.start : OF_KEYS ? -16 : n;  // the first query that sees the warp's first key; the last key that its first query sees
+    const int edge = same ? own - tiles.start
+                     : OF_KEYS
+                         ? -16
+                         : n;  // the first query that sees the warp's first key; the last key that its first query sees
     const bool masked = n < WALKED || (OF_KEYS ? edge + 15 > 0 : edge < WALKED - 1);
     const auto mask = [&](float(&c)[N][4]) {
       if (!masked) return;
       each_pair<1, N>([&](int, int j, int r, int row, int column) {
-        UNROLL for (int e = 0; e < 2; e++) if (column + e >= n || (OF_KEYS ? column + e < edge + row : column + e > edge + row)) c[j][2 * r + e] = 0;
+        UNROLL for (int e = 0; e < 2;
+                    e++) if (column + e >= n || (OF_KEYS ? column + e < edge + row : column + e > edge + row))
+            c[j][2 * r + e] = 0;
       });
     };
     const auto of = [&](int j, int r, int e) { return OF_KEYS ? query[j][e] : query[0][r]; };
@@ -183,24 +196,30 @@ DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
     multiply_wait<1>(s);
     if constexpr (OF_KEYS) {
       const Shared<float> rows = all_rows + stage * WALKED * 2;
-      UNROLL for (int j = 0; j < N; j++) UNROLL for (int e = 0; e < 2; e++) query[j][e] = load_as<float2>(rows, 2 * (8 * j + lane() % 4 * 2 + e));
+      UNROLL for (int j = 0; j < N; j++) UNROLL for (int e = 0; e < 2; e++) query[j][e] =
+          load_as<float2>(rows, 2 * (8 * j + lane() % 4 * 2 + e));
     }
     each_pair<1, N>([&](int, int j, int r, int, int) {
-      UNROLL for (int e = 0; e < 2; e++) s[j][2 * r + e] = Exponential<Bf16>::raise(fma(s[j][2 * r + e], factor, -of(j, r, e).x));
+      UNROLL for (int e = 0; e < 2; e++) s[j][2 * r + e] =
+          Exponential<Bf16>::raise(fma(s[j][2 * r + e], factor, -of(j, r, e).x));
     });
     mask(s);
     multiply_wait<0>(ds);
     if constexpr (OF_KEYS) narrow(p_half, s);
-    each_pair<1, N>(
-        [&](int, int j, int r, int, int) { UNROLL for (int e = 0; e < 2; e++) ds[j][2 * r + e] = s[j][2 * r + e] * (ds[j][2 * r + e] - of(j, r, e).y); });
+    each_pair<1, N>([&](int, int j, int r, int, int) {
+      UNROLL for (int e = 0; e < 2; e++) ds[j][2 * r + e] = s[j][2 * r + e] * (ds[j][2 * r + e] - of(j, r, e).y);
+    });
     mask(ds);
     narrow(ds_half, ds);
     if constexpr (OF_KEYS) product(dv[0], p_half, b, i == 0);
     product(sum[0], ds_half, a, i == 0);
   }
 
-  const int64_t stride = int64_t(OF_KEYS ? p.G : p.H) * D, out = (token + warp() * 16) * stride + int64_t(work.head) * D;
-  const auto put = [&](float(&c)[1][W][4], Global<bf16> to, float scale) { store(c, to + out, stride, end - own, D, true, [&](int, int) { return scale; }); };
+  const int64_t stride = int64_t(OF_KEYS ? p.G : p.H) * D,
+                out = (token + warp() * 16) * stride + int64_t(work.head) * D;
+  const auto put = [&](float(&c)[1][W][4], Global<bf16> to, float scale) {
+    store(c, to + out, stride, end - own, D, true, [&](int, int) { return scale; });
+  };
   if constexpr (OF_KEYS) {
     multiply_wait<0>(sum[0], ds_half, dv[0], p_half);
     put(sum, p.dk, p.scale), put(dv, p.dv, 1);
@@ -213,12 +232,14 @@ DEVICE void gradients_hopper(const AttentionGradMaps& maps) {
 #endif
 #if RLHF_HOST_CODE
 
-inline void launch_hopper(Context& ctx, const attention_grad_args& a, const AttentionGradParams<bf16>& p, int64_t key_blocks, int64_t query_blocks) {
+inline void launch_hopper(Context& ctx, const attention_grad_args& a, const AttentionGradParams<bf16>& p,
+    int64_t key_blocks, int64_t query_blocks) {
   const AttentionGradMaps maps{heads_map(ctx, a.d_o), heads_map(ctx, a.q), heads_map(ctx, a.k), heads_map(ctx, a.v), p};
   const bool wide = p.D == 128;
-  launch(ctx, wide ? "attention_grad_keys_bf16_d128_hopper" : "attention_grad_keys_bf16_d64_hopper", {key_blocks}, 384, hopper_grad_shared(true, p.D), maps);
-  launch(ctx, wide ? "attention_grad_queries_bf16_d128_hopper" : "attention_grad_queries_bf16_d64_hopper", {query_blocks}, 384, hopper_grad_shared(false, p.D),
-      maps);
+  launch(ctx, wide ? "attention_grad_keys_bf16_d128_hopper" : "attention_grad_keys_bf16_d64_hopper", {key_blocks}, 384,
+      hopper_grad_shared(true, p.D), maps);
+  launch(ctx, wide ? "attention_grad_queries_bf16_d128_hopper" : "attention_grad_queries_bf16_d64_hopper",
+      {query_blocks}, 384, hopper_grad_shared(false, p.D), maps);
 }
 
 #endif

@@ -1,21 +1,23 @@
-// Attention of bf16 heads of 64 and 128 on a Hopper (Shah et al., FlashAttention-3, 2024): the plan, masks and order of attention.cu.
+// Attention of bf16 heads of 64 and 128 on a Hopper (Shah et al., FlashAttention-3, 2024): the plan, masks and order of
+// attention.cu.
 //
-// Plan: a block has 128 queries of a head. A warp brings them, then tiles of 128 keys and of their values, two of each ahead; two
-// warpgroups have 64 queries each. While a warpgroup's softmax of one tile runs, the tensor cores have its p v of the tile before and the
-// other warpgroup's products:
+// Plan: a block has 128 queries of a head. A warp brings them, then tiles of 128 keys and of their values, two of each
+// ahead; two warpgroups have 64 queries each. While a warpgroup's softmax of one tile runs, the tensor cores have its p
+// v of the tile before and the other warpgroup's products:
 //
 //   s = q k_0^T, softmax, p = bf16(s)
 //   for each further tile:  start s = q k_i^T and o += p v_{i-1}; wait for s; softmax; wait for o; lower o; p = bf16(s)
 //   o += p v_last
 //
-// A tile of values that reaches past its sequence is brought whole: other sequences' rows, which may hold NaN. The warp that brings it
-// writes zeros over them before the others may read.
+// A tile of values that reaches past its sequence is brought whole: other sequences' rows, which may hold NaN. The warp
+// that brings it writes zeros over them before the others may read.
 //
 //   D    shared memory   registers of a thread: s, o, p
 //   64   80 KiB          64 + 32 + 32, of 232
 //   128  160 KiB         64 + 64 + 32
 //
-// Expected, not yet measured on a GPU: without its pingpong of warpgroups FlashAttention-3 reports 570 of 660 TFLOP/s forward, D 128, 16 k keys.
+// Expected, not yet measured on a GPU: without its pingpong of warpgroups FlashAttention-3 reports 570 of 660 TFLOP/s
+// forward, D 128, 16 k keys.
 #pragma once
 #include "kernels/cuda/attention_forward.h"
 #include "kernels/cuda/hopper.h"
@@ -28,7 +30,9 @@ struct AttentionMaps {
 };
 
 constexpr int HOPPER_QUERIES = 128, HOPPER_KEYS = 128, HOPPER_STAGES = 2;
-constexpr int64_t hopper_shared(int64_t D) { return (HOPPER_QUERIES + 2 * HOPPER_STAGES * HOPPER_KEYS) * D * 2 + (4 * HOPPER_STAGES + 2) * 16; }
+constexpr int64_t hopper_shared(int64_t D) {
+  return (HOPPER_QUERIES + 2 * HOPPER_STAGES * HOPPER_KEYS) * D * 2 + (4 * HOPPER_STAGES + 2) * 16;
+}
 
 #if RLHF_HOPPER_CODE
 
@@ -43,7 +47,8 @@ DEVICE void bring_rows(Shared<bf16> to, const TensorMap& map, int64_t row, int64
 template <int ROWS, int D>
 DEVICE void clear_rows(Shared<bf16> tile, int n) {
   for (int d = 0; d < D; d += BOX)
-    for (int at = n * BOX + 8 * lane(); at < ROWS * BOX; at += 8 * 32) store_as<int4>(tile, ROWS * d + at, int4{0, 0, 0, 0});
+    for (int at = n * BOX + 8 * lane(); at < ROWS * BOX; at += 8 * 32)
+      store_as<int4>(tile, ROWS * d + at, int4{0, 0, 0, 0});
 }
 
 // A warp's scores, rounded, as the left operand of a product.
@@ -51,13 +56,15 @@ template <int N>
 DEVICE void narrow(uint32_t (&x)[N / 2][4], const float (&s)[N][4]) {
   UNROLL for (int i = 0; i < N / 2; i++) {
     const auto &a = s[2 * i], &b = s[2 * i + 1];
-    x[i][0] = pack_bf16(a[0], a[1]), x[i][1] = pack_bf16(a[2], a[3]), x[i][2] = pack_bf16(b[0], b[1]), x[i][3] = pack_bf16(b[2], b[3]);
+    x[i][0] = pack_bf16(a[0], a[1]), x[i][1] = pack_bf16(a[2], a[3]), x[i][2] = pack_bf16(b[0], b[1]),
+    x[i][3] = pack_bf16(b[2], b[3]);
   }
 }
 
 template <int D>
 DEVICE void attend_hopper(const AttentionMaps& maps) {
-  constexpr int QUERIES = HOPPER_QUERIES, KEYS = HOPPER_KEYS, STAGES = HOPPER_STAGES, READERS = 256, N = KEYS / 8, W = D / 8, TILE = KEYS * D;
+  constexpr int QUERIES = HOPPER_QUERIES, KEYS = HOPPER_KEYS, STAGES = HOPPER_STAGES, READERS = 256, N = KEYS / 8,
+                W = D / 8, TILE = KEYS * D;
   constexpr int BLOCK = 128 * BOX * 2;  // bytes of 64 columns of a tile
   const AttentionParams<bf16>& p = maps.p;
   if (p.queries.header[1]) {
@@ -68,10 +75,12 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
   if (work.sequence < 0) return;
 
   SharedMemory memory;
-  const Shared<bf16> q = memory.take<bf16>(QUERIES * D), k = memory.take<bf16>(STAGES * TILE), v = memory.take<bf16>(STAGES * TILE);
+  const Shared<bf16> q = memory.take<bf16>(QUERIES * D), k = memory.take<bf16>(STAGES * TILE),
+                     v = memory.take<bf16>(STAGES * TILE);
   const auto barriers = [&](int n) { return memory.take<uint64_t>(n); };
   const Shared<uint64_t> full_q = barriers(1), landed = barriers(1);
-  const Shared<uint64_t> full_k = barriers(STAGES), empty_k = barriers(STAGES), full_v = barriers(STAGES), empty_v = barriers(STAGES);
+  const Shared<uint64_t> full_k = barriers(STAGES), empty_k = barriers(STAGES), full_v = barriers(STAGES),
+                         empty_v = barriers(STAGES);
   if (thread() == 0) {
     barrier_init(full_q, 1), barrier_init(landed, 1);
     for (int i = 0; i < STAGES; i++) {
@@ -89,7 +98,8 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
   if (thread() >= READERS) {
     registers_fewer<40>();
     if (warp() > READERS / 32) return;
-    const int64_t token = int64_t(p.offsets[work.sequence]) + work.start, head = int64_t(work.head) * D, kv_head = int64_t(work.head / p.heads) * D;
+    const int64_t token = int64_t(p.offsets[work.sequence]) + work.start, head = int64_t(work.head) * D,
+                  kv_head = int64_t(work.head / p.heads) * D;
     const auto bring = [&](Shared<bf16> to, const TensorMap& map, int64_t row, int64_t column, Shared<uint64_t> b) {
       if (lane() > 0) return;
       barrier_arrive_expect(b, 128 * D * 2);
@@ -132,7 +142,8 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
   const auto values = [&](int stage, bool first) {
     const uint64_t tile = tile_descriptor(v + stage * TILE, BLOCK);
     multiply_begin();
-    UNROLL for (int i = 0; i < KEYS / 16; i++) multiply<true>(o[0], x[i], tile_descriptor_at(tile, i * 16 * BOX * 2), !first || i > 0);
+    UNROLL for (int i = 0; i < KEYS / 16; i++)
+        multiply<true>(o[0], x[i], tile_descriptor_at(tile, i * 16 * BOX * 2), !first || i > 0);
     multiply_commit();
   };
   const auto probabilities = [&] {
@@ -187,7 +198,8 @@ inline TensorMap heads_map(Context& ctx, const View<const float>& x) {
 }
 inline void launch_hopper(Context& ctx, Grid blocks, const attention_args& a, const AttentionParams<bf16>& p) {
   const AttentionMaps maps{heads_map(ctx, a.q), heads_map(ctx, a.k), heads_map(ctx, a.v), p};
-  launch(ctx, p.D == 64 ? "attention_bf16_d64_hopper" : "attention_bf16_d128_hopper", blocks, 384, hopper_shared(p.D), maps);
+  launch(ctx, p.D == 64 ? "attention_bf16_d64_hopper" : "attention_bf16_d128_hopper", blocks, 384, hopper_shared(p.D),
+      maps);
 }
 
 #endif

@@ -58,10 +58,11 @@ KERNEL(sum_finish, SumParams, 256) {
 
 #if RLHF_HOST_CODE
 namespace {
-void mapped(Context& ctx, const char* kernel, View<const float> a, View<const float> b, View<float> y, double first = 0, double second = 0) {
+void mapped(Context& ctx, const char* kernel, View<const float> a, View<const float> b, View<float> y, double first = 0,
+    double second = 0) {
   const int64_t n = y.size();
-  const MapParams p{global<const float>(a.data, n), global<const float>(b.data, n), global<float>(y.data, n), n, float(first), float(second),
-      at_16_bytes(a.data) && at_16_bytes(b.data) && at_16_bytes(y.data)};
+  const MapParams p{global<const float>(a.data, n), global<const float>(b.data, n), global<float>(y.data, n), n,
+      float(first), float(second), at_16_bytes(a.data) && at_16_bytes(b.data) && at_16_bytes(y.data)};
   launch(ctx, kernel, {(n + MAP_ELEMENTS - 1) / MAP_ELEMENTS}, 256, 0, p);
 }
 const View<const float> nothing{nullptr, {0, 0, 0, 0}, 0, 0, 0};
@@ -77,7 +78,8 @@ void sum(Context& ctx, const sum_args& a) {
   const int64_t n = a.x.size(), blocks = sum_blocks_of(n);
   double* memory = static_cast<double*>(ctx.scratch((blocks + 1) * int64_t(sizeof(double))));
   if (!memory) return;
-  const SumParams p{global<const float>(a.x.data, n), global<double>(memory, blocks + 1), global(a.y), n, at_16_bytes(a.x.data)};
+  const SumParams p{
+      global<const float>(a.x.data, n), global<double>(memory, blocks + 1), global(a.y), n, at_16_bytes(a.x.data)};
   launch(ctx, "sum_blocks", {blocks}, 256, block_sums_shared(1), p);
   launch(ctx, "sum_finish", {1}, 256, block_sums_shared(1), p);
 }

@@ -2,20 +2,23 @@
 //
 //   C [M,N] = A B,  sums over k in f32; what becomes of C is the epilogue's: it gets the accumulators of a tile.
 //
-// An operand either lies along k (its rows are m or n, k is contiguous: x and W of x W^T, the left of g W) or across (its rows are k:
-// the right of g W, both of g^T x). Its rows may be gathered by an index. Both kinds come to shared memory piece by piece of 16 bytes
-// (cp.async), 3 or 4 stages ahead of the arithmetic; pieces of a row are exchanged (xor with the row) so that the eight rows of an ldmatrix, or
-// eight threads with 16 bytes each, meet eight different groups of banks. Rows that do not begin at 16 bytes are loaded element by element.
+// An operand either lies along k (its rows are m or n, k is contiguous: x and W of x W^T, the left of g W) or across
+// (its rows are k: the right of g W, both of g^T x). Its rows may be gathered by an index. Both kinds come to shared
+// memory piece by piece of 16 bytes (cp.async), 3 or 4 stages ahead of the arithmetic; pieces of a row are exchanged
+// (xor with the row) so that the eight rows of an ldmatrix, or eight threads with 16 bytes each, meet eight different
+// groups of banks. Rows that do not begin at 16 bytes are loaded element by element.
 //
 //   Mma    block        k   stages  shared  threads  accumulators of a thread
 //   Bf16   128 x 256    32  4       96 KiB  256      64 x 64 a warp: mma.sync m16n8k16, 128 registers
 //   F32    128 x 128    16  3       48 KiB  256      8 x 8, fused multiply-adds in the order of k (never TF32)
 //
-// Order: an element is one sum over k, from 0 up, wherever its row and column lie: the same bits for any M and N around it.
+// Order: an element is one sum over k, from 0 up, wherever its row and column lie: the same bits for any M and N around
+// it.
 //
-// Expected, not yet measured on a GPU: a warp of 64 x 64 reads 4 KiB of shared memory for 131 kFLOP, so 128 bytes a clock allow 4096 FLOP a
-// clock and multiprocessor, the full rate of a Hopper and twice that of an Ampere; mma.sync itself reaches about 0.6 of a Hopper's rate
-// (gemm_hopper.h has wgmma). 85 FLOP a byte from L2: 5 TB/s at 450 TFLOP/s. Groups of 16 tiles along m share what they read, so memory sees 0.5 TB/s.
+// Expected, not yet measured on a GPU: a warp of 64 x 64 reads 4 KiB of shared memory for 131 kFLOP, so 128 bytes a
+// clock allow 4096 FLOP a clock and multiprocessor, the full rate of a Hopper and twice that of an Ampere; mma.sync
+// itself reaches about 0.6 of a Hopper's rate (gemm_hopper.h has wgmma). 85 FLOP a byte from L2: 5 TB/s at 450 TFLOP/s.
+// Groups of 16 tiles along m share what they read, so memory sees 0.5 TB/s.
 #pragma once
 #include "kernels/cuda/simt.h"
 
@@ -67,10 +70,13 @@ template <class T, int ROWS, int COLUMNS>
 struct Tile {
   static constexpr int PIECE = Piece<T>::SIZE, PIECES = COLUMNS / PIECE, ELEMENTS = ROWS * COLUMNS;
   // the place of a piece
-  DEVICE static int at(int row, int piece) { return (row * PIECES + (piece ^ (PIECES >= 8 ? row & 7 : (row >> 1) & 3))) * PIECE; }
+  DEVICE static int at(int row, int piece) {
+    return (row * PIECES + (piece ^ (PIECES >= 8 ? row & 7 : (row >> 1) & 3))) * PIECE;
+  }
 };
 
-// What a thread brings of a tile. ALONG: the tile moves along the rows, so that its rows are found once; else down the rows.
+// What a thread brings of a tile. ALONG: the tile moves along the rows, so that its rows are found once; else down the
+// rows.
 template <class T, int ROWS, int COLUMNS, int THREADS, bool ALONG>
 struct Loader {
   using To = Tile<T, ROWS, COLUMNS>;
@@ -105,7 +111,8 @@ struct Loader {
         copy_async16(place, from.data + (valid ? begin + c : 0), valid);
       } else {
 #pragma unroll 1
-        for (int e = 0; e < To::PIECE; e++) place[e] = begin >= 0 && c + e < from.extent ? from.data[begin + c + e] : T{};
+        for (int e = 0; e < To::PIECE; e++)
+          place[e] = begin >= 0 && c + e < from.extent ? from.data[begin + c + e] : T{};
       }
     }
   }
@@ -118,7 +125,8 @@ struct Bf16 : Block<bf16> {
   static constexpr bool a_along = A_ALONG, b_along = B_ALONG;
   using A = Tile<bf16, A_ALONG ? M : K, A_ALONG ? K : M>;
   using B = Tile<bf16, B_ALONG ? N : K, B_ALONG ? K : N>;
-  // What a thread holds: ROWS x COLUMNS, columns in runs of RUN; SHARERS neighbouring lanes hold a row's part of one of PARTS warps.
+  // What a thread holds: ROWS x COLUMNS, columns in runs of RUN; SHARERS neighbouring lanes hold a row's part of one of
+  // PARTS warps.
   static constexpr int ROWS = 8, COLUMNS = 16, RUN = 2, SHARERS = 4, PARTS = 4;
   float c[4][8][4] = {};
 
@@ -129,7 +137,8 @@ struct Bf16 : Block<bf16> {
 
   // c += a b of one tile of k
   DEVICE void step(Shared<bf16> a, Shared<bf16> b) {
-    const int low = lane() % 8, one = lane() / 8 % 2, two = lane() / 16;  // ldmatrix: row, and which of the four matrices
+    const int low = lane() % 8, one = lane() / 8 % 2,
+              two = lane() / 16;  // ldmatrix: row, and which of the four matrices
     const int m0 = warp() / 4 * 64, n0 = warp() % 4 * 64;
 #pragma unroll
     for (int k = 0; k < K; k += 16) {
@@ -222,8 +231,10 @@ DEVICE void multiply(Mma& mma, const ProductParams<T>& p, const Place& at, Share
   using B = typename Mma::B;
   constexpr int STAGES = Mma::STAGES;
   const Shared<T> a = memory.take<T>(STAGES * A::ELEMENTS), b = memory.take<T>(STAGES * B::ELEMENTS);
-  const Loader<T, Mma::a_along ? Mma::M : Mma::K, Mma::a_along ? Mma::K : Mma::M, Mma::THREADS, Mma::a_along> load_a(p.a, at.m);
-  const Loader<T, Mma::b_along ? Mma::N : Mma::K, Mma::b_along ? Mma::K : Mma::N, Mma::THREADS, Mma::b_along> load_b(p.b, at.n);
+  const Loader<T, Mma::a_along ? Mma::M : Mma::K, Mma::a_along ? Mma::K : Mma::M, Mma::THREADS, Mma::a_along> load_a(
+      p.a, at.m);
+  const Loader<T, Mma::b_along ? Mma::N : Mma::K, Mma::b_along ? Mma::K : Mma::N, Mma::THREADS, Mma::b_along> load_b(
+      p.b, at.n);
   const int steps = int((p.K + Mma::K - 1) / Mma::K);
   const auto bring = [&](int step) {
     if (step < steps) {

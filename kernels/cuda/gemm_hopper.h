@@ -1,18 +1,23 @@
 // The bf16 products of gemm.h on a Hopper: the same blocks and epilogues, on wgmma.
 //
-//   A block of threads is a warpgroup that brings tiles (one thread of it, by the copy engine) and two that multiply, 64 of the 128 rows
-//   each. It goes from tile to tile of C, as many blocks as multiprocessors, so that the next tile's first stages come during an epilogue.
+//   A block of threads is a warpgroup that brings tiles (one thread of it, by the copy engine) and two that multiply,
+//   64 of the 128 rows each. It goes from tile to tile of C, as many blocks as multiprocessors, so that the next tile's
+//   first stages come during an epilogue.
 //
 //   block        k   stages  shared   threads  sums of a thread
-//   128 x 256    64  4       192 KiB  384      64 x 256 a warpgroup: m64n256k16, 128 registers of 232 (the bringers keep 40)
+//   128 x 256    64  4       192 KiB  384      64 x 256 a warpgroup: m64n256k16, 128 registers of 232 (the bringers
+//   keep 40)
 //
-// Barriers of a stage: `full`, one arrival and the bytes of its boxes; `empty`, an arrival of each of the eight warps that read it, which
-// happens when the products of the next stage have been started, so that two groups of products are always under way.
+// Barriers of a stage: `full`, one arrival and the bytes of its boxes; `empty`, an arrival of each of the eight warps
+// that read it, which happens when the products of the next stage have been started, so that two groups of products are
+// always under way.
 //
-// Order: as gemm.h's, from k = 0 up, 16 at a time; rows and columns outside an operand are zeros that the copy engine puts there.
+// Order: as gemm.h's, from k = 0 up, 16 at a time; rows and columns outside an operand are zeros that the copy engine
+// puts there.
 //
-// Expected, not yet measured on a GPU: 128 x 256 x 64 takes 1024 clocks of a multiprocessor's tensor cores and 48 KiB from L2; others
-// report 600 to 660 TFLOP/s for this plan without clusters (their multicast halves what comes from L2: the next step).
+// Expected, not yet measured on a GPU: 128 x 256 x 64 takes 1024 clocks of a multiprocessor's tensor cores and 48 KiB
+// from L2; others report 600 to 660 TFLOP/s for this plan without clusters (their multicast halves what comes from L2:
+// the next step).
 #pragma once
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/hopper.h"
@@ -26,7 +31,8 @@ struct WithMaps {
 };
 
 struct HopperBlock {
-  static constexpr int M = Block<bf16>::M, N = Block<bf16>::N, K = BOX, STAGES = 4, READERS = 256, THREADS = READERS + 128;
+  static constexpr int M = Block<bf16>::M, N = Block<bf16>::N, K = BOX, STAGES = 4, READERS = 256,
+                       THREADS = READERS + 128;
   static constexpr int64_t SHARED = STAGES * ((M + N) * K * 2 + 2 * 8);
 };
 
@@ -46,12 +52,14 @@ struct Wgmma : HopperBlock {
 
   // c += a b of one stage, or = where it is the first. Not awaited.
   DEVICE void step(Shared<bf16> a, Shared<bf16> b, bool first) {
-    constexpr int ACROSS = 16 * BOX * 2, ALONG = 16 * 2, BLOCK = BOX * K * 2;  // bytes: 16 steps of k; 64 columns of an operand across
+    constexpr int ACROSS = 16 * BOX * 2, ALONG = 16 * 2,
+                  BLOCK = BOX * K * 2;  // bytes: 16 steps of k; 64 columns of an operand across
     const int half = warp() / 4 * 64 * BOX;  // 64 rows along are as large as 64 columns across
     const uint64_t left = tile_descriptor(a + half), right = B_ALONG ? tile_descriptor(b) : tile_descriptor(b, BLOCK);
     multiply_begin();
-    UNROLL for (int k = 0; k < K / 16; k++) multiply<!A_ALONG, !B_ALONG>(
-        c, tile_descriptor_at(left, k * (A_ALONG ? ALONG : ACROSS)), tile_descriptor_at(right, k * (B_ALONG ? ALONG : ACROSS)), !first || k > 0);
+    UNROLL for (int k = 0; k < K / 16; k++)
+        multiply<!A_ALONG, !B_ALONG>(c, tile_descriptor_at(left, k * (A_ALONG ? ALONG : ACROSS)),
+            tile_descriptor_at(right, k * (B_ALONG ? ALONG : ACROSS)), !first || k > 0);
     multiply_commit();
   }
 };

@@ -8,10 +8,13 @@ DEVICE void barrier_init(Shared<uint64_t> b, int arrivals) {
 }
 // The copy engine sees the barriers that this thread has made.
 DEVICE void barrier_publish() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-DEVICE void barrier_arrive(Shared<uint64_t> b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b.data)) : "memory"); }
+DEVICE void barrier_arrive(Shared<uint64_t> b) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b.data)) : "memory");
+}
 // arrives, and as many bytes are to come in this phase
 DEVICE void barrier_arrive_expect(Shared<uint64_t> b, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b.data)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b.data)), "r"(bytes)
+               : "memory");
 }
 // until the phase of this parity is complete; the phase before the first one is, and has parity 1
 DEVICE void barrier_wait(Shared<uint64_t> b, int parity) {
@@ -26,26 +29,31 @@ DEVICE void barrier_wait(Shared<uint64_t> b, int parity) {
       : "memory");
 }
 
-// What this thread has written to shared memory is seen by the tensor cores and the copy engine, after the barrier that follows.
+// What this thread has written to shared memory is seen by the tensor cores and the copy engine, after the barrier that
+// follows.
 DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // A box, from (row, column) on, to `to`; its bytes count for b.
 DEVICE void copy_box(Shared<bf16> to, const TensorMap& map, int64_t row, int64_t column, Shared<uint64_t> b) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to.data)),
-               "l"(&map), "r"(int(column)), "r"(int(row)), "r"(shared_address(b.data))
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+          "r"(shared_address(to.data)),
+      "l"(&map), "r"(int(column)), "r"(int(row)), "r"(shared_address(b.data))
+      : "memory");
 }
 // n elements that lie one after the other, in multiples of 16 bytes; they count for b.
 template <class T>
 DEVICE void copy_line(Shared<T> to, Global<const T> from, int n, Shared<uint64_t> b) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to.data)), "l"(from.data),
-               "r"(n * int(sizeof(T))), "r"(shared_address(b.data))
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to.data)),
+               "l"(from.data), "r"(n * int(sizeof(T))), "r"(shared_address(b.data))
                : "memory");
 }
 
 // A tile as wgmma reads it: 1024 bytes from eight rows to the next; across, `next` bytes from 64 columns to the next.
 DEVICE uint64_t tile_descriptor(Shared<bf16> tile, int next = 16) {
-  return uint64_t(shared_address(tile.data)) >> 4 | uint64_t(next >> 4) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
+  return uint64_t(shared_address(tile.data)) >> 4 | uint64_t(next >> 4) << 16 | uint64_t(1024 >> 4) << 32 |
+         uint64_t(1) << 62;
 }
 DEVICE uint64_t tile_descriptor_at(uint64_t descriptor, int bytes) { return descriptor + uint64_t(bytes >> 4); }
 
@@ -57,8 +65,8 @@ template <class T, int N>
 DEVICE void keep(T (&x)[N][4]) {
   UNROLL for (int i = 0; i < N; i++) UNROLL for (int e = 0; e < 4; e++) keep(x[i][e]);
 }
-// All but the last n groups are done; these, their sums and operands in registers, may be used. Without `keep` the compiler would
-// use them before.
+// All but the last n groups are done; these, their sums and operands in registers, may be used. Without `keep` the
+// compiler would use them before.
 template <int n, class... T>
 DEVICE void multiply_wait(T&... used) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory");
@@ -70,18 +78,20 @@ DEVICE void multiply_wait(T&... used) {
 #define SIXTEEN(i) FOUR(i), FOUR(i + 1), FOUR(i + 2), FOUR(i + 3)
 #define SIXTYFOUR(i) SIXTEEN(i), SIXTEEN(i + 4), SIXTEEN(i + 8), SIXTEEN(i + 12)
 // a warp's part of a[64,16] from its registers, as mma_bf16 takes it
-#define WGMMA_REGISTERS(N, A0, A1, A2, A3, B, ADD, B_TURNED, ...)                                                                      \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST_##N \
-               "}, {" A0 ", " A1 ", " A2 ", " A3 "}, " B ", add, 1, 1, " B_TURNED ";\n}"                                               \
-               : __VA_ARGS__                                                                                                           \
+#define WGMMA_REGISTERS(N, A0, A1, A2, A3, B, ADD, B_TURNED, ...)                                                \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N          \
+               "k16.f32.bf16.bf16 {" LIST_##N "}, {" A0 ", " A1 ", " A2 ", " A3 "}, " B ", add, 1, 1, " B_TURNED \
+                                              ";\n}"                                                             \
+               : __VA_ARGS__                                                                                     \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(B_ACROSS)))
 #define LIST_64 TEN() TEN(1) TEN(2) "%30, %31"
 #define LIST_128 TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60, %61, %62, %63"
-#define LIST_256 TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9) TEN(10) TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127"
-#define WGMMA(N, A, B, ADD, A_TURNED, B_TURNED, ...)                                                                                   \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LIST_##N \
-               "}, " A ", " B ", add, 1, 1" A_TURNED ", " B_TURNED ";\n}"                                                              \
-               : __VA_ARGS__                                                                                                           \
+#define LIST_100 TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9)
+#define LIST_256 LIST_100 TEN(10) TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127"
+#define WGMMA(N, A, B, ADD, A_TURNED, B_TURNED, ...)                                                     \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N  \
+               "k16.f32.bf16.bf16 {" LIST_##N "}, " A ", " B ", add, 1, 1" A_TURNED ", " B_TURNED ";\n}" \
+               : __VA_ARGS__                                                                             \
                : "l"(a), "l"(b), "r"(int(add)), "n"(int(A_ACROSS)), "n"(int(B_ACROSS)))
 
 // The warpgroup's c[64, 8 N] = or += a[64,16] b[16, 8 N]: a warp has 16 rows, with N fragments of mma_bf16.

@@ -1,8 +1,9 @@
 // Linear layers, W [O,I]:
 //   y = x W^T + b     dx = dy W     dW += dy^T x, dbias += sum over tokens of dy
 //
-// Plan and blocks: gemm.h. x, dy and W are f32 or bf16; y, dx, dW and db are f32. The heads (linear_head.h) use the last two products for
-// their own dh and dW. A sum over few tiles is not split along k: with less than a tile per multiprocessor the device is not full.
+// Plan and blocks: gemm.h. x, dy and W are f32 or bf16; y, dx, dW and db are f32. The heads (linear_head.h) use the
+// last two products for their own dh and dW. A sum over few tiles is not split along k: with less than a tile per
+// multiprocessor the device is not full.
 #include "kernels/cuda/linear.h"
 
 namespace rlhf::cuda {
@@ -58,7 +59,8 @@ KERNEL(linear_grad_bias_f32, BiasGradParams<float>, 128) { bias_grad(p); }
 template <class T>
 void linear_of(Context& ctx, const linear_args& a) {
   const int64_t N = a.x.dim[0], I = a.x.dim[1], O = a.weight.dim[0];
-  LinearParams<T> p{{rows_of<T>(a.x), rows_of<T>(a.weight), N, O, I}, global(a.y), a.bias ? global(a.bias) : Global<const float>(), 0};
+  LinearParams<T> p{{rows_of<T>(a.x), rows_of<T>(a.weight), N, O, I}, global(a.y),
+      a.bias ? global(a.bias) : Global<const float>(), 0};
   launch_product<true, true>(ctx, dtype_name<T>("linear_f32", "linear_bf16"), p);
 }
 

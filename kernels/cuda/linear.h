@@ -32,8 +32,8 @@ bool is_aligned(const void* data, int64_t extent, int64_t stride) {
 
 template <class T>
 Operand<T> operand(const T* data, int64_t rows, int64_t extent, int64_t stride) {
-  return {
-      global<const T>(data, rows ? (rows - 1) * stride + extent : 0), Global<const int32_t>(), rows, rows, extent, stride, is_aligned<T>(data, extent, stride)};
+  return {global<const T>(data, rows ? (rows - 1) * stride + extent : 0), Global<const int32_t>(), rows, rows, extent,
+      stride, is_aligned<T>(data, extent, stride)};
 }
 // a matrix that an op was given
 template <class T>
@@ -66,10 +66,12 @@ void launch_product(Context& ctx, const char* kernel, const P<T>& p) {
   const Operand<T>&a = p.product.a, &b = p.product.b;
   const int64_t tiles = tiles_of<Block<T>>(p.product);
   if (tiles == 0) return;
-  if (Block<T>::NARROW && ctx.gpu->architecture == 90 && p.product.K > 0 && a.aligned && b.aligned && !a.index && !b.index) {
+  if (Block<T>::NARROW && ctx.gpu->architecture == 90 && p.product.K > 0 && a.aligned && b.aligned && !a.index &&
+      !b.index) {
     const WithMaps<P<T>> maps{map_of<HopperBlock::M, A_ALONG>(ctx, a), map_of<HopperBlock::N, B_ALONG>(ctx, b), p};
     const std::string name = std::string(kernel) + "_hopper";
-    return launch(ctx, name.c_str(), {std::min<int64_t>(tiles, ctx.gpu->multiprocessors)}, HopperBlock::THREADS, HopperBlock::SHARED, maps);
+    return launch(ctx, name.c_str(), {std::min<int64_t>(tiles, ctx.gpu->multiprocessors)}, HopperBlock::THREADS,
+        HopperBlock::SHARED, maps);
   }
   launch(ctx, kernel, {tiles}, Block<T>::THREADS, Block<T>::SHARED, p);
 }

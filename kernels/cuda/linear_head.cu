@@ -2,13 +2,15 @@
 //
 //   logp[m] = x_y - log sum_j exp(x_j),  x = h[rows[m]] W^T / T;  entropy = lse - sum_j p_j x_j
 //
-// Plan of linear_logprob: 8192 pairs at a time against every tile of the vocabulary (gemm.h), each tile reduced in its registers to (m, s, u);
-// then a warp per pair joins them. Scratch: 12 bytes for each pair and 256 entries.
-// Plan of the backward pass: at most 4096 pairs at a time (2 GiB of scratch in all); logits computed again, turned into their gradient in registers and
-// written once; then dh of each pair and dW; at the end a token gathers its pairs. 4 products with the forward pass.
+// Plan of linear_logprob: 8192 pairs at a time against every tile of the vocabulary (gemm.h), each tile reduced in its
+// registers to (m, s, u); then a warp per pair joins them. Scratch: 12 bytes for each pair and 256 entries. Plan of the
+// backward pass: at most 4096 pairs at a time (2 GiB of scratch in all); logits computed again, turned into their
+// gradient in registers and written once; then dh of each pair and dW; at the end a token gathers its pairs. 4 products
+// with the forward pass.
 //
-// Products take 1.24 GFLOP a pair each at C 4096, V 151936; of the rest only dW counts, read and written once a block: 5 GB.
-// Expected at 8192 pairs in bf16 on an H200 at the 600 to 660 TFLOP/s of gemm_hopper.h, not yet measured on a GPU: 16 ms forward, 50 backward.
+// Products take 1.24 GFLOP a pair each at C 4096, V 151936; of the rest only dW counts, read and written once a block:
+// 5 GB. Expected at 8192 pairs in bf16 on an H200 at the 600 to 660 TFLOP/s of gemm_hopper.h, not yet measured on a
+// GPU: 16 ms forward, 50 backward.
 #include "kernels/cuda/linear_head.h"
 
 namespace rlhf::cuda {
@@ -19,7 +21,8 @@ template <class Mma, class P>
 DEVICE void head_logits(const P& params) {
   multiply_tiles<Mma>(params, [](Mma& mma, const Place& at, const auto& p, SharedMemory memory) {
     tile_stats(mma, at, p, memory);
-    if (p.logits) store_tile(mma, at, p.product.M, p.product.N, p.logits, p.stride, [](int64_t, int64_t, float x) { return x; });
+    if (p.logits)
+      store_tile(mma, at, p.product.M, p.product.N, p.logits, p.stride, [](int64_t, int64_t, float x) { return x; });
   });
 }
 KERNEL(head_logits_bf16, LogitsParams<bf16>, 256) { head_logits<Bf16<true, true>>(p); }
@@ -48,7 +51,9 @@ KERNEL(head_logits_grad_f32, LogitsGradParams<float>, 256) { head_logits_grad<F3
 
 #if RLHF_HOPPER_CODE
 KERNEL(head_logits_bf16_hopper, WithMaps<LogitsParams<bf16>>, 384, 1) { head_logits<Wgmma<true, true>>(p); }
-KERNEL(head_logits_grad_bf16_hopper, WithMaps<LogitsGradParams<bf16>>, 384, 1) { head_logits_grad<Wgmma<true, true>>(p); }
+KERNEL(head_logits_grad_bf16_hopper, WithMaps<LogitsGradParams<bf16>>, 384, 1) {
+  head_logits_grad<Wgmma<true, true>>(p);
+}
 #endif
 
 // a block per pair: its row of h, zeros where there is none
@@ -92,7 +97,8 @@ KERNEL(head_finish, FinishParams, 128) {
   const double d = (double(p.targets[m]) - most) * p.inverse_temperature, own = d == 0 ? 1.0 : exp(d);
   const double tail = d == 0 ? log1p(s) : log(s + own);  // lse - m
   const double entropy = tail - (u + (own > 0 ? own * d : 0)) / (s + own);
-  p.logp[m] = float(d - tail), p.lse[m] = float(most * double(p.inverse_temperature) + tail), p.entropy[m] = entropy < 0 ? 0.0f : float(entropy);
+  p.logp[m] = float(d - tail), p.lse[m] = float(most * double(p.inverse_temperature) + tail),
+  p.entropy[m] = entropy < 0 ? 0.0f : float(entropy);
 }
 
 // a warp per token, then per pair: the first pair of the token from there on
@@ -165,8 +171,10 @@ void linear_logprob_grad_of(Context& ctx, const linear_logprob_grad_args& a) {
     const int64_t count = std::min(block, head.M - m0);
     head.pack(ctx, m0, count);
     const auto of = [&](const View<const float>& x) { return global<const float>(x.data + m0, count); };
-    const PairGrad pair{of(a.logp), of(a.lse), of(a.entropy), of(a.dlogp), a.dentropy ? of(a.dentropy) : Global<const float>()};
-    const LogitsGradParams<T> p{head.logits(m0, count), global<const int32_t>(head.y.data + m0, count), head.inverse_temperature, pair, memory.g, head.padded};
+    const PairGrad pair{
+        of(a.logp), of(a.lse), of(a.entropy), of(a.dlogp), a.dentropy ? of(a.dentropy) : Global<const float>()};
+    const LogitsGradParams<T> p{head.logits(m0, count), global<const int32_t>(head.y.data + m0, count),
+        head.inverse_temperature, pair, memory.g, head.padded};
     launch_product<true, true>(ctx, dtype_name<T>("head_logits_grad_f32", "head_logits_grad_bf16"), p);
     head_backward(ctx, head, memory, m0, count, bool(a.dh), a.dweight);
   }

@@ -1,12 +1,15 @@
-// What the ops of the language-model head share on the GPU: a block of logits, its statistics, its gradient, and what follows from it.
+// What the ops of the language-model head share on the GPU: a block of logits, its statistics, its gradient, and what
+// follows from it.
 //
-//   x = h[rows[m]] W^T / T.  Each tile of 256 vocabulary entries (f32: 128) of a row is summed in f32 where it was computed:
-//   m_t = max x,  s_t = sum exp(x - m_t),  u_t = sum exp(x - m_t) (x - m_t), the target's own term left out of s and u (kernels/cpu/logprob.h);
-//   a warp joins the tiles of a row in f64, lane = tile mod 32: one order for every row of every batch.
+//   x = h[rows[m]] W^T / T.  Each tile of 256 vocabulary entries (f32: 128) of a row is summed in f32 where it was
+//   computed: m_t = max x,  s_t = sum exp(x - m_t),  u_t = sum exp(x - m_t) (x - m_t), the target's own term left out
+//   of s and u (kernels/cpu/logprob.h); a warp joins the tiles of a row in f64, lane = tile mod 32: one order for every
+//   row of every batch.
 //
-// Backward, a block of pairs at a time: g [R,V] from the recomputed logits, dh_m = g W for each pair, dW += g^T h[rows].
-// g is in the dtype of h and W. In bf16 its rounding is 2^-9 of each entry, as that of h and W themselves, which it is multiplied with; the exponent has
-// the range of f32, so that no probability is lost. dh of a token is the sum of its pairs in their order, in f32: each pair knows the next of its token.
+// Backward, a block of pairs at a time: g [R,V] from the recomputed logits, dh_m = g W for each pair, dW += g^T
+// h[rows]. g is in the dtype of h and W. In bf16 its rounding is 2^-9 of each entry, as that of h and W themselves,
+// which it is multiplied with; the exponent has the range of f32, so that no probability is lost. dh of a token is the
+// sum of its pairs in their order, in f32: each pair knows the next of its token.
 #pragma once
 #include "kernels/cuda/linear.h"
 
@@ -197,7 +200,9 @@ struct Head {
     return M < rows ? M : rows;
   }
   ProductParams<T> logits(int64_t m0, int64_t count) const {
-    return {packs ? operand<T>(packed.data, count, C, C) : gathered(h, global<const int32_t>(rows.data + m0, count), count), weight, count, V, C};
+    return {
+        packs ? operand<T>(packed.data, count, C, C) : gathered(h, global<const int32_t>(rows.data + m0, count), count),
+        weight, count, V, C};
   }
 };
 
@@ -205,16 +210,19 @@ struct Head {
 struct ForwardMemory {
   Global<float> stats, targets;
   template <class T>
-  ForwardMemory(const Head<T>& head, Workspace& w, int64_t block) : stats(w.take<float>(block * head.tiles * 3)), targets(w.take<float>(block)) {}
+  ForwardMemory(const Head<T>& head, Workspace& w, int64_t block)
+      : stats(w.take<float>(block * head.tiles * 3)), targets(w.take<float>(block)) {}
 };
 template <class T>
-void head_forward(Context& ctx, const Head<T>& head, const ForwardMemory& memory, int64_t m0, int64_t count, Global<float> logits, Global<float> logp,
-    Global<float> lse, Global<float> entropy) {
-  const Global<const int32_t> rows = global<const int32_t>(head.rows.data + m0, count), y = global<const int32_t>(head.y.data + m0, count);
-  const LogitsParams<T> p{head.logits(m0, count), y, head.inverse_temperature, memory.stats, memory.targets, logits, head.padded};
+void head_forward(Context& ctx, const Head<T>& head, const ForwardMemory& memory, int64_t m0, int64_t count,
+    Global<float> logits, Global<float> logp, Global<float> lse, Global<float> entropy) {
+  const Global<const int32_t> rows = global<const int32_t>(head.rows.data + m0, count),
+                              y = global<const int32_t>(head.y.data + m0, count);
+  const LogitsParams<T> p{
+      head.logits(m0, count), y, head.inverse_temperature, memory.stats, memory.targets, logits, head.padded};
   launch_product<true, true>(ctx, dtype_name<T>("head_logits_f32", "head_logits_bf16"), p);
-  const FinishParams f{
-      memory.stats, memory.targets, rows, y, logp + m0, lse + m0, entropy + m0, count, head.tiles, head.N, head.V, head.inverse_temperature, latch_of(ctx)};
+  const FinishParams f{memory.stats, memory.targets, rows, y, logp + m0, lse + m0, entropy + m0, count, head.tiles,
+      head.N, head.V, head.inverse_temperature, latch_of(ctx)};
   launch(ctx, "head_finish", {(count + 3) / 4}, 128, 0, f);
 }
 
@@ -225,12 +233,15 @@ struct BackwardMemory {
   Global<float> pairs;  // [M][C]: dh of each
   Global<int32_t> first, next;  // [N], [M]
   BackwardMemory(const Head<T>& head, Workspace& w, bool with_dh)
-      : pairs(w.take<float>(with_dh ? head.M * head.C : 0)), first(w.take<int32_t>(with_dh ? head.N : 0)), next(w.take<int32_t>(with_dh ? head.M : 0)) {}
+      : pairs(w.take<float>(with_dh ? head.M * head.C : 0)),
+        first(w.take<int32_t>(with_dh ? head.N : 0)),
+        next(w.take<int32_t>(with_dh ? head.M : 0)) {}
 };
 
 // dh of the pairs of a block, and dW continued
 template <class T>
-void head_backward(Context& ctx, const Head<T>& head, const BackwardMemory<T>& memory, int64_t m0, int64_t count, bool with_dh, View<float> dweight) {
+void head_backward(Context& ctx, const Head<T>& head, const BackwardMemory<T>& memory, int64_t m0, int64_t count,
+    bool with_dh, View<float> dweight) {
   const Operand<T> g{memory.g, Global<const int32_t>(), count, count, head.padded, head.padded, 1};
   const Global<const float> no_bias;
   if (with_dh) {
@@ -249,7 +260,8 @@ void head_gather_dh(Context& ctx, const Head<T>& head, const BackwardMemory<T>& 
   if (!head.N || !head.C) return;
   const LinksParams links{global<const int32_t>(head.rows.data, head.M), memory.first, memory.next, head.N, head.M};
   launch(ctx, "head_links", {(head.N + head.M + 3) / 4}, 128, 0, links);
-  const GatherParams<T> p{memory.pairs, memory.first, memory.next, global<T>(reinterpret_cast<T*>(dh.data), head.N * head.C), head.C};
+  const GatherParams<T> p{
+      memory.pairs, memory.first, memory.next, global<T>(reinterpret_cast<T*>(dh.data), head.N * head.C), head.C};
   launch(ctx, dtype_name<T>("head_gather_f32", "head_gather_bf16"), {head.N}, 128, 0, p);
 }
 

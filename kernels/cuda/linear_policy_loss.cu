@@ -1,9 +1,11 @@
 // The policy's loss straight from the hidden state and the head, forward and backward in three products.
 //
-// Plan: as many pairs at a time as keep the scratch below 2 GiB (2048 at V 151936). Their logits are computed once and kept in f32, with the
-// statistics of each tile (linear_head.h); logp, entropy and the loss's gradient for each pair follow (policy_loss.h); one pass over the logits turns them into
-// their gradient, in place in f32, else into bf16 beside; then dh of each pair and dW. The loss and its statistics come last, over all pairs. f32 logits,
-// because a rounding of x to bf16 is one of p by up to 2^-9 |x|; the pass over them is 6 + 4 bytes a logit, 3 ms of the 60 wanted.
+// Plan: as many pairs at a time as keep the scratch below 2 GiB (2048 at V 151936). Their logits are computed once and
+// kept in f32, with the statistics of each tile (linear_head.h); logp, entropy and the loss's gradient for each pair
+// follow (policy_loss.h); one pass over the logits turns them into their gradient, in place in f32, else into bf16
+// beside; then dh of each pair and dW. The loss and its statistics come last, over all pairs. f32 logits, because a
+// rounding of x to bf16 is one of p by up to 2^-9 |x|; the pass over them is 6 + 4 bytes a logit, 3 ms of the 60
+// wanted.
 //
 // Expected at 8192 pairs, C 4096, V 151936 in bf16 on an H200, not yet measured on a GPU: 31 TFLOP at the 600 to 660
 // TFLOP/s of gemm_hopper.h, 47 to 51 ms, and 20 GB of dW, 5 ms.
@@ -71,8 +73,8 @@ void linear_policy_loss_of(Context& ctx, const linear_policy_loss_args& a) {
     Workspace w{base};
     head.take(w, block);
     const int64_t logits = backward ? block * head.padded : 0;
-    PolicyMemory<T> memory{ForwardMemory(head, w, block), BackwardMemory<T>(head, w, bool(a.dh)), w.take<float>(logits), w.take<float>(head.M),
-        w.take<float>(head.M), w.take<float>(head.M), PolicySums(a, w), 0};
+    PolicyMemory<T> memory{ForwardMemory(head, w, block), BackwardMemory<T>(head, w, bool(a.dh)), w.take<float>(logits),
+        w.take<float>(head.M), w.take<float>(head.M), w.take<float>(head.M), PolicySums(a, w), 0};
     if constexpr (sizeof(T) == 2) memory.backward.g = w.take<T>(logits);
     else memory.backward.g = memory.logits;
     memory.bytes = w.used;
@@ -87,12 +89,13 @@ void linear_policy_loss_of(Context& ctx, const linear_policy_loss_args& a) {
   for (int64_t m0 = 0; m0 < head.M; m0 += block) {
     const int64_t count = std::min(block, head.M - m0);
     head.pack(ctx, m0, count);
-    head_forward(ctx, head, memory.forward, m0, count, backward ? memory.logits : Global<float>(), logp, memory.lse, entropy);
+    head_forward(
+        ctx, head, memory.forward, m0, count, backward ? memory.logits : Global<float>(), logp, memory.lse, entropy);
     if (!backward) continue;
     policy_gradients(ctx, a, memory.sums, logp, m0, count, memory.dlogp, memory.dentropy);
     const PairGrad pair{logp + m0, memory.lse + m0, entropy + m0, memory.dlogp + m0, memory.dentropy + m0};
-    const HeadGradientParams<T> p{
-        memory.logits, memory.backward.g, head.padded, head.V, global<const int32_t>(head.y.data + m0, count), head.inverse_temperature, pair};
+    const HeadGradientParams<T> p{memory.logits, memory.backward.g, head.padded, head.V,
+        global<const int32_t>(head.y.data + m0, count), head.inverse_temperature, pair};
     launch(ctx, dtype_name<T>("head_gradient_f32", "head_gradient_bf16"), {count}, 256, 0, p);
     head_backward(ctx, head, memory.backward, m0, count, bool(a.dh), a.dweight);
   }

@@ -1,10 +1,12 @@
 // Log-probs of tokens given the logits, and their gradient.
-//   logp[m] = x_y - log sum_j exp(x_j),  x = logits[m] / T;  lse, entropy too;  statistics, of scaled differences: logprob.h
-//   dlogits_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T,  at the target -dlogp expm1(logp) / T in place of -dlogp p / T
+//   logp[m] = x_y - log sum_j exp(x_j),  x = logits[m] / T;  lse, entropy too;  statistics, of scaled differences:
+//   logprob.h dlogits_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T,  at the target -dlogp expm1(logp) / T in place
+//   of -dlogp p / T
 //
-// Plan: a block of 256 threads a row. A thread takes 8 logits at a time, 2,048 apart: their maximum, then their sums in f32, joined to
-// its own in f64; then the lanes by halves, the warps in order. The order depends on V alone. The gradient: a block per 2,048 logits.
-// Expected, not yet measured on a GPU: the memory's speed; an exponential per logit of 2 or 4 bytes is a third of what is issued meanwhile.
+// Plan: a block of 256 threads a row. A thread takes 8 logits at a time, 2,048 apart: their maximum, then their sums in
+// f32, joined to its own in f64; then the lanes by halves, the warps in order. The order depends on V alone. The
+// gradient: a block per 2,048 logits. Expected, not yet measured on a GPU: the memory's speed; an exponential per logit
+// of 2 or 4 bytes is a third of what is issued meanwhile.
 #include "kernels/cuda/logprob.h"
 
 namespace rlhf::cuda {
@@ -85,19 +87,22 @@ DEVICE void logprob(const LogprobParams<T>& p) {
   const bool bad = y < 0 || y >= p.V;
   if (bad) latch(p.error, BAD_ID);
   const RowEnd end = row_end(own, bad ? 0 : to_float(row[y]));
-  p.logp[m] = bad ? NOT_A_NUMBER : end.logp, p.lse[m] = bad ? NOT_A_NUMBER : end.lse, p.entropy[m] = bad ? NOT_A_NUMBER : end.entropy;
+  p.logp[m] = bad ? NOT_A_NUMBER : end.logp, p.lse[m] = bad ? NOT_A_NUMBER : end.lse,
+  p.entropy[m] = bad ? NOT_A_NUMBER : end.entropy;
 }
 KERNEL(logprob_f32, LogprobParams<float>, 256) { logprob(p); }
 KERNEL(logprob_bf16, LogprobParams<bf16>, 256) { logprob(p); }
 
 template <class T>
 DEVICE void logprob_grad(const LogprobGradParams<T>& p) {
-  const int64_t strips = (p.V + STRIP - 1) / STRIP, m = block_x() / strips, first = block_x() % strips * STRIP + 8 * thread();
+  const int64_t strips = (p.V + STRIP - 1) / STRIP, m = block_x() / strips,
+                first = block_x() % strips * STRIP + 8 * thread();
   if (first >= p.V) return;
   const int64_t y = p.y[m];
   const bool bad = y < 0 || y >= p.V;
   if (bad && first == 0) latch(p.error, BAD_ID);
-  const float t = p.inverse_temperature, lse = bad ? NOT_A_NUMBER : p.lse[m], H = p.entropy[m], a = p.dlogp[m], b = p.dentropy ? p.dentropy[m] : 0;
+  const float t = p.inverse_temperature, lse = bad ? NOT_A_NUMBER : p.lse[m], H = p.entropy[m], a = p.dlogp[m],
+              b = p.dentropy ? p.dentropy[m] : 0;
   float x[8];
   load_eight(p.logits + m * p.stride, first, p.V, p.vector, x);
   constexpr int SIZE = 16 / int(sizeof(T));
@@ -128,19 +133,23 @@ KERNEL(logprob_grad_bf16, LogprobGradParams<bf16>, 256) { logprob_grad(p); }
 
 #if RLHF_HOST_CODE
 namespace {
-bool whole_pieces(View<const float> x, int64_t size) { return at_16_bytes(x.data) && (x.dim[0] < 2 || x.stride * size % 16 == 0); }
+bool whole_pieces(View<const float> x, int64_t size) {
+  return at_16_bytes(x.data) && (x.dim[0] < 2 || x.stride * size % 16 == 0);
+}
 template <class T>
 void logprob_of(Context& ctx, const logprob_args& a, const char* kernel) {
-  const LogprobParams<T> p{global_as<const T>(a.logits), global(a.y), global(a.logp), global(a.lse), global(a.entropy), a.logits.dim[1],
-      a.logits.dim[0] > 1 ? a.logits.stride : 0, float(1 / a.temperature), whole_pieces(a.logits, sizeof(T)), latch_of(ctx)};
+  const LogprobParams<T> p{global_as<const T>(a.logits), global(a.y), global(a.logp), global(a.lse), global(a.entropy),
+      a.logits.dim[1], a.logits.dim[0] > 1 ? a.logits.stride : 0, float(1 / a.temperature),
+      whole_pieces(a.logits, sizeof(T)), latch_of(ctx)};
   launch(ctx, kernel, {a.logits.dim[0]}, 256, 32 + 128, p);
 }
 template <class T>
 void logprob_grad_of(Context& ctx, const logprob_grad_args& a, const char* kernel) {
   const int64_t M = a.logits.dim[0], V = a.logits.dim[1];
-  const LogprobGradParams<T> p{global_as<const T>(a.logits), global(a.y), global(a.logp), global(a.lse), global(a.entropy), global(a.dlogp), global(a.dentropy),
-      global_as<T>(a.dlogits), M, V, M > 1 ? a.logits.stride : 0, float(1 / a.temperature), whole_pieces(a.logits, sizeof(T)) && at_16_bytes(a.dlogits.data),
-      latch_of(ctx)};
+  const LogprobGradParams<T> p{global_as<const T>(a.logits), global(a.y), global(a.logp), global(a.lse),
+      global(a.entropy), global(a.dlogp), global(a.dentropy), global_as<T>(a.dlogits), M, V,
+      M > 1 ? a.logits.stride : 0, float(1 / a.temperature),
+      whole_pieces(a.logits, sizeof(T)) && at_16_bytes(a.dlogits.data), latch_of(ctx)};
   launch(ctx, kernel, {M * ((V + STRIP - 1) / STRIP)}, 256, 0, p);
 }
 }  // namespace
@@ -149,7 +158,8 @@ void logprob(Context& ctx, const logprob_args& a) {
   a.logits.dtype == RLHF_BF16 ? logprob_of<bf16>(ctx, a, "logprob_bf16") : logprob_of<float>(ctx, a, "logprob_f32");
 }
 void logprob_grad(Context& ctx, const logprob_grad_args& a) {
-  a.logits.dtype == RLHF_BF16 ? logprob_grad_of<bf16>(ctx, a, "logprob_grad_bf16") : logprob_grad_of<float>(ctx, a, "logprob_grad_f32");
+  a.logits.dtype == RLHF_BF16 ? logprob_grad_of<bf16>(ctx, a, "logprob_grad_bf16")
+                              : logprob_grad_of<float>(ctx, a, "logprob_grad_f32");
 }
 #endif
 

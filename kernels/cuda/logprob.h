@@ -1,5 +1,6 @@
 // Log-softmax statistics on the GPU: of any part of a row, with logits x and t = 1/T,
-//   m = max x,  s = sum exp((x - m) t),  u = sum exp((x - m) t) (x - m) t      (the target's own term left out of s and u)
+//   m = max x,  s = sum exp((x - m) t),  u = sum exp((x - m) t) (x - m) t      (the target's own term left out of s and
+//   u)
 // and the end of a row, where a confident token keeps its digits: kernels/cpu/logprob.h has the formulas.
 #pragma once
 #include "kernels/cuda/simt.h"
@@ -32,9 +33,13 @@ struct RowEnd {
 };
 DEVICE RowEnd row_end(const RowPart& row, float target) {
   if (row.m == -INFINITE) return {-INFINITE, -INFINITE, 0};
-  const double d = (double(target) - row.m) * row.t, own = d == 0 ? 1.0 : exp(d), tail = d == 0 ? log1p(row.s) : log(row.s + own);
+  const double d = (double(target) - row.m) * row.t, own = d == 0 ? 1.0 : exp(d),
+               tail = d == 0 ? log1p(row.s) : log(row.s + own);
   const double entropy = tail - (row.u + (own > 0 ? own * d : 0)) / (row.s + own);
-  return {float(d - tail), float(row.m * row.t + tail), entropy > 0 ? float(entropy) : entropy == entropy ? 0.0f : NOT_A_NUMBER};
+  return {float(d - tail), float(row.m * row.t + tail),
+      entropy > 0          ? float(entropy)
+      : entropy == entropy ? 0.0f
+                           : NOT_A_NUMBER};
 }
 
 #endif

@@ -5,9 +5,11 @@
 // so that whatever happens to results (mask, softmax, store) is written once. Results and sums are f32.
 //
 //   dot       c[i,j] += sum over d of a[i,d] b[j,d]   both from shared memory
-//   product   c[i,j] += sum over k of p[i,k] b[k,j]   p from registers, where an earlier result left it; b from shared memory
+//   product   c[i,j] += sum over k of p[i,k] b[k,j]   p from registers, where an earlier result left it; b from shared
+//   memory
 //
-// A warp that owns 16 M rows reads each 16 x 8 of b once for M x 2048 multiply-adds: M = 2 is 8 per byte of shared memory.
+// A warp that owns 16 M rows reads each 16 x 8 of b once for M x 2048 multiply-adds: M = 2 is 8 per byte of shared
+// memory.
 #pragma once
 #include "kernels/cuda/simt.h"
 
@@ -24,13 +26,15 @@ struct Tile {
   Shared<T> data;
 
   DEVICE static int turn(int row) { return CHUNKS >= 8 ? row & 7 : (row >> 1) & 3; }
-  DEVICE static int at(int row, int column) { return row * COLUMNS + ((column / CHUNK) ^ turn(row)) * CHUNK + column % CHUNK; }
+  DEVICE static int at(int row, int column) {
+    return row * COLUMNS + ((column / CHUNK) ^ turn(row)) * CHUNK + column % CHUNK;
+  }
 
   // at(row, column + d) from at(row, column), where no bit of d is one of column
   DEVICE static int along(int at, int d) { return (at ^ d % (8 * CHUNK)) + d / (8 * CHUNK) * (8 * CHUNK); }
 
-  // `rows` rows of `columns` elements, `stride` apart, and zeros up to ROWS x COLUMNS. Arrives at the copies' wait and the
-  // barrier after it. `aligned`: every row begins at, and has, a multiple of 16 bytes.
+  // `rows` rows of `columns` elements, `stride` apart, and zeros up to ROWS x COLUMNS. Arrives at the copies' wait and
+  // the barrier after it. `aligned`: every row begins at, and has, a multiple of 16 bytes.
   template <int ROWS, int THREADS>
   DEVICE void fetch(Global<const T> from, int64_t stride, int rows, int columns, bool aligned) const {
     if (aligned) {
@@ -56,7 +60,8 @@ struct Bf16 {
   template <int M, int N, int D>
   DEVICE static void dot(float (&c)[M][N][4], Tile<bf16, D> a, int a_row, Tile<bf16, D> b, int b_row) {
     static_assert(N % 2 == 0, "two tiles of b come with one ldmatrix");
-    const int i = lane(), a_at = a.at(a_row + i % 16, i / 16 * 8), b_at = b.at(b_row + i / 16 * 8 + i % 8, i / 8 % 2 * 8);
+    const int i = lane(), a_at = a.at(a_row + i % 16, i / 16 * 8),
+              b_at = b.at(b_row + i / 16 * 8 + i % 8, i / 8 % 2 * 8);
     UNROLL for (int d = 0; d < D; d += 16) {
       uint32_t x[M][4];
       UNROLL for (int m = 0; m < M; m++) load_matrix_x4(x[m], a.data + (a.along(a_at, d) + 16 * m * D));
@@ -96,10 +101,12 @@ struct F32 {
 
   template <int M, int N, int D>
   DEVICE static void dot(float (&c)[M][N][4], Tile<float, D> a, int a_row, Tile<float, D> b, int b_row) {
-    const int g = lane() / 4, t = lane() % 4, a_at = a.at(a_row + g, 0), b_at[2] = {b.at(b_row + 2 * t, 0), b.at(b_row + 2 * t + 1, 0)};
+    const int g = lane() / 4, t = lane() % 4, a_at = a.at(a_row + g, 0),
+              b_at[2] = {b.at(b_row + 2 * t, 0), b.at(b_row + 2 * t + 1, 0)};
     UNROLL_BY(2) for (int d = 0; d < D; d += 4) {
       float4 x[M][2];
-      UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) x[m][r] = load_as<float4>(a.data, a.along(a_at, d) + (16 * m + 8 * r) * D);
+      UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) x[m][r] =
+          load_as<float4>(a.data, a.along(a_at, d) + (16 * m + 8 * r) * D);
       UNROLL for (int n = 0; n < N; n++) UNROLL for (int e = 0; e < 2; e++) {
         const float4 y = load_as<float4>(b.data, b.along(b_at[e], d) + 8 * n * D);
         UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
@@ -116,7 +123,8 @@ struct F32 {
     const int t = lane() % 4;
     UNROLL for (int k = 0; k < K; k++) UNROLL for (int s = 0; s < 4; s++) UNROLL for (int e = 0; e < 2; e++) {
       float x[M][2];
-      UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) x[m][r] = shuffle(p[m][k][2 * r + e], lane() - t + s);
+      UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) x[m][r] =
+          shuffle(p[m][k][2 * r + e], lane() - t + s);
       UNROLL for (int n = 0; n < N; n++) {
         const float2 y = load_as<float2>(b.data, b.along(b.at(2 * s + e, b_column + 2 * t), 8 * n) + 8 * k * D);
         UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++) {
@@ -130,11 +138,12 @@ struct F32 {
 
 template <int M, int N>
 DEVICE void clear(float (&c)[M][N][4]) {
-  UNROLL for (int m = 0; m < M; m++) UNROLL for (int n = 0; n < N; n++) UNROLL for (int e = 0; e < 4; e++) c[m][n][e] = 0;
+  UNROLL for (int m = 0; m < M; m++) UNROLL for (int n = 0; n < N; n++) UNROLL for (int e = 0; e < 4; e++) c[m][n][e] =
+      0;
 }
 
-// f(m, n, r, row, column): the pairs of a result that this lane holds, c[m][n][2 r] at (row, column) and c[m][n][2 r + 1] to
-// the right of it.
+// f(m, n, r, row, column): the pairs of a result that this lane holds, c[m][n][2 r] at (row, column) and c[m][n][2 r +
+// 1] to the right of it.
 template <int M, int N, class F>
 DEVICE void each_pair(F&& f) {
   UNROLL for (int n = 0; n < N; n++) UNROLL for (int m = 0; m < M; m++) UNROLL for (int r = 0; r < 2; r++)

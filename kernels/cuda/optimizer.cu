@@ -1,6 +1,6 @@
-// AdamW with decoupled decay, the global-norm clip fused; the formulas are those of kernels/cpu/optimizer.cc. A norm that is not finite
-// is latched, and nothing is touched.
-// Plan: one pass, four elements a thread: 16 bytes read and 12 written an element. The norm: sums.h.
+// AdamW with decoupled decay, the global-norm clip fused; the formulas are those of kernels/cpu/optimizer.cc. A norm
+// that is not finite is latched, and nothing is touched. Plan: one pass, four elements a thread: 16 bytes read and 12
+// written an element. The norm: sums.h.
 #include <cmath>
 
 #include "kernels/cuda/sums.h"
@@ -59,17 +59,20 @@ void norm_squared(Context& ctx, const norm_squared_args& a) {
   const int64_t n = a.x.size(), blocks = sum_blocks_of(n);
   double* memory = static_cast<double*>(ctx.scratch((blocks + 1) * int64_t(sizeof(double))));
   if (!memory) return;
-  const NormParams p{global<const float>(a.x.data, n), global<double>(memory, blocks + 1), global(a.total), n, at_16_bytes(a.x.data)};
+  const NormParams p{
+      global<const float>(a.x.data, n), global<double>(memory, blocks + 1), global(a.total), n, at_16_bytes(a.x.data)};
   launch(ctx, "norm_blocks", {blocks}, 256, block_sums_shared(1), p);
   launch(ctx, "norm_finish", {1}, 256, block_sums_shared(1), p);
 }
 
 void adamw(Context& ctx, const adamw_args& a) {
   const int64_t n = a.weight.size();
-  const AdamwParams p{global<float>(a.weight.data, n), global<float>(a.m.data, n), global<float>(a.v.data, n), global<const float>(a.grad.data, n),
-      global(a.norm_squared), n, a.max_norm, float(1 - a.lr * a.weight_decay), float(1 - a.beta1), float(a.beta2), float(1 - a.beta2),
-      float(-(a.lr / (1 - rlhf_pow(a.beta1, double(a.step))))), float(std::sqrt(1 - rlhf_pow(a.beta2, double(a.step)))), float(a.eps),
-      at_16_bytes(a.weight.data) && at_16_bytes(a.m.data) && at_16_bytes(a.v.data) && at_16_bytes(a.grad.data), latch_of(ctx)};
+  const AdamwParams p{global<float>(a.weight.data, n), global<float>(a.m.data, n), global<float>(a.v.data, n),
+      global<const float>(a.grad.data, n), global(a.norm_squared), n, a.max_norm, float(1 - a.lr * a.weight_decay),
+      float(1 - a.beta1), float(a.beta2), float(1 - a.beta2), float(-(a.lr / (1 - rlhf_pow(a.beta1, double(a.step))))),
+      float(std::sqrt(1 - rlhf_pow(a.beta2, double(a.step)))), float(a.eps),
+      at_16_bytes(a.weight.data) && at_16_bytes(a.m.data) && at_16_bytes(a.v.data) && at_16_bytes(a.grad.data),
+      latch_of(ctx)};
   launch(ctx, "adamw", {(n + 1023) / 1024}, 256, 0, p);
 }
 #endif

@@ -1,6 +1,7 @@
 // The policy's loss from log-probs, with its gradient, in one pass over the tokens: policy_loss.h.
 // Plan: four tokens a thread, four times over; 16 to 28 bytes a token and some sixty operations.
-// Expected, not yet measured on a GPU: the memory's speed; nine f64 additions a token are a tenth of what an H200 does meanwhile.
+// Expected, not yet measured on a GPU: the memory's speed; nine f64 additions a token are a tenth of what an H200 does
+// meanwhile.
 #include "kernels/cuda/policy_loss.h"
 
 namespace rlhf::cuda {
@@ -21,7 +22,8 @@ KERNEL(sequence_weights, WeightParams, 128) {
       n = own;
     }
   }
-  if (lane() == 0) p.weights[b] = n == 0 ? 0.0f : float(p.per_sequence ? 1 / (p.denominator * double(n)) : 1 / p.denominator);
+  if (lane() == 0)
+    p.weights[b] = n == 0 ? 0.0f : float(p.per_sequence ? 1 / (p.denominator * double(n)) : 1 / p.denominator);
 }
 
 struct PolicyToken {
@@ -39,7 +41,8 @@ DEVICE float excess(float d, float ratio) {
   return d < 0.34f && d > -0.34f ? s : (ratio - 1) - d;
 }
 
-DEVICE PolicyToken policy_token(const PolicyParams& p, float logp, float old_logp, float A, float ref_logp, float importance) {
+DEVICE PolicyToken policy_token(
+    const PolicyParams& p, float logp, float old_logp, float A, float ref_logp, float importance) {
   PolicyToken t;
   if (!p.ratios) {
     t.loss = -(A * logp), t.dlogp = -A;
@@ -78,7 +81,8 @@ KERNEL(policy_tokens, PolicyParams, 256) {
   for (int64_t i = first + 4 * thread(); i < first + POLICY_TOKENS && i < p.end; i += 4 * 256) {
     float logp[4], old_logp[4], A[4], ref_logp[4] = {}, importance[4] = {}, entropy[4] = {}, dlogp[4], dentropy[4];
     int32_t mask[4] = {1, 1, 1, 1};
-    load_four(p.logp, i, p.end, p.vector, logp), load_four(p.old_logp, i, p.end, p.vector, old_logp), load_four(p.advantages, i, p.end, p.vector, A);
+    load_four(p.logp, i, p.end, p.vector, logp), load_four(p.old_logp, i, p.end, p.vector, old_logp),
+        load_four(p.advantages, i, p.end, p.vector, A);
     if (p.ref_logp) load_four(p.ref_logp, i, p.end, p.vector, ref_logp);
     if (p.importance) load_four(p.importance, i, p.end, p.vector, importance);
     if (p.mask) load_four(p.mask, i, p.end, p.vector, mask);
@@ -91,11 +95,13 @@ KERNEL(policy_tokens, PolicyParams, 256) {
       const float weight = p.weights[b];
       const PolicyToken t = policy_token(p, logp[k], old_logp[k], A[k], ref_logp[k], importance[k]);
       const float factor = p.scale * weight;
-      dlogp[k] = factor * (p.kl_coef != 0 ? fma(p.kl_coef, t.dkl, t.dlogp) : t.dlogp), dentropy[k] = -(factor * p.entropy_coef);
+      dlogp[k] = factor * (p.kl_coef != 0 ? fma(p.kl_coef, t.dkl, t.dlogp) : t.dlogp),
+      dentropy[k] = -(factor * p.entropy_coef);
       const double w = weight;
       sums[0] += w * t.loss, sums[1] += w * t.kl, sums[2] += w * entropy[k], sums[8] += 1;
       if (!p.ratios) continue;
-      sums[3] += t.clipped ? w : 0, sums[4] += t.clipped_c ? w : 0, sums[5] -= w * t.d, sums[6] += w * t.k3, sums[7] += w * t.ratio, sums[9] += t.ratio != 1;
+      sums[3] += t.clipped ? w : 0, sums[4] += t.clipped_c ? w : 0, sums[5] -= w * t.d, sums[6] += w * t.k3,
+          sums[7] += w * t.ratio, sums[9] += t.ratio != 1;
     }
     if (p.dlogp) store_four(p.dlogp, i, p.end, p.vector, dlogp);
     if (p.dentropy) store_four(p.dentropy, i, p.end, p.vector, dentropy);
@@ -105,13 +111,15 @@ KERNEL(policy_tokens, PolicyParams, 256) {
 
 KERNEL(policy_finish, PolicyFinishParams, 256) {
   double sums[POLICY_SUMS + 1] = {};
-  for (int64_t block = thread(); block < p.blocks; block += 256) UNROLL for (int k = 0; k < POLICY_SUMS; k++) sums[k] += p.partial[block * POLICY_SUMS + k];
+  for (int64_t block = thread(); block < p.blocks; block += 256)
+    UNROLL for (int k = 0; k < POLICY_SUMS; k++) sums[k] += p.partial[block * POLICY_SUMS + k];
   for (int64_t b = thread(); b < p.B; b += 256) sums[POLICY_SUMS] += p.weights[b] > 0;
   const double sum = block_sums(sums), kl = shuffle(sum, 1), entropy = shuffle(sum, 2);  // of the first warp
   if (thread() <= POLICY_SUMS) p.stats[thread() + 1] += sum;
   if (thread() > 0) return;
-  const double loss =
-      p.error[0] != 0 ? double(NOT_A_NUMBER) : p.scale * (sum + (p.kl_coef != 0 ? p.kl_coef * kl : 0) - (p.entropy_coef != 0 ? p.entropy_coef * entropy : 0));
+  const double loss = p.error[0] != 0 ? double(NOT_A_NUMBER)
+                                      : p.scale * (sum + (p.kl_coef != 0 ? p.kl_coef * kl : 0) -
+                                                      (p.entropy_coef != 0 ? p.entropy_coef * entropy : 0));
   p.stats[0] += loss;
   p.loss[0] = float(loss);
 }

@@ -47,7 +47,8 @@ struct PolicySums {
   Global<double> partial;
   int64_t blocks;
   template <class A>
-  PolicySums(const A& a, Workspace& w) : weights(w.take<float>(a.cu_seqlens.dim[0])), blocks((a.advantages.dim[0] + POLICY_TOKENS - 1) / POLICY_TOKENS) {
+  PolicySums(const A& a, Workspace& w)
+      : weights(w.take<float>(a.cu_seqlens.dim[0])), blocks((a.advantages.dim[0] + POLICY_TOKENS - 1) / POLICY_TOKENS) {
     partial = w.take<double>(blocks * POLICY_SUMS);
   }
 };
@@ -57,29 +58,33 @@ template <class A>
 void policy_weights(Context& ctx, const A& a, const Global<float>& weights, int64_t tokens) {
   check_offsets(ctx, a.cu_seqlens, tokens);
   const int64_t B = a.cu_seqlens.dim[0] - 1;
-  const WeightParams p{global(a.mask), global(a.cu_seqlens), weights, B, a.denominator, a.aggregation == Aggregation::seq_mean_token_mean, latch_of(ctx)};
+  const WeightParams p{global(a.mask), global(a.cu_seqlens), weights, B, a.denominator,
+      a.aggregation == Aggregation::seq_mean_token_mean, latch_of(ctx)};
   launch(ctx, "sequence_weights", {(B + 3) / 4}, 128, 0, p);
 }
 
 template <class A>
 PolicyParams policy_params(Context& ctx, const A& a, const PolicySums& sums, Global<const float> logp) {
   PolicyParams p{};
-  p.logp = logp, p.old_logp = global(a.old_logp), p.advantages = global(a.advantages), p.ref_logp = global(a.ref_logp), p.importance = global(a.importance);
+  p.logp = logp, p.old_logp = global(a.old_logp), p.advantages = global(a.advantages), p.ref_logp = global(a.ref_logp),
+  p.importance = global(a.importance);
   p.mask = global(a.mask), p.offsets = global(a.cu_seqlens), p.weights = sums.weights;
   p.begin = 0, p.end = a.advantages.dim[0], p.B = a.cu_seqlens.dim[0] - 1;
-  p.low = float(1 - a.clip_ratio_low), p.high = float(1 + a.clip_ratio_high), p.c = float(a.clip_ratio_c), p.limit = float(a.log_ratio_clamp);
+  p.low = float(1 - a.clip_ratio_low), p.high = float(1 + a.clip_ratio_high), p.c = float(a.clip_ratio_c),
+  p.limit = float(a.log_ratio_clamp);
   p.kl_coef = float(a.kl_coef), p.entropy_coef = float(a.entropy_coef), p.scale = float(a.scale);
-  p.ratios = a.objective == Objective::clipped_ratio, p.dual_clip = a.clip_ratio_c < __builtin_inf(), p.estimator = int32_t(a.estimator);
-  p.vector = at_16_bytes(logp.data) && at_16_bytes(a.old_logp.data) && at_16_bytes(a.advantages.data) && at_16_bytes(a.ref_logp.data) &&
-             at_16_bytes(a.importance.data) && at_16_bytes(a.mask.data);
+  p.ratios = a.objective == Objective::clipped_ratio, p.dual_clip = a.clip_ratio_c < __builtin_inf(),
+  p.estimator = int32_t(a.estimator);
+  p.vector = at_16_bytes(logp.data) && at_16_bytes(a.old_logp.data) && at_16_bytes(a.advantages.data) &&
+             at_16_bytes(a.ref_logp.data) && at_16_bytes(a.importance.data) && at_16_bytes(a.mask.data);
   p.error = latch_of(ctx);
   return p;
 }
 
 // The gradients of tokens [begin, begin + count), at their places in dlogp and dentropy (may be null).
 template <class A>
-void policy_gradients(
-    Context& ctx, const A& a, const PolicySums& sums, Global<const float> logp, int64_t begin, int64_t count, Global<float> dlogp, Global<float> dentropy) {
+void policy_gradients(Context& ctx, const A& a, const PolicySums& sums, Global<const float> logp, int64_t begin,
+    int64_t count, Global<float> dlogp, Global<float> dentropy) {
   PolicyParams p = policy_params(ctx, a, sums, logp);
   p.begin = begin, p.end = begin + count, p.dlogp = dlogp, p.dentropy = dentropy, p.vector = p.vector && begin % 4 == 0;
   launch(ctx, "policy_tokens", {(count + POLICY_TOKENS - 1) / POLICY_TOKENS}, 256, 0, p);
@@ -87,13 +92,14 @@ void policy_gradients(
 
 // The loss and the statistics, continued, over all tokens; the gradients in the same pass where dlogp is given.
 template <class A>
-void policy_sums(Context& ctx, const A& a, const PolicySums& sums, Global<const float> logp, Global<const float> entropy, Global<float> dlogp = {},
-    Global<float> dentropy = {}) {
+void policy_sums(Context& ctx, const A& a, const PolicySums& sums, Global<const float> logp,
+    Global<const float> entropy, Global<float> dlogp = {}, Global<float> dentropy = {}) {
   PolicyParams p = policy_params(ctx, a, sums, logp);
   p.entropy = entropy, p.partial = sums.partial, p.dlogp = dlogp, p.dentropy = dentropy;
   p.vector = p.vector && at_16_bytes(dlogp.data) && at_16_bytes(dentropy.data);
   launch(ctx, "policy_tokens", {sums.blocks}, 256, block_sums_shared(POLICY_SUMS), p);
-  const PolicyFinishParams f{sums.partial, sums.weights, global(a.stats), global(a.loss), sums.blocks, p.B, a.kl_coef, a.entropy_coef, a.scale, latch_of(ctx)};
+  const PolicyFinishParams f{sums.partial, sums.weights, global(a.stats), global(a.loss), sums.blocks, p.B, a.kl_coef,
+      a.entropy_coef, a.scale, latch_of(ctx)};
   launch(ctx, "policy_finish", {1}, 256, block_sums_shared(POLICY_SUMS + 1), f);
 }
 

@@ -1,5 +1,6 @@
 // Losses of comparisons; the formulas are those of kernels/cpu/preference_loss.cc, in f64.
-// Plan: a thread per pair, then a thread per score that adds what its pairs give it, in their order; the sums in a third launch.
+// Plan: a thread per pair, then a thread per score that adds what its pairs give it, in their order; the sums in a
+// third launch.
 #include "kernels/cuda/sums.h"
 
 namespace rlhf::cuda {
@@ -32,7 +33,8 @@ KERNEL(preference_pairs, PairParams, 128) {
     return;
   }
   const bool reference = p.form != int32_t(0);
-  const double chosen = double(p.scores[c]) - (reference ? p.ref_scores[c] : 0), rejected = double(p.scores[r]) - (reference ? p.ref_scores[r] : 0);
+  const double chosen = double(p.scores[c]) - (reference ? p.ref_scores[c] : 0),
+               rejected = double(p.scores[r]) - (reference ? p.ref_scores[r] : 0);
   const double weight = (p.weight ? p.weight[i] : 1.0) * p.factor, margin = p.margin ? p.margin[i] : 0;
   double l, dz, z, beta = 1;
   if (p.form == 2) {  // ipo
@@ -50,7 +52,11 @@ KERNEL(preference_pairs, PairParams, 128) {
   const double both = double(p.scores[c]) + p.scores[r];
   l += p.center_coef * both * both;
   const double slope = weight * beta * dz, center = weight * 2 * p.center_coef * both, small = exp(z < 0 ? z : -z);
-  out[0] = weight * l, out[1] = z > 0 ? 1.0 : z == 0 ? 0.5 : 0.0, out[2] = z, out[3] = chosen, out[4] = rejected, out[5] = 1;
+  out[0] = weight * l,
+  out[1] = z > 0    ? 1.0
+           : z == 0 ? 0.5
+                    : 0.0,
+  out[2] = z, out[3] = chosen, out[4] = rejected, out[5] = 1;
   out[6] = z < 0 ? small / (1 + small) : 1 / (1 + small);
   out[7] = slope + center, out[8] = center - slope;
 }
@@ -82,9 +88,10 @@ void preference_loss(Context& ctx, const preference_loss_args& a) {
   double* memory = static_cast<double*>(ctx.scratch(P * PAIR * int64_t(sizeof(double)) + 8));
   if (!memory) return;
   if (a.form != Preference::bradley_terry && !a.ref_scores) return ctx.fail("ref_scores is missing");
-  const PairParams p{global(a.scores), global(a.ref_scores), global(a.margin), global(a.label), global(a.weight), global(a.chosen), global(a.rejected),
-      global<double>(memory, P * PAIR), global(a.stats), global(a.loss), global(a.dscores), M, P, int32_t(a.form), a.beta, a.label_smoothing, a.center_coef,
-      a.scale / a.denominator, latch_of(ctx)};
+  const PairParams p{global(a.scores), global(a.ref_scores), global(a.margin), global(a.label), global(a.weight),
+      global(a.chosen), global(a.rejected), global<double>(memory, P * PAIR), global(a.stats), global(a.loss),
+      global(a.dscores), M, P, int32_t(a.form), a.beta, a.label_smoothing, a.center_coef, a.scale / a.denominator,
+      latch_of(ctx)};
   launch(ctx, "preference_pairs", {(P + 127) / 128}, 128, 0, p);
   launch(ctx, "preference_scores", {(M + 127) / 128}, 128, 0, p);
   launch(ctx, "preference_finish", {1}, 32, 0, p);

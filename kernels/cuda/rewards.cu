@@ -1,7 +1,7 @@
 // Token rewards, whitening, moments and sums per sequence; the formulas are those of kernels/cpu/advantage.cc.
 //   rewards, kl, x, y: f32 [N] packed by cu_seqlens i32 [B+1]
-// Plan: memory is the limit. Sums over all tokens: 4,096 a block in f64, then the blocks, as sums.h; sums of a sequence: a warp each,
-// whose order depends on the sequence alone.
+// Plan: memory is the limit. Sums over all tokens: 4,096 a block in f64, then the blocks, as sums.h; sums of a
+// sequence: a warp each, whose order depends on the sequence alone.
 #include "kernels/cuda/sums.h"
 
 namespace rlhf::cuda {
@@ -73,14 +73,16 @@ KERNEL(statistics, StatisticParams, 256) {
   const Shared<double> extremes = memory.take<double>(16);
   UNROLL for (int step = 16; step; step /= 2) {
     const double other_low = shuffle_xor(low, step), other_high = shuffle_xor(high, step);
-    low = other_low < low || other_low != other_low ? other_low : low, high = other_high > high || other_high != other_high ? other_high : high;
+    low = other_low < low || other_low != other_low ? other_low : low,
+    high = other_high > high || other_high != other_high ? other_high : high;
   }
   if (lane() == 0) extremes[2 * warp()] = low, extremes[2 * warp() + 1] = high;
   sync_threads();
   if (thread() > 0) return;
   for (int w = 1; w < 8; w++) {
     const double other_low = extremes[2 * w], other_high = extremes[2 * w + 1];
-    low = other_low < low || other_low != other_low ? other_low : low, high = other_high > high || other_high != other_high ? other_high : high;
+    low = other_low < low || other_low != other_low ? other_low : low,
+    high = other_high > high || other_high != other_high ? other_high : high;
   }
   out[3] = low, out[4] = high;
 }
@@ -107,7 +109,8 @@ KERNEL(whiten_factor, StatisticParams, 32) {
   const double count = p.total[0], variance = statistic(p, 2) / (p.biased ? count : count - 1);
   const bool few = !p.biased && count == 1;
   if (few) latch(p.error, TOO_FEW);
-  p.total[2] = few || p.error[0] != 0 ? double(NOT_A_NUMBER) : 1 / sqrt(p.biased ? (variance > 1e-8 ? variance : 1e-8) : variance + 1e-8);
+  p.total[2] = few || p.error[0] != 0 ? double(NOT_A_NUMBER)
+                                      : 1 / sqrt(p.biased ? (variance > 1e-8 ? variance : 1e-8) : variance + 1e-8);
   p.total[3] = p.shift_mean ? 0 : p.total[1];
 }
 KERNEL(whiten_tokens, StatisticParams, 256) {
@@ -145,8 +148,8 @@ KERNEL(sequence_sum_grad, SequenceParams, 256) {
 void token_rewards(Context& ctx, const token_rewards_args& a) {
   const int64_t N = a.logp.dim[0], B = a.scores.dim[0];
   check_offsets(ctx, a.cu_seqlens, N);
-  const RewardParams p{global(a.logp), global(a.ref_logp), global(a.scores), global(a.cu_seqlens), global(a.rewards), global(a.kl), N, B, float(a.kl_coef),
-      int32_t(a.estimator), latch_of(ctx)};
+  const RewardParams p{global(a.logp), global(a.ref_logp), global(a.scores), global(a.cu_seqlens), global(a.rewards),
+      global(a.kl), N, B, float(a.kl_coef), int32_t(a.estimator), latch_of(ctx)};
   launch(ctx, "token_kl", {(N + 255) / 256}, 256, 0, p);
   launch(ctx, "last_rewards", {(B + 127) / 128}, 128, 0, p);
 }
@@ -163,7 +166,9 @@ bool statistics_of(Context& ctx, const A& a, StatisticParams& p) {
   check_offsets(ctx, a.cu_seqlens, p.N);
   return true;
 }
-void take_statistics(Context& ctx, const StatisticParams& p) { launch(ctx, "statistics", {sum_blocks_of(p.N)}, 256, block_sums_shared(3) + 16 * 8, p); }
+void take_statistics(Context& ctx, const StatisticParams& p) {
+  launch(ctx, "statistics", {sum_blocks_of(p.N)}, 256, block_sums_shared(3) + 16 * 8, p);
+}
 }  // namespace
 
 void whiten(Context& ctx, const whiten_args& a) {

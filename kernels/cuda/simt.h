@@ -1,11 +1,12 @@
-// The language of the GPU kernels: CUDA under nvcc; under a host compiler with RLHF_SIMT the simulator (simulator.h), which
-// runs the same source with a fibre per thread and checks every access; otherwise only what the host side needs to launch.
+// The language of the GPU kernels: CUDA under nvcc; under a host compiler with RLHF_SIMT the simulator (simulator.h),
+// which runs the same source with a fibre per thread and checks every access; otherwise only what the host side needs
+// to launch.
 //
 //   RLHF_DEVICE_CODE   the kernels themselves are compiled     RLHF_HOST_CODE   the functions that launch them are
 //
-// A file holds its parameters (a struct passed by value), then KERNEL(name, Params, threads[, blocks a multiprocessor]) { ... p ... },
-// then namespace rlhf::cuda { void op(Context&, const op_args&) }. A kernel is known by its name. The numbers are its budget:
-// 65,536 registers over threads and blocks; the compile gate holds it to that without spills.
+// A file holds its parameters (a struct passed by value), then KERNEL(name, Params, threads[, blocks a multiprocessor])
+// { ... p ... }, then namespace rlhf::cuda { void op(Context&, const op_args&) }. A kernel is known by its name. The
+// numbers are its budget: 65,536 registers over threads and blocks; the compile gate holds it to that without spills.
 #pragma once
 #include <cstdint>
 
@@ -36,7 +37,12 @@
 namespace rlhf::cuda {
 
 // Why a call left NaN behind: the word of its op in the stream's errors.
-enum Reason : int32_t { BAD_ID = 2, BAD_OFFSETS = 3, NOT_FINITE = 1 | 1 << 8, TOO_FEW = 1 | 2 << 8 };  // the low byte is an rlhf_status
+enum Reason : int32_t {
+  BAD_ID = 2,
+  BAD_OFFSETS = 3,
+  NOT_FINITE = 1 | 1 << 8,
+  TOO_FEW = 1 | 2 << 8
+};  // the low byte is an rlhf_status
 
 constexpr float INFINITE = __builtin_huge_valf();
 constexpr float NOT_A_NUMBER = __builtin_nanf("");

@@ -1,6 +1,7 @@
 // simt.h on a GPU: thin names over CUDA and a few PTX instructions.
 #pragma once
-#define KERNEL(name, Params, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Params p)
+#define KERNEL(name, Params, ...) \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const __grid_constant__ Params p)
 
 namespace rlhf::cuda {
 
@@ -95,7 +96,9 @@ DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_t
 // 16 bytes that arrive at copy_async_wait; zeros where not valid
 template <class T, class F>
 DEVICE void copy_async16(Shared<T> to, Global<F> from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to.data)), "l"(from.data), "r"(valid ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to.data)), "l"(from.data),
+               "r"(valid ? 16 : 0)
+               : "memory");
 }
 DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int n>
@@ -120,9 +123,11 @@ DEVICE void load_matrix_x4_transposed(uint32_t (&r)[4], Shared<T> row) {
 }
 // c[16,8] += a[16,16] b[16,8]
 DEVICE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }

@@ -1,12 +1,14 @@
 // simt.h simulated: one fibre per thread of a block, on the host. What the hardware would let pass is a fault here:
 //
 //   global memory      an index outside the array, a misaligned vector, a null array
-//   shared memory      outside what was taken; read before it was written; read or written after another thread's access
+//   shared memory      outside what was taken; read before it was written; read or written after another thread's
+//   access
 //                      with no barrier between (of the block, or of the warp for threads of one warp)
 //   cp.async           read before the wait that brings it
 //   warp operations    a lane that is elsewhere, or has returned
 //
-// Warps, lanes and blocks run in an order drawn from RLHF_SIMT_SEED and the ordinal that was opened, so that what depends on it shows.
+// Warps, lanes and blocks run in an order drawn from RLHF_SIMT_SEED and the ordinal that was opened, so that what
+// depends on it shows.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -43,10 +45,10 @@ struct Kernel {
 }  // namespace rlhf::simt
 
 #define RLHF_FIRST(x, ...) x
-#define KERNEL(name, Params, ...)                                                                                               \
-  static void name(const Params& p);                                                                                            \
-  static const rlhf::simt::Kernel kernel_##name(                                                                                \
-      #name, RLHF_FIRST(__VA_ARGS__, ), sizeof(Params), [](const void* params) { name(*static_cast<const Params*>(params)); }); \
+#define KERNEL(name, Params, ...)                                                                 \
+  static void name(const Params& p);                                                              \
+  static const rlhf::simt::Kernel kernel_##name(#name, RLHF_FIRST(__VA_ARGS__, ), sizeof(Params), \
+      [](const void* params) { name(*static_cast<const Params*>(params)); });                     \
   static void name([[maybe_unused]] const Params& p)
 
 namespace rlhf::cuda {
@@ -73,8 +75,11 @@ struct Global {
   T* at(int64_t i, int64_t count, size_t alignment) const {
     const int64_t index = data - first + i;
     if (!data) simt::fault("element %lld of an array that is not there", (long long)i);
-    if (index < 0 || index + count > size) simt::fault("element %lld of an array of %lld", (long long)(index < 0 ? index : index + count - 1), (long long)size);
-    if (reinterpret_cast<uintptr_t>(data + i) % alignment) simt::fault("element %lld is not aligned to %zu bytes", (long long)index, alignment);
+    if (index < 0 || index + count > size)
+      simt::fault(
+          "element %lld of an array of %lld", (long long)(index < 0 ? index : index + count - 1), (long long)size);
+    if (reinterpret_cast<uintptr_t>(data + i) % alignment)
+      simt::fault("element %lld is not aligned to %zu bytes", (long long)index, alignment);
     return data + i;
   }
   T& operator[](int64_t i) const { return *at(i, 1, alignof(T)); }
@@ -95,7 +100,8 @@ struct Shared {
   int at(int i) const {
     const int from = offset + i * int(sizeof(T));
     if (from < begin || from + int(sizeof(U)) > end)
-      simt::fault("shared element %d of an array of %d", (from - begin) / int(sizeof(T)), (end - begin) / int(sizeof(T)));
+      simt::fault(
+          "shared element %d of an array of %d", (from - begin) / int(sizeof(T)), (end - begin) / int(sizeof(T)));
     if (from % int(alignof(U))) simt::fault("shared byte %d is not aligned to %zu", from, alignof(U));
     return from;
   }
@@ -287,7 +293,8 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
       const int g = lane / 4, t = lane % 4 * 2;
       for (int e = 0; e < 2; e++) {
         const auto half = [&](uint32_t x) { return to_float(bf16{uint16_t(x >> (16 * e))}); };
-        A[g][t + e] = half((*one.a)[0]), A[g + 8][t + e] = half((*one.a)[1]), A[g][t + 8 + e] = half((*one.a)[2]), A[g + 8][t + 8 + e] = half((*one.a)[3]);
+        A[g][t + e] = half((*one.a)[0]), A[g + 8][t + e] = half((*one.a)[1]), A[g][t + 8 + e] = half((*one.a)[2]),
+                 A[g + 8][t + 8 + e] = half((*one.a)[3]);
         B[t + e][g] = half((*one.b)[0]), B[t + 8 + e][g] = half((*one.b)[1]);
       }
     }

@@ -1,5 +1,5 @@
-// The value loss of PPO: 0.5 max((v - R)^2, (clip(v, old - range, old + range) - R)^2) per token, weighted as the policy's loss, with
-// its gradient w (v - R), 0 where the clipped square is strictly larger. Plan: as policy_loss.cu.
+// The value loss of PPO: 0.5 max((v - R)^2, (clip(v, old - range, old + range) - R)^2) per token, weighted as the
+// policy's loss, with its gradient w (v - R), 0 where the clipped square is strictly larger. Plan: as policy_loss.cu.
 #include "kernels/cuda/policy_loss.h"
 
 namespace rlhf::cuda {
@@ -47,14 +47,18 @@ KERNEL(value_tokens, ValueParams, 256, 4) {
       float loss = squared;
       bool clipped = false;
       if (p.old_values) {
-        const float low = old_values[k] - p.range, high = old_values[k] + p.range, kept = (v > high ? high : v < low ? low : v) - R;
+        const float low = old_values[k] - p.range, high = old_values[k] + p.range,
+                    kept = (v > high     ? high
+                               : v < low ? low
+                                         : v) -
+                           R;
         clipped = squared < kept * kept;
         loss = clipped ? kept * kept : squared;
       }
       const double w = p.weights[b], off = double(v) - R;
       dvalues[k] = clipped ? 0 : p.scale * p.weights[b] * error;
-      sums[0] += w * (0.5f * loss), sums[1] += clipped ? w : 0, sums[2] += w * v, sums[3] += w * off * off, sums[4] += w * R, sums[5] += w * R * R,
-          sums[6] += 1;
+      sums[0] += w * (0.5f * loss), sums[1] += clipped ? w : 0, sums[2] += w * v, sums[3] += w * off * off,
+          sums[4] += w * R, sums[5] += w * R * R, sums[6] += 1;
     }
     store_four(p.dvalues, i, p.M, p.vector, dvalues);
   }
@@ -84,12 +88,13 @@ void value_loss(Context& ctx, const value_loss_args& a) {
   char* base = static_cast<char*>(ctx.scratch(plan(nullptr, weights, partial)));
   if (!base) return;
   plan(base, weights, partial);
-  if (a.clip_range < __builtin_inf() && !a.old_values) return ctx.fail("clip_range is given, and old_values is missing");
+  if (a.clip_range < __builtin_inf() && !a.old_values)
+    return ctx.fail("clip_range is given, and old_values is missing");
   policy_weights(ctx, a, weights, M);
-  const bool vector =
-      at_16_bytes(a.values.data) && at_16_bytes(a.old_values.data) && at_16_bytes(a.returns.data) && at_16_bytes(a.mask.data) && at_16_bytes(a.dvalues.data);
-  const ValueParams p{global(a.values), global(a.old_values), global(a.returns), global(a.mask), global(a.cu_seqlens), weights, global(a.dvalues), partial, M,
-      B, float(a.clip_range), float(a.scale), vector, latch_of(ctx)};
+  const bool vector = at_16_bytes(a.values.data) && at_16_bytes(a.old_values.data) && at_16_bytes(a.returns.data) &&
+                      at_16_bytes(a.mask.data) && at_16_bytes(a.dvalues.data);
+  const ValueParams p{global(a.values), global(a.old_values), global(a.returns), global(a.mask), global(a.cu_seqlens),
+      weights, global(a.dvalues), partial, M, B, float(a.clip_range), float(a.scale), vector, latch_of(ctx)};
   launch(ctx, "value_tokens", {blocks}, 256, block_sums_shared(VALUE_SUMS), p);
   const ValueFinishParams f{partial, global(a.stats), global(a.loss), blocks, a.scale, latch_of(ctx)};
   launch(ctx, "value_finish", {1}, 32, 0, f);

@@ -58,7 +58,9 @@ async function folderOf(path: string): Promise<Folder> {
 
 /** The folder and those in it. Names that begin with a dot are nobody's outcome: locks, and what was being written. */
 async function foldersOf(path: string): Promise<Folder[]> {
-  const within = (await readdir(path, { withFileTypes: true })).filter((entry) => entry.isDirectory() && !entry.name.startsWith("."));
+  const within = (await readdir(path, { withFileTypes: true })).filter(
+    (entry) => entry.isDirectory() && !entry.name.startsWith("."),
+  );
   const deeper = await Promise.all(within.map(({ name }) => foldersOf(join(path, name))));
   return [await folderOf(path), ...deeper.flat()];
 }
@@ -77,7 +79,8 @@ async function checkFolder(folder: Folder): Promise<Checked[]> {
 async function filesIn({ path }: Folder): Promise<string[]> {
   const files: string[] = [];
   for (const name of (await readdir(path)).sort())
-    if ((name === MARKER || !name.startsWith(".")) && (await stat(join(path, name)).catch(() => undefined))?.isFile()) files.push(name);
+    if ((name === MARKER || !name.startsWith(".")) && (await stat(join(path, name)).catch(() => undefined))?.isFile())
+      files.push(name);
   return files;
 }
 
@@ -88,7 +91,11 @@ async function checkFile(folder: Folder, name: string): Promise<Checked> {
     return note === undefined ? { file, state: "unknown" } : { file, state: "ok", ...(note && { note }) };
   } catch (error) {
     const { message } = error as Error;
-    return { file, state: "damaged", note: message.startsWith(file) ? message.slice(file.length).replace(/^:? /, "") : message };
+    return {
+      file,
+      state: "damaged",
+      note: message.startsWith(file) ? message.slice(file.length).replace(/^:? /, "") : message,
+    };
   }
 }
 
@@ -107,14 +114,16 @@ async function verify(folder: Folder, name: string, file: string): Promise<strin
   }
   if (name.endsWith(".safetensors")) {
     const { verified } = await checkSafetensorsFile(file);
-    if (!verified && folder.isCheckpoints) throw typeError("SAFETENSORS", "it has no digest: it is damaged, or an earlier version wrote it");
+    if (!verified && folder.isCheckpoints)
+      throw typeError("SAFETENSORS", "it has no digest: it is damaged, or an earlier version wrote it");
     return verified ? "" : undefined;
   }
   if (folder.isRun && SEALED.includes(name)) {
     await readSealed(file);
     return "";
   }
-  if ((folder.isRun && name === "metrics.jsonl") || (folder.isCheckpoints && name.endsWith(".jsonl"))) return checkLines(file, await bytesBefore(folder, name));
+  if ((folder.isRun && name === "metrics.jsonl") || (folder.isCheckpoints && name.endsWith(".jsonl")))
+    return checkLines(file, await bytesBefore(folder, name));
   return undefined;
 }
 
@@ -122,7 +131,11 @@ async function holdTo(digest: string, file: string): Promise<void> {
   if (!existsSync(file)) throw damaged(file, "is missing");
   const handle = await open(file);
   try {
-    for await (const _ of heldToSum(file, handle.createReadStream({ autoClose: false }) as AsyncIterable<Buffer>, digest));
+    for await (const _ of heldToSum(
+      file,
+      handle.createReadStream({ autoClose: false }) as AsyncIterable<Buffer>,
+      digest,
+    ));
   } finally {
     await handle.close();
   }
@@ -140,16 +153,28 @@ async function bytesBefore({ path }: Folder, name: string): Promise<number> {
   const told = [readSealed<{ metricsBytes: number }>(join(path, "stages.json"))];
   for (const one of await readdir(join(path, "checkpoints")).catch(() => []))
     if (one.endsWith(".safetensors"))
-      told.push(checkSafetensorsFile(join(path, "checkpoints", one)).then(({ metadata }) => JSON.parse(metadata.counters) as { metricsBytes: number }));
-  return (await Promise.allSettled(told)).reduce((most, one) => Math.max(most, one.status === "fulfilled" ? one.value.metricsBytes : 0), 0);
+      told.push(
+        checkSafetensorsFile(join(path, "checkpoints", one)).then(
+          ({ metadata }) => JSON.parse(metadata.counters) as { metricsBytes: number },
+        ),
+      );
+  return (await Promise.allSettled(told)).reduce(
+    (most, one) => Math.max(most, one.status === "fulfilled" ? one.value.metricsBytes : 0),
+    0,
+  );
 }
 
 async function checkLines(file: string, least: number): Promise<string> {
   const content = await readFile(file);
   const wrong = [...sealedLines(content, file)].flatMap(({ line, fault }) => (fault ? line : []));
-  if (wrong.length > 0) throw typeError("RESUME", `line ${wrong.slice(0, 10).join(", ")}${wrong.length > 10 ? ` and ${wrong.length - 10} more` : ""}`);
+  if (wrong.length > 0)
+    throw typeError(
+      "RESUME",
+      `line ${wrong.slice(0, 10).join(", ")}${wrong.length > 10 ? ` and ${wrong.length - 10} more` : ""}`,
+    );
   const end = heldEnd(content);
-  if (end < least) throw typeError("RESUME", `it has ${end} bytes in whole lines, wanted the ${least} that were there before`);
+  if (end < least)
+    throw typeError("RESUME", `it has ${end} bytes in whole lines, wanted the ${least} that were there before`);
   return end < content.length ? "a last line that was cut off, as a crash leaves it: a resume drops it" : "";
 }
 
@@ -180,7 +205,8 @@ async function take(folder: Folder, checked: readonly Checked[]): Promise<void> 
     if (state === "ok" || name === SUMS || name === MARKER) continue; // a command that opens the folder writes its marker anew
     if (folder.isRun && SEALED.includes(name)) await reseal(file);
     else if (folder.isRun && name === "metrics.jsonl") await giveUpLines(file);
-    else if (state === "damaged" || MODEL_FILE.test(name)) digests[name] = existsSync(file) ? await digestOf(file) : undefined;
+    else if (state === "damaged" || MODEL_FILE.test(name))
+      digests[name] = existsSync(file) ? await digestOf(file) : undefined;
   }
   await list(folder.path, digests);
 }

@@ -59,7 +59,8 @@ export class Checkpoint {
       const file = join(this.folder, name);
       try {
         const stored = await readSafetensorsFile(file);
-        if (!stored.verified) throw typeError("SAFETENSORS", `${file} is damaged, or an earlier version wrote it: it has no digest`);
+        if (!stored.verified)
+          throw typeError("SAFETENSORS", `${file} is damaged, or an earlier version wrote it: it has no digest`);
         if (stored.metadata.law !== String(native.lawVersion))
           throw typeError(
             "RESUME",
@@ -75,7 +76,10 @@ export class Checkpoint {
       }
     }
     if (faults.length > 0)
-      throw typeError("RESUME", `no checkpoint of ${this.stage} is whole: ${faults.join("; ")}. Without ${this.folder} the stage begins anew`);
+      throw typeError(
+        "RESUME",
+        `no checkpoint of ${this.stage} is whole: ${faults.join("; ")}. Without ${this.folder} the stage begins anew`,
+      );
     await this.metrics.restore();
   }
 
@@ -90,7 +94,10 @@ export class Checkpoint {
     const found = (name: string, shape: readonly number[]): StoredTensor => {
       const tensor = tensors.get(name);
       if (tensor?.shape.join() !== shape.join())
-        throw typeError("RESUME", `${file}: ${name} is ${tensor ? `[${tensor.shape}]` : "missing"}, wanted [${shape}]: it is of another model`);
+        throw typeError(
+          "RESUME",
+          `${file}: ${name} is ${tensor ? `[${tensor.shape}]` : "missing"}, wanted [${shape}]: it is of another model`,
+        );
       return tensor;
     };
     const weights = Object.entries(this.parts.models).flatMap(([key, model]) =>
@@ -126,7 +133,8 @@ export class Checkpoint {
   private async save(step: number): Promise<void> {
     const tensors = new Map<string, Writable>();
     for (const [key, model] of Object.entries(this.parts.models))
-      for (const { name, value } of model.trained) tensors.set(`${key}/${name}`, { shape: value.shape, data: await value.read() });
+      for (const { name, value } of model.trained)
+        tensors.set(`${key}/${name}`, { shape: value.shape, data: await value.read() });
     for (const [key, optimizer] of Object.entries(this.parts.optimizers))
       for (const [name, { shape, data }] of await optimizer.state()) tensors.set(`${key}:${name}`, { shape, data });
     const counters: Counters = {
@@ -136,7 +144,12 @@ export class Checkpoint {
     };
     await makeFolder(this.folder);
     const file = join(this.folder, `${this.stage}-${String(step).padStart(8, "0")}.safetensors`);
-    await writeSafetensors(file, tensors, { stage: this.stage, law: String(native.lawVersion), counters: JSON.stringify(counters) });
-    for (const name of (await this.names()).slice(0, -this.options.keep)) await writing(this.folder, () => rm(join(this.folder, name)));
+    await writeSafetensors(file, tensors, {
+      stage: this.stage,
+      law: String(native.lawVersion),
+      counters: JSON.stringify(counters),
+    });
+    for (const name of (await this.names()).slice(0, -this.options.keep))
+      await writing(this.folder, () => rm(join(this.folder, name)));
   }
 }

@@ -57,7 +57,8 @@ function hasRows(file: string): boolean {
 }
 
 /** Documents of a text file (one), or of rows with `text`. */
-const documents = (file: string): AsyncIterable<string> => (hasRows(file) ? rowFile(file, (row) => row.text("text")) : textFile(file));
+const documents = (file: string): AsyncIterable<string> =>
+  hasRows(file) ? rowFile(file, (row) => row.text("text")) : textFile(file);
 
 /** Documents, or demonstrations where the first row has a prompt, rendered for the model in the folder. */
 async function sftText(file: string, folder?: string): Promise<SftText> {
@@ -65,7 +66,9 @@ async function sftText(file: string, folder?: string): Promise<SftText> {
   const tokenizer = folder ? await Tokenizer.load(folder) : undefined;
   const chat = tokenizer && (() => tokenizer.chat);
   let parse: ((row: Row) => string | DemonstrationRow) | undefined;
-  return rowFile(file, (row) => (parse ??= row.has("prompt") ? (one) => demonstrationRow(one, chat) : (one) => one.text("text"))(row));
+  return rowFile(file, (row) =>
+    (parse ??= row.has("prompt") ? (one) => demonstrationRow(one, chat) : (one) => one.text("text"))(row),
+  );
 }
 
 async function prompts(file: string, tokenizer: Tokenizer, { folder }: Run): Promise<Prompts> {
@@ -79,7 +82,8 @@ async function prompts(file: string, tokenizer: Tokenizer, { folder }: Run): Pro
 }
 
 /** The curves of a stage, beside what it wrote. */
-const writeReport = async (run: Run, title: string, calibration?: Calibration) => run.write({ "report.html": await stageReport(run, title, calibration) });
+const writeReport = async (run: Run, title: string, calibration?: Calibration) =>
+  run.write({ "report.html": await stageReport(run, title, calibration) });
 
 export async function sft(
   { config, device, progress }: Opened,
@@ -91,7 +95,9 @@ export async function sft(
   using run = await Run.open(files.out, config, device, resume, inputs, TRAINED_FILES);
   const text = await sftText(files.data, files.model);
   const heldOut = files.heldOut ? await sftText(files.heldOut, files.model) : [];
-  const result = await run.stage("sft", () => sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }));
+  const result = await run.stage("sft", () =>
+    sftStage({ config, device, run, progress }, { text, heldOut, model: files.model, out: files.out }),
+  );
   if (files.model) await copyTokenizer(files.model, files.out);
   const told = `loss ${result.loss.toFixed(3)}${result.heldOutBytes > 0 ? `, ${result.bitsPerByte.toFixed(3)} bits per held-out byte` : ""}`;
   await writeReport(run, told);
@@ -161,11 +167,20 @@ export async function label({ config, device }: Opened, { data, out }: { data: s
 
 export async function reward(
   { config, device, progress }: Opened,
-  { model: folder, data, heldOut, criterion, out }: { model: string; data: string; heldOut?: string; criterion?: string; out: string },
+  {
+    model: folder,
+    data,
+    heldOut,
+    criterion,
+    out,
+  }: { model: string; data: string; heldOut?: string; criterion?: string; out: string },
   resume: boolean,
 ): Promise<void> {
   await apart(config, out, "--model", folder);
-  const inputs = { files: { "--model": folder, "--data": data, "--held-out": heldOut }, words: { "--criterion": criterion } };
+  const inputs = {
+    files: { "--model": folder, "--data": data, "--held-out": heldOut },
+    words: { "--criterion": criterion },
+  };
   using run = await Run.open(out, config, device, resume, inputs, TRAINED_FILES);
   const [base, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
   const read = (file: string) => {
@@ -220,10 +235,19 @@ export async function ppo(
     });
     return requestsFor(asked, options.samples);
   };
-  using tokens = files.pretraining ? await Documents.read(documents(files.pretraining), tokenizer, run.folder) : undefined;
-  const pretraining = tokens && textBatches(tokens, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
+  using tokens = files.pretraining
+    ? await Documents.read(documents(files.pretraining), tokenizer, run.folder)
+    : undefined;
+  const pretraining =
+    tokens && textBatches(tokens, { length, batch: Math.max(1, Math.round(options.ptxBatchTokens / length)), seed });
   const result = await run.stage("ppo", async () => {
-    const done = await ppoStage({ config, device, run, progress }, models, batch, { ...options, seed, stop }, pretraining);
+    const done = await ppoStage(
+      { config, device, run, progress },
+      models,
+      batch,
+      { ...options, seed, stop },
+      pretraining,
+    );
     await saveTrained(models.policy, files.out, files.model);
     await copyTokenizer(files.model, files.out);
     return done;
@@ -239,7 +263,9 @@ export async function evaluation(
   files: { base: string; policy: string; prompts: string; reward?: string; out: string },
   resume: boolean,
 ): Promise<void> {
-  const inputs = { files: { "--base": files.base, "--policy": files.policy, "--prompts": files.prompts, "--reward": files.reward } };
+  const inputs = {
+    files: { "--base": files.base, "--policy": files.policy, "--prompts": files.prompts, "--reward": files.reward },
+  };
   const { config, device, progress } = opened;
   const result = await runBeside(opened, { stage: "eval", out: files.out, resume, inputs }, async (run) => {
     const tokenizer = await Tokenizer.load(files.policy);
@@ -248,9 +274,20 @@ export async function evaluation(
     fit("--base", files.base, base, "logits", tokenizer);
     fit("--policy", files.policy, policy, "logits", tokenizer);
     if (files.reward) fit("--reward", files.reward, rewardModel, "score", tokenizer);
-    const sampling = { ...config.eval, samples: 1, seed: config.seed, stop: await stopIds(files.policy, policy, tokenizer) };
+    const sampling = {
+      ...config.eval,
+      samples: 1,
+      seed: config.seed,
+      stop: await stopIds(files.policy, policy, tokenizer),
+    };
     using asked = await prompts(files.prompts, tokenizer, run);
-    const { result, rows } = await evaluate({ progress, run }, { base, policy, reward: rewardModel }, tokenizer, asked, sampling);
+    const { result, rows } = await evaluate(
+      { progress, run },
+      { base, policy, reward: rewardModel },
+      tokenizer,
+      asked,
+      sampling,
+    );
     await writeJsonl(files.out, rows);
     return result;
   });
@@ -259,7 +296,11 @@ export async function evaluation(
       ["figure", "value"],
       Object.entries(result).map(([name, value]) => [
         name,
-        Array.isArray(value) ? value.map((x) => x.toFixed(4)).join(" to ") : typeof value === "number" ? String(Number(value.toFixed(4))) : String(value),
+        Array.isArray(value)
+          ? value.map((x) => x.toFixed(4)).join(" to ")
+          : typeof value === "number"
+            ? String(Number(value.toFixed(4)))
+            : String(value),
       ]),
     ),
   );
@@ -267,7 +308,10 @@ export async function evaluation(
 }
 
 /** Writes to standard output where no file is named. */
-export async function score({ device }: Opened, { model: folder, data, out }: { model: string; data: string; out?: string }): Promise<void> {
+export async function score(
+  { device }: Opened,
+  { model: folder, data, out }: { model: string; data: string; out?: string },
+): Promise<void> {
   const [model, tokenizer] = [await loadModel(folder, device), await Tokenizer.load(folder)];
   fit("--model", folder, model, "score", tokenizer);
   const rows = scoreRows(model, tokenizer, data);
@@ -278,7 +322,13 @@ export async function score({ device }: Opened, { model: folder, data, out }: { 
 
 export async function logp(
   { device }: Opened,
-  { model: folder, data, out, microBatch, temperature }: { model: string; data: string; out: string; microBatch: number; temperature?: number },
+  {
+    model: folder,
+    data,
+    out,
+    microBatch,
+    temperature,
+  }: { model: string; data: string; out: string; microBatch: number; temperature?: number },
 ): Promise<void> {
   const model = await loadModel(folder, device);
   const rows = await readCompletions(data);
@@ -300,7 +350,9 @@ export async function logp(
         chosen.map((i) => episodes[i]),
         { microBatch, temperature: t || 1 },
       );
-      chosen.forEach((i, k) => Object.assign(results[i], { temperature: t, logprobs: [...logp[k]], entropy: [...entropy[k]] }));
+      chosen.forEach((i, k) =>
+        Object.assign(results[i], { temperature: t, logprobs: [...logp[k]], entropy: [...entropy[k]] }),
+      );
     }
   }
   await makeFolder(dirname(out));
@@ -309,12 +361,19 @@ export async function logp(
 }
 
 /** Folds an adapter into its base: a model like any other. */
-export async function merge({ device }: Opened, { model: folders, out }: { model: string[]; out: string }): Promise<void> {
+export async function merge(
+  { device }: Opened,
+  { model: folders, out }: { model: string[]; out: string },
+): Promise<void> {
   const models = await loadModels(folders, device);
-  if (models.length === 1 && !models[0].lora) throw typeError("MODEL", `--model: ${folders[0]} is a whole model, wanted an adapter, or several models`);
+  if (models.length === 1 && !models[0].lora)
+    throw typeError("MODEL", `--model: ${folders[0]} is a whole model, wanted an adapter, or several models`);
   for (const folder of folders)
     if (resolve(out) === resolve(await baseFolder(folder)))
-      throw typeError("MODEL", `--out: ${out} holds ${resolve(out) === resolve(folder) ? "one of the models" : "the adapter's base"}, wanted another folder`);
+      throw typeError(
+        "MODEL",
+        `--out: ${out} holds ${resolve(out) === resolve(folder) ? "one of the models" : "the adapter's base"}, wanted another folder`,
+      );
   using _ = await Folder.open(out, TRAINED_FILES);
   const model = Transformer.average(models);
   await saveTrained(model, out);

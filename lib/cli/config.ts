@@ -27,7 +27,8 @@ export async function readConfig(file: string | undefined, sets: readonly string
   const document = parsed(text, file, lines);
   const [fault] = document.errors;
   if (fault) throw typeError("CONFIG", `${file}: ${fault.message}`);
-  if (document.contents !== null && !isMap(document.contents)) throw typeError("CONFIG", `${file}: it holds no options, wanted "name: value" lines`);
+  if (document.contents !== null && !isMap(document.contents))
+    throw typeError("CONFIG", `${file}: it holds no options, wanted "name: value" lines`);
   const overridden = new Map(sets.map((set) => override(document, set)));
   const where: Where = (path) => overridden.get(path.join(".")) ?? place(document, lines, path, file);
   let options: Record<string, unknown>;
@@ -108,10 +109,13 @@ function checked(given: Record<string, unknown>, where: Where): Config {
   const result = schema.safeParse(given);
   if (!result.success) throw typeError("CONFIG", message(result.error.issues[0], given, where));
   const config = result.data;
-  const isGiven = (option: string) => option.split(".").reduce<unknown>((at, name) => (at as Record<string, unknown> | undefined)?.[name], given) !== undefined;
+  const isGiven = (option: string) =>
+    option.split(".").reduce<unknown>((at, name) => (at as Record<string, unknown> | undefined)?.[name], given) !==
+    undefined;
   for (const { options, when, because } of usedOnlyWhen)
     for (const option of options)
-      if (isGiven(option) && !when(config)) throw typeError("CONFIG", `${where(option.split("."))}: ${option} has no use here: ${because}`);
+      if (isGiven(option) && !when(config))
+        throw typeError("CONFIG", `${where(option.split("."))}: ${option} has no use here: ${because}`);
   for (const { option, holds, wanted } of rules)
     if (!holds(config)) {
       const value = option.split(".").reduce<unknown>((at, name) => (at as Record<string, unknown>)[name], config);
@@ -155,7 +159,9 @@ const allKeys = () => sections.flatMap(({ name, options }) => options.map((optio
 
 /** The name with the smallest edit distance (Levenshtein), if it is near. */
 export function nearest(name: string, names: readonly string[]): string | undefined {
-  const [best] = names.map((other) => ({ other, distance: distance(name.toLowerCase(), other.toLowerCase()) })).sort((a, b) => a.distance - b.distance);
+  const [best] = names
+    .map((other) => ({ other, distance: distance(name.toLowerCase(), other.toLowerCase()) }))
+    .sort((a, b) => a.distance - b.distance);
   return best && best.distance <= Math.max(2, name.length / 2) ? best.other : undefined;
 }
 
@@ -163,7 +169,8 @@ function distance(a: string, b: string): number {
   let row = Array.from({ length: b.length + 1 }, (_, j) => j);
   for (let i = 1; i <= a.length; i++) {
     const next = [i];
-    for (let j = 1; j <= b.length; j++) next[j] = Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + Number(a[i - 1] !== b[j - 1]));
+    for (let j = 1; j <= b.length; j++)
+      next[j] = Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + Number(a[i - 1] !== b[j - 1]));
     row = next;
   }
   return row[b.length];

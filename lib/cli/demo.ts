@@ -30,7 +30,16 @@ const PROMPT_STREAMS = { collect: 32, ppo: 33, eval: 34 };
 /** The updates that the samplers outside PPO count as, so that no two stages share random numbers. */
 const SAMPLING_ROUND = { collect: 2 ** 30, eval: 2 ** 30 + 1 };
 /** What the demo writes to its folder, beside what every run does. */
-const OUTPUTS = ["held-out.txt", "completions.jsonl", "preferences.jsonl", "eval.jsonl", "summary.json", "base", "reward", "policy"];
+const OUTPUTS = [
+  "held-out.txt",
+  "completions.jsonl",
+  "preferences.jsonl",
+  "eval.jsonl",
+  "summary.json",
+  "base",
+  "reward",
+  "policy",
+];
 const HELD_OUT_BYTES = 2 ** 18;
 
 export interface Summary extends Record<string, unknown> {
@@ -41,7 +50,13 @@ export interface Summary extends Record<string, unknown> {
 }
 
 /** All of RLHF on two centuries of speeches: from text to a policy that the annotators prefer. */
-export async function demo(folder: string, config: Config, device: Device, progress: Progress, resume: boolean): Promise<Summary> {
+export async function demo(
+  folder: string,
+  config: Config,
+  device: Device,
+  progress: Progress,
+  resume: boolean,
+): Promise<Summary> {
   using run = await Run.open(folder, config, device, resume, undefined, OUTPUTS);
   const context = { config, device, run, progress };
   const { seed } = config;
@@ -57,7 +72,11 @@ export async function demo(folder: string, config: Config, device: Device, progr
   });
   const tokenizer = await Tokenizer.load(baseDir);
   const prompts = (stage: keyof typeof PROMPT_STREAMS, count: number): Prompt[] =>
-    cutPrompts(stage === "eval" ? corpus.evaluation : corpus.heldOut, tokenizer, { ...config.prompts, count, random: new Random(seed, PROMPT_STREAMS[stage]) });
+    cutPrompts(stage === "eval" ? corpus.evaluation : corpus.heldOut, tokenizer, {
+      ...config.prompts,
+      count,
+      random: new Random(seed, PROMPT_STREAMS[stage]),
+    });
   const stop = [tokenizer.eosId!];
 
   const collect = await run.stage("collect", async () => {
@@ -109,7 +128,8 @@ export async function demo(folder: string, config: Config, device: Device, progr
       const { sequenceLength: length } = config.sft;
       const texts = corpus.train.map(({ text }) => text);
       using tokens = ptxCoef > 0 ? await Documents.read(texts, tokenizer, folder) : undefined;
-      const pretraining = tokens && textBatches(tokens, { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed });
+      const pretraining =
+        tokens && textBatches(tokens, { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed });
       const result = await ppoStage(context, models, batch, { ...config.ppo, seed, stop }, pretraining);
       await saveTrained(models.policy, policyDir, baseDir);
       await copyTokenizer(baseDir, policyDir);
@@ -144,7 +164,9 @@ export async function demo(folder: string, config: Config, device: Device, progr
     rewardModelAccuracy: reward.accuracy,
     rewardModelCalibrationError: reward.calibration.error,
     referenceSha256: ppo.referenceSha256,
-    policySha256: sha256(await readListed(`${policyDir}/${config.lora.rank > 0 ? "adapter_model" : "model"}.safetensors`)),
+    policySha256: sha256(
+      await readListed(`${policyDir}/${config.lora.rank > 0 ? "adapter_model" : "model"}.safetensors`),
+    ),
     seed,
     lawVersion: native.lawVersion,
     peakBytes: Math.max(...run.done.map(({ peakBytes }) => peakBytes)),

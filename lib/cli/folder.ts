@@ -9,7 +9,8 @@ import { warn } from "./terminal.js";
 const LOCK = ".lock";
 /** The file that names what commands made in a folder. It ends with a checksum of itself. */
 export const MARKER = ".rlhf";
-const FIRST_LINE = "rlhf made what is named below, and replaces and removes it. The rest of this folder is not its own.";
+const FIRST_LINE =
+  "rlhf made what is named below, and replaces and removes it. The rest of this folder is not its own.";
 
 function markerText(names: Iterable<string>): string {
   const lines = [FIRST_LINE, ...names, ""].join("\n");
@@ -24,7 +25,8 @@ export async function readMarker(folder: string): Promise<Set<string> | undefine
   const text = await markerIn(folder);
   if (text === undefined) return undefined;
   const names = text.split("\n").slice(1, -2);
-  if (text !== markerText(names)) throw typeError("FOLDER", `${join(folder, MARKER)} is damaged: its checksum is not that of its lines`);
+  if (text !== markerText(names))
+    throw typeError("FOLDER", `${join(folder, MARKER)} is damaged: its checksum is not that of its lines`);
   return new Set(names);
 }
 
@@ -62,7 +64,9 @@ export class Folder {
       lock = new Lock(join(path, LOCK), "one command in a folder at a time");
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException;
-      throw code === "LOCKED" ? error : typeError("FOLDER", code === "WRITE" ? message : `${path} cannot be written: ${message}`);
+      throw code === "LOCKED"
+        ? error
+        : typeError("FOLDER", code === "WRITE" ? message : `${path} cannot be written: ${message}`);
     }
     const folder = new Folder(path, lock);
     try {
@@ -79,7 +83,10 @@ export class Folder {
     const taken: string[] = [];
     for (const name of names) if (!this.own.has(name) && (await isTaken(join(this.path, name)))) taken.push(name);
     if (taken.length > 0)
-      throw typeError("FOLDER", `${this.path} holds ${taken.join(", ")}, which rlhf did not make and would replace: move it, or choose another folder`);
+      throw typeError(
+        "FOLDER",
+        `${this.path} holds ${taken.join(", ")}, which rlhf did not make and would replace: move it, or choose another folder`,
+      );
     await this.claim(...names);
     for (const folder of [this.path, ...[...this.own].map((name) => join(this.path, name))]) await sweep(folder);
   }
@@ -91,7 +98,10 @@ export class Folder {
     } catch (error) {
       const file = join(this.path, MARKER);
       if (!wasMarker((await markerIn(this.path)) ?? ""))
-        throw typeError("FOLDER", `${file} is not what rlhf writes: empty it if a run made this folder, else move it or choose another folder`);
+        throw typeError(
+          "FOLDER",
+          `${file} is not what rlhf writes: empty it if a run made this folder, else move it or choose another folder`,
+        );
       warn(`${(error as Error).message}; it is written anew`);
       await writeFileDurably(file, markerText(names));
       return new Set(names);

@@ -21,12 +21,25 @@ function sourceOf(one: Inserted): string {
 
 /** Data for a script of the page: no script itself, and nothing in it ends its element. */
 export function jsonElement(id: string, value: unknown): Html {
-  const text = visible(JSON.stringify(value)).replace(/[<>&]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  const text = visible(JSON.stringify(value)).replace(
+    /[<>&]/g,
+    (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
   return markup`<script type="application/json" id="${id}">${new Html(text)}</script>`;
 }
 
 /** A page that is opened from a disk: it may run this script and have these styles, and load nothing. */
-export function pageOf({ title, style, script, body }: { title: string; style: string; script: string; body: Html }): string {
+export function pageOf({
+  title,
+  style,
+  script,
+  body,
+}: {
+  title: string;
+  style: string;
+  script: string;
+  body: Html;
+}): string {
   const hash = (text: string) => `'sha256-${createHash("sha256").update(text).digest("base64")}'`;
   const policy = `default-src 'none'; style-src ${hash(style)}; script-src ${hash(script)}; base-uri 'none'; form-action 'none'`;
   return markup`<!doctype html>

@@ -37,7 +37,9 @@ export function cpuName(): string {
   const name = cpus()[0]?.model.trim() ?? process.arch;
   try {
     const text = readFileSync("/proc/cpuinfo", "utf8");
-    const [family, model] = ["cpu family", "model"].map((key) => text.match(new RegExp(`^${key}\\s*: (\\d+)$`, "m"))?.[1]);
+    const [family, model] = ["cpu family", "model"].map(
+      (key) => text.match(new RegExp(`^${key}\\s*: (\\d+)$`, "m"))?.[1],
+    );
     if (family && model) return `${name}, family ${family}, model ${model}`;
   } catch {}
   return name;

@@ -11,7 +11,8 @@ export interface Inputs {
 }
 
 /** What is read of a model's folder. */
-export const MODEL_FILE = /^((generation_|adapter_)?config|tokenizer(_config)?|special_tokens_map)\.json$|\.(jinja|safetensors|safetensors\.index\.json)$/;
+export const MODEL_FILE =
+  /^((generation_|adapter_)?config|tokenizer(_config)?|special_tokens_map)\.json$|\.(jinja|safetensors|safetensors\.index\.json)$/;
 const CHUNK = 2 ** 20;
 
 /**
@@ -37,7 +38,9 @@ async function addModel(hash: Hash, folder: string): Promise<void> {
   const base = await baseFolder(folder).catch(() => folder);
   for (const one of new Set([folder, base].map((path) => resolve(path)))) {
     const names: string[] = await readdir(one).catch(() => []);
-    for (const name of names.sort()) if (MODEL_FILE.test(name)) await addFile(hash.update(`${name}\n`), join(one, name), name.endsWith(".safetensors"));
+    for (const name of names.sort())
+      if (MODEL_FILE.test(name))
+        await addFile(hash.update(`${name}\n`), join(one, name), name.endsWith(".safetensors"));
   }
 }
 

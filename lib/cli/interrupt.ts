@@ -19,7 +19,9 @@ export class Interrupt {
   private readonly handler = (signal: NodeJS.Signals) => {
     this.asked = signal;
     this[Symbol.dispose]();
-    warn(`\n${signal}: this step is finished and saved, then the run stops; once more stops it at once, and --resume goes on from the last checkpoint`);
+    warn(
+      `\n${signal}: this step is finished and saved, then the run stops; once more stops it at once, and --resume goes on from the last checkpoint`,
+    );
   };
 
   constructor() {

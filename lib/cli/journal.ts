@@ -5,7 +5,8 @@ import type { Interrupt } from "./interrupt.js";
 import { heldEnd, sealed, sealedLines } from "./seal.js";
 import { warn } from "./terminal.js";
 
-type Saved = Pick<Completion, "index" | "sample" | "stopped"> & Record<"completion" | "logp" | "truncatedLogp", number[]>;
+type Saved = Pick<Completion, "index" | "sample" | "stopped"> &
+  Record<"completion" | "logp" | "truncatedLogp", number[]>;
 
 const SYNC_EVERY = 1000; // ms
 
@@ -46,7 +47,14 @@ export class Journal {
 
   /** @throws Interrupted if the run was asked to stop */
   add({ index, sample, completion, logp, truncatedLogp, stopped }: Completion): void {
-    const line: Saved = { index, sample, completion: [...completion], logp: [...logp], truncatedLogp: [...truncatedLogp], stopped };
+    const line: Saved = {
+      index,
+      sample,
+      completion: [...completion],
+      logp: [...logp],
+      truncatedLogp: [...truncatedLogp],
+      stopped,
+    };
     writingNow(this.path, () => {
       appendFileSync(this.file, `${sealed(line)}\n`);
       if (performance.now() - this.synced <= SYNC_EVERY && !this.interrupt.asked) return;

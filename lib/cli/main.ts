@@ -37,15 +37,21 @@ const configurable = (name: string, description: string) =>
     .option("--set <name=value>", "override one option, as in --set ppo.klCoef=0.1", collected, [] as string[])
     .option("--threads <n>", "compute threads", whole(1));
 /** and every stage. */
-const stage = (name: string, description: string) => configurable(name, description).option("--seed <n>", "seed of all random numbers", whole(0));
-const resume = new Option("--resume", "go on from the last checkpoint, with the same configuration and files").default(false);
+const stage = (name: string, description: string) =>
+  configurable(name, description).option("--seed <n>", "seed of all random numbers", whole(0));
+const resume = new Option("--resume", "go on from the last checkpoint, with the same configuration and files").default(
+  false,
+);
 
 stage("demo", "the whole of RLHF in minutes: base model, completions, comparisons, reward model, PPO, evaluation")
   .option("--name <name>", "the run's name", "demo")
   .option("--runs <dir>", "where runs are kept", "runs")
   .addOption(resume)
   .action(async ({ name, runs, resume: resumed, ...options }) => {
-    const [{ demo, sampleText, summaryTable }, { readFile }] = await Promise.all([import("./demo.js"), import("node:fs/promises")]);
+    const [{ demo, sampleText, summaryTable }, { readFile }] = await Promise.all([
+      import("./demo.js"),
+      import("node:fs/promises"),
+    ]);
     const { config, device, progress } = await opened(options);
     const folder = join(runs, name);
     const summary = await demo(folder, config, device, progress, resumed);
@@ -84,7 +90,9 @@ program
   .option("--top-p <p>", "1 is off", number(0, 1), 1)
   .option("--min-p <p>", "0 is off", number(0, 1), 0)
   .addOption(
-    new Option("--weights <dtype>", "bf16: matrices at half the memory, decoding in less time").choices(["f32", "bf16"] as const).default("f32" as const),
+    new Option("--weights <dtype>", "bf16: matrices at half the memory, decoding in less time")
+      .choices(["f32", "bf16"] as const)
+      .default("f32" as const),
   )
   .option("--seed <s>", "seed of all random numbers", whole(0), 0)
   .option("--threads <n>", "compute threads", whole(1))
@@ -93,9 +101,18 @@ program
     (await import("./commands.js")).collect(await opened({ threads, seed: options.seed }), options, resumed),
   );
 
-stage("label", "compare completions: people in a browser (--ui) or at the terminal (--tty), or else scripted annotators")
-  .requiredOption("--data <file>", "JSONL of rlhf collect; with people also other rows with prompt, completion or with prompt, chosen, rejected")
-  .requiredOption("--out <file>", "JSONL with prompt, chosen, rejected, agreement; every label of people is kept in FILE.labels.jsonl beside it")
+stage(
+  "label",
+  "compare completions: people in a browser (--ui) or at the terminal (--tty), or else scripted annotators",
+)
+  .requiredOption(
+    "--data <file>",
+    "JSONL of rlhf collect; with people also other rows with prompt, completion or with prompt, chosen, rejected",
+  )
+  .requiredOption(
+    "--out <file>",
+    "JSONL with prompt, chosen, rejected, agreement; every label of people is kept in FILE.labels.jsonl beside it",
+  )
   .option("--ui", "people label on a page that this machine alone can open", false)
   .option("--port <n>", "of the page; 0 takes any", whole(0, 65535), 0)
   .option("--tty", "a person labels at this terminal", false)
@@ -131,7 +148,10 @@ stage("ppo", "fine-tune a policy against a reward model, near its base")
     (await import("./commands.js")).ppo(await opened(options), { model, reward, prompts, pretraining, out }, resumed),
   );
 
-stage("eval", "compare a policy with its base model on prompts: win rate by the reward model, or else by the sentiment lexicon, KL, rewards, lengths")
+stage(
+  "eval",
+  "compare a policy with its base model on prompts: win rate by the reward model, or else by the sentiment lexicon, KL, rewards, lengths",
+)
   .requiredOption("--base <dir>")
   .requiredOption("--policy <dir>")
   .requiredOption("--prompts <file>", "JSONL with prompt")
@@ -144,8 +164,13 @@ stage("eval", "compare a policy with its base model on prompts: win rate by the 
 
 program
   .command("merge")
-  .description("fold a LoRA adapter into its base, or average the weights of several models that were trained from one base: a model like any other")
-  .requiredOption("--model <dirs...>", "an adapter, as sft, reward and ppo write it with lora.rank, or PEFT; or several models, adapters or not")
+  .description(
+    "fold a LoRA adapter into its base, or average the weights of several models that were trained from one base: a model like any other",
+  )
+  .requiredOption(
+    "--model <dirs...>",
+    "an adapter, as sft, reward and ppo write it with lora.rank, or PEFT; or several models, adapters or not",
+  )
   .requiredOption("--out <dir>", "Hugging Face directory to write")
   .option("--threads <n>", "compute threads", whole(1))
   .action(async ({ threads, ...options }) => (await import("./commands.js")).merge(await opened({ threads }), options));
@@ -165,7 +190,11 @@ program
   .command("score")
   .description("what a reward model says: r in [0, 1] of a completion, P(A preferred to B) of a pair")
   .requiredOption("--model <dir>", "a reward model")
-  .option("--data <file>", "JSONL or Parquet with prompt, completion, or prompt and a, b or chosen, rejected; - is standard input", "-")
+  .option(
+    "--data <file>",
+    "JSONL or Parquet with prompt, completion, or prompt and a, b or chosen, rejected; - is standard input",
+    "-",
+  )
   .option("--out <file>", "JSONL to write, standard output without it")
   .option("--threads <n>", "compute threads", whole(1))
   .action(async ({ threads, ...options }) => (await import("./commands.js")).score(await opened({ threads }), options));
@@ -173,11 +202,16 @@ program
 const data = program.command("data").description("about files of data");
 data
   .command("check")
-  .description("counts, duplicates, contradictions, length bias and agreement of a file of prompts, demonstrations, comparisons or labels")
+  .description(
+    "counts, duplicates, contradictions, length bias and agreement of a file of prompts, demonstrations, comparisons or labels",
+  )
   .argument("<file>", "JSONL or Parquet; - is standard input")
   .option("--json", "as JSON", false)
   .action(async (file, { json }) => {
-    const [{ checkData, reportLines }, { table }] = await Promise.all([import("../data/check.js"), import("./table.js")]);
+    const [{ checkData, reportLines }, { table }] = await Promise.all([
+      import("../data/check.js"),
+      import("./table.js"),
+    ]);
     const report = await checkData(file);
     if (json) sayJson(report, 2);
     else say(table([file, "figure"], reportLines(report)));
@@ -189,19 +223,36 @@ data
   .argument("<file>", "FILE.labels.jsonl of rlhf label")
   .action(async (file) => {
     const { kept, aside, file: beside } = await (await import("../data/label_log.js")).repairLog(file);
-    say([...aside, `${file}: ${kept} lines are kept, ${aside.length} set aside${aside.length > 0 ? ` in ${beside}` : ""}`].join("\n"));
+    say(
+      [
+        ...aside,
+        `${file}: ${kept} lines are kept, ${aside.length} set aside${aside.length > 0 ? ` in ${beside}` : ""}`,
+      ].join("\n"),
+    );
   });
 
 program
   .command("check")
   .description("hold the files of a run or a model to their digests; ends with 1 if one is damaged")
   .argument("<path>", "a folder of a run or a model, or one file")
-  .option("--accept", "take the files as they are: those that were changed on purpose, and a model's without a digest, get new ones", false)
+  .option(
+    "--accept",
+    "take the files as they are: those that were changed on purpose, and a model's without a digest, get new ones",
+    false,
+  )
   .option("--json", "as JSON", false)
   .action(async (path, { accept: taken, json }) => {
-    const [{ accept, check }, { table }, { relative }] = await Promise.all([import("./check.js"), import("./table.js"), import("node:path")]);
+    const [{ accept, check }, { table }, { relative }] = await Promise.all([
+      import("./check.js"),
+      import("./table.js"),
+      import("node:path"),
+    ]);
     const files = await (taken ? accept(path) : check(path));
-    const rows = files.map(({ file, state, note = "" }) => [relative(path, file) || file, state === "unknown" ? "no digest" : state, note]);
+    const rows = files.map(({ file, state, note = "" }) => [
+      relative(path, file) || file,
+      state === "unknown" ? "no digest" : state,
+      note,
+    ]);
     if (json) sayJson(files, 2);
     else say(table([path, "is", "note"], rows));
     if (files.some(({ state }) => state === "damaged")) process.exitCode = 1;
@@ -279,7 +330,11 @@ async function configured({ config: file, set = [], seed }: Common) {
 }
 
 async function opened({ threads, ...options }: Common) {
-  const [config, { device }, { progressTo }] = await Promise.all([configured(options), import("../device/device.js"), import("./progress.js")]);
+  const [config, { device }, { progressTo }] = await Promise.all([
+    configured(options),
+    import("../device/device.js"),
+    import("./progress.js"),
+  ]);
   return { config, device: await device(undefined, { threads }), progress: progressTo() };
 }
 

@@ -20,7 +20,21 @@ export function modelConfig({ model }: Config, eosId: number | undefined): Model
   const { kind, layers, width, heads, mlp, vocabulary, context, tied } = model;
   const kvHeads = kind === "gpt2" ? heads : model.kvHeads;
   const ids = { eosId, bosId: eosId, padId: eosId };
-  return { ...families[kind], layers, width, heads, kvHeads, headSize: width / heads, mlp, vocabulary, context, ropeTheta: 10000, normEps: 1e-5, tied, ...ids };
+  return {
+    ...families[kind],
+    layers,
+    width,
+    heads,
+    kvHeads,
+    headSize: width / heads,
+    mlp,
+    vocabulary,
+    context,
+    ropeTheta: 10000,
+    normEps: 1e-5,
+    tied,
+    ...ids,
+  };
 }
 
 /** What ends a completion of the model in the folder: all that its tokenizer, its config.json and its generation_config.json say. */
@@ -44,9 +58,17 @@ export async function withModels<T>(models: readonly Transformer[], work: () => 
  * What a stage trains of a model: an adapter where the configuration asks for one, else all of it; to another head, it is drawn.
  * @throws TypeError `LORA` for an adapter that the configuration does not ask for
  */
-export function toTrain(model: Transformer, { lora, seed }: Pick<Config, "lora" | "seed">, head = model.headKind): Transformer {
+export function toTrain(
+  model: Transformer,
+  { lora, seed }: Pick<Config, "lora" | "seed">,
+  head = model.headKind,
+): Transformer {
   if (lora.rank > 0) return model.adapted(lora, seed, head);
-  if (model.lora) throw typeError("LORA", `the model is an adapter: lora.rank=${model.lora.rank} goes on with it, rlhf merge makes a whole model of it`);
+  if (model.lora)
+    throw typeError(
+      "LORA",
+      `the model is an adapter: lora.rank=${model.lora.rank} goes on with it, rlhf merge makes a whole model of it`,
+    );
   return head === model.headKind ? model : model.copy(head, seed);
 }
 
@@ -66,7 +88,8 @@ export async function copyTokenizer(model: string, to: string): Promise<void> {
   const base = await baseFolder(model);
   const from = existsSync(join(model, "tokenizer.json")) ? model : base;
   const files: Record<string, Buffer> = {};
-  for (const name of TOKENIZER_FILES) if (existsSync(join(from, name))) files[name] = await readListed(join(from, name));
+  for (const name of TOKENIZER_FILES)
+    if (existsSync(join(from, name))) files[name] = await readListed(join(from, name));
   const generation = [model, base].map((folder) => join(folder, GENERATION_FILE)).find(existsSync);
   if (generation) files[GENERATION_FILE] = await readListed(generation);
   await writeListed(to, files);
@@ -79,7 +102,8 @@ export async function copyTokenizer(model: string, to: string): Promise<void> {
 export async function apart({ lora }: Config, out: string, option: string, from: string): Promise<void> {
   if (lora.rank > 0 && resolve(out) === resolve(await baseFolder(from)))
     throw typeError("LORA", `--out: ${out} holds the weights that the adapter is for, wanted another folder`);
-  if (resolve(out) === resolve(from)) throw typeError("MODEL", `--out: ${out} is the folder of ${option}, wanted another one`);
+  if (resolve(out) === resolve(from))
+    throw typeError("MODEL", `--out: ${out} is the folder of ${option}, wanted another one`);
 }
 
 /** The four models of PPO. With adapters, policy and reference are one copy of their weights, as are reward model and critic, or all four if they have one base. */
@@ -90,6 +114,8 @@ export async function ppoModels(device: Device, config: Config, { model, reward 
     return { policy: toTrain(reference, config), reference, reward: scores, critic: toTrain(scores, config) };
   }
   const loaded = [[model], [model, weights], [reward, weights], [reward]] as const;
-  const [policy, reference, scores, critic] = await Promise.all(loaded.map(([folder, dtype]) => loadModel(folder, device, dtype)));
+  const [policy, reference, scores, critic] = await Promise.all(
+    loaded.map(([folder, dtype]) => loadModel(folder, device, dtype)),
+  );
   return { policy: toTrain(policy, config), reference, reward: scores, critic: toTrain(critic, config) };
 }

@@ -56,7 +56,11 @@ interface Stage {
  */
 export async function plan(config: Config, threads?: number): Promise<StagePlan[]> {
   const machine = await device("cpu", { threads });
-  const speed = { flops: REACHED.flops * (await fmaPeak(machine)), bandwidth: REACHED.bandwidth * (await readBandwidth(machine)), call: CALL_SECONDS };
+  const speed = {
+    flops: REACHED.flops * (await fmaPeak(machine)),
+    bandwidth: REACHED.bandwidth * (await readBandwidth(machine)),
+    call: CALL_SECONDS,
+  };
   await using on = new PlannedDevice(machine.threads, speed);
   await machine.close();
   const any = Transformer.random(modelConfig(config, undefined), "logits", on, 0);
@@ -72,7 +76,11 @@ export async function plan(config: Config, threads?: number): Promise<StagePlan[
     await step(on);
     const { flops, seconds } = on.take();
     const { trained, held } = numbers;
-    const [weightBytes, momentBytes, { peak }] = [4 * trained + Math.round(heldBytes[weights] * held), 8 * trained, on.memory()];
+    const [weightBytes, momentBytes, { peak }] = [
+      4 * trained + Math.round(heldBytes[weights] * held),
+      8 * trained,
+      on.memory(),
+    ];
     plans.push({
       stage: name,
       parameters: trained + held,
@@ -98,17 +106,34 @@ export function planTable(plans: readonly StagePlan[]): string {
     duration(seconds),
   ]);
   const total = plans.reduce((sum, { seconds }) => sum + seconds, 0);
-  const names = ["stage", "parameters", "weights", "moments", "gradients, activations, caches", "peak", "FLOPs", "expected"];
+  const names = [
+    "stage",
+    "parameters",
+    "weights",
+    "moments",
+    "gradients, activations, caches",
+    "peak",
+    "FLOPs",
+    "expected",
+  ];
   return `${table(names, rows)}\n\n${bytes(Math.max(...plans.map(({ peakBytes }) => peakBytes)))} at most, ${duration(total)} on this machine`;
 }
 
 function stages(config: Config, size: number): Stage[] {
   const { seed, prompts, collect, reward, ppo: options, eval: judged, lora } = config;
   const described = modelConfig(config, undefined);
-  const adapter = lora.rank > 0 ? loraShapes(described, loraOf(described, lora)).reduce((sum, { shape: [rows, columns] }) => sum + rows * columns, 0) : 0;
+  const adapter =
+    lora.rank > 0
+      ? loraShapes(described, loraOf(described, lora)).reduce(
+          (sum, { shape: [rows, columns] }) => sum + rows * columns,
+          0,
+        )
+      : 0;
   /** Models with their own weights each, or on one base, where `adapters` more are held. */
   const numbers = (trained: number, held: number, adapters: number) =>
-    adapter ? { trained: trained * adapter, held: size + adapters * adapter } : { trained: trained * size, held: held * size };
+    adapter
+      ? { trained: trained * adapter, held: size + adapters * adapter }
+      : { trained: trained * size, held: held * size };
   const ids = (length: number) => new Int32Array(length);
   const made = (on: Device) => Transformer.random(modelConfig(config, undefined), "logits", on, seed);
   /** As a run loads it: it never holds the f32 of a bf16 model. */
@@ -124,7 +149,8 @@ function stages(config: Config, size: number): Stage[] {
     base.dispose();
     return model;
   };
-  const beside = (base: Transformer, on: Device, head = base.headKind) => (adapter ? toTrain(base, config, head) : head === "score" ? scoring(on) : made(on));
+  const beside = (base: Transformer, on: Device, head = base.headKind) =>
+    adapter ? toTrain(base, config, head) : head === "score" ? scoring(on) : made(on);
   /** Prompts differ, as they do in a run, or they would be computed once for all. */
   const begun = (i: number, length: number) => ids(length).fill(i % config.model.vocabulary, 0, 1);
   const drawn = (i: number) => begun(i, prompts.minTokens + (i % (prompts.maxTokens - prompts.minTokens + 1)));
@@ -135,10 +161,14 @@ function stages(config: Config, size: number): Stage[] {
   };
   const episode = (i: number): Episode => ({ prompt: drawn(i), completion: ids(collect.maxTokens) });
   /** All completions of a prompt, for so many prompts. */
-  const compared = (count: number) => Array.from({ length: count }, (_, i) => ranking(Array<Episode>(collect.samples).fill(episode(i))));
+  const compared = (count: number) =>
+    Array.from({ length: count }, (_, i) => ranking(Array<Episode>(collect.samples).fill(episode(i))));
   const text = (tokens: number) => {
     const { sequenceLength: length } = config.sft;
-    return Array.from({ length: Math.max(1, Math.round(tokens / length)) }, (_, i): Episode => ({ prompt: begun(i, 1), completion: ids(length) }));
+    return Array.from({ length: Math.max(1, Math.round(tokens / length)) }, (_, i): Episode => ({
+      prompt: begun(i, 1),
+      completion: ids(length),
+    }));
   };
   const all = async (loop: AsyncGenerator<unknown>) => {
     for await (const _ of loop);
@@ -154,7 +184,10 @@ function stages(config: Config, size: number): Stage[] {
       once: (on) => {
         const model = made(on);
         const half = model.config.context >> 1;
-        const windows = Array.from({ length: 64 }, (_, i): Episode => ({ prompt: begun(i, half), completion: ids(half) }));
+        const windows = Array.from({ length: 64 }, (_, i): Episode => ({
+          prompt: begun(i, half),
+          completion: ids(half),
+        }));
         return withModels([model], async () => logps(model, windows));
       },
       step: (on) => {
@@ -173,7 +206,9 @@ function stages(config: Config, size: number): Stage[] {
       weights: collect.weights,
       step: (on) => {
         const model = stored(made(on), collect.weights);
-        return withModels([model], () => generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }));
+        return withModels([model], () =>
+          generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }),
+        );
       },
       steps: (collect.prompts * collect.samples) / wave,
     },
@@ -229,10 +264,14 @@ function stages(config: Config, size: number): Stage[] {
       weights: judged.weights,
       step: (on) => {
         const base = stored(made(on), judged.weights);
-        const [policy, rewards] = [stored(beside(base, on), judged.weights), stored(beside(base, on, "score"), judged.weights)];
+        const [policy, rewards] = [
+          stored(beside(base, on), judged.weights),
+          stored(beside(base, on, "score"), judged.weights),
+        ];
         return withModels([base, policy, rewards], async () => {
           const completions = [];
-          for (const model of [base, policy]) completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));
+          for (const model of [base, policy])
+            completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));
           await klPerCompletion(policy, base, completions[1]);
           const [before, after] = completions;
           await scores(

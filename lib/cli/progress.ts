@@ -52,7 +52,9 @@ export function progressTo(output: NodeJS.WriteStream = process.stderr): Progres
           show(false);
         },
         done(summary = note) {
-          const text = visible(`${name.padEnd(14)} ${duration((performance.now() - start) / 1000).padStart(6)}  ${summary}`);
+          const text = visible(
+            `${name.padEnd(14)} ${duration((performance.now() - start) / 1000).padStart(6)}  ${summary}`,
+          );
           output.write(output.isTTY ? `\r\x1b[K${styleText("green", "done")} ${text}\n` : `${text}\n`);
         },
       };

@@ -19,7 +19,10 @@ export function kernelsHash(): string {
   const folder = join(root, "kernels/cuda");
   const hash = createHash("sha256");
   const files = readdirSync(folder).toSorted();
-  for (const path of [...files.map((name) => join(folder, name)), ...["cuda_driver.cc", "fatbin.cmake"].map((name) => join(root, "native", name))])
+  for (const path of [
+    ...files.map((name) => join(folder, name)),
+    ...["cuda_driver.cc", "fatbin.cmake"].map((name) => join(root, "native", name)),
+  ])
     hash
       .update(`${basename(path)}\n`)
       .update(readFileSync(path))
@@ -28,10 +31,14 @@ export function kernelsHash(): string {
 }
 
 /** For an op and the dtypes that the device takes it at, on which GPUs this very source held: a function over what lies there now. */
-export function receipts(folder = join(root, "bench/results")): (op: string, dtypes: readonly string[]) => string | null {
+export function receipts(
+  folder = join(root, "bench/results"),
+): (op: string, dtypes: readonly string[]) => string | null {
   const files = existsSync(folder) ? readdirSync(folder).filter((name) => /^cuda-.*\.json$/.test(name)) : [];
   const now = kernelsHash();
-  const valid = files.map((name) => JSON.parse(readFileSync(join(folder, name), "utf8")) as Receipt).filter(({ kernels }) => kernels === now);
+  const valid = files
+    .map((name) => JSON.parse(readFileSync(join(folder, name), "utf8")) as Receipt)
+    .filter(({ kernels }) => kernels === now);
   return (op, dtypes) => {
     if (dtypes.length === 0) return null;
     const listed = op.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
@@ -39,7 +46,11 @@ export function receipts(folder = join(root, "bench/results")): (op: string, dty
       const good = dtypes.filter((dtype) => {
         const cases = wanted[listed]?.[DTYPES[dtype]] ?? [];
         const rows = checks.filter((row) => row.op === listed && row.dtype === DTYPES[dtype]);
-        return cases.length > 0 && cases.every((name) => rows.some((row) => row.case === name)) && rows.every(({ holds }) => holds);
+        return (
+          cases.length > 0 &&
+          cases.every((name) => rows.some((row) => row.case === name)) &&
+          rows.every(({ holds }) => holds)
+        );
       });
       return good.length > 0 ? [`verified on ${device.name} (${good.join(", ")})`] : [];
     });

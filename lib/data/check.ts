@@ -62,7 +62,10 @@ export async function checkData(file: string): Promise<DataReport> {
       entries.push(labelEntry(row));
       continue;
     }
-    const { prompt, completions } = textsOf(row, columns[kind], { list: kind === "rankings", implicit: kind === "preferences" });
+    const { prompt, completions } = textsOf(row, columns[kind], {
+      list: kind === "rankings",
+      implicit: kind === "preferences",
+    });
     prompts.number(JSON.stringify(prompt), place);
     report.emptyPrompts += Number(prompt.length === 0);
     report.duplicates += Number(seen.number(JSON.stringify([kind, prompt, completions]), place) !== place);
@@ -80,7 +83,12 @@ export async function checkData(file: string): Promise<DataReport> {
   };
 }
 
-const columns: Record<string, string[]> = { prompts: [], demonstrations: ["completion"], preferences: ["chosen", "rejected"], rankings: ["ranking"] };
+const columns: Record<string, string[]> = {
+  prompts: [],
+  demonstrations: ["completion"],
+  preferences: ["chosen", "rejected"],
+  rankings: ["ranking"],
+};
 
 function kindOf(row: Row): string {
   if (row.has("task") && row.has("annotator")) return "labels";
@@ -143,7 +151,11 @@ class Pairs {
       longerPreferred: differ > 0 ? longer : null,
       longerInterval: differ > 0 ? wilson(longer, differ) : null,
       meanLength: { chosen: lengths.chosen / count, rejected: lengths.rejected / count },
-      agreement: { rows: agreement.rows, mean: agreement.rows > 0 ? agreement.sum / agreement.rows : null, against: agreement.against },
+      agreement: {
+        rows: agreement.rows,
+        mean: agreement.rows > 0 ? agreement.sum / agreement.rows : null,
+        against: agreement.against,
+      },
       alpha: krippendorff(this.repeated()) ?? null,
     };
   }
@@ -192,9 +204,18 @@ function labels(log: readonly LabelEntry[]): DataReport["labels"] {
 }
 
 /** A report for people. */
-export function reportLines({ rows, prompts, emptyPrompts, duplicates, comparisons: pairs, labels: given }: DataReport): [string, string][] {
+export function reportLines({
+  rows,
+  prompts,
+  emptyPrompts,
+  duplicates,
+  comparisons: pairs,
+  labels: given,
+}: DataReport): [string, string][] {
   const share = (value: number | null, interval: [number, number] | null) =>
-    value === null || interval === null ? "-" : `${percent(value)} (95 %: ${percent(interval[0])} to ${percent(interval[1])})`;
+    value === null || interval === null
+      ? "-"
+      : `${percent(value)} (95 %: ${percent(interval[0])} to ${percent(interval[1])})`;
   const figure = (value: number | null) => (value === null ? "-" : value.toFixed(3));
   const lines: [string, string][] = Object.entries(rows).map(([kind, count]) => [kind, String(count)]);
   if (prompts > 0)
@@ -203,11 +224,22 @@ export function reportLines({ rows, prompts, emptyPrompts, duplicates, compariso
       ["rows that repeat another", String(duplicates)],
     );
   if (pairs) {
-    lines.push(["comparisons", String(pairs.pairs)], ["of equal texts", String(pairs.equal)], ["contrary to an earlier one", String(pairs.contradictions)]);
+    lines.push(
+      ["comparisons", String(pairs.pairs)],
+      ["of equal texts", String(pairs.equal)],
+      ["contrary to an earlier one", String(pairs.contradictions)],
+    );
     lines.push(["the longer one is preferred", share(pairs.longerPreferred, pairs.longerInterval)]);
-    lines.push(["characters, chosen and rejected", `${pairs.meanLength.chosen.toFixed(1)} and ${pairs.meanLength.rejected.toFixed(1)}`]);
+    lines.push([
+      "characters, chosen and rejected",
+      `${pairs.meanLength.chosen.toFixed(1)} and ${pairs.meanLength.rejected.toFixed(1)}`,
+    ]);
     const { agreement } = pairs;
-    if (agreement.rows > 0) lines.push(["agreement with the choice", `${figure(agreement.mean)} in ${agreement.rows} rows, below 0.5 in ${agreement.against}`]);
+    if (agreement.rows > 0)
+      lines.push([
+        "agreement with the choice",
+        `${figure(agreement.mean)} in ${agreement.rows} rows, below 0.5 in ${agreement.against}`,
+      ]);
     if (pairs.alpha !== null) lines.push(["Krippendorff's alpha of repeated comparisons", figure(pairs.alpha)]);
   }
   if (given) {
@@ -215,7 +247,8 @@ export function reportLines({ rows, prompts, emptyPrompts, duplicates, compariso
     lines.push(["skipped", String(given.skipped)], ["flagged", String(given.flagged)]);
     lines.push(["the one shown first is preferred", share(given.firstPreferred, given.firstInterval)]);
     lines.push(["seconds to a label, median", figure(given.secondsMedian)]);
-    for (const [name, alpha] of Object.entries(given.alpha)) lines.push([`Krippendorff's alpha${name === OVERALL ? "" : ` of ${name}`}`, figure(alpha)]);
+    for (const [name, alpha] of Object.entries(given.alpha))
+      lines.push([`Krippendorff's alpha${name === OVERALL ? "" : ` of ${name}`}`, figure(alpha)]);
   }
   return lines;
 }

@@ -37,7 +37,9 @@ export function completionRow(row: Row): CompletionRow {
   };
   for (const [name, values] of Object.entries({ logprobs: result.logprobs, truncated_logprobs }))
     if (values && values.length !== completion_ids.length)
-      throw row.error(`the column "${name}" has ${values.length} numbers, wanted ${completion_ids.length}, one for each of completion_ids`);
+      throw row.error(
+        `the column "${name}" has ${values.length} numbers, wanted ${completion_ids.length}, one for each of completion_ids`,
+      );
   return result;
 }
 
@@ -59,5 +61,6 @@ export function byPrompt(rows: Iterable<CompletionRow>): CompletionRow[][] {
   return [...groups.values()];
 }
 
-const isIds = (value: unknown): value is number[] => isNumbers(value) && value.length > 0 && value.every((id) => Number.isInteger(id) && id >= 0);
+const isIds = (value: unknown): value is number[] =>
+  isNumbers(value) && value.length > 0 && value.every((id) => Number.isInteger(id) && id >= 0);
 const isTemperature = (value: unknown): value is number => isNumber(value) && value >= 0;

@@ -71,15 +71,25 @@ export interface PromptOptions {
  *
  * @throws RangeError `RANGE` for lengths that are not 1 <= minTokens <= maxTokens, or if the text has no room for so many prompts
  */
-export function cutPrompts(addresses: readonly Address[], tokenizer: Tokenizer, { count, minTokens, maxTokens, random }: PromptOptions): Prompt[] {
+export function cutPrompts(
+  addresses: readonly Address[],
+  tokenizer: Tokenizer,
+  { count, minTokens, maxTokens, random }: PromptOptions,
+): Prompt[] {
   if (!(Number.isInteger(minTokens) && Number.isInteger(maxTokens) && 1 <= minTokens && minTokens <= maxTokens))
-    throw rangeError("RANGE", `minTokens is ${minTokens} and maxTokens ${maxTokens}, wanted whole numbers, 1 <= minTokens <= maxTokens`);
+    throw rangeError(
+      "RANGE",
+      `minTokens is ${minTokens} and maxTokens ${maxTokens}, wanted whole numbers, 1 <= minTokens <= maxTokens`,
+    );
   const starts = addresses.flatMap(({ text }, at) => wordStarts(text).map((offset) => ({ at, offset })));
   const taken = new Set<number>();
   const prompts: Prompt[] = [];
   for (let tries = 0; prompts.length < count; tries++) {
     if (tries > 20 * count + 1000 || starts.length === 0)
-      throw rangeError("RANGE", `${count} prompts of ${minTokens} to ${maxTokens} tokens are asked for, the text gave ${prompts.length}`);
+      throw rangeError(
+        "RANGE",
+        `${count} prompts of ${minTokens} to ${maxTokens} tokens are asked for, the text gave ${prompts.length}`,
+      );
     const place = random.below(starts.length);
     const tokens = minTokens + random.below(maxTokens - minTokens + 1);
     if (taken.has(place)) continue;
@@ -104,7 +114,12 @@ function wordStarts(text: string): number[] {
 }
 
 /** The longest run of words from `offset` on that has at most so many tokens and ends before a space. */
-function prefix(text: string, offset: number, tokens: number, tokenizer: Tokenizer): { text: string; ids: Int32Array } | undefined {
+function prefix(
+  text: string,
+  offset: number,
+  tokens: number,
+  tokenizer: Tokenizer,
+): { text: string; ids: Int32Array } | undefined {
   let best: { text: string; ids: Int32Array } | undefined;
   for (let end = text.indexOf(" ", offset + 1); end >= 0; end = text.indexOf(" ", end + 1)) {
     const ids = tokenizer.encode(text.slice(offset, end));

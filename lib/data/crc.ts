@@ -33,5 +33,7 @@ export function checkedFields(value: Record<string, unknown>): { fields: Record<
   if (!Object.hasOwn(value, "crc")) return { fields: value };
   const { crc, ...fields } = value;
   const right = crcOf(JSON.stringify({ ...fields, crc: ZEROS }));
-  return crc === right ? { fields } : { fields, damage: `its checksum is ${right}, and "crc" says ${JSON.stringify(crc)}` };
+  return crc === right
+    ? { fields }
+    : { fields, damage: `its checksum is ${right}, and "crc" says ${JSON.stringify(crc)}` };
 }

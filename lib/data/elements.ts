@@ -51,7 +51,8 @@ export class Elements {
 
   private keep(part: Uint8Array): void {
     this.parts.push(part);
-    if ((this.length += part.length) > this.limit) throw new Error(`it has more than ${this.limit} bytes, the limit of a row`);
+    if ((this.length += part.length) > this.limit)
+      throw new Error(`it has more than ${this.limit} bytes, the limit of a row`);
   }
 
   private take(part: Uint8Array): Uint8Array {

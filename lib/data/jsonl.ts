@@ -71,7 +71,8 @@ export async function* readJsonl(file: string, content: Chunks = chunks(file)): 
  * input for "-". @throws also TypeError `PARQUET`
  */
 export async function* rowsOf(file: string): AsyncGenerator<Row> {
-  if ((await beginning(file)).toString("latin1") !== "PAR1") return yield* /\.json(\.gz)?$/i.test(file) ? readJson(file) : readJsonl(file);
+  if ((await beginning(file)).toString("latin1") !== "PAR1")
+    return yield* /\.json(\.gz)?$/i.test(file) ? readJson(file) : readJsonl(file);
   const { readParquet } = await import("./parquet.js");
   yield* readParquet(file);
 }
@@ -112,7 +113,8 @@ async function* readArray(file: string, content: Chunks): AsyncGenerator<Row> {
 }
 
 function rowFrom(value: unknown, place: string): Row {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) throw typeError("JSON", `${place}: ${shown(value)}, wanted a JSON object`);
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw typeError("JSON", `${place}: ${shown(value)}, wanted a JSON object`);
   return new Row(value as Record<string, unknown>, place);
 }
 
@@ -159,7 +161,8 @@ async function* chunks(file: string): AsyncGenerator<Buffer> {
     let unpacked = 0;
     // the callback hears of errors that the iterator throws as well
     for await (const chunk of pipeline(stream, createGunzip(), () => undefined) as AsyncIterable<Buffer>) {
-      if ((unpacked += chunk.length) > most) throw new Error(`it unpacks to more than ${most} bytes, which no data of its size does`);
+      if ((unpacked += chunk.length) > most)
+        throw new Error(`it unpacks to more than ${most} bytes, which no data of its size does`);
       yield chunk;
     }
   } catch (error) {
@@ -192,7 +195,8 @@ async function* lines(file: string, content: Chunks): AsyncGenerator<Uint8Array>
       line++;
     }
     if (start < chunk.length) rest.push(chunk.subarray(start));
-    if ((length += chunk.length - start) > LONGEST_ROW) throw typeError("JSON", `${file}:${line} has more than ${LONGEST_ROW} bytes, the limit of a row`);
+    if ((length += chunk.length - start) > LONGEST_ROW)
+      throw typeError("JSON", `${file}:${line} has more than ${LONGEST_ROW} bytes, the limit of a row`);
   }
   if (rest.length > 0) yield Buffer.concat(rest);
 }
@@ -227,7 +231,8 @@ export function* jsonl(file: string, rows: Iterable<object>): Generator<Uint8Arr
   for (const row of rows) {
     line++;
     text += `${JSON.stringify(row, (name, value: unknown) => {
-      if (typeof value === "number" && !Number.isFinite(value)) throw typeError("JSON", `${file}:${line}: ${name} is ${value}, which JSON cannot hold`);
+      if (typeof value === "number" && !Number.isFinite(value))
+        throw typeError("JSON", `${file}:${line}: ${name} is ${value}, which JSON cannot hold`);
       return value;
     })}\n`;
     if (text.length < BLOCK) continue;

@@ -26,7 +26,8 @@ export class Keys {
   private find(high: number, low: number): number {
     const { slots } = this;
     let slot = WORDS * (high % (slots.length / WORDS));
-    while (slots[slot + 2] !== 0 && (slots[slot] !== high || slots[slot + 1] !== low)) slot = (slot + WORDS) % slots.length;
+    while (slots[slot + 2] !== 0 && (slots[slot] !== high || slots[slot + 1] !== low))
+      slot = (slot + WORDS) % slots.length;
     return slot;
   }
 

@@ -39,11 +39,21 @@ export function labelEntry(row: Row): LabelEntry {
   const line = fields === row.value ? row : new Row(fields, row.place);
   const unknown = Object.keys(fields).find((name) => !FIELDS.includes(name));
   if (unknown !== undefined) throw row.error(`there is a column ${text(unknown)}, wanted only ${FIELDS.join(", ")}`);
-  line.column("kind", `one of ${KINDS.join(", ")}`, (value): value is string => isString(value) && KINDS.includes(value));
+  line.column(
+    "kind",
+    `one of ${KINDS.join(", ")}`,
+    (value): value is string => isString(value) && KINDS.includes(value),
+  );
   for (const name of ["task", "annotator", "at"]) line.text(name);
   const { length } = line.column("shown", "the places of completions, each once", isOrder);
-  line.column("seconds", "a number from 0", (value): value is number => Number.isFinite(value) && (value as number) >= 0);
-  line.optional("ranks", `${length} ranks for each criterion`, (value): value is object => isRecord(value, (ranks) => isRanks(ranks, length)));
+  line.column(
+    "seconds",
+    "a number from 0",
+    (value): value is number => Number.isFinite(value) && (value as number) >= 0,
+  );
+  line.optional("ranks", `${length} ranks for each criterion`, (value): value is object =>
+    isRecord(value, (ranks) => isRanks(ranks, length)),
+  );
   line.optional("strength", "slightly or clearly for each criterion", (value): value is object =>
     isRecord(value, (how) => how === "slightly" || how === "clearly"),
   );
@@ -53,7 +63,8 @@ export function labelEntry(row: Row): LabelEntry {
 
 const isRecord = (value: unknown, accepts: (one: unknown) => boolean) =>
   typeof value === "object" && value !== null && !Array.isArray(value) && Object.values(value).every(accepts);
-const isOrder = (value: unknown): value is number[] => Array.isArray(value) && value.toSorted((a, b) => Number(a) - Number(b)).every((place, i) => place === i);
+const isOrder = (value: unknown): value is number[] =>
+  Array.isArray(value) && value.toSorted((a, b) => Number(a) - Number(b)).every((place, i) => place === i);
 
 const LINE_FEED = 0x0a;
 const decoder = new TextDecoder("utf-8", { fatal: true });
@@ -68,7 +79,8 @@ function entryOf(bytes: Uint8Array, place: string): LabelEntry | undefined {
   } catch (error) {
     throw typeError("JSON", `${place}: not a line of JSON: ${(error as Error).message}`);
   }
-  if (typeof value !== "object" || value === null || Array.isArray(value)) throw typeError("JSON", `${place}: ${text(value)}, wanted a JSON object`);
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw typeError("JSON", `${place}: ${text(value)}, wanted a JSON object`);
   return labelEntry(new Row(value as Record<string, unknown>, place));
 }
 
@@ -92,7 +104,8 @@ function lostLineFeed(rest: Buffer, place: string): boolean {
   }
 }
 
-const lockOf = (file: string) => new Lock(join(dirname(file), `.${basename(file)}.lock`), "one server, which several annotators share");
+const lockOf = (file: string) =>
+  new Lock(join(dirname(file), `.${basename(file)}.lock`), "one server, which several annotators share");
 
 /**
  * The labels of a folder's annotators, one line each, only ever appended: a line is on the disk (fdatasync) before `append`
@@ -151,9 +164,15 @@ export class LabelLog {
       try {
         if (!this.isClean) await this.handle.truncate(this.length);
         this.isClean = false;
-        for (let at = 0; at < line.length;) at += (await this.handle.write(line, at, line.length - at, this.length + at)).bytesWritten;
+        for (let at = 0; at < line.length;)
+          at += (await this.handle.write(line, at, line.length - at, this.length + at)).bytesWritten;
         await this.handle.datasync();
-        const { buffer, bytesRead } = await this.handle.read(Buffer.alloc(line.length + 1), 0, line.length + 1, this.length);
+        const { buffer, bytesRead } = await this.handle.read(
+          Buffer.alloc(line.length + 1),
+          0,
+          line.length + 1,
+          this.length,
+        );
         if (!buffer.subarray(0, bytesRead).equals(line)) throw new Error("what was read back is not what was written");
       } catch (error) {
         const truncated = this.handle.truncate(this.length).then(() => this.handle.datasync());
@@ -190,7 +209,8 @@ function holds(line: Buffer, entry: LabelEntry): void {
   throw typeError("ANSWER", `the label would not be read again as it is${fault}`);
 }
 
-const damaged = (message: string) => typeError("COLUMN", `${message}. \`rlhf data repair\` sets such lines aside and keeps the others`);
+const damaged = (message: string) =>
+  typeError("COLUMN", `${message}. \`rlhf data repair\` sets such lines aside and keeps the others`);
 
 function entriesOf(file: string, content: Buffer): LabelEntry[] {
   const entries: LabelEntry[] = [];
@@ -200,7 +220,8 @@ function entriesOf(file: string, content: Buffer): LabelEntry[] {
       const entry = entryOf(line, `${file}:${++number}`);
       if (entry) entries.push(entry);
     } catch (error) {
-      if (hasEntry(linesOf(content))) throw Object.assign(error as Error, { message: damaged((error as Error).message).message });
+      if (hasEntry(linesOf(content)))
+        throw Object.assign(error as Error, { message: damaged((error as Error).message).message });
       throw error; // no log at all
     }
   return entries;

@@ -134,7 +134,8 @@ export class Labelling {
   ) {
     const byId = new Map(tasks.map((one) => [one.id, one]));
     this.tasks = [...byId.values()];
-    if (byId.size === 0) throw rangeError("EMPTY", "there is nothing to compare: no prompt has two completions that differ");
+    if (byId.size === 0)
+      throw rangeError("EMPTY", "there is nothing to compare: no prompt has two completions that differ");
     this.needy = new Positions(byId.size);
     this.agreements = new Map(options.criteria.map((criterion) => [criterion, new Agreement()]));
     for (const [position, id] of new Random(options.seed, STREAMS.order).shuffle([...byId.keys()]).entries()) {
@@ -168,7 +169,8 @@ export class Labelling {
   private person(annotator: string): Person {
     let person = this.people.get(annotator);
     if (person) return person;
-    if (this.people.size >= MOST_ANNOTATORS) throw rangeError("LIMIT", `annotator is new, and there are ${MOST_ANNOTATORS}, wanted one of them`);
+    if (this.people.size >= MOST_ANNOTATORS)
+      throw rangeError("LIMIT", `annotator is new, and there are ${MOST_ANNOTATORS}, wanted one of them`);
     this.people.set(annotator, (person = { turn: 0, mine: 0, answered: [] }));
     return person;
   }
@@ -237,7 +239,12 @@ export class Labelling {
 
   private placesOf(id: string, annotator: string): number[] {
     const places = this.judged.get(id)!.task.completions.map((_, place) => place);
-    return new Random(this.options.seed, STREAMS.shown, word(id), word(createHash("sha256").update(annotator).digest("hex"))).shuffle(places);
+    return new Random(
+      this.options.seed,
+      STREAMS.shown,
+      word(id),
+      word(createHash("sha256").update(annotator).digest("hex")),
+    ).shuffle(places);
   }
 
   /**
@@ -258,7 +265,8 @@ export class Labelling {
 
   private handOut(annotator: string, now: number): Shown | undefined {
     const person = this.person(annotator);
-    const kept = person.lease && (now - person.lease.at < LEASE || isNeedy(person.lease.of)) ? person.lease.of : undefined;
+    const kept =
+      person.lease && (now - person.lease.at < LEASE || isNeedy(person.lease.of)) ? person.lease.of : undefined;
     const judged = kept ?? this.firstFree(annotator, person, now);
     this.hold(annotator, person, judged, now);
     return judged && this.shownOf(judged, annotator);
@@ -268,7 +276,9 @@ export class Labelling {
     const open = this.openTo(annotator, person);
     for (let at = open.first(); at !== undefined; at = open.first(at + 1)) {
       const judged = this.order[at];
-      const held = judged.holders.filter((other) => other !== annotator && now - this.people.get(other)!.lease!.at < LEASE);
+      const held = judged.holders.filter(
+        (other) => other !== annotator && now - this.people.get(other)!.lease!.at < LEASE,
+      );
       if (judged.labels + held.length < judged.wanted) return judged;
     }
     return undefined;
@@ -312,7 +322,9 @@ export class Labelling {
       at: new Date().toISOString(),
       shown,
       seconds: hundredths / 100,
-      ...(ranks ? { ranks: Object.fromEntries(Object.entries(ranks).map(([criterion, of]) => [criterion, inOrder(of)])) } : {}),
+      ...(ranks
+        ? { ranks: Object.fromEntries(Object.entries(ranks).map(([criterion, of]) => [criterion, inOrder(of)])) }
+        : {}),
       ...(strength ? { strength } : {}),
       ...(reason ? { reason } : {}),
     };
@@ -327,11 +339,19 @@ export class Labelling {
     return this.serial(async () => {
       const person = this.person(annotator);
       if (turn === person.turn - 1 && person.last?.kind === "undo") return this.handOut(annotator, Date.now() / 1000);
-      if ((turn ?? person.turn) !== person.turn) throw typeError("STALE", `turn is ${turn}, and ${annotator} is at ${person.turn}`);
+      if ((turn ?? person.turn) !== person.turn)
+        throw typeError("STALE", `turn is ${turn}, and ${annotator} is at ${person.turn}`);
       while (person.answered.length > 0 && !this.stands(person.answered.at(-1)!)) person.answered.pop();
       const last = person.answered.at(-1);
       if (!last) return undefined;
-      const entry: LabelEntry = { kind: "undo", task: last.task, annotator, at: new Date().toISOString(), shown: last.shown, seconds: 0 };
+      const entry: LabelEntry = {
+        kind: "undo",
+        task: last.task,
+        annotator,
+        at: new Date().toISOString(),
+        shown: last.shown,
+        seconds: 0,
+      };
       await this.log.append(entry);
       this.apply(entry);
       const judged = this.judged.get(last.task)!;
@@ -345,7 +365,9 @@ export class Labelling {
   }
 
   progress(annotator: string): LabellingProgress {
-    const alpha = Object.fromEntries([...this.agreements].map(([criterion, agreement]) => [criterion, agreement.alpha ?? null]));
+    const alpha = Object.fromEntries(
+      [...this.agreements].map(([criterion, agreement]) => [criterion, agreement.alpha ?? null]),
+    );
     return { mine: this.people.get(annotator)?.mine ?? 0, ...this.counts, alpha };
   }
 
@@ -359,7 +381,9 @@ export class Labelling {
         if (votes[0].length === 0) return [];
         const firsts = mean(votes[0]) >= 0.5;
         const share = (of: number[]) => (firsts ? mean(of) : 1 - mean(of));
-        const strengths = given.flatMap(({ strength = {} }) => (Object.hasOwn(strength, this.criteria[0]) ? strength[this.criteria[0]] : []));
+        const strengths = given.flatMap(({ strength = {} }) =>
+          Object.hasOwn(strength, this.criteria[0]) ? strength[this.criteria[0]] : [],
+        );
         const [chosen, rejected] = firsts ? [i, j] : [j, i];
         return [
           {
@@ -368,8 +392,14 @@ export class Labelling {
             rejected: completions[rejected],
             agreement: share(votes[0]),
             annotators: votes[0].length,
-            ...(strengths.length > 0 ? { clearly: strengths.filter((how) => how === "clearly").length / strengths.length } : {}),
-            ...Object.fromEntries(this.criteria.flatMap((name, k) => (name === OVERALL || votes[k].length === 0 ? [] : [[name, share(votes[k])]]))),
+            ...(strengths.length > 0
+              ? { clearly: strengths.filter((how) => how === "clearly").length / strengths.length }
+              : {}),
+            ...Object.fromEntries(
+              this.criteria.flatMap((name, k) =>
+                name === OVERALL || votes[k].length === 0 ? [] : [[name, share(votes[k])]],
+              ),
+            ),
             ...ends,
           },
         ];

@@ -60,8 +60,13 @@ export function rank(groups: readonly Candidates[], annotator: Annotator, random
 
 /** Which of so many completions are compared. */
 export function pairsOf(count: number, pairs: "all" | "disjoint" = "all"): [number, number][] {
-  const all = Array.from({ length: count }, (_, i) => Array.from({ length: count - i - 1 }, (_, k): [number, number] => [i, i + 1 + k])).flat();
+  const all = Array.from({ length: count }, (_, i) =>
+    Array.from({ length: count - i - 1 }, (_, k): [number, number] => [i, i + 1 + k]),
+  ).flat();
   return pairs === "all" ? all : all.filter(([i, j]) => i % 2 === 0 && j === i + 1);
 }
 
-const ends = ({ rendered, sampled }: Pick<CompletedRow, "rendered" | "sampled">) => ({ ...(rendered ? { rendered } : {}), ...(sampled ? { sampled } : {}) });
+const ends = ({ rendered, sampled }: Pick<CompletedRow, "rendered" | "sampled">) => ({
+  ...(rendered ? { rendered } : {}),
+  ...(sampled ? { sampled } : {}),
+});

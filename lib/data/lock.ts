@@ -48,7 +48,8 @@ function opened(path: string): { file: number; isOurs: boolean; said: string } {
     const isOurs = native.lock(file);
     const said = readFileSync(file, "utf8");
     // the process that wrote it may have been killed amid that
-    if (!said.startsWith(OWNER) && !OWNER.startsWith(said.replace(/\0+$/, ""))) throw new Error("it holds something else than a lock");
+    if (!said.startsWith(OWNER) && !OWNER.startsWith(said.replace(/\0+$/, "")))
+      throw new Error("it holds something else than a lock");
     if (isOurs) {
       ftruncateSync(file);
       writeSync(file, `${OWNER}${process.pid} on ${hostname()}`);

@@ -28,7 +28,9 @@ export function repetition(sequences: Iterable<ArrayLike<number | string>>, n: n
 }
 
 function grams(sequence: ArrayLike<number | string>, n: number): string[] {
-  return Array.from({ length: Math.max(0, sequence.length - n + 1) }, (_, i) => JSON.stringify(Array.from({ length: n }, (_, j) => sequence[i + j])));
+  return Array.from({ length: Math.max(0, sequence.length - n + 1) }, (_, i) =>
+    JSON.stringify(Array.from({ length: n }, (_, j) => sequence[i + j])),
+  );
 }
 
 /** How often one side won. */
@@ -51,7 +53,10 @@ export interface WinRate {
  */
 export function winRate(ours: ArrayLike<number>, theirs: ArrayLike<number>): WinRate {
   if (ours.length !== theirs.length || ours.length === 0)
-    throw rangeError("SHAPE", `ours has ${ours.length} scores and theirs ${theirs.length}, wanted as many of both, at least one`);
+    throw rangeError(
+      "SHAPE",
+      `ours has ${ours.length} scores and theirs ${theirs.length}, wanted as many of both, at least one`,
+    );
   let wins = 0;
   let ties = 0;
   for (let i = 0; i < ours.length; i++) {
@@ -101,18 +106,34 @@ export interface Calibration {
  * @param count       bins of equal width
  * @throws RangeError `RANGE` for a probability outside [0, 1]
  */
-export function calibration(predictions: readonly { probability: number; outcome: boolean | number }[], count = 10): Calibration {
-  const bins = Array.from({ length: count }, (_, i) => ({ from: i / count, to: (i + 1) / count, count: 0, probability: 0, outcome: 0 }));
+export function calibration(
+  predictions: readonly { probability: number; outcome: boolean | number }[],
+  count = 10,
+): Calibration {
+  const bins = Array.from({ length: count }, (_, i) => ({
+    from: i / count,
+    to: (i + 1) / count,
+    count: 0,
+    probability: 0,
+    outcome: 0,
+  }));
   let brier = 0;
   for (const [i, { probability, outcome }] of predictions.entries()) {
-    if (!(probability >= 0 && probability <= 1)) throw rangeError("RANGE", `probability ${i} is ${probability}, wanted 0 to 1`);
+    if (!(probability >= 0 && probability <= 1))
+      throw rangeError("RANGE", `probability ${i} is ${probability}, wanted 0 to 1`);
     const bin = bins[Math.min(count - 1, Math.floor(probability * count))];
     bin.count++;
     bin.probability += probability;
     bin.outcome += Number(outcome);
     brier += (probability - Number(outcome)) ** 2;
   }
-  const filled = bins.filter(({ count: n }) => n > 0).map((bin) => ({ ...bin, probability: bin.probability / bin.count, outcome: bin.outcome / bin.count }));
+  const filled = bins
+    .filter(({ count: n }) => n > 0)
+    .map((bin) => ({ ...bin, probability: bin.probability / bin.count, outcome: bin.outcome / bin.count }));
   const n = predictions.length;
-  return { bins: filled, error: filled.reduce((sum, bin) => sum + (bin.count / n) * Math.abs(bin.probability - bin.outcome), 0), brier: brier / n };
+  return {
+    bins: filled,
+    error: filled.reduce((sum, bin) => sum + (bin.count / n) * Math.abs(bin.probability - bin.outcome), 0),
+    brier: brier / n,
+  };
 }

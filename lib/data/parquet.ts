@@ -40,7 +40,8 @@ export async function* readParquet(file: string): AsyncGenerator<Row> {
       const { rows, size: own = 0, error } = await answer(reader, size);
       if (error !== undefined) throw fail(error);
       if (!rows) return;
-      if ((unpacked += own) > mostUnpacked(size)) throw fail(`it unpacks to more than ${mostUnpacked(size)} bytes, which no data of its size does`);
+      if ((unpacked += own) > mostUnpacked(size))
+        throw fail(`it unpacks to more than ${mostUnpacked(size)} bytes, which no data of its size does`);
       for (const row of rows) yield new Row(row, `${file}, row ${++place}`);
     }
   } finally {
@@ -55,7 +56,8 @@ function answer(reader: ChildProcess, size: number): Promise<Answer> {
       reader.off("message", end).off("exit", ended).off("error", failed);
       resolve(answer);
     };
-    const ended = (code: number | null, signal: string | null) => end({ error: `it takes more memory than it may, or its reader failed (${signal ?? code})` });
+    const ended = (code: number | null, signal: string | null) =>
+      end({ error: `it takes more memory than it may, or its reader failed (${signal ?? code})` });
     const failed = (error: Error) => end({ error: error.message });
     const begun = performance.now();
     const before = usage(reader);
@@ -64,7 +66,8 @@ function answer(reader: ChildProcess, size: number): Promise<Answer> {
       const passed = first && now ? now.seconds - first.seconds : (performance.now() - begun) / 1000;
       if (passed > seconds(size)) end({ error: `some of its rows take longer than ${seconds(size)} s` });
       // what it decompresses is not on its heap
-      else if (now && now.megabytes > 256 + megabytes(size)) end({ error: `it takes more memory than ${256 + megabytes(size)} MiB` });
+      else if (now && now.megabytes > 256 + megabytes(size))
+        end({ error: `it takes more memory than ${256 + megabytes(size)} MiB` });
     }, WATCH);
     reader.once("message", end).once("exit", ended).once("error", failed);
     reader.send("next", (error) => error && failed(error));

@@ -58,10 +58,13 @@ const renderedOf = (row: Row, { prompt }: Texts<Text>): { rendered?: true } =>
  */
 export const endsOf = (row: Row, texts: Texts<Text>): { rendered?: true; sampled?: true } => ({
   ...renderedOf(row, texts),
-  ...(isSaid(row, "sampled") || row.has("completion_ids") || row.value.finish_reason === "length" ? { sampled: true } : {}),
+  ...(isSaid(row, "sampled") || row.has("completion_ids") || row.value.finish_reason === "length"
+    ? { sampled: true }
+    : {}),
 });
 
-const isSaid = (row: Row, name: string): boolean => row.optional(name, "true or false", (value) => typeof value === "boolean") ?? false;
+const isSaid = (row: Row, name: string): boolean =>
+  row.optional(name, "true or false", (value) => typeof value === "boolean") ?? false;
 
 /** @throws TypeError `COLUMN` naming the column and the line, as all of these */
 export function promptRow(row: Row, chat?: Chat): PromptRow {
@@ -81,14 +84,22 @@ export function demonstrationRow(row: Row, chat?: Chat): DemonstrationRow {
 /** @param criterion the column of the soft label */
 export function preferenceRow(row: Row, chat?: Chat, criterion = "agreement"): PreferenceRow {
   const wanted = "a number from 0 to 1";
-  const agreement = criterion === "agreement" ? row.optional(criterion, wanted, isShare) : row.column(criterion, wanted, isShare);
+  const agreement =
+    criterion === "agreement" ? row.optional(criterion, wanted, isShare) : row.column(criterion, wanted, isShare);
   const margin = row.optional("margin", "a finite number", isFiniteNumber);
   const texts = textsOf(row, ["chosen", "rejected"], { implicit: true });
   const {
     prompt,
     completions: [chosen, rejected],
   } = rendered(row, texts, chat);
-  return { prompt, chosen, rejected, ...(agreement === undefined ? {} : { agreement }), ...(margin === undefined ? {} : { margin }), ...endsOf(row, texts) };
+  return {
+    prompt,
+    chosen,
+    rejected,
+    ...(agreement === undefined ? {} : { agreement }),
+    ...(margin === undefined ? {} : { margin }),
+    ...endsOf(row, texts),
+  };
 }
 
 export function rankingRow(row: Row, chat?: Chat): RankingRow {
@@ -110,10 +121,12 @@ export const readComparisons = (file: string, chat?: Chat, criterion?: string): 
   readRows(file, (row) => comparisonRow(row, chat, criterion));
 
 /** A file of prompts; other columns are passed over. @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT` */
-export const readPrompts = (file: string, chat?: Chat): Promise<PromptRow[]> => readRows(file, (row) => promptRow(row, chat));
+export const readPrompts = (file: string, chat?: Chat): Promise<PromptRow[]> =>
+  readRows(file, (row) => promptRow(row, chat));
 
 /** A file of prompts with completions. @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT` */
-export const readDemonstrations = (file: string, chat?: Chat): Promise<DemonstrationRow[]> => readRows(file, (row) => demonstrationRow(row, chat));
+export const readDemonstrations = (file: string, chat?: Chat): Promise<DemonstrationRow[]> =>
+  readRows(file, (row) => demonstrationRow(row, chat));
 
 const isShare = (value: unknown): value is number => isNumber(value) && value >= 0 && value <= 1;
 const isFiniteNumber = (value: unknown): value is number => isNumber(value) && Number.isFinite(value);

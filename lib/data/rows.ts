@@ -16,7 +16,8 @@ class FileSource<T> implements AsyncIterable<T> {
   ) {}
 
   async *[Symbol.asyncIterator](): AsyncGenerator<T> {
-    if (this.state === ONCE) throw typeError("FILE", `${this.file} can be read only once, wanted a file that can be read again`);
+    if (this.state === ONCE)
+      throw typeError("FILE", `${this.file} can be read only once, wanted a file that can be read again`);
     let items = 0;
     await this.check(items);
     for await (const item of this.read()) {
@@ -28,7 +29,8 @@ class FileSource<T> implements AsyncIterable<T> {
 
   private async check(items: number): Promise<void> {
     const state = await stateOf(this.file);
-    if (state !== (this.state ??= state)) throw typeError("CHANGED", `${this.file} has changed since its reading began, noticed after ${items} rows`);
+    if (state !== (this.state ??= state))
+      throw typeError("CHANGED", `${this.file} has changed since its reading began, noticed after ${items} rows`);
   }
 }
 

@@ -14,7 +14,10 @@ export interface Indexed<T> {
 }
 
 /** The items from one place to before another. */
-export const part = <T>(items: Indexed<T>, from: number, to: number): Indexed<T> => ({ length: to - from, at: (place) => items.at(from + place) });
+export const part = <T>(items: Indexed<T>, from: number, to: number): Indexed<T> => ({
+  length: to - from,
+  at: (place) => items.at(from + place),
+});
 
 /** Copies of the items from one place to before another, or the last. */
 export const sliceOf = <T>(items: Indexed<T>, from: number, to: number): T[] =>
@@ -79,9 +82,13 @@ export class Spool {
     const bytes = new Uint8Array(this.tail.buffer);
     try {
       this.file ??= nameless(this.folder);
-      for (let at = 0; at < bytes.length;) at += writeSync(this.file, bytes, at, bytes.length - at, 4 * this.onDisk + at);
+      for (let at = 0; at < bytes.length;)
+        at += writeSync(this.file, bytes, at, bytes.length - at, 4 * this.onDisk + at);
     } catch (error) {
-      throw typeError("WRITE", `${this.folder}: a temporary file for the data cannot be written: ${(error as Error).message}`);
+      throw typeError(
+        "WRITE",
+        `${this.folder}: a temporary file for the data cannot be written: ${(error as Error).message}`,
+      );
     }
     for (let at = 0; at < bytes.length; at += PAGE_BYTES) this.sums.push(crc32(bytes.subarray(at, at + PAGE_BYTES)));
     this.onDisk += this.tail.length;
@@ -104,13 +111,20 @@ export class Spool {
     const first = Math.floor(begin / PAGE);
     const bytes = new Uint8Array(PAGE_BYTES * (Math.ceil(end / PAGE) - first));
     try {
-      for (let at = 0, some = 1; some > 0 && at < bytes.length; at += some) some = readSync(this.file!, bytes, at, bytes.length - at, PAGE_BYTES * first + at);
+      for (let at = 0, some = 1; some > 0 && at < bytes.length; at += some)
+        some = readSync(this.file!, bytes, at, bytes.length - at, PAGE_BYTES * first + at);
     } catch (error) {
-      throw typeError("FILE", `${this.folder}: the temporary file of the data cannot be read: ${(error as Error).message}`);
+      throw typeError(
+        "FILE",
+        `${this.folder}: the temporary file of the data cannot be read: ${(error as Error).message}`,
+      );
     }
     for (let at = 0; at < bytes.length; at += PAGE_BYTES)
       if (crc32(bytes.subarray(at, at + PAGE_BYTES)) !== this.sums.values[first + at / PAGE_BYTES])
-        throw typeError("FILE", `${this.folder}: the temporary file of the data is damaged: it holds other bytes than were written`);
+        throw typeError(
+          "FILE",
+          `${this.folder}: the temporary file of the data is damaged: it holds other bytes than were written`,
+        );
     return new Int32Array(bytes.buffer).subarray(begin - PAGE * first, end - PAGE * first);
   }
 
@@ -162,7 +176,10 @@ export class Records implements Indexed<Int32Array> {
 
   /** A copy of a record. @throws TypeError `FILE` */
   at(place: number): Int32Array {
-    return this.spool.slice(this.starts.values[place], place + 1 < this.length ? this.starts.values[place + 1] : this.spool.length);
+    return this.spool.slice(
+      this.starts.values[place],
+      place + 1 < this.length ? this.starts.values[place + 1] : this.spool.length,
+    );
   }
 
   [Symbol.dispose](): void {

@@ -25,11 +25,15 @@ export function textsOf(row: Row, names: readonly string[], { list = false, impl
     ? [...row.column(names[0], `2 to ${MOST_RANKED} completions that are not empty, best first`, isTexts)]
     : names.map((name) => row.column(name, "a text or messages, not empty", isText));
   const plain = completions.filter(isString).length;
-  if (plain !== 0 && plain !== completions.length) throw row.error(`the columns ${names.join(", ")} mix texts and conversations`);
-  if (implicit && !row.has("prompt")) return plain ? splitTexts(completions as string[]) : splitMessages(completions as Message[][], row);
+  if (plain !== 0 && plain !== completions.length)
+    throw row.error(`the columns ${names.join(", ")} mix texts and conversations`);
+  if (implicit && !row.has("prompt"))
+    return plain ? splitTexts(completions as string[]) : splitMessages(completions as Message[][], row);
   const prompt = row.column("prompt", "a text or messages", (value): value is Text => value === "" || isText(value));
   if (completions.length > 0 && isString(prompt) !== plain > 0)
-    throw row.error(`the column "prompt" is a ${isString(prompt) ? "text" : "conversation"}, unlike ${names.join(", ")}`);
+    throw row.error(
+      `the column "prompt" is a ${isString(prompt) ? "text" : "conversation"}, unlike ${names.join(", ")}`,
+    );
   return { prompt, completions };
 }
 
@@ -39,7 +43,10 @@ export function textsOf(row: Row, names: readonly string[], { list = false, impl
  */
 export function rendered(row: Row, { prompt, completions }: Texts<Text>, chat?: () => ChatTemplate): Texts {
   if (isString(prompt)) return { prompt, completions: completions as string[] };
-  if (!chat) throw row.error('the column "prompt" is a conversation, and there is no model here whose chat template could render it');
+  if (!chat)
+    throw row.error(
+      'the column "prompt" is a conversation, and there is no model here whose chat template could render it',
+    );
   const template = chat();
   const head = prompt.length === 0 ? "" : template.render(prompt, { open: true });
   const wholes = (completions as Message[][]).map((completion) => template.render([...prompt, ...completion]));
@@ -50,7 +57,8 @@ export function rendered(row: Row, { prompt, completions }: Texts<Text>, chat?: 
 }
 
 /** For people: a conversation turn by turn. */
-export const transcript = (text: Text): string => (isString(text) ? text : text.map(({ role, content }) => `${role}: ${content}`).join("\n\n"));
+export const transcript = (text: Text): string =>
+  isString(text) ? text : text.map(({ role, content }) => `${role}: ${content}`).join("\n\n");
 
 const ASSISTANT = "\n\nAssistant:";
 
@@ -62,15 +70,19 @@ function splitTexts(texts: readonly string[]): Texts {
   let length = commonLength(texts);
   const turn = texts[0].lastIndexOf(ASSISTANT, length - ASSISTANT.length);
   if (turn >= 0 && texts.every((text) => text.length > turn + ASSISTANT.length)) length = turn + ASSISTANT.length;
-  else while (length > 0 && !texts.every((text) => /\s/.test(text[length] ?? "x") && !/\s/.test(text[length - 1]))) length--;
+  else
+    while (length > 0 && !texts.every((text) => /\s/.test(text[length] ?? "x") && !/\s/.test(text[length - 1])))
+      length--;
   return { prompt: texts[0].slice(0, length), completions: texts.map((text) => text.slice(length)) };
 }
 
 function splitMessages(conversations: readonly Message[][], row: Row): Texts<Text> {
   const shortest = leastLength(conversations);
-  const key = (conversation: readonly Message[], i: number) => JSON.stringify([conversation[i].role, conversation[i].content]);
+  const key = (conversation: readonly Message[], i: number) =>
+    JSON.stringify([conversation[i].role, conversation[i].content]);
   let length = 0;
-  while (length < shortest && conversations.every((one) => key(one, length) === key(conversations[0], length))) length++;
+  while (length < shortest && conversations.every((one) => key(one, length) === key(conversations[0], length)))
+    length++;
   if (length === shortest) length--; // a completion has at least one turn
   if (length < 0) throw row.error("a conversation has no messages");
   return { prompt: conversations[0].slice(0, length), completions: conversations.map((one) => one.slice(length)) };
@@ -83,9 +95,15 @@ function commonLength(texts: readonly string[]): number {
   return length;
 }
 
-const leastLength = (all: readonly { length: number }[]) => all.reduce((least, { length }) => Math.min(least, length), Infinity);
+const leastLength = (all: readonly { length: number }[]) =>
+  all.reduce((least, { length }) => Math.min(least, length), Infinity);
 
 const isMessage = (value: unknown): value is Message =>
-  typeof value === "object" && value !== null && isString((value as Partial<Message>).role) && isString((value as Partial<Message>).content);
-const isText = (value: unknown): value is Text => (isString(value) ? value !== "" : Array.isArray(value) && value.length > 0 && value.every(isMessage));
-const isTexts = (value: unknown): value is Text[] => Array.isArray(value) && value.length >= 2 && value.length <= MOST_RANKED && value.every(isText);
+  typeof value === "object" &&
+  value !== null &&
+  isString((value as Partial<Message>).role) &&
+  isString((value as Partial<Message>).content);
+const isText = (value: unknown): value is Text =>
+  isString(value) ? value !== "" : Array.isArray(value) && value.length > 0 && value.every(isMessage);
+const isTexts = (value: unknown): value is Text[] =>
+  Array.isArray(value) && value.length >= 2 && value.length <= MOST_RANKED && value.every(isText);

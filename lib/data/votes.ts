@@ -23,4 +23,5 @@ export function votesOn(entries: readonly LabelEntry[], criterion: string, i: nu
   });
 }
 
-const ranksOf = ({ ranks }: LabelEntry, criterion: string) => (ranks && Object.hasOwn(ranks, criterion) ? ranks[criterion] : undefined);
+const ranksOf = ({ ranks }: LabelEntry, criterion: string) =>
+  ranks && Object.hasOwn(ranks, criterion) ? ranks[criterion] : undefined;

@@ -5,7 +5,8 @@ const CLASSES = { Float32Array, Float64Array, Int32Array, Uint16Array, BigInt64A
 
 // What a typed array is lies in slots that no property, subclass or proxy hides. These getters read the slots, in every realm.
 const ofArrays = Object.getPrototypeOf(Uint8Array.prototype) as object;
-const getter = (of: object, name: string | symbol) => Object.getOwnPropertyDescriptor(of, name)!.get! as (this: unknown) => unknown;
+const getter = (of: object, name: string | symbol) =>
+  Object.getOwnPropertyDescriptor(of, name)!.get! as (this: unknown) => unknown;
 const tag = getter(ofArrays, Symbol.toStringTag);
 const length = getter(ofArrays, "length");
 const slots = (of: object) => [getter(of, "buffer"), getter(of, "byteOffset"), getter(of, "byteLength")] as const;
@@ -45,7 +46,9 @@ export function plain(value: unknown): Numbers | undefined {
 export function bytesIn(value: unknown): Uint8Array | undefined {
   if (!ArrayBuffer.isView(value)) return undefined;
   try {
-    const [buffer, byteOffset, byteLength] = (types.isDataView(value) ? ofView : ofTyped).map((slot) => slot.call(value)) as [ArrayBuffer, number, number];
+    const [buffer, byteOffset, byteLength] = (types.isDataView(value) ? ofView : ofTyped).map((slot) =>
+      slot.call(value),
+    ) as [ArrayBuffer, number, number];
     return byteLength === 0 ? new Uint8Array(0) : new Uint8Array(buffer, byteOffset, byteLength);
   } catch {
     return new Uint8Array(0); // a DataView of a buffer that is gone

@@ -164,7 +164,11 @@ export class AddonDevice implements Device {
     free.set(bytes, [...(free.get(bytes) ?? []), address]);
   }
   write(address: number, data: ArrayBufferView): void {
-    if (this.recording) throw typeError("RECORD", "numbers are written while calls are recorded: write them to a tensor before, which the calls read");
+    if (this.recording)
+      throw typeError(
+        "RECORD",
+        "numbers are written while calls are recorded: write them to a tensor before, which the calls read",
+      );
     const bytes = bytesIn(data);
     if (!bytes) throw typeError("ARGUMENT", `write: data is ${kindOf(data)}, wanted a typed array or a DataView`);
     coded(() => this.open.write(address, bytes));
@@ -320,7 +324,8 @@ function openCpu(isa: string | undefined, threads: number): Device {
 }
 
 function openCuda(ordinal: number): Device {
-  if (!Number.isInteger(ordinal) || ordinal < 0) throw rangeError("DEVICE", `ordinal is ${shown(ordinal)}, wanted a whole number from 0`);
+  if (!Number.isInteger(ordinal) || ordinal < 0)
+    throw rangeError("DEVICE", `ordinal is ${shown(ordinal)}, wanted a whole number from 0`);
   try {
     return new AddonDevice("cuda", "cuda", ordinal);
   } catch (error) {
@@ -335,7 +340,8 @@ function openCuda(ordinal: number): Device {
  * @throws RangeError `DEVICE` if this machine does not have it, `THREADS`, `ISA`
  */
 export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Promise<Device> {
-  if (typeof options !== "object" || options === null) throw typeError("ARGUMENT", `options are ${shown(options)}, wanted an object`);
+  if (typeof options !== "object" || options === null)
+    throw typeError("ARGUMENT", `options are ${shown(options)}, wanted an object`);
   const wanted = kind ?? (process.env.RLHF_DEVICE as DeviceKind | undefined) ?? "cpu";
   if (wanted === "webgpu") {
     const { openWebGpu } = await import("./webgpu/open.js");
@@ -345,7 +351,10 @@ export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Pr
   if (wanted !== "cpu") throw rangeError("DEVICE", `device is ${shown(wanted)}, this build has: cpu, cuda, webgpu`);
   const threads = options.threads ?? Number(process.env.RLHF_NUM_THREADS ?? 0);
   if (!Number.isInteger(threads) || threads < 0 || threads > 1024)
-    throw rangeError("THREADS", `threads is ${shown(options.threads ?? process.env.RLHF_NUM_THREADS)}, wanted a whole number from 1 to 1024`);
+    throw rangeError(
+      "THREADS",
+      `threads is ${shown(options.threads ?? process.env.RLHF_NUM_THREADS)}, wanted a whole number from 1 to 1024`,
+    );
   const isa = options.isa ?? process.env.RLHF_ISA;
   if (isa && !native.isaAvailable.split(" ").includes(isa))
     throw rangeError("ISA", `isa is ${shown(isa)}, this machine has: ${native.isaAvailable.replaceAll(" ", ", ")}`);

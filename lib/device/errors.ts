@@ -21,7 +21,10 @@ export function notPromise(what: string, value: unknown): void {
 
 // Emoji keep what joins them, and words of scripts that need joiners keep those.
 const JOINING = String.raw`(?<=[\p{Extended_Pictographic}\p{Emoji_Modifier}])[\ufe0e\ufe0f\u200d]|(?<=[\p{Script=Arabic}\p{M}])[\u200c\u200d]`;
-const HIDDEN = new RegExp(String.raw`(?!${JOINING})[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]`, "gu");
+const HIDDEN = new RegExp(
+  String.raw`(?!${JOINING})[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}]`,
+  "gu",
+);
 
 /**
  * A text that a terminal can only show. Control characters, marks of direction, halves of surrogate pairs and characters without
@@ -30,7 +33,9 @@ const HIDDEN = new RegExp(String.raw`(?!${JOINING})[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Z
  */
 export function visible(text: string, { lines = false } = {}): string {
   const escaped = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return text.replace(HIDDEN, (one) => (lines && (one === "\n" || one === "\t") ? one : one.split("").map(escaped).join("")));
+  return text.replace(HIDDEN, (one) =>
+    lines && (one === "\n" || one === "\t") ? one : one.split("").map(escaped).join(""),
+  );
 }
 
 /** What another's program says of itself, as messages show it: it may be long, and hold anything. */

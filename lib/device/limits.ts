@@ -63,7 +63,9 @@ export interface Streams {
 export function lastLevelCache(): number {
   for (const level of [3, 2])
     try {
-      const [, size, unit] = readFileSync(`/sys/devices/system/cpu/cpu0/cache/index${level}/size`, "utf8").match(/(\d+)([KM])/)!;
+      const [, size, unit] = readFileSync(`/sys/devices/system/cpu/cpu0/cache/index${level}/size`, "utf8").match(
+        /(\d+)([KM])/,
+      )!;
       return Number(size) * (unit === "M" ? 2 ** 20 : 2 ** 10);
     } catch {}
   return 32 * 2 ** 20;
@@ -75,14 +77,30 @@ const BLOCK = 256; // values, of each stream in turn
  * All of the device's threads together read, update and write arrays of `bytes` in all; with ordinary stores or past the caches,
  * whichever is faster. By default no cache holds the arrays.
  */
-export async function streamProbe(device: Device, { reads, updates, writes }: Streams, bytes = 4 * lastLevelCache()): Promise<Probe> {
+export async function streamProbe(
+  device: Device,
+  { reads, updates, writes }: Streams,
+  bytes = 4 * lastLevelCache(),
+): Promise<Probe> {
   const { threads } = device;
   const values = Math.max(1, Math.floor(bytes / 4 / (reads + updates + writes) / threads / BLOCK)) * threads * BLOCK;
   const address = device.allocate(4 * (reads + updates + writes) * values); // one block, so that the next probe of so many bytes takes it again
   const array = (before: number, streams: number) =>
-    ({ address: address + 4 * before * values, dtype: "f32", layout: "rows", shape: [streams, values], stride: values }) as const;
+    ({
+      address: address + 4 * before * values,
+      dtype: "f32",
+      layout: "rows",
+      shape: [streams, values],
+      stride: values,
+    }) as const;
   const [x, y, z] = [array(0, reads), array(reads, updates), array(reads + updates, writes)];
-  const sink = { address: device.allocate(4 * threads), dtype: "f32", layout: "rows", shape: [threads], stride: 1 } as const;
+  const sink = {
+    address: device.allocate(4 * threads),
+    dtype: "f32",
+    layout: "rows",
+    shape: [threads],
+    stride: 1,
+  } as const;
   for (const all of [x, y, z]) device.call(specs.get("fill")!, [1, all]);
   const moved = 4 * values * (reads + 2 * updates + writes);
   const rounds = Math.ceil(2 ** 26 / moved); // some ms, so that the way to the threads is not what is measured
@@ -97,7 +115,9 @@ export async function streamProbe(device: Device, { reads, updates, writes }: St
 }
 
 /** Bytes per second, read and written, of such streams. */
-export const bandwidth = (device: Device, streams: Streams, bytes?: number): Promise<number> => rateOf(streamProbe(device, streams, bytes));
+export const bandwidth = (device: Device, streams: Streams, bytes?: number): Promise<number> =>
+  rateOf(streamProbe(device, streams, bytes));
 
 /** Bytes per second that the device's threads read together, from memory that no cache holds. */
-export const readBandwidth = (device: Device): Promise<number> => bandwidth(device, { reads: 1, updates: 0, writes: 0 });
+export const readBandwidth = (device: Device): Promise<number> =>
+  bandwidth(device, { reads: 1, updates: 0, writes: 0 });

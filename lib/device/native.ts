@@ -92,7 +92,9 @@ export const root = packageRoot();
 /** The addon of this platform's package or of this build; `RLHF_ADDON` names another. */
 function load(): Addon {
   const require = createRequire(import.meta.url);
-  const { optionalDependencies: packages = {} } = require(join(root, "package.json")) as { optionalDependencies?: Record<string, string> };
+  const { optionalDependencies: packages = {} } = require(join(root, "package.json")) as {
+    optionalDependencies?: Record<string, string>;
+  };
   const platform = `${process.platform}-${process.arch}`;
   const ours = Object.keys(packages).filter((name) => name.startsWith(`@rlhf-kernels/${platform}`));
   const built = join(root, "build/native/Release/rlhf_kernels.node");
@@ -114,7 +116,10 @@ function load(): Addon {
       `rlhf-kernels: no native addon for ${platform} could be loaded. Tried:`,
       ...tried,
       "Mend it by",
-      ...install.map((line) => `${line}   (npm leaves it out with --omit=optional, or by a package-lock.json that another platform wrote), or`),
+      ...install.map(
+        (line) =>
+          `${line}   (npm leaves it out with --omit=optional, or by a package-lock.json that another platform wrote), or`,
+      ),
       `  node ${join(root, "native/setup.mjs")}   (builds it; needs a C++ compiler, make and CMake)`,
     ].join("\n"),
   );

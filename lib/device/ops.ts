@@ -59,13 +59,16 @@ export const camel = (name: string) => name.replace(/_(.)/g, (_, letter: string)
 function dims(text: string): Dim[] | "any" {
   if (text === "...") return "any";
   if (text === "") return [];
-  return text.split(",").map((dim) => (/^\d+$/.test(dim) ? Number(dim) : { letter: dim[0], plus: dim.endsWith("+1") ? 1 : 0 }));
+  return text
+    .split(",")
+    .map((dim) => (/^\d+$/.test(dim) ? Number(dim) : { letter: dim[0], plus: dim.endsWith("+1") ? 1 : 0 }));
 }
 
 const names = new Set(native.ops.flatMap((op) => [op.name, ...op.arguments.map((a) => a.name)]));
 
 /** A message of the addon with the names of ops and arguments as JavaScript has them. */
-export const inCamel = (message: string) => message.replace(/\w+_\w+/g, (word) => (names.has(word) ? camel(word) : word));
+export const inCamel = (message: string) =>
+  message.replace(/\w+_\w+/g, (word) => (names.has(word) ? camel(word) : word));
 
 /** Every op by its name, as native/ops.h lists it; names are the list's in camel case. */
 export const specs: ReadonlyMap<string, OpSpec> = new Map(

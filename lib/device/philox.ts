@@ -4,7 +4,15 @@ import { rangeError, shown } from "./errors.js";
  * Philox 4x32 with ten rounds (Salmon et al. 2011): four random words for a counter of four words under a key of two.
  * @param out uint32 [4], overwritten
  */
-export function philox(key0: number, key1: number, c0: number, c1: number, c2: number, c3: number, out: Uint32Array): void {
+export function philox(
+  key0: number,
+  key1: number,
+  c0: number,
+  c1: number,
+  c2: number,
+  c3: number,
+  out: Uint32Array,
+): void {
   for (let round = 0; round < 10; round++) {
     const high0 = multiplyHigh(0xd2511f53, c0);
     const high1 = multiplyHigh(0xcd9e8d57, c2);
@@ -99,7 +107,8 @@ export class Random {
 
   /** A whole number in [0, n). @throws RangeError `RANGE` unless n is one from 1 to 2^32 */
   below(n: number): number {
-    if (!(Number.isInteger(n) && n >= 1 && n <= 2 ** 32)) throw rangeError("RANGE", `n is ${shown(n)}, wanted a whole number from 1 to 2^32`);
+    if (!(Number.isInteger(n) && n >= 1 && n <= 2 ** 32))
+      throw rangeError("RANGE", `n is ${shown(n)}, wanted a whole number from 1 to 2^32`);
     return Math.floor(this.uniform() * n);
   }
 

@@ -24,7 +24,9 @@ type Args = readonly (Placed | number | undefined)[];
 
 /** Where a tensor lies, even once it is disposed. */
 const placed = (arg: Args[number]) =>
-  typeof arg === "object" ? { address: arg.address, dtype: arg.dtype, layout: arg.layout, shape: arg.shape, stride: arg.stride } : arg;
+  typeof arg === "object"
+    ? { address: arg.address, dtype: arg.dtype, layout: arg.layout, shape: arg.shape, stride: arg.stride }
+    : arg;
 
 /**
  * A CPU that runs nothing. Memory is handed out as on a real one (pages that nobody writes are not there), so its peak is a
@@ -84,7 +86,8 @@ export class PlannedDevice extends AddonDevice {
   }
 
   private flopsOf(op: OpSpec, args: Args): number {
-    const given = (name: string) => args[op.arguments.findIndex((argument) => argument.name === name)] as Placed | undefined;
+    const given = (name: string) =>
+      args[op.arguments.findIndex((argument) => argument.name === name)] as Placed | undefined;
     const shape = (name: string) => given(name)!.shape;
     const numbers = (name: string) => this.integers.get(given(name)?.address ?? NaN) ?? new Int32Array(0);
     const product = (rows: number, name: string) => 2 * rows * shape(name).reduce((a, b) => a * b, 1);
@@ -127,9 +130,16 @@ export class PlannedDevice extends AddonDevice {
   /** A cache and a table of which rows are picked count as what is moved in or out. */
   private bytesOf(op: OpSpec, args: Args): number {
     const moved = (name: string) =>
-      !(name === "kCache" || name === "vCache" || ((op.name === "embedding" || op.name === "embeddingGrad") && name.endsWith("able")));
+      !(
+        name === "kCache" ||
+        name === "vCache" ||
+        ((op.name === "embedding" || op.name === "embeddingGrad") && name.endsWith("able"))
+      );
     return args.reduce<number>(
-      (sum, arg, i) => (typeof arg === "object" && moved(op.arguments[i].name) ? sum + BYTES[arg.dtype] * arg.shape.reduce((a, b) => a * b, 1) : sum),
+      (sum, arg, i) =>
+        typeof arg === "object" && moved(op.arguments[i].name)
+          ? sum + BYTES[arg.dtype] * arg.shape.reduce((a, b) => a * b, 1)
+          : sum,
       0,
     );
   }

@@ -32,13 +32,22 @@ function counted(texts: Iterable<string>): Map<string, number> {
  * @throws RangeError `RANGE` for a vocabulary too small for the special tokens and 256 bytes; TypeError `TOKENIZER` for a
  *   special token that is empty, given twice or a byte's character
  */
-export function trainBpe(texts: Iterable<string> | Map<string, number>, { vocabulary, specials = ["<|endoftext|>"] }: BpeOptions): TokenizerFiles {
+export function trainBpe(
+  texts: Iterable<string> | Map<string, number>,
+  { vocabulary, specials = ["<|endoftext|>"] }: BpeOptions,
+): TokenizerFiles {
   const alphabet = [...byteCharacters].sort();
   if (!(Number.isInteger(vocabulary) && vocabulary >= specials.length + 256 && vocabulary <= PAIR))
-    throw rangeError("RANGE", `vocabulary is ${vocabulary}, wanted a whole number from ${specials.length + 256} (special tokens and bytes) to ${PAIR}`);
+    throw rangeError(
+      "RANGE",
+      `vocabulary is ${vocabulary}, wanted a whole number from ${specials.length + 256} (special tokens and bytes) to ${PAIR}`,
+    );
   for (const [i, token] of specials.entries())
     if (token === "" || alphabet.includes(token) || specials.indexOf(token) !== i)
-      throw typeError("TOKENIZER", `specials[${i}] is ${JSON.stringify(token)}, wanted a token that is neither empty, a byte's character nor given twice`);
+      throw typeError(
+        "TOKENIZER",
+        `specials[${i}] is ${JSON.stringify(token)}, wanted a token that is neither empty, a byte's character nor given twice`,
+      );
   const tokens = [...specials, ...alphabet];
   const corpus = new Corpus(
     texts instanceof Map ? texts : counted(texts),
@@ -141,9 +150,14 @@ class Corpus {
   }
 }
 
-const pairs = (word: Int32Array) => Array.from({ length: Math.max(0, word.length - 1) }, (_, i) => word[i] * PAIR + word[i + 1]);
+const pairs = (word: Int32Array) =>
+  Array.from({ length: Math.max(0, word.length - 1) }, (_, i) => word[i] * PAIR + word[i + 1]);
 
-function files(tokens: readonly string[], merges: readonly [string, string][], specials: readonly string[]): TokenizerFiles {
+function files(
+  tokens: readonly string[],
+  merges: readonly [string, string][],
+  specials: readonly string[],
+): TokenizerFiles {
   const byteLevel = { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true };
   return {
     tokenizer: {

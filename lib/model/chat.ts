@@ -43,7 +43,10 @@ export class ChatTemplate {
       text = this.template.render(messages, { ...this.tokens, add_generation_prompt: open && !continued });
     } catch (error) {
       const roles = messages.map(({ role }) => role).join(", ") || "no messages";
-      throw typeError("CHAT", `${this.name}: the chat template refuses ${brief(roles)}: ${brief((error as Error).message)}`);
+      throw typeError(
+        "CHAT",
+        `${this.name}: the chat template refuses ${brief(roles)}: ${brief((error as Error).message)}`,
+      );
     }
     if (!continued) return text;
     const start = text.lastIndexOf(last.content.trim());
@@ -57,9 +60,15 @@ const TOKENS = ["bos_token", "eos_token", "pad_token", "unk_token"];
 /** The template of a tokenizer_config.json: one, or the one of several that is called "default". */
 export function chatTemplate(config: Record<string, unknown>, name: string): ChatTemplate | undefined {
   const given = config.chat_template;
-  const source = Array.isArray(given) ? (given as { name?: unknown; template?: unknown }[]).find((one) => one?.name === "default")?.template : given;
+  const source = Array.isArray(given)
+    ? (given as { name?: unknown; template?: unknown }[]).find((one) => one?.name === "default")?.template
+    : given;
   if (source === undefined || source === null) return undefined;
-  if (typeof source !== "string") throw typeError("CHAT", `${name}: chat_template is ${typeof source}, wanted a string, or a list with one named "default"`);
+  if (typeof source !== "string")
+    throw typeError(
+      "CHAT",
+      `${name}: chat_template is ${typeof source}, wanted a string, or a list with one named "default"`,
+    );
   const spelled = TOKENS.flatMap((key) => {
     const token = config[key];
     const content = typeof token === "object" && token !== null ? (token as { content?: unknown }).content : token;

@@ -30,12 +30,20 @@ export async function readConfig(folder: string): Promise<{ config: ModelConfig;
  * @throws TypeError `MODEL` for a config that is not supported, a weight that is missing or has another shape; `DAMAGED` or `SAFETENSORS`
  *   for a file that is not what SHA256SUMS beside it, or its own digest, says
  */
-export async function loadModel(folder: string, on: Device = defaultDevice(), weights: "f32" | "bf16" = "f32"): Promise<Transformer> {
+export async function loadModel(
+  folder: string,
+  on: Device = defaultDevice(),
+  weights: "f32" | "bf16" = "f32",
+): Promise<Transformer> {
   return isAdapter(folder) ? (await loadModels([folder], on, weights))[0] : loadWhole(folder, on, weights);
 }
 
 /** Loads models that are frozen, but for what `adapted` trains: those that rest on one folder's weights share them. */
-export async function loadModels(folders: readonly string[], on: Device = defaultDevice(), weights: "f32" | "bf16" = "f32"): Promise<Transformer[]> {
+export async function loadModels(
+  folders: readonly string[],
+  on: Device = defaultDevice(),
+  weights: "f32" | "bf16" = "f32",
+): Promise<Transformer[]> {
   const bases = new Map<string, Transformer>();
   const models: Transformer[] = [];
   try {
@@ -59,14 +67,20 @@ export async function loadModels(folders: readonly string[], on: Device = defaul
 
 async function loadWhole(folder: string, on: Device, weights: "f32" | "bf16"): Promise<Transformer> {
   const { config, head } = await readConfig(folder);
-  const stored: Map<string, Writable> = weights === "bf16" ? await readSafetensors(folder, "keep") : await readSafetensors(folder);
-  if (config.layers > stored.size) throw typeError("MODEL", `${folder}: config.json tells of ${config.layers} layers, the files hold ${stored.size} tensors`);
+  const stored: Map<string, Writable> =
+    weights === "bf16" ? await readSafetensors(folder, "keep") : await readSafetensors(folder);
+  if (config.layers > stored.size)
+    throw typeError(
+      "MODEL",
+      `${folder}: config.json tells of ${config.layers} layers, the files hold ${stored.size} tensors`,
+    );
   const all = weightShapes(config, head).map(({ name, shape }) => {
     const where = place(name, config);
     const found = stored.get(where.name) ?? stored.get(where.name.replace(/^(transformer|model)\./, ""));
     if (!found) throw typeError("MODEL", `${folder}: the weight ${where.name} is missing`);
     const wanted = storedShape(shape, where);
-    if (found.shape.join() !== wanted.join()) throw typeError("MODEL", `${folder}: ${where.name} has shape [${found.shape}], wanted [${wanted}]`);
+    if (found.shape.join() !== wanted.join())
+      throw typeError("MODEL", `${folder}: ${where.name} has shape [${found.shape}], wanted [${wanted}]`);
     if (!(found.data instanceof Float32Array || found.data instanceof Uint16Array))
       throw typeError("MODEL", `${folder}: ${where.name} holds no f32, f16 or bf16 numbers`);
     return { name, shape, found, where };
@@ -85,15 +99,21 @@ async function loadWhole(folder: string, on: Device, weights: "f32" | "bf16"): P
  * @throws TypeError `LORA` for a model with an adapter or a folder that holds one, `WRITE` if the system refuses
  */
 export async function saveModel(model: Transformer, folder: string): Promise<void> {
-  if (model.lora) throw typeError("LORA", "the model has an adapter: saveAdapter writes it, merged() makes a model without");
-  if (isAdapter(folder)) throw typeError("LORA", `${folder} holds an adapter, which would be read in place of the model: wanted another folder`);
+  if (model.lora)
+    throw typeError("LORA", "the model has an adapter: saveAdapter writes it, merged() makes a model without");
+  if (isAdapter(folder))
+    throw typeError(
+      "LORA",
+      `${folder} holds an adapter, which would be read in place of the model: wanted another folder`,
+    );
   const { config, headKind } = model;
   const tensors = new Map<string, Writable>();
   for (const [name, { value }] of model.parameters) {
     const where = place(name, config);
     const shape = storedShape(value.shape, where);
     let target = tensors.get(where.name);
-    if (!target) tensors.set(where.name, (target = { shape, data: new ARRAYS[value.dtype](shape.reduce((a, b) => a * b, 1)) }));
+    if (!target)
+      tensors.set(where.name, (target = { shape, data: new ARRAYS[value.dtype](shape.reduce((a, b) => a * b, 1)) }));
     put(target, await value.read(), value.shape, where);
   }
   await writeListed(folder, {
@@ -116,7 +136,8 @@ function* places(shape: readonly number[], { transposed, third }: Place): Genera
     return;
   }
   const stride = third === undefined ? rows : 3 * rows;
-  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) yield [r * columns + c, c * stride + (third ?? 0) * rows + r];
+  for (let r = 0; r < rows; r++)
+    for (let c = 0; c < columns; c++) yield [r * columns + c, c * stride + (third ?? 0) * rows + r];
 }
 
 function taken({ data }: Writable, shape: readonly number[], where: Place): Data {

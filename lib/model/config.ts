@@ -67,13 +67,32 @@ export interface RopeScaling {
   originalContext: number;
 }
 
-type Family = Pick<ModelConfig, "kind" | "positions" | "norm" | "activation" | "qkNorm" | "qkvBias" | "outBias" | "mlpBias">;
+type Family = Pick<
+  ModelConfig,
+  "kind" | "positions" | "norm" | "activation" | "qkNorm" | "qkvBias" | "outBias" | "mlpBias"
+>;
 
-const llama: Family = { kind: "llama", positions: "rotary", norm: "rms", activation: "swiglu", qkvBias: false, outBias: false, mlpBias: false };
+const llama: Family = {
+  kind: "llama",
+  positions: "rotary",
+  norm: "rms",
+  activation: "swiglu",
+  qkvBias: false,
+  outBias: false,
+  mlpBias: false,
+};
 
 /** What sets the families apart but for their sizes; a Llama's and a Qwen3's config.json may add biases. */
 export const families: Record<ModelConfig["kind"], Family> = {
-  gpt2: { kind: "gpt2", positions: "learned", norm: "layer", activation: "gelu-tanh", qkvBias: true, outBias: true, mlpBias: true },
+  gpt2: {
+    kind: "gpt2",
+    positions: "learned",
+    norm: "layer",
+    activation: "gelu-tanh",
+    qkvBias: true,
+    outBias: true,
+    mlpBias: true,
+  },
   llama,
   qwen2: { ...llama, kind: "qwen2", qkvBias: true },
   qwen3: { ...llama, kind: "qwen3", qkNorm: true },
@@ -81,24 +100,28 @@ export const families: Record<ModelConfig["kind"], Family> = {
 };
 
 /** The longest sequence that a model computes as its config.json says: no limit but a table of positions, or the window, since all keys are seen. */
-export const longestSequence = ({ positions, context, window = Infinity }: ModelConfig): number => (positions === "learned" ? context : window);
+export const longestSequence = ({ positions, context, window = Infinity }: ModelConfig): number =>
+  positions === "learned" ? context : window;
 
 type Json = Record<string, unknown>;
 
 /** The ids of an entry that holds one, several or none. */
-export const tokenIds = (value: unknown): number[] => [value].flat().filter((id): id is number => typeof id === "number");
+export const tokenIds = (value: unknown): number[] =>
+  [value].flat().filter((id): id is number => typeof id === "number");
 
 /** Reads `config.json` of a Hugging Face directory. @throws TypeError `MODEL` for what is not supported, by name */
 export function fromHuggingFace(json: Json, where: string): ModelConfig {
   const wrong = (what: string) => typeError("MODEL", `${where}: ${what}`);
   const number = (key: string, otherwise?: number): number => {
     const value = json[key] ?? otherwise;
-    if (typeof value !== "number" || !(value > 0)) throw wrong(`${key} is ${shown(json[key])}, wanted a positive number`);
+    if (typeof value !== "number" || !(value > 0))
+      throw wrong(`${key} is ${shown(json[key])}, wanted a positive number`);
     return value;
   };
   const whole = (key: string, otherwise?: number): number => {
     const value = number(key, otherwise);
-    if (!Number.isInteger(value) || value >= 2 ** 31) throw wrong(`${key} is ${value}, wanted a whole number below 2^31`);
+    if (!Number.isInteger(value) || value >= 2 ** 31)
+      throw wrong(`${key} is ${value}, wanted a whole number below 2^31`);
     return value;
   };
   const divided = (width: number, heads: number): number => {
@@ -113,7 +136,9 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
     throw wrong(`model_type is ${shown(kind)}, wanted one of ${Object.keys(families).join(", ")}`);
   const family = families[kind as ModelConfig["kind"]];
   if (family.kind === "gpt2") {
-    const activation = { gelu_new: "gelu-tanh", gelu_pytorch_tanh: "gelu-tanh", gelu: "gelu-erf" }[String(json.activation_function ?? "gelu_new")];
+    const activation = { gelu_new: "gelu-tanh", gelu_pytorch_tanh: "gelu-tanh", gelu: "gelu-erf" }[
+      String(json.activation_function ?? "gelu_new")
+    ];
     if (!activation) throw wrong(`activation_function is ${shown(json.activation_function)}, wanted gelu_new or gelu`);
     if (json.scale_attn_by_inverse_layer_idx) throw wrong("scale_attn_by_inverse_layer_idx is not supported");
     if (json.add_cross_attention) throw wrong("add_cross_attention is not supported");
@@ -137,20 +162,25 @@ export function fromHuggingFace(json: Json, where: string): ModelConfig {
       ...ids,
     };
   }
-  if (json.hidden_act !== undefined && json.hidden_act !== "silu") throw wrong(`hidden_act is ${shown(json.hidden_act)}, wanted silu`);
+  if (json.hidden_act !== undefined && json.hidden_act !== "silu")
+    throw wrong(`hidden_act is ${shown(json.hidden_act)}, wanted silu`);
   const width = whole("hidden_size");
   const heads = whole("num_attention_heads");
   const layers = whole("num_hidden_layers");
   const context = whole("max_position_embeddings");
-  const headSize = typeof json.head_dim === "number" ? whole("head_dim") : kind === "qwen3" ? 128 : divided(width, heads);
-  if (headSize % 2 !== 0) throw wrong(`a head has ${headSize} dimensions, wanted an even number, which rotary positions pair`);
+  const headSize =
+    typeof json.head_dim === "number" ? whole("head_dim") : kind === "qwen3" ? 128 : divided(width, heads);
+  if (headSize % 2 !== 0)
+    throw wrong(`a head has ${headSize} dimensions, wanted an even number, which rotary positions pair`);
   const last = typeof json.max_window_layers === "number" ? json.max_window_layers : 28; // layers of Qwen before it have no window
   const slides = Array.isArray(json.layer_types) ? json.layer_types.includes("sliding_attention") : layers > last;
   const windowed = kind === "mistral" || (kind.startsWith("qwen") && json.use_sliding_window && slides);
   const window = windowed && json.sliding_window !== null ? whole("sliding_window", 4096) : context;
   if (window < context && kind !== "mistral") {
     const where = json.layer_types ? "that layer_types names" : `from max_window_layers, ${last}, on`;
-    throw wrong(`sliding_window is ${window} in the layers ${where}, wanted max_position_embeddings, ${context}, or more, or use_sliding_window false`);
+    throw wrong(
+      `sliding_window is ${window} in the layers ${where}, wanted max_position_embeddings, ${context}, or more, or use_sliding_window false`,
+    );
   }
   const bias = (kind === "llama" || kind === "qwen3") && json.attention_bias === true;
   return {
@@ -181,7 +211,8 @@ function ropeOf(json: Json, wrong: (what: string) => Error): Pick<ModelConfig, "
     if (typeof value !== "number" || !(value > 0)) throw wrong(`${key} is ${shown(value)}, wanted a positive number`);
     return value;
   };
-  if ((rope.partial_rotary_factor ?? json.partial_rotary_factor ?? 1) !== 1) throw wrong("partial_rotary_factor is not supported");
+  if ((rope.partial_rotary_factor ?? json.partial_rotary_factor ?? 1) !== 1)
+    throw wrong("partial_rotary_factor is not supported");
   const ropeTheta = number("rope_theta", json.rope_theta ?? rope.rope_theta ?? 10000);
   const type = rope.rope_type ?? rope.type ?? "default";
   if (type === "default") return { ropeTheta };
@@ -192,7 +223,8 @@ function ropeOf(json: Json, wrong: (what: string) => Error): Pick<ModelConfig, "
     highFrequencyFactor: number("high_freq_factor"),
     originalContext: number("original_max_position_embeddings"),
   };
-  if (!(ropeScaling.lowFrequencyFactor < ropeScaling.highFrequencyFactor)) throw wrong("low_freq_factor is not less than high_freq_factor");
+  if (!(ropeScaling.lowFrequencyFactor < ropeScaling.highFrequencyFactor))
+    throw wrong("low_freq_factor is not less than high_freq_factor");
   return { ropeTheta, ropeScaling };
 }
 
@@ -212,7 +244,8 @@ export function inverseFrequencies({ headSize, ropeTheta, ropeScaling }: ModelCo
 /** Writes `config.json`. `head` says whether the model ends in logits or in a score. */
 export function toHuggingFace(config: ModelConfig, head: "logits" | "score"): Json {
   const names = { gpt2: "GPT2", llama: "Llama", qwen2: "Qwen2", qwen3: "Qwen3", mistral: "Mistral" };
-  const suffix = head === "score" ? "ForSequenceClassification" : config.kind === "gpt2" ? "LMHeadModel" : "ForCausalLM";
+  const suffix =
+    head === "score" ? "ForSequenceClassification" : config.kind === "gpt2" ? "LMHeadModel" : "ForCausalLM";
   const { eosId = null, bosId = null, padId = null, ropeScaling: stretch } = config;
   const common = {
     architectures: [names[config.kind] + suffix],

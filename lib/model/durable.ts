@@ -10,7 +10,8 @@ import { native } from "../device/native.js";
 const WRITE_LIMIT = 2 ** 30; // one write call takes less than 2^31 bytes
 
 /** A name for what is being written beside a file. What is left by such a name is swept. */
-export const besideName = (file: string): string => join(dirname(file), `.${basename(file)}.${randomBytes(6).toString("hex")}.rlhf`);
+export const besideName = (file: string): string =>
+  join(dirname(file), `.${basename(file)}.${randomBytes(6).toString("hex")}.rlhf`);
 const BESIDE = /^\..+\.[0-9a-f]{12}\.rlhf$/;
 
 /** What writes itself to a file. */
@@ -36,7 +37,8 @@ export async function writeFileDurably(file: string, content: Durable): Promise<
       if (typeof content === "object" && "write" in content) await content.write(handle);
       else
         for await (const part of typeof content === "string" ? [Buffer.from(content)] : content)
-          for (let at = 0; at < part.length;) at += (await handle.write(part, at, Math.min(WRITE_LIMIT, part.length - at))).bytesWritten;
+          for (let at = 0; at < part.length;)
+            at += (await handle.write(part, at, Math.min(WRITE_LIMIT, part.length - at))).bytesWritten;
       await handle.sync();
       await rename(path, file);
     } catch (error) {

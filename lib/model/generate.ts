@@ -131,7 +131,9 @@ export async function generate(
       // Until a sequence is as long as it may be, the next step is queued before this one is read, so that no thread waits for JavaScript.
       for (let drawn = running.length > 0 ? cache.decode(running) : undefined; drawn;) {
         const batch = running;
-        const ahead = batch.every(({ tokens }) => tokens.length + 1 < options.maxTokens) ? cache.decode(batch, 1) : undefined;
+        const ahead = batch.every(({ tokens }) => tokens.length + 1 < options.maxTokens)
+          ? cache.decode(batch, 1)
+          : undefined;
         ahead?.catch(() => undefined); // where this step fails, the next one may fail too
         running = await take(batch, drawn);
         const ended = running.length < batch.length;
@@ -173,7 +175,12 @@ export function checkRequests(model: Transformer, requests: readonly Request[], 
   };
   within("maxTokens", maxTokens, Number.isInteger(maxTokens) && maxTokens >= 1, "a whole number from 1");
   within("slots", slots, Number.isInteger(slots) && slots >= 1, "a whole number from 1");
-  within("temperature", temperature, temperature === 0 || (temperature >= 2 ** -127 && temperature <= 2 ** 120), "0 or a number from 2^-127 to 2^120");
+  within(
+    "temperature",
+    temperature,
+    temperature === 0 || (temperature >= 2 ** -127 && temperature <= 2 ** 120),
+    "0 or a number from 2^-127 to 2^120",
+  );
   within("topK", topK, Number.isInteger(topK) && topK >= 0, "a whole number from 0");
   within("topP", topP, topP > 0 && topP <= 1, "a number above 0, 1 at most");
   within("minP", minP, minP >= 0 && minP <= 1, "a number from 0 to 1");
@@ -182,9 +189,13 @@ export function checkRequests(model: Transformer, requests: readonly Request[], 
   requests.forEach(({ prompt, index, sample }, i) => {
     word(`index of request ${i}`, index);
     word(`sample of request ${i}`, sample);
-    if (prompt.length === 0) throw rangeError("EMPTY", `prompt ${i} has no tokens: the first token needs something before it`);
+    if (prompt.length === 0)
+      throw rangeError("EMPTY", `prompt ${i} has no tokens: the first token needs something before it`);
     if (prompt.length + maxTokens > context)
-      throw rangeError("CONTEXT", `prompt ${i} has ${prompt.length} tokens and maxTokens is ${maxTokens}, the model's context is ${context}`);
+      throw rangeError(
+        "CONTEXT",
+        `prompt ${i} has ${prompt.length} tokens and maxTokens is ${maxTokens}, the model's context is ${context}`,
+      );
     for (let t = 0; t < prompt.length; t++)
       if (!(Number.isInteger(prompt[t]) && prompt[t] >= 0 && prompt[t] < vocabulary))
         throw rangeError("ID", `prompt ${i}: token ${t} is ${prompt[t]}, wanted 0 to ${vocabulary - 1}`);
@@ -217,7 +228,8 @@ class Cache {
     capacity: number,
   ) {
     const { layers, kvHeads, headSize } = model.config;
-    const make = () => Array.from({ length: layers }, () => Tensor.empty([slots, kvHeads, capacity, headSize], "f32", model.device));
+    const make = () =>
+      Array.from({ length: layers }, () => Tensor.empty([slots, kvHeads, capacity, headSize], "f32", model.device));
     this.keys = make();
     this.values = make();
   }
@@ -269,7 +281,14 @@ class Cache {
 
   attend(layer: number, q: Tensor, k: Tensor, v: Tensor, { slots, positions, lengths }: Inputs): Tensor {
     this.write(layer, k, v, slots, positions);
-    return run("attentionDecode", { q, kCache: this.keys[layer], vCache: this.values[layer], slots, lengths, scale: this.model.scale }).o;
+    return run("attentionDecode", {
+      q,
+      kCache: this.keys[layer],
+      vCache: this.values[layer],
+      slots,
+      lengths,
+      scale: this.model.scale,
+    }).o;
   }
 
   /**
@@ -279,7 +298,17 @@ class Cache {
   draw(logits: Tensor, counter: Tensor | Int32Array, into?: Tensor): Drawn {
     const { seed, temperature = 1, topK = 0, topP = 1, minP = 0 } = this.options;
     const at = counter instanceof Tensor ? counter : Tensor.from(counter, [counter.length / 4, 4], logits.device);
-    const { token, logp, truncatedLogp } = run("sample", { logits, counter: at, seed, stream: SAMPLING_STREAM, temperature, topK, topP, minP, token: into });
+    const { token, logp, truncatedLogp } = run("sample", {
+      logits,
+      counter: at,
+      seed,
+      stream: SAMPLING_STREAM,
+      temperature,
+      topK,
+      topP,
+      minP,
+      token: into,
+    });
     return { token, logp, truncatedLogp };
   }
 
@@ -327,7 +356,9 @@ class Step {
 
   private draw(): Drawn {
     const { cache, inputs } = this;
-    const hidden = cache.model.hiddenAt(inputs.ids, inputs.positions, { attend: (layer, q, k, v) => cache.attend(layer, q, k, v, inputs) });
+    const hidden = cache.model.hiddenAt(inputs.ids, inputs.positions, {
+      attend: (layer, q, k, v) => cache.attend(layer, q, k, v, inputs),
+    });
     return cache.draw(cache.model.logits(hidden), inputs.counter, inputs.ids);
   }
 
@@ -339,5 +370,7 @@ class Step {
 
 /** Of the random numbers of each sequence's next token, [B, 4]. */
 function counters(running: readonly Running[], { update = 0 }: SamplingOptions, ahead = 0): Int32Array {
-  return Int32Array.from(running.flatMap(({ request, tokens }) => [update, request.index, request.sample, tokens.length + ahead]));
+  return Int32Array.from(
+    running.flatMap(({ request, tokens }) => [update, request.index, request.sample, tokens.length + ahead]),
+  );
 }

@@ -8,7 +8,9 @@ const MOST = 2 ** 24;
 /** The object in a JSON file of a model directory. @throws TypeError `MODEL`, `DAMAGED` if it is not what SHA256SUMS beside it lists */
 export async function readObject(file: string): Promise<Record<string, unknown>> {
   const content = await readListed(file, MOST).catch((error: NodeJS.ErrnoException) => {
-    throw error.code === "DAMAGED" ? error : typeError("MODEL", `${dirname(file)} is no model directory: ${file}: ${error.message}`);
+    throw error.code === "DAMAGED"
+      ? error
+      : typeError("MODEL", `${dirname(file)} is no model directory: ${file}: ${error.message}`);
   });
   let json: unknown;
   try {
@@ -16,6 +18,7 @@ export async function readObject(file: string): Promise<Record<string, unknown>>
   } catch (error) {
     throw typeError("MODEL", `${file} is not JSON: ${(error as Error).message}`);
   }
-  if (typeof json !== "object" || json === null || Array.isArray(json)) throw typeError("MODEL", `${file} is ${shown(json)}, wanted an object`);
+  if (typeof json !== "object" || json === null || Array.isArray(json))
+    throw typeError("MODEL", `${file} is ${shown(json)}, wanted an object`);
   return json as Record<string, unknown>;
 }

@@ -32,7 +32,11 @@ function selfWriting(content: ListedContent): Content {
   const hash = createHash("sha256");
   return {
     async write(handle) {
-      for (const part of typeof content === "string" ? [Buffer.from(content)] : content instanceof Uint8Array ? [content] : content) {
+      for (const part of typeof content === "string"
+        ? [Buffer.from(content)]
+        : content instanceof Uint8Array
+          ? [content]
+          : content) {
         hash.update(part);
         await handle.appendFile(part);
       }
@@ -49,5 +53,6 @@ export async function list(folder: string, digests: Record<string, string | unde
   const kept = before.filter((line) => !Object.hasOwn(digests, sumLine(line)?.name ?? ""));
   const added = Object.entries(digests).flatMap(([name, digest]) => (digest === undefined ? [] : `${digest}  ${name}`));
   const lines = [...kept, ...added].sort((a, b) => (a.slice(NAME) < b.slice(NAME) ? -1 : 1));
-  if (lines.join("\n") !== before.join("\n")) await writeFileDurably(join(folder, SUMS), lines.map((line) => `${line}\n`).join(""));
+  if (lines.join("\n") !== before.join("\n"))
+    await writeFileDurably(join(folder, SUMS), lines.map((line) => `${line}\n`).join(""));
 }

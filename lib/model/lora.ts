@@ -33,21 +33,39 @@ export function loraOf({ kind, activation }: ModelConfig, { rank, alpha, targets
   if (targets === "all-linear") return { rank, alpha, targets: known };
   const unknown = targets.find((target) => !known.includes(target));
   if (unknown !== undefined || targets.length === 0)
-    throw typeError("LORA", `targets is [${targets.join(", ")}], wanted some of ${known.join(", ")}, which this model has`);
+    throw typeError(
+      "LORA",
+      `targets is [${targets.join(", ")}], wanted some of ${known.join(", ")}, which this model has`,
+    );
   const joined = ["q", "k", "v"].filter((name) => targets.includes(name as LoraTarget)).length;
   if (kind === "gpt2" && joined % 3 !== 0)
-    throw typeError("LORA", `targets is [${targets.join(", ")}], wanted all of q, k, v or none: in gpt2 they are one layer`);
+    throw typeError(
+      "LORA",
+      `targets is [${targets.join(", ")}], wanted all of q, k, v or none: in gpt2 they are one layer`,
+    );
   return { rank, alpha, targets: known.filter((target) => targets.includes(target)) };
 }
 
 /** The name of the A that a layer, `layers.0.q`, reads. */
-export const loraA = (layer: string, { kind }: ModelConfig) => `${kind === "gpt2" ? layer.replace(/\.[qkv]$/, ".qkv") : layer}.loraA`;
+export const loraA = (layer: string, { kind }: ModelConfig) =>
+  `${kind === "gpt2" ? layer.replace(/\.[qkv]$/, ".qkv") : layer}.loraA`;
 
 /** The factors of an adapter: A is drawn uniformly from +- `bound` (He et al. 2015, as PEFT has it), B begins at 0. */
-export function loraShapes(config: ModelConfig, { rank, targets }: Lora): { name: string; shape: number[]; bound: number }[] {
+export function loraShapes(
+  config: ModelConfig,
+  { rank, targets }: Lora,
+): { name: string; shape: number[]; bound: number }[] {
   const { width: C, mlp: F, headSize: D } = config;
   const [Q, K] = [config.heads * D, config.kvHeads * D];
-  const sizes: Record<LoraTarget, [O: number, I: number]> = { q: [Q, C], k: [K, C], v: [K, C], o: [C, Q], gate: [F, C], up: [F, C], down: [C, F] };
+  const sizes: Record<LoraTarget, [O: number, I: number]> = {
+    q: [Q, C],
+    k: [K, C],
+    v: [K, C],
+    o: [C, Q],
+    gate: [F, C],
+    up: [F, C],
+    down: [C, F],
+  };
   const shapes = new Map<string, { name: string; shape: number[]; bound: number }>();
   for (let i = 0; i < config.layers; i++)
     for (const target of targets) {

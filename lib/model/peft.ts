@@ -19,17 +19,26 @@ export const ADAPTER_FILES = [ADAPTER_CONFIG, WEIGHTS];
 const SCORE = "base_model.model.score.weight";
 
 /** Options of variants, in which A and B mean something else or the base is changed: they must be empty. What only draws the first A is none. */
-const VARIANTS = /^(use_.*|(?!eva_).*_config|rank_pattern|alpha_pattern|layer_replication|lora_bias|alora_invocation_tokens)$/;
+const VARIANTS =
+  /^(use_.*|(?!eva_).*_config|rank_pattern|alpha_pattern|layer_replication|lora_bias|alora_invocation_tokens)$/;
 const DRAWN = ["gaussian", "orthogonal", "eva"];
 
 export const isAdapter = (folder: string): boolean => existsSync(join(folder, ADAPTER_CONFIG));
 
 /** Our factors: the key of each, and where the base has query, key and value in one layer, which third of its B. */
-function* factors(config: ModelConfig, lora: Lora): Generator<{ name: string; shape: number[]; key: string; third?: number }> {
+function* factors(
+  config: ModelConfig,
+  lora: Lora,
+): Generator<{ name: string; shape: number[]; key: string; third?: number }> {
   for (const { name, shape } of loraShapes(config, lora)) {
     const [layer, factor] = [name.slice(0, -".loraA".length), name.slice(-1)];
     const { name: weight, third } = place(`${layer.replace(/qkv$/, "q")}.weight`, config);
-    yield { name, shape, key: `base_model.model.${weight.replace(/weight$/, `lora_${factor}.weight`)}`, third: factor === "B" ? third : undefined };
+    yield {
+      name,
+      shape,
+      key: `base_model.model.${weight.replace(/weight$/, `lora_${factor}.weight`)}`,
+      third: factor === "B" ? third : undefined,
+    };
   }
 }
 
@@ -41,25 +50,39 @@ export async function baseFolder(folder: string): Promise<string> {
   if (!isAdapter(folder)) return folder;
   const file = join(folder, ADAPTER_CONFIG);
   const { base_model_name_or_path: base } = await readObject(file);
-  const found = typeof base === "string" ? [base, join(folder, base)].find((path) => existsSync(join(path, "config.json"))) : undefined;
-  if (found === undefined) throw typeError("MODEL", `${file}: base_model_name_or_path is ${shown(base)}, wanted the model directory that the adapter is for`);
-  if (isAdapter(found)) throw typeError("MODEL", `${file}: base_model_name_or_path is ${shown(base)}, which is an adapter itself, wanted a whole model`);
+  const found =
+    typeof base === "string"
+      ? [base, join(folder, base)].find((path) => existsSync(join(path, "config.json")))
+      : undefined;
+  if (found === undefined)
+    throw typeError(
+      "MODEL",
+      `${file}: base_model_name_or_path is ${shown(base)}, wanted the model directory that the adapter is for`,
+    );
+  if (isAdapter(found))
+    throw typeError(
+      "MODEL",
+      `${file}: base_model_name_or_path is ${shown(base)}, which is an adapter itself, wanted a whole model`,
+    );
   return found;
 }
 
 async function readConfig(folder: string): Promise<{ rank: number; alpha: number; scores: boolean }> {
   const file = join(folder, ADAPTER_CONFIG);
   const json = await readObject(file);
-  const wrong = (key: string, wanted: string) => typeError("MODEL", `${file}: ${key} is ${shown(json[key])}, wanted ${wanted}`);
+  const wrong = (key: string, wanted: string) =>
+    typeError("MODEL", `${file}: ${key} is ${shown(json[key])}, wanted ${wanted}`);
   if (json.peft_type !== "LORA") throw wrong("peft_type", "LORA");
   const { r: rank, lora_alpha: alpha, bias = "none", init_lora_weights: init, task_type: task } = json;
   if (typeof rank !== "number" || !Number.isInteger(rank) || rank < 1) throw wrong("r", "a whole number from 1");
   if (typeof alpha !== "number" || !(alpha > 0 && alpha < Infinity)) throw wrong("lora_alpha", "a number above 0");
   if (bias !== "none") throw wrong("bias", "none");
-  if (typeof init === "string" && !DRAWN.includes(init)) throw wrong("init_lora_weights", `true, false, ${DRAWN.join(", ")}: others change the base`);
+  if (typeof init === "string" && !DRAWN.includes(init))
+    throw wrong("init_lora_weights", `true, false, ${DRAWN.join(", ")}: others change the base`);
   for (const key of Object.keys(json).filter((name) => VARIANTS.test(name))) {
     const value = json[key] ?? false;
-    if (value !== false && !(typeof value === "object" && Object.keys(value).length === 0)) throw wrong(key, "none: it is not supported");
+    if (value !== false && !(typeof value === "object" && Object.keys(value).length === 0))
+      throw wrong(key, "none: it is not supported");
   }
   return { rank, alpha, scores: task === "SEQ_CLS" };
 }
@@ -98,7 +121,8 @@ export async function loadAdapter(folder: string, base: Transformer): Promise<Tr
   if (targets.length === 0) throw wrong(`it has nothing for the first block of a ${config.kind}`);
   const model = base.base(scores ? "score" : "logits", loraOf(config, { rank, alpha, targets }));
   try {
-    if (!scores && !config.tied && !model.parameters.has("head")) throw wrong("it is for a model that ends in logits, its base ends in a score");
+    if (!scores && !config.tied && !model.parameters.has("head"))
+      throw wrong("it is for a model that ends in logits, its base ends in a score");
     if (scores && (stored.has(short(SCORE)) || !model.parameters.has("score"))) {
       const score = take(SCORE, [1, config.width]);
       model.parameters.get("score")?.dispose();
@@ -106,7 +130,10 @@ export async function loadAdapter(folder: string, base: Transformer): Promise<Tr
     }
     for (const { name, shape, key, third } of factors(config, model.lora!)) model.set(name, take(key, shape, third));
     const left = [...tensors.keys()].find((key) => !taken.has(short(key)));
-    if (left !== undefined) throw wrong(`it holds ${left}, which is no part of an adapter of ${targets.join(", ")} in ${config.layers} blocks`);
+    if (left !== undefined)
+      throw wrong(
+        `it holds ${left}, which is no part of an adapter of ${targets.join(", ")} in ${config.layers} blocks`,
+      );
     return model;
   } catch (error) {
     model.dispose();
@@ -123,9 +150,13 @@ export async function loadAdapter(folder: string, base: Transformer): Promise<Tr
 export async function saveAdapter(model: Transformer, folder: string, base: string): Promise<void> {
   const { lora, config, headKind } = model;
   if (!lora) throw typeError("LORA", "the model has no adapter, wanted one");
-  if (resolve(base) === resolve(folder)) throw typeError("LORA", `${folder} holds the adapter's base, wanted another folder`);
+  if (resolve(base) === resolve(folder))
+    throw typeError("LORA", `${folder} holds the adapter's base, wanted another folder`);
   if (["model.safetensors", "model.safetensors.index.json"].some((name) => existsSync(join(folder, name))))
-    throw typeError("LORA", `${folder} holds a whole model, in place of which the adapter would be read: wanted another folder`);
+    throw typeError(
+      "LORA",
+      `${folder} holds a whole model, in place of which the adapter would be read: wanted another folder`,
+    );
   const tensors = new Map<string, Writable>();
   const modules = new Set<string>();
   for (const { name, key, third } of factors(config, lora)) {
@@ -133,7 +164,8 @@ export async function saveAdapter(model: Transformer, folder: string, base: stri
     const [rows, columns] = value.shape;
     const parts = third === undefined ? 1 : 3;
     let whole = tensors.get(key);
-    if (!whole) tensors.set(key, (whole = { shape: [parts * rows, columns], data: new ARRAYS[value.dtype](parts * value.size) }));
+    if (!whole)
+      tensors.set(key, (whole = { shape: [parts * rows, columns], data: new ARRAYS[value.dtype](parts * value.size) }));
     whole.data.set(await value.read(), (third ?? 0) * value.size);
     const path = key.split(".").slice(0, -2);
     modules.add(path.slice(config.kind === "gpt2" ? -2 : -1).join(".")); // GPT-2 has two c_proj
@@ -155,5 +187,8 @@ export async function saveAdapter(model: Transformer, folder: string, base: stri
     fan_in_fan_out: config.kind === "gpt2",
     inference_mode: true,
   };
-  await writeListed(folder, { [WEIGHTS]: safetensors(tensors, { format: "pt" }), [ADAPTER_CONFIG]: JSON.stringify(json, null, 2) + "\n" });
+  await writeListed(folder, {
+    [WEIGHTS]: safetensors(tensors, { format: "pt" }),
+    [ADAPTER_CONFIG]: JSON.stringify(json, null, 2) + "\n",
+  });
 }

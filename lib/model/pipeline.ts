@@ -54,27 +54,36 @@ function rewritten(step: Step | null): Step | null {
       return { ...step, [steps]: (step[steps] as (Step | null)[]).map(rewritten) };
     }
     case "ByteLevel":
-      return step.use_regex !== false && !step.add_prefix_space ? sequence(split(wordPattern), { ...step, use_regex: false }) : step;
+      return step.use_regex !== false && !step.add_prefix_space
+        ? sequence(split(wordPattern), { ...step, use_regex: false })
+        : step;
     case "Digits":
       return split(step.individual_digits ? "\\p{N}" : "\\p{N}+");
     case "Metaspace": {
       const { replacement = "▁", prepend_scheme = step.add_prefix_space === false ? "never" : "always" } = step;
-      if (typeof replacement !== "string" || Array.from(replacement).length !== 1) throw new Error(`the replacement of Metaspace is ${shown(replacement)}`);
+      if (typeof replacement !== "string" || Array.from(replacement).length !== 1)
+        throw new Error(`the replacement of Metaspace is ${shown(replacement)}`);
       const spaced = { type: "Metaspace", replacement, prepend_scheme };
       const mark = `\\u{${replacement.codePointAt(0)!.toString(16)}}`;
       return step.split === false ? spaced : sequence(spaced, split(`${mark}[^${mark}]*|[^${mark}]+`));
     }
     case "Split":
       checkPattern(step);
-      if (step.behavior !== "Isolated" && step.behavior !== "Removed") throw new Error(`a Split that is ${shown(step.behavior)} is not supported`);
-      if (step.invert && step.behavior !== "Removed") throw new Error("a Split that is inverted and Isolated is not supported");
+      if (step.behavior !== "Isolated" && step.behavior !== "Removed")
+        throw new Error(`a Split that is ${shown(step.behavior)} is not supported`);
+      if (step.invert && step.behavior !== "Removed")
+        throw new Error("a Split that is inverted and Isolated is not supported");
       return step;
     case "FixedLength":
-      if (!(Number.isInteger(step.length) && (step.length as number) > 0)) throw new Error(`the length of FixedLength is ${shown(step.length)}`);
+      if (!(Number.isInteger(step.length) && (step.length as number) > 0))
+        throw new Error(`the length of FixedLength is ${shown(step.length)}`);
       return step;
     case "Replace":
       checkPattern(step);
-      return { ...step, content: typeof step.content === "string" ? step.content.replaceAll("$", "$$$$") : step.content };
+      return {
+        ...step,
+        content: typeof step.content === "string" ? step.content.replaceAll("$", "$$$$") : step.content,
+      };
     default:
       return step;
   }
@@ -138,7 +147,8 @@ function checkGrowth(step: Step | null): void {
     }
     if ([content, prepend].some((text) => typeof text === "string" && /[^\0-\x7f]/.test(text))) folded = false;
   }
-  if (!(times + more <= MOST_GROWTH)) throw new Error(`its steps make a text grow ${times + more} times, wanted at most ${MOST_GROWTH}`);
+  if (!(times + more <= MOST_GROWTH))
+    throw new Error(`its steps make a text grow ${times + more} times, wanted at most ${MOST_GROWTH}`);
 }
 
 const lengthOf = (text: unknown) => (typeof text === "string" ? text.length : 0);
@@ -178,7 +188,8 @@ function joined(step: Step | null): Join | undefined {
     case "Metaspace": {
       const { replacement = "▁", prepend_scheme = step.add_prefix_space === false ? "never" : "always" } = step;
       if (typeof replacement !== "string" || replacement === "") return undefined;
-      return (tokens) => tokens.map((token, i) => token.replaceAll(replacement, i === 0 && prepend_scheme !== "never" ? "" : " "));
+      return (tokens) =>
+        tokens.map((token, i) => token.replaceAll(replacement, i === 0 && prepend_scheme !== "never" ? "" : " "));
     }
     default:
       return undefined;

@@ -92,7 +92,8 @@ async function filesOf(folder: string): Promise<Map<string, string[] | undefined
       () => false,
     );
   if (await exists(single)) return new Map([[single, undefined]]);
-  if (!(await exists(index))) throw malformed(folder, "there is neither model.safetensors nor model.safetensors.index.json");
+  if (!(await exists(index)))
+    throw malformed(folder, "there is neither model.safetensors nor model.safetensors.index.json");
   const content = await readListed(index, HEADER_LIMIT).catch((error: NodeJS.ErrnoException) => {
     throw error.code === "DAMAGED" ? error : malformed(index, `it cannot be read: ${error.message}`);
   });
@@ -126,7 +127,8 @@ export interface SafetensorsFile<T = StoredTensor> {
 export const readSafetensorsFile = (file: string) => readFileOf(file) as Promise<SafetensorsFile>;
 
 /** Checks one `.safetensors` file as `readSafetensorsFile` does, and keeps no tensor: without a digest its header. @throws TypeError `SAFETENSORS` */
-export const checkSafetensorsFile = (file: string): Promise<Omit<SafetensorsFile, "tensors">> => readFileOf(file, "drop");
+export const checkSafetensorsFile = (file: string): Promise<Omit<SafetensorsFile, "tensors">> =>
+  readFileOf(file, "drop");
 
 async function readFileOf(file: string, how?: "keep" | "drop"): Promise<SafetensorsFile<Writable>> {
   const handle = await open(file, constants.O_RDONLY | constants.O_NONBLOCK).catch((error: Error) => {
@@ -149,11 +151,20 @@ async function readFileOf(file: string, how?: "keep" | "drop"): Promise<Safetens
       const bytes = await bytesAt(handle, file, start.length + begin, end - begin);
       digest?.hash.update(new Uint8Array(bytes));
       if (how !== "drop")
-        tensors.set(name, { shape, data: dtype === "BF16" && how === "keep" ? new Uint16Array(bytes) : dtypes[dtype].widen(bytes, `${file}: ${name}`) });
+        tensors.set(name, {
+          shape,
+          data:
+            dtype === "BF16" && how === "keep"
+              ? new Uint16Array(bytes)
+              : dtypes[dtype].widen(bytes, `${file}: ${name}`),
+        });
     }
     const given = digest?.hash.digest("hex");
     if (given !== digest?.wanted)
-      throw malformed(file, `it is damaged: its SHA-256 is ${given}, wanted ${digest!.wanted}, which stands in ${digest!.place}${digest!.hint}`);
+      throw malformed(
+        file,
+        `it is damaged: its SHA-256 is ${given}, wanted ${digest!.wanted}, which stands in ${digest!.place}${digest!.hint}`,
+      );
     return { tensors, metadata, verified: digest !== undefined };
   } finally {
     await handle.close();
@@ -188,7 +199,9 @@ async function digestOf(file: string, own: string | undefined, start: Uint8Array
 async function bytesAt(handle: FileHandle, file: string, position: number, length: number): Promise<ArrayBuffer> {
   const buffer = new ArrayBuffer(length);
   for (let at = 0; at < length;) {
-    const { bytesRead } = await handle.read(new Uint8Array(buffer, at, Math.min(READ_LIMIT, length - at)), { position: position + at });
+    const { bytesRead } = await handle.read(new Uint8Array(buffer, at, Math.min(READ_LIMIT, length - at)), {
+      position: position + at,
+    });
     if (bytesRead === 0) throw malformed(file, `it ends at byte ${position + at}, wanted ${position + length}`);
     at += bytesRead;
   }
@@ -217,7 +230,8 @@ function repeatedName(header: string): string | undefined {
 }
 
 function metadataOf(file: string, { __metadata__: metadata = {} }: Record<string, unknown>): Record<string, string> {
-  if (!isObject(metadata) || Object.values(metadata).some((value) => typeof value !== "string")) throw malformed(file, "__metadata__ is no object of strings");
+  if (!isObject(metadata) || Object.values(metadata).some((value) => typeof value !== "string"))
+    throw malformed(file, "__metadata__ is no object of strings");
   return metadata as Record<string, string>;
 }
 
@@ -232,16 +246,24 @@ function entries(file: string, header: Record<string, unknown>, size: number): E
       throw malformed(file, `${name} has dtype ${shown(dtype)}, wanted one of ${Object.keys(dtypes).join(", ")}`);
     if (!isCounts(shape)) throw malformed(file, `${name} has shape ${shown(shape)}, wanted whole numbers from 0`);
     if (!isCounts(offsets) || offsets.length !== 2 || offsets[1] < offsets[0] || offsets[1] > size)
-      throw malformed(file, `${name} has data_offsets ${shown(offsets)}, wanted two in order within the ${size} bytes of data`);
+      throw malformed(
+        file,
+        `${name} has data_offsets ${shown(offsets)}, wanted two in order within the ${size} bytes of data`,
+      );
     const [begin, end] = offsets;
     const wanted = shape.reduce((a, b) => a * b, dtypes[dtype].bytes);
-    if (end - begin !== wanted) throw malformed(file, `${name} has ${end - begin} bytes, wanted ${wanted} for ${dtype} [${shape.join()}]`);
+    if (end - begin !== wanted)
+      throw malformed(file, `${name} has ${end - begin} bytes, wanted ${wanted} for ${dtype} [${shape.join()}]`);
     found.push({ name, dtype, shape, begin, end });
   }
   found.sort((a, b) => a.begin - b.begin || a.end - b.end);
   let at = 0;
   for (const { name, begin, end } of found) {
-    if (begin !== at) throw malformed(file, `${name} begins at byte ${begin} of the data, wanted ${at}: tensors overlap or leave a gap`);
+    if (begin !== at)
+      throw malformed(
+        file,
+        `${name} begins at byte ${begin} of the data, wanted ${at}: tensors overlap or leave a gap`,
+      );
     at = end;
   }
   if (at !== size) throw malformed(file, `the tensors take ${at} bytes of the ${size} bytes of data`);
@@ -253,7 +275,11 @@ function entries(file: string, header: Record<string, unknown>, size: number): E
  * written beside, synced, then renamed.
  * @throws TypeError `SAFETENSORS` for a tensor whose length is not that of its shape
  */
-export async function writeSafetensors(file: string, tensors: ReadonlyMap<string, Writable>, metadata?: Record<string, string>): Promise<void> {
+export async function writeSafetensors(
+  file: string,
+  tensors: ReadonlyMap<string, Writable>,
+  metadata?: Record<string, string>,
+): Promise<void> {
   await writeFileDurably(file, safetensors(tensors, metadata));
 }
 
@@ -266,8 +292,18 @@ export function safetensors(tensors: ReadonlyMap<string, Writable>, metadata: Re
   for (const [name, { shape, data }] of ordered) {
     const wanted = shape.reduce((a, b) => a * b, 1);
     if (name === "__metadata__" || data.length !== wanted)
-      throw typeError("SAFETENSORS", `${name} has ${data.length} elements, wanted ${wanted} for shape [${shape.join()}]`);
-    const dtype = data instanceof Float32Array ? "F32" : data instanceof Float64Array ? "F64" : data instanceof Uint16Array ? "BF16" : "I32";
+      throw typeError(
+        "SAFETENSORS",
+        `${name} has ${data.length} elements, wanted ${wanted} for shape [${shape.join()}]`,
+      );
+    const dtype =
+      data instanceof Float32Array
+        ? "F32"
+        : data instanceof Float64Array
+          ? "F64"
+          : data instanceof Uint16Array
+            ? "BF16"
+            : "I32";
     header[name] = { dtype, shape, data_offsets: [at, (at += data.byteLength)] };
   }
   const text = new TextEncoder().encode(JSON.stringify(header));
@@ -299,7 +335,8 @@ export function safetensors(tensors: ReadonlyMap<string, Writable>, metadata: Re
 const LARGE = 2 ** 24; // bytes, from which hashing takes longer than one more sync
 
 async function writeAt(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
-  for (let at = 0; at < bytes.length;) at += (await handle.write(bytes, at, Math.min(READ_LIMIT, bytes.length - at), position + at)).bytesWritten;
+  for (let at = 0; at < bytes.length;)
+    at += (await handle.write(bytes, at, Math.min(READ_LIMIT, bytes.length - at), position + at)).bytesWritten;
 }
 
 function fromBrain(bits: Uint16Array): Float32Array {
@@ -310,7 +347,8 @@ function fromBrain(bits: Uint16Array): Float32Array {
 
 function fromBig(values: BigInt64Array | BigUint64Array, name: string): Float64Array {
   return Float64Array.from(values as Iterable<bigint>, (value) => {
-    if (!Number.isSafeInteger(Number(value))) throw typeError("SAFETENSORS", `${name} has ${value}, wanted at most 2^53 - 1 in size`);
+    if (!Number.isSafeInteger(Number(value)))
+      throw typeError("SAFETENSORS", `${name} has ${value}, wanted at most 2^53 - 1 in size`);
     return Number(value);
   });
 }
@@ -325,8 +363,10 @@ function parse(file: string, text: string): Record<string, unknown> {
   throw malformed(file, "its header is no JSON object");
 }
 
-const isObject = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null && !Array.isArray(value);
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
 
-const isCounts = (value: unknown): value is number[] => Array.isArray(value) && value.every((n) => Number.isSafeInteger(n) && n >= 0);
+const isCounts = (value: unknown): value is number[] =>
+  Array.isArray(value) && value.every((n) => Number.isSafeInteger(n) && n >= 0);
 
 const malformed = (file: string, what: string) => typeError("SAFETENSORS", `${file}: ${what}`);

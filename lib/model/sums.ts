@@ -36,7 +36,10 @@ export const listedSum = async (file: string) => (await sumsOf(dirname(file))).g
 
 /** A file is not what its folder lists. */
 export const damaged = (file: string, what = "is damaged, or was changed"): TypeError & CodedError =>
-  typeError("DAMAGED", `${file} ${what}: ${SUMS} beside it lists another. "rlhf check --accept ${dirname(file)}" takes what is there`);
+  typeError(
+    "DAMAGED",
+    `${file} ${what}: ${SUMS} beside it lists another. "rlhf check --accept ${dirname(file)}" takes what is there`,
+  );
 
 /**
  * Reads a file, and holds what it read to the digest that the folder lists for it, if there is one.
@@ -73,7 +76,11 @@ export async function readWithin(file: string, most: number): Promise<Buffer> {
  * Passes on the chunks of a file, and after the last one throws as `readListed` does.
  * @param digest what the file is held to, in place of what its folder lists
  */
-export async function* heldToSum<T extends Uint8Array>(file: string, chunks: AsyncIterable<T>, digest?: string): AsyncGenerator<T> {
+export async function* heldToSum<T extends Uint8Array>(
+  file: string,
+  chunks: AsyncIterable<T>,
+  digest?: string,
+): AsyncGenerator<T> {
   const listed = digest ?? (await listedSum(file));
   const hash = listed === undefined ? undefined : createHash("sha256");
   for await (const chunk of chunks) {

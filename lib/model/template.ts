@@ -85,7 +85,8 @@ export class Template {
 
   /** @throws Error for what is no template */
   constructor(source: string) {
-    if (source.length > MOST_SOURCE) throw new Error(`it has ${source.length} characters, wanted at most ${MOST_SOURCE}`);
+    if (source.length > MOST_SOURCE)
+      throw new Error(`it has ${source.length} characters, wanted at most ${MOST_SOURCE}`);
     if (BLANK.test(source)) throw new Error("it has 1024 characters of white space together");
     this.program = parse(tokenize(source, { lstrip_blocks: true, trim_blocks: true })) as Node;
     mark(this.program);
@@ -96,9 +97,13 @@ export class Template {
     const { length } = messages;
     if (length > MOST_MESSAGES) throw new Error(`there are ${length} messages, wanted at most ${MOST_MESSAGES}`);
     const characters = costs.given(messages);
-    this.budget.begin((1 + length) * PER_MESSAGE + characters * PER_CHARACTER, length * MOST_PER_MESSAGE + characters * PER_CHARACTER);
+    this.budget.begin(
+      (1 + length) * PER_MESSAGE + characters * PER_CHARACTER,
+      length * MOST_PER_MESSAGE + characters * PER_CHARACTER,
+    );
     const scope = new NewScope();
-    for (const [name, value] of Object.entries({ ...globals(this.budget), ...variables, messages })) scope.set(name, value);
+    for (const [name, value] of Object.entries({ ...globals(this.budget), ...variables, messages }))
+      scope.set(name, value);
     return new Bounded(scope, this.budget).evaluate(this.program, scope).value as string;
   }
 }
@@ -126,7 +131,20 @@ function globals(budget: Budget): Record<string, unknown> {
   return { ...constants, raise_exception, range, strftime_now };
 }
 
-const MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
+const MONTHS = [
+  "January",
+  "February",
+  "March",
+  "April",
+  "May",
+  "June",
+  "July",
+  "August",
+  "September",
+  "October",
+  "November",
+  "December",
+];
 
 function formatted(date: Date, format: string): string {
   const two = (number: number) => String(number).padStart(2, "0");
@@ -153,7 +171,8 @@ function mark(tree: unknown): number {
   let size = 1;
   for (const child of tree instanceof Map ? [...tree].flat() : Object.values(node)) size += mark(child);
   for (const key of ["body", "alternate", "defaultBlock"])
-    if (Array.isArray(node[key])) for (const statement of node[key] as Node[]) if (!SILENT.includes(statement.type)) statement.written = true;
+    if (Array.isArray(node[key]))
+      for (const statement of node[key] as Node[]) if (!SILENT.includes(statement.type)) statement.written = true;
   if (node.type === "Macro" || node.type === "CallStatement") node.size = size;
   return size;
 }
@@ -296,6 +315,9 @@ class Bounded extends Library {
     const selects = iterable.type === "SelectExpression";
     const value = this.evaluate(selects ? iterable.lhs : iterable, scope);
     this.budget.spend(ROUND * costs.rounds(value));
-    return super.evaluate({ ...node, iterable: selects ? { ...iterable, lhs: given(value) } : given(value) } as Node, scope);
+    return super.evaluate(
+      { ...node, iterable: selects ? { ...iterable, lhs: given(value) } : given(value) } as Node,
+      scope,
+    );
   }
 }

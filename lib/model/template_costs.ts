@@ -31,7 +31,8 @@ export function shallow(value: Value): number {
 }
 
 /** How often a loop over it goes round. */
-export const rounds = (value: Value): number => (isList(value) ? list(value).length : isMapping(value) ? (value.value as Map<string, Value>).size : 0);
+export const rounds = (value: Value): number =>
+  isList(value) ? list(value).length : isMapping(value) ? (value.value as Map<string, Value>).size : 0;
 
 /** Of a slice: a text becomes a list of its characters first. */
 export const sliced = (value: Value): number => (isText(value) ? ITEM * lengthOf(value) : 2 * shallow(value));
@@ -101,7 +102,8 @@ export function method(budget: Budget, name: string, object: Value, args: readon
   const length = lengthOf(object);
   const texts = args.flatMap((one) => (isList(one) ? list(one) : [one]));
   budget.spend(3 * length + texts.reduce((sum, one) => sum + search(length, lengthOf(one)), 0));
-  if (name === "split") budget.spend(ITEM * (1 + (args[0] && isText(args[0]) ? occurrences(object, args[0]) : spaces(object))));
+  if (name === "split")
+    budget.spend(ITEM * (1 + (args[0] && isText(args[0]) ? occurrences(object, args[0]) : spaces(object))));
   if (name === "replace" && args.length >= 2) budget.spend(occurrences(object, args[0]) * lengthOf(args[1]));
 }
 
@@ -114,7 +116,11 @@ function mapping(budget: Budget, name: string, object: Value): void {
 /** Charges a filter before it works. */
 export function filter(budget: Budget, name: string, operand: Value, args: readonly Value[]): void {
   const most = args.reduce(
-    (sum, one) => sum + (isList(one) ? list(one).reduce((n, part) => n + lengthOf(part), 0) : lengthOf(one) || Math.abs(Number(one.value)) || 0),
+    (sum, one) =>
+      sum +
+      (isList(one)
+        ? list(one).reduce((n, part) => n + lengthOf(part), 0)
+        : lengthOf(one) || Math.abs(Number(one.value)) || 0),
     0,
   );
   if (name === "tojson") return text(budget, operand, ESCAPED, most);
@@ -127,8 +133,13 @@ export function filter(budget: Budget, name: string, operand: Value, args: reado
   if (isMapping(operand)) return mapping(budget, name, operand);
   if (!isList(operand) || ["length", "first", "last", "list", "safe", "default"].includes(name)) return;
   const { length } = list(operand);
-  budget.spend(shallow(operand) + (["sort", "map", "join", "selectattr", "rejectattr"].includes(name) ? length * (16 + most) * order(length) : 0));
-  const reads = ["join", "string", "sort", "unique"].includes(name) || args.some(({ value }) => value === "lower" || value === "upper");
+  budget.spend(
+    shallow(operand) +
+      (["sort", "map", "join", "selectattr", "rejectattr"].includes(name) ? length * (16 + most) * order(length) : 0),
+  );
+  const reads =
+    ["join", "string", "sort", "unique"].includes(name) ||
+    args.some(({ value }) => value === "lower" || value === "upper");
   if (reads) text(budget, operand, name === "sort" ? order(length) : 1);
 }
 

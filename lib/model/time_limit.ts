@@ -35,7 +35,8 @@ export class TimeLimit {
       } catch (error) {
         if ((error as NodeJS.ErrnoException).code !== "ERR_SCRIPT_EXECUTION_TIMEOUT") throw error;
         const before = threadTime();
-        if (before === undefined || (patience > limit && passed() >= limit)) throw new Error(`it takes more than ${Math.ceil(limit)} s`, { cause: error });
+        if (before === undefined || (patience > limit && passed() >= limit))
+          throw new Error(`it takes more than ${Math.ceil(limit)} s`, { cause: error });
         const waits = (performance.now() - started) / 1000 / Math.max(0.01, passed()); // for a second of its own
         patience = 1.25 * Math.max(limit * waits, patience);
         passed = () => threadTime()! - before;

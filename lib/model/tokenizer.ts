@@ -126,17 +126,27 @@ export class Tokenizer {
     if (typeof vocab !== "object" || vocab === null || Array.isArray(vocab) || !Array.isArray(tokenizer.added_tokens))
       throw typeError("TOKENIZER", `${name} has no model.vocab or added_tokens of a tokenizer with a table of ids`);
     for (const added of tokenizer.added_tokens as unknown[]) {
-      if (typeof added !== "object" || added === null) throw typeError("TOKENIZER", `${name}: added_tokens has ${shown(added)}, wanted an object`);
-      if ((added as AddedToken).single_word) throw typeError("TOKENIZER", `${name}: single_word of an added token is not supported`);
+      if (typeof added !== "object" || added === null)
+        throw typeError("TOKENIZER", `${name}: added_tokens has ${shown(added)}, wanted an object`);
+      if ((added as AddedToken).single_word)
+        throw typeError("TOKENIZER", `${name}: single_word of an added token is not supported`);
     }
-    for (const [token, id] of [...Object.entries(vocab), ...tokenizer.added_tokens.map(({ content, id }) => [content, id] as const)]) {
+    for (const [token, id] of [
+      ...Object.entries(vocab),
+      ...tokenizer.added_tokens.map(({ content, id }) => [content, id] as const),
+    ]) {
       if (typeof token !== "string" || !Number.isInteger(id) || id < 0 || id > MOST_IDS)
-        throw typeError("TOKENIZER", `${name}: the token ${shown(token)} has id ${shown(id)}, wanted a whole number from 0 to ${MOST_IDS}`);
+        throw typeError(
+          "TOKENIZER",
+          `${name}: the token ${shown(token)} has id ${shown(id)}, wanted a whole number from 0 to ${MOST_IDS}`,
+        );
       this.ids.set(token, id);
       this.tokens[id] = token;
     }
     this.vocabularySize = this.tokens.length;
-    this.special = new Map(tokenizer.added_tokens.filter(({ special }) => special).map(({ content, id }) => [content, id]));
+    this.special = new Map(
+      tokenizer.added_tokens.filter(({ special }) => special).map(({ content, id }) => [content, id]),
+    );
     this.bosId = this.named(config.bos_token, "bos_token");
     this.eosId = this.named(config.eos_token, "eos_token");
     this.padId = this.named(config.pad_token, "pad_token");
@@ -145,12 +155,19 @@ export class Tokenizer {
     if (this.isPlainByteLevel(tokenizer)) {
       const given: unknown = tokenizer.model.merges ?? [];
       const isMerge = (merge: unknown) =>
-        typeof merge === "string" || (Array.isArray(merge) && merge.length === 2 && merge.every((part) => typeof part === "string"));
-      if (!Array.isArray(given) || !given.every(isMerge)) throw typeError("TOKENIZER", `${name}: model.merges is ${shown(given)}, wanted pairs of tokens`);
-      const merges = (given as (string | [string, string])[]).map((merge) => (typeof merge === "string" ? merge.split(" ", 2) : merge) as [string, string]);
+        typeof merge === "string" ||
+        (Array.isArray(merge) && merge.length === 2 && merge.every((part) => typeof part === "string"));
+      if (!Array.isArray(given) || !given.every(isMerge))
+        throw typeError("TOKENIZER", `${name}: model.merges is ${shown(given)}, wanted pairs of tokens`);
+      const merges = (given as (string | [string, string])[]).map(
+        (merge) => (typeof merge === "string" ? merge.split(" ", 2) : merge) as [string, string],
+      );
       for (const [a, b] of merges)
         if (!this.ids.has(a) || !this.ids.has(b) || !this.ids.has(a + b))
-          throw typeError("TOKENIZER", `${name}: the merge of ${JSON.stringify(a)} and ${JSON.stringify(b)} has a part that is not in the vocabulary`);
+          throw typeError(
+            "TOKENIZER",
+            `${name}: the merge of ${JSON.stringify(a)} and ${JSON.stringify(b)} has a part that is not in the vocabulary`,
+          );
       this.encoder = new ByteLevelEncoder(this.ids, merges);
       const longestFirst = tokenizer.added_tokens.map(({ content }) => content).sort((a, b) => b.length - a.length);
       if (longestFirst.length > 0) this.added = new RegExp(`(${longestFirst.map(escaped).join("|")})`, "u");
@@ -166,7 +183,9 @@ export class Tokenizer {
       (found) => found.isDirectory(),
       () => false,
     );
-    const file = isFolder ? join(existsSync(join(path, "tokenizer.json")) ? path : await baseFolder(path), "tokenizer.json") : path;
+    const file = isFolder
+      ? join(existsSync(join(path, "tokenizer.json")) ? path : await baseFolder(path), "tokenizer.json")
+      : path;
     const tokenizer = await readJson(file);
     if (!tokenizer) throw typeError("TOKENIZER", `${file} is missing`);
     const config = await readJson(join(dirname(file), "tokenizer_config.json"));
@@ -175,7 +194,9 @@ export class Tokenizer {
     if (tokenizerConfig.eos_token === undefined) {
       // GPT-2's own files name the end of a text in config.json alone.
       const [id] = tokenIds((await readJson(join(await baseFolder(dirname(file)), "config.json")))?.eos_token_id);
-      const eos = Array.isArray(tokenizer.added_tokens) ? (tokenizer.added_tokens as AddedToken[]).find((token) => token.id === id) : undefined;
+      const eos = Array.isArray(tokenizer.added_tokens)
+        ? (tokenizer.added_tokens as AddedToken[]).find((token) => token.id === id)
+        : undefined;
       if (eos) tokenizerConfig.eos_token = eos.content;
     }
     const template = await read(join(dirname(file), "chat_template.jinja"));
@@ -187,7 +208,11 @@ export class Tokenizer {
     const content = typeof token === "object" && token !== null ? (token as { content?: unknown }).content : token;
     if (content === undefined || content === null) return undefined;
     const id = typeof content === "string" ? this.ids.get(content) : undefined;
-    if (id === undefined) throw typeError("TOKENIZER", `${this.name}: ${key} is ${JSON.stringify(content)}, which is not in the vocabulary`);
+    if (id === undefined)
+      throw typeError(
+        "TOKENIZER",
+        `${this.name}: ${key} is ${JSON.stringify(content)}, which is not in the vocabulary`,
+      );
     return id;
   }
 
@@ -237,8 +262,20 @@ export class Tokenizer {
     return (this.quick ??= this.followed(() => this.asksLittle(this.files.tokenizer)));
   }
 
-  private asksLittle({ normalizer, pre_tokenizer, post_processor, decoder, model, added_tokens }: TokenizerJson): boolean {
-    const { continuing_subword_prefix: before, continuing_subword_suffix: within, end_of_word_suffix: after, max_input_chars_per_word: most } = model;
+  private asksLittle({
+    normalizer,
+    pre_tokenizer,
+    post_processor,
+    decoder,
+    model,
+    added_tokens,
+  }: TokenizerJson): boolean {
+    const {
+      continuing_subword_prefix: before,
+      continuing_subword_suffix: within,
+      end_of_word_suffix: after,
+      max_input_chars_per_word: most,
+    } = model;
     const isShort = (text: unknown) => typeof text !== "string" || text.length <= LONGEST_TOKEN;
     return (
       areQuick(normalizer, pre_tokenizer, post_processor, decoder) &&
@@ -252,7 +289,8 @@ export class Tokenizer {
     const { tokenizer, tokenizerConfig } = this.files;
     const { added_tokens, normalizer, pre_tokenizer, post_processor, decoder } = tokenizer;
     const added = added_tokens.reduce((length, { content }) => length + content.length, 0);
-    if (added > MOST_ADDED_IN_LIBRARY) throw new Error(`its added tokens have ${added} characters, wanted at most ${MOST_ADDED_IN_LIBRARY}`);
+    if (added > MOST_ADDED_IN_LIBRARY)
+      throw new Error(`its added tokens have ${added} characters, wanted at most ${MOST_ADDED_IN_LIBRARY}`);
     for (const steps of [post_processor, decoder]) stepsOf(steps);
     const steps = {
       normalizer: exact(normalizer ?? null),
@@ -261,7 +299,10 @@ export class Tokenizer {
       decoder: decoder ?? null,
     };
     // what names special tokens is used by none of what is asked for here, and takes time that grows as their square
-    return new LibraryTokenizer({ ...tokenizer, ...steps }, { ...tokenizerConfig, additional_special_tokens: undefined }) as Library;
+    return new LibraryTokenizer(
+      { ...tokenizer, ...steps },
+      { ...tokenizerConfig, additional_special_tokens: undefined },
+    ) as Library;
   }
 
   /** The id of a token as the vocabulary spells it. */
@@ -279,13 +320,20 @@ export class Tokenizer {
   encode(text: string, { special = false } = {}): Int32Array {
     if (typeof text !== "string") throw typeError("TYPE", `text is ${typeof text}, wanted a string`);
     if (!this.encoder || special) {
-      const { ids } = this.used(text.length, (slow) => slow.encode(text.replace(/\p{Surrogate}/gu, "\ufffd"), { add_special_tokens: special }));
-      if (ids.includes(undefined)) throw typeError("TOKENIZER", `${this.name} has no token for a part of ${JSON.stringify(text.slice(0, 80))}`);
+      const { ids } = this.used(text.length, (slow) =>
+        slow.encode(text.replace(/\p{Surrogate}/gu, "\ufffd"), { add_special_tokens: special }),
+      );
+      if (ids.includes(undefined))
+        throw typeError("TOKENIZER", `${this.name} has no token for a part of ${JSON.stringify(text.slice(0, 80))}`);
       return Int32Array.from(ids as number[]);
     }
     const out: number[] = [];
     const { added } = this;
-    const parts = !added ? [text] : this.isQuick ? text.split(added) : this.followed(() => this.limited(text.length, () => text.split(added)));
+    const parts = !added
+      ? [text]
+      : this.isQuick
+        ? text.split(added)
+        : this.followed(() => this.limited(text.length, () => text.split(added)));
     for (const [i, part] of parts.entries())
       if (i % 2 === 1) out.push(this.ids.get(part)!);
       else if (part !== "") this.encoder.encode(part, out);
@@ -337,7 +385,8 @@ export class Tokenizer {
   /** The model's own chat template. @throws TypeError `CHAT` if it has none */
   get chat(): ChatTemplate {
     this.template ??= chatTemplate(this.files.tokenizerConfig, this.name);
-    if (!this.template) throw typeError("CHAT", `${this.name} has no chat template beside it, which a conversation needs`);
+    if (!this.template)
+      throw typeError("CHAT", `${this.name} has no chat template beside it, which a conversation needs`);
     return this.template;
   }
 
@@ -352,7 +401,11 @@ export class Tokenizer {
     const prefix = rendered ? [] : this.prefix;
     if (prompt !== "" || prefix.length > 0) return joined(prefix, this.encode(prompt));
     const begin = this.bosId ?? this.eosId;
-    if (begin === undefined) throw typeError("TOKENIZER", `the prompt is empty, and ${this.name} names no bos_token or eos_token to begin a text with`);
+    if (begin === undefined)
+      throw typeError(
+        "TOKENIZER",
+        `the prompt is empty, and ${this.name} names no bos_token or eos_token to begin a text with`,
+      );
     return Int32Array.of(begin);
   }
 
@@ -369,7 +422,10 @@ export class Tokenizer {
   /** What the post-processor puts before a text, unless tokenizer_config.json says that it does not. */
   get prefix(): readonly number[] {
     if (this.before) return this.before;
-    const steps = this.files.tokenizerConfig.add_bos_token === false ? [] : this.followed(() => stepsOf(this.files.tokenizer.post_processor));
+    const steps =
+      this.files.tokenizerConfig.add_bos_token === false
+        ? []
+        : this.followed(() => stepsOf(this.files.tokenizer.post_processor));
     return (this.before = steps.flatMap(prefixOf).filter((id) => this.tokens[id] !== undefined));
   }
 
@@ -386,7 +442,8 @@ export class Tokenizer {
   }
 
   private has(id: number): boolean {
-    if (!(Number.isInteger(id) && id >= 0)) throw rangeError("ID", `token ${id} is no id, wanted a whole number from 0`);
+    if (!(Number.isInteger(id) && id >= 0))
+      throw rangeError("ID", `token ${id} is no id, wanted a whole number from 0`);
     return this.tokens[id] !== undefined;
   }
 }

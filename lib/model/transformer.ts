@@ -43,7 +43,8 @@ export function pack(
   const ends = new Int32Array(sequences.length); // the position after each sequence
   sequences.forEach((sequence, b) => {
     const before = prefix ? prefix[b] : -1;
-    if (!(before >= -1 && before < b)) throw rangeError("PREFIX", `prefix[${b}] is ${before}, wanted an earlier sequence or -1`);
+    if (!(before >= -1 && before < b))
+      throw rangeError("PREFIX", `prefix[${b}] is ${before}, wanted an earlier sequence or -1`);
     const base = before < 0 ? 0 : ends[before];
     ends[b] = base + sequence.length;
     ids.set(sequence, cuSeqlens[b]);
@@ -64,7 +65,10 @@ export interface HiddenOptions {
 }
 
 /** The weights of a model: name, shape and how each is drawn. Linear layers are [outputs, inputs]. */
-export function weightShapes(config: ModelConfig, head: "logits" | "score"): { name: string; shape: number[]; deviation: number; fill: number }[] {
+export function weightShapes(
+  config: ModelConfig,
+  head: "logits" | "score",
+): { name: string; shape: number[]; deviation: number; fill: number }[] {
   const { width: C, headSize: D, mlp: F } = config;
   const shapes: { name: string; shape: number[]; deviation: number; fill: number }[] = [];
   const residual = 0.02 / Math.sqrt(2 * config.layers); // GPT-2: what is added to the residual stream is scaled by its depth
@@ -202,18 +206,26 @@ export class Transformer {
     const lora = options && loraOf(this.config, options);
     if (!lora) throw typeError("LORA", "the model has no adapter, wanted options for one");
     if (this.lora && JSON.stringify(this.lora) !== JSON.stringify(lora))
-      throw typeError("LORA", `the model has an adapter, ${JSON.stringify(this.lora)}; ${JSON.stringify(lora)} wants it merged first`);
+      throw typeError(
+        "LORA",
+        `the model has an adapter, ${JSON.stringify(this.lora)}; ${JSON.stringify(lora)} wants it merged first`,
+      );
     const other = this.base(headKind, lora);
     weightShapes(this.config, headKind).forEach(({ name, shape, deviation }, stream) => {
       const shared = other.parameters.get(name);
       if (shared && name !== "score") return;
       if (shared) other.set(name, this.copied(name));
-      else other.set(name, run("normal", { seed, stream, mean: 0, deviation, y: Tensor.empty(shape, "f32", this.device) }).y);
+      else
+        other.set(
+          name,
+          run("normal", { seed, stream, mean: 0, deviation, y: Tensor.empty(shape, "f32", this.device) }).y,
+        );
       shared?.dispose();
     });
     loraShapes(this.config, lora).forEach(({ name, shape: [rows, columns], bound }, i) => {
       const random = new Random(seed, LORA_STREAM).at(i);
-      const drawn = () => Float32Array.from({ length: rows * columns }, () => (bound ? bound * (2 * random.uniform() - 1) : 0));
+      const drawn = () =>
+        Float32Array.from({ length: rows * columns }, () => (bound ? bound * (2 * random.uniform() - 1) : 0));
       other.set(name, this.lora ? this.copied(name) : Tensor.from(drawn(), [rows, columns], this.device));
     });
     return other;
@@ -242,9 +254,11 @@ export class Transformer {
    * @throws TypeError `MODEL` for models of other shapes or another head
    */
   static average(models: readonly Transformer[]): Transformer {
-    const sizes = ({ config, headKind }: Transformer) => JSON.stringify([config.kind, headKind, weightShapes(config, headKind).map(({ shape }) => shape)]);
+    const sizes = ({ config, headKind }: Transformer) =>
+      JSON.stringify([config.kind, headKind, weightShapes(config, headKind).map(({ shape }) => shape)]);
     models.forEach((model, i) => {
-      if (sizes(model) !== sizes(models[0])) throw typeError("MODEL", `models[${i}] has other weights than models[0], wanted models of one shape`);
+      if (sizes(model) !== sizes(models[0]))
+        throw typeError("MODEL", `models[${i}] has other weights than models[0], wanted models of one shape`);
     });
     const mean = models[0].merged();
     for (const other of models.slice(1)) {
@@ -290,7 +304,12 @@ export class Transformer {
   pack(): Disposable {
     for (const parameter of this.matrices) {
       const { name, working, version } = parameter;
-      if (name === "positions" || (name === "embedding" && !this.config.tied) || this.panels.get(parameter)?.version === version) continue;
+      if (
+        name === "positions" ||
+        (name === "embedding" && !this.config.tied) ||
+        this.panels.get(parameter)?.version === version
+      )
+        continue;
       this.panels.get(parameter)?.panel.dispose();
       this.panels.set(parameter, { version, panel: ops.pack(working) });
     }
@@ -310,7 +329,11 @@ export class Transformer {
     const [weight, bias] = [this.weight(`${name}.weight`), this.parameters.get(`${name}.bias`)];
     if (!this.lora || !this.parameters.has(`${name}.loraB`)) return ops.linear(x, weight, bias);
     const { alpha, rank } = this.lora;
-    return ops.loraLinear(x, weight, bias, { a: this.weight(loraA(name, this.config)), b: this.weight(`${name}.loraB`), scale: alpha / rank });
+    return ops.loraLinear(x, weight, bias, {
+      a: this.weight(loraA(name, this.config)),
+      b: this.weight(`${name}.loraB`),
+      scale: alpha / rank,
+    });
   }
   private weight(name: string): Parameter | Tensor {
     const parameter = this.parameter(name);
@@ -320,7 +343,9 @@ export class Transformer {
   private normed(x: Tensor, name: string): Tensor {
     const gain = this.parameter(`${name}.gain`);
     const { normEps: eps } = this.config;
-    return this.config.norm === "rms" ? ops.rmsNorm(x, gain, { eps }) : ops.layerNorm(x, gain, this.parameter(`${name}.bias`), { eps });
+    return this.config.norm === "rms"
+      ? ops.rmsNorm(x, gain, { eps })
+      : ops.layerNorm(x, gain, this.parameter(`${name}.bias`), { eps });
   }
 
   /**
@@ -335,23 +360,39 @@ export class Transformer {
     const longest = longestSequence(this.config);
     const beyond = positions.find((position) => position >= longest);
     if (beyond !== undefined) {
-      const limit = this.config.window === undefined ? "table of positions" : "sliding window, which attention computes no further than";
-      throw rangeError("CONTEXT", `a sequence has ${beyond + 1} tokens, wanted at most ${longest}, the model's ${limit}`);
+      const limit =
+        this.config.window === undefined
+          ? "table of positions"
+          : "sliding window, which attention computes no further than";
+      throw rangeError(
+        "CONTEXT",
+        `a sequence has ${beyond + 1} tokens, wanted at most ${longest}, the model's ${limit}`,
+      );
     }
     const offsets = Tensor.from(cuSeqlens, [cuSeqlens.length], this.device);
     const before = prefix && Tensor.from(prefix, [prefix.length], this.device);
     const causal: Attend = (_, q, k, v) => ops.attention(q, k, v, offsets, { prefix: before, scale: this.scale });
     const wanted = rows && Tensor.from(rows, [rows.length], this.device);
-    return this.hiddenAt(ids, Tensor.from(positions, [positions.length], this.device), { attend: attend ?? causal, wanted, ...options });
+    return this.hiddenAt(ids, Tensor.from(positions, [positions.length], this.device), {
+      attend: attend ?? causal,
+      wanted,
+      ...options,
+    });
   }
 
   /** The same of tokens whose positions are on the device, int32 [N], as are the wanted rows. */
-  hiddenAt(ids: Int32Array | Tensor, at: Tensor, { attend, recompute = false, wanted }: HiddenOptions & { attend: Attend; wanted?: Tensor }): Tensor {
+  hiddenAt(
+    ids: Int32Array | Tensor,
+    at: Tensor,
+    { attend, recompute = false, wanted }: HiddenOptions & { attend: Attend; wanted?: Tensor },
+  ): Tensor {
     const { config } = this;
     const N = at.size;
     const heads = (x: Tensor, count: number) => ops.reshape(x, [N, count, config.headSize]);
     const perHead = (x: Tensor, name: string) =>
-      config.qkNorm ? ops.reshape(this.normed(ops.reshape(x, [x.size / config.headSize, config.headSize]), name), x.shape) : x;
+      config.qkNorm
+        ? ops.reshape(this.normed(ops.reshape(x, [x.size / config.headSize, config.headSize]), name), x.shape)
+        : x;
 
     let x = ops.embedding(ids, this.parameter("embedding"));
     if (config.positions === "learned") x = ops.add(x, ops.embedding(at, this.parameter("positions")));
@@ -405,7 +446,10 @@ export class Transformer {
   private mlp(x: Tensor, layer: string): Tensor {
     const up = this.linear(x, `${layer}.up`);
     const { activation } = this.config;
-    const inner = activation === "swiglu" ? ops.swiglu(this.linear(x, `${layer}.gate`), up) : ops.gelu(up, activation === "gelu-erf" ? "erf" : "tanh");
+    const inner =
+      activation === "swiglu"
+        ? ops.swiglu(this.linear(x, `${layer}.gate`), up)
+        : ops.gelu(up, activation === "gelu-erf" ? "erf" : "tanh");
     const y = this.linear(inner, `${layer}.down`);
     forget(x, inner);
     return y;

@@ -29,9 +29,11 @@ export function klController({
 }): KlController {
   if (!(klCoef >= 0 && klCoef < Infinity)) throw rangeError("RANGE", `klCoef is ${klCoef}, wanted a number from 0`);
   if (klController === "fixed") return { coef: klCoef, observe: () => undefined };
-  if (klController !== "adaptive") throw typeError("CHOICE", `klController is "${String(klController)}", wanted fixed or adaptive`);
+  if (klController !== "adaptive")
+    throw typeError("CHOICE", `klController is "${String(klController)}", wanted fixed or adaptive`);
   const above0 = (name: string, value = NaN) => {
-    if (!(value > 0 && value < Infinity)) throw rangeError("RANGE", `${name} is ${value}, wanted a number above 0 where klController is adaptive`);
+    if (!(value > 0 && value < Infinity))
+      throw rangeError("RANGE", `${name} is ${value}, wanted a number above 0 where klController is adaptive`);
     return value;
   };
   const [target, horizon] = [above0("klTarget", klTarget), above0("klHorizon", klHorizon)];

@@ -80,7 +80,11 @@ export function packEpisodes(units: readonly (Episode | Group)[]): Scored {
   const groups = asGroups(units);
   const episodes = groups.flat();
   episodes.forEach(({ prompt, completion }, i) => {
-    if (prompt.length === 0) throw rangeError("EMPTY", `episode ${i}: the prompt has no tokens; the first token of the completion needs something before it`);
+    if (prompt.length === 0)
+      throw rangeError(
+        "EMPTY",
+        `episode ${i}: the prompt has no tokens; the first token of the completion needs something before it`,
+      );
     if (completion.length === 0) throw rangeError("EMPTY", `episode ${i}: the completion has no tokens`);
   });
   const { last, first, ...packed } = lay(groups, 1);

@@ -62,7 +62,11 @@ export function scoreOf(model: Transformer, batch: Packed & { rows: Int32Array }
  * @returns f32 [episodes]
  * @throws RangeError `EMPTY` for a completion without tokens, `ID`
  */
-export async function scores(model: Transformer, episodes: readonly Episode[], { microBatch = 64, sharePrompts = true } = {}): Promise<Float32Array> {
+export async function scores(
+  model: Transformer,
+  episodes: readonly Episode[],
+  { microBatch = 64, sharePrompts = true } = {},
+): Promise<Float32Array> {
   const all = new Float32Array(episodes.length);
   let at = 0;
   for (const part of parts(episodes, microBatch, sharePrompts)) {
@@ -80,7 +84,11 @@ export async function scores(model: Transformer, episodes: readonly Episode[], {
  * @returns per episode, f32 [its completion's tokens]
  * @throws RangeError `EMPTY` for an episode without a prompt or a completion, `ID`
  */
-export async function values(model: Transformer, episodes: readonly Episode[], { microBatch = 64, sharePrompts = true } = {}): Promise<Float32Array[]> {
+export async function values(
+  model: Transformer,
+  episodes: readonly Episode[],
+  { microBatch = 64, sharePrompts = true } = {},
+): Promise<Float32Array[]> {
   const all: Float32Array[] = [];
   for (const part of parts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);

@@ -34,8 +34,12 @@ export class AdamW {
     private readonly parameters: readonly Parameter[],
     private readonly options: AdamWOptions = {},
   ) {
-    if (parameters.length === 0) throw rangeError("EMPTY", "there are no parameters to train: all are frozen, wanted at least one");
-    this.moments = parameters.map(({ value }) => ({ m: zeros(value.shape, value.device), v: zeros(value.shape, value.device) }));
+    if (parameters.length === 0)
+      throw rangeError("EMPTY", "there are no parameters to train: all are frozen, wanted at least one");
+    this.moments = parameters.map(({ value }) => ({
+      m: zeros(value.shape, value.device),
+      v: zeros(value.shape, value.device),
+    }));
   }
 
   /**
@@ -72,7 +76,10 @@ export class AdamW {
       if (Number.isFinite(squared)) return Math.sqrt(squared);
       this.untouched(gradients);
       const found = await this.notFinite(gradients);
-      throw rangeError("NAN", `step ${this.steps--}: adamw: the gradient norm is not finite${found}; the weights are as they were before it`);
+      throw rangeError(
+        "NAN",
+        `step ${this.steps--}: adamw: the gradient norm is not finite${found}; the weights are as they were before it`,
+      );
     } finally {
       total.dispose();
       for (const parameter of this.parameters) parameter.zeroGrad();
@@ -111,7 +118,8 @@ export class AdamW {
   async state(): Promise<Map<string, Moment>> {
     const state = new Map<string, Moment>();
     for (const [i, { name }] of this.parameters.entries())
-      for (const [moment, tensor] of Object.entries(this.moments[i])) state.set(`${moment}.${name}`, { shape: tensor.shape, data: await tensor.read() });
+      for (const [moment, tensor] of Object.entries(this.moments[i]))
+        state.set(`${moment}.${name}`, { shape: tensor.shape, data: await tensor.read() });
     return state;
   }
 
@@ -120,14 +128,17 @@ export class AdamW {
     /** `m.` or `v.` and the weight's. */
     name: string;
   })[] {
-    return this.parameters.flatMap(({ name }, i) => Object.entries(this.moments[i]).map(([moment, { shape }]) => ({ name: `${moment}.${name}`, shape })));
+    return this.parameters.flatMap(({ name }, i) =>
+      Object.entries(this.moments[i]).map(([moment, { shape }]) => ({ name: `${moment}.${name}`, shape })),
+    );
   }
 
   /** Goes on from what `state` gave after so many steps. */
   restore(steps: number, state: ReadonlyMap<string, Pick<Moment, "data">>): void {
     this.steps = steps;
     this.parameters.forEach(({ name }, i) => {
-      for (const [moment, tensor] of Object.entries(this.moments[i])) tensor.write(state.get(`${moment}.${name}`)!.data);
+      for (const [moment, tensor] of Object.entries(this.moments[i]))
+        tensor.write(state.get(`${moment}.${name}`)!.data);
     });
   }
 

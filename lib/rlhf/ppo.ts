@@ -204,12 +204,20 @@ export async function* ppo(
   const state = given ?? ppoState(models, config);
   using _policy = given ? undefined : state.policy; // freed with the loop, as what is given is not
   using _critic = given ? undefined : state.critic;
-  if (config.ptxCoef > 0 && !pretraining) throw typeError("ARGUMENT", `ppo: ptxCoef is ${config.ptxCoef}, which needs batches of pretraining; there are none`);
+  if (config.ptxCoef > 0 && !pretraining)
+    throw typeError(
+      "ARGUMENT",
+      `ppo: ptxCoef is ${config.ptxCoef}, which needs batches of pretraining; there are none`,
+    );
   if (config.weights === "bf16") for (const matrix of policy.matrices) matrix.round();
   for (; state.updates < config.updates;) {
     const update = state.updates;
     const learningRate = learningRateAt(update, { ...config, steps: config.updates });
-    const valueLearningRate = learningRateAt(update, { ...config, learningRate: config.valueLearningRate ?? config.learningRate, steps: config.updates });
+    const valueLearningRate = learningRateAt(update, {
+      ...config,
+      learningRate: config.valueLearningRate ?? config.learningRate,
+      steps: config.updates,
+    });
 
     const requests = prompts(update);
     if (requests.length === 0) throw rangeError("EMPTY", `ppo: update ${update + 1} has no prompts`);
@@ -219,17 +227,42 @@ export async function* ppo(
     const value = await values(critic, completions, config);
     completions.forEach((completion, i) => {
       const measured = { ...completion, refLogp: refLogp[i], values: value[i] };
-      for (const name of ["logp", "refLogp", "values"] as const) allFinite(`${name} of completion ${i}`, measured[name], update + 1, [measured]);
+      for (const name of ["logp", "refLogp", "values"] as const)
+        allFinite(`${name} of completion ${i}`, measured[name], update + 1, [measured]);
     });
     const score = shapeScores(rawScores, completions, config, state.moments);
-    const { rollouts, kl } = await advantages(policy, completions, refLogp, value, score, state.controller.coef, config);
+    const { rollouts, kl } = await advantages(
+      policy,
+      completions,
+      refLogp,
+      value,
+      score,
+      state.controller.coef,
+      config,
+    );
 
     const groups = requestGroups(rollouts); // a prompt's completions stay in one minibatch
     const [allTokens, { minibatches: m }] = [tokensIn(rollouts), config];
 
-    const metrics = { policyLoss: 0, entropy: 0, clipFraction: 0, approxKl: 0, valueLoss: 0, gradientNorm: 0, valueGradientNorm: 0, epochs: 0 };
+    const metrics = {
+      policyLoss: 0,
+      entropy: 0,
+      clipFraction: 0,
+      approxKl: 0,
+      valueLoss: 0,
+      gradientNorm: 0,
+      valueGradientNorm: 0,
+      epochs: 0,
+    };
     for (let epoch = 0; epoch < config.epochs && !(metrics.approxKl > config.targetKl); epoch++) {
-      Object.assign(metrics, { policyLoss: 0, entropy: 0, clipFraction: 0, approxKl: 0, valueLoss: 0, epochs: epoch + 1 });
+      Object.assign(metrics, {
+        policyLoss: 0,
+        entropy: 0,
+        clipFraction: 0,
+        approxKl: 0,
+        valueLoss: 0,
+        epochs: epoch + 1,
+      });
       const order = new Random(config.seed, SHUFFLE_STREAM, update, epoch).shuffle(groups.map((_, i) => i));
       const bounds = Array.from({ length: m + 1 }, (_, i) => Math.floor((i * order.length) / m));
       const parts = bounds.slice(1).flatMap((end, i) => (end > bounds[i] ? [order.slice(bounds[i], end)] : []));
@@ -265,7 +298,10 @@ export async function* ppo(
       kl: klPerCompletion,
       klCoef,
       ...metrics,
-      explainedVariance: explainedVariance(concat(rollouts.map((r) => r.values)), concat(rollouts.map((r) => r.returns))),
+      explainedVariance: explainedVariance(
+        concat(rollouts.map((r) => r.values)),
+        concat(rollouts.map((r) => r.returns)),
+      ),
       length: tokensIn(completions) / completions.length,
       stopped: completions.filter((c) => c.stopped).length / completions.length,
       masked,
@@ -276,7 +312,12 @@ export async function* ppo(
 }
 
 /** The scores that the policy is trained on: normalised, clipped, less the penalty for not ending. */
-function shapeScores(raw: Float32Array, completions: readonly Completion[], config: PpoConfig, moments: RunningMoments): Float32Array {
+function shapeScores(
+  raw: Float32Array,
+  completions: readonly Completion[],
+  config: PpoConfig,
+  moments: RunningMoments,
+): Float32Array {
   if (config.rewardNormalise) for (const score of raw) moments.observe(score);
   return raw.map((score, i) => {
     const normalised = config.rewardNormalise ? moments.normalise(score) : score;
@@ -299,12 +340,27 @@ async function advantages(
   const on = (parts: readonly Float32Array[]) => Tensor.from(concat(parts), undefined, policy.device);
   const made = scope(() => {
     const logp = on(completions.map((c) => c.logp));
-    let { rewards, kl } = run("tokenRewards", { logp, refLogp: on(refLogp), scores: score, cuSeqlens: cuRows, klCoef, estimator: config.klEstimator });
+    let { rewards, kl } = run("tokenRewards", {
+      logp,
+      refLogp: on(refLogp),
+      scores: score,
+      cuSeqlens: cuRows,
+      klCoef,
+      estimator: config.klEstimator,
+    });
     if (config.whitenRewards) rewards = ops.whiten(rewards, cuRows, { shiftMean: false, form: "trl" });
     const { advantages, returns } = ops.gae(rewards, on(value), cuRows, { gamma: config.gamma, lambda: config.lambda });
-    return { kl, returns, advantages: config.whitenAdvantages ? ops.whiten(advantages, cuRows, { form: "trl" }) : advantages };
+    return {
+      kl,
+      returns,
+      advantages: config.whitenAdvantages ? ops.whiten(advantages, cuRows, { form: "trl" }) : advantages,
+    };
   });
-  const [kl, advantage, returns] = (await Promise.all([made.kl.read(), made.advantages.read(), made.returns.read()])) as Float32Array[];
+  const [kl, advantage, returns] = (await Promise.all([
+    made.kl.read(),
+    made.advantages.read(),
+    made.returns.read(),
+  ])) as Float32Array[];
   for (const tensor of Object.values(made)) tensor.dispose();
   const [advantageOf, returnsOf] = [split(advantage, cuRows), split(returns, cuRows)];
   const rollouts = completions.map(({ index, prompt, completion, logp }, b) => ({
@@ -332,7 +388,8 @@ function denominatorOf(rollouts: readonly Rollout[], { aggregation, maxTokens }:
 }
 
 /** The units of a minibatch's micro-batches: groups of one prompt, or single rollouts. */
-const unitsOf = (minibatch: readonly Rollout[][], { sharePrompts = true }: PpoConfig) => (sharePrompts ? minibatch : promptGroups(minibatch.flat(), false));
+const unitsOf = (minibatch: readonly Rollout[][], { sharePrompts = true }: PpoConfig) =>
+  sharePrompts ? minibatch : promptGroups(minibatch.flat(), false);
 
 async function policyStep(
   policy: Transformer,
@@ -352,7 +409,15 @@ async function policyStep(
     const rollouts = part.flat();
     const { hidden, rows } = policy.scored(batch, config);
     const [oldLogp, advantages] = (["logp", "advantages"] as const).map((name) => concat(rollouts.map((r) => r[name])));
-    const options = { clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, aggregation, entropyCoef, cuSeqlens: batch.cuRows };
+    const options = {
+      clipRatioLow,
+      clipRatioHigh,
+      clipRatioC,
+      logRatioClamp,
+      aggregation,
+      entropyCoef,
+      cuSeqlens: batch.cuRows,
+    };
     const { loss, logp, entropy } = ops.linearPolicyLoss(hidden, policy.head, rows, batch.y, oldLogp, advantages, {
       ...options,
       temperature,
@@ -372,14 +437,25 @@ async function policyStep(
   using ptxStats = Tensor.from(new Float64Array(12), [12], policy.device);
   const { ptxCoef: scale, recompute } = config;
   if (mix.length > 0)
-    accumulate(promptGroups(mix, config.sharePrompts), config.microBatch, (part) => nll(policy, part, tokensIn(mix), ptxStats, { scale, recompute }), 1);
+    accumulate(
+      promptGroups(mix, config.sharePrompts),
+      config.microBatch,
+      (part) => nll(policy, part, tokensIn(mix), ptxStats, { scale, recompute }),
+      1,
+    );
   const norm = await optimizer.step(learningRate);
   const [, loss] = await stats.read();
   const [, , , entropy, clipped, , , k3, , tokens, moved] = await (isTokenMean ? stats : tokenStats).read();
   return { loss, entropy, clipped, k3, tokens, moved, norm };
 }
 
-async function valueStep(critic: Transformer, minibatch: readonly Rollout[][], config: PpoConfig, optimizer: AdamW, learningRate: number) {
+async function valueStep(
+  critic: Transformer,
+  minibatch: readonly Rollout[][],
+  config: PpoConfig,
+  optimizer: AdamW,
+  learningRate: number,
+) {
   const denominator = denominatorOf(minibatch.flat(), config);
   using stats = Tensor.from(new Float64Array(8), [8], critic.device);
   accumulate(unitsOf(minibatch, config), config.microBatch, (part) => {

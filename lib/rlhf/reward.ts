@@ -26,7 +26,9 @@ export interface Comparison {
 
 /** All pairs of a ranking, best first (Ouyang et al. 2022): each counts 1 / (K choose 2). */
 export function ranking(episodes: Episode[]): Comparison {
-  const pairs = episodes.flatMap((_, chosen) => episodes.slice(chosen + 1).map((_, i) => ({ chosen, rejected: chosen + 1 + i })));
+  const pairs = episodes.flatMap((_, chosen) =>
+    episodes.slice(chosen + 1).map((_, i) => ({ chosen, rejected: chosen + 1 + i })),
+  );
   return { episodes, pairs };
 }
 
@@ -61,18 +63,33 @@ export interface RewardMetrics {
 }
 
 /** @param wins as `stats`, of the pairs alone in which one is preferred, that one as the chosen and without a margin */
-function loss(model: Transformer, part: readonly Comparison[], denominator: number, config: RewardConfig, stats: Tensor, wins: Tensor): Tensor {
+function loss(
+  model: Transformer,
+  part: readonly Comparison[],
+  denominator: number,
+  config: RewardConfig,
+  stats: Tensor,
+  wins: Tensor,
+): Tensor {
   const batch = packWhole(part.flatMap(({ episodes }) => promptGroups(episodes, config.sharePrompts)));
   let first = 0;
   const pairs = part.flatMap(({ episodes, pairs }) => {
     const start = first;
     first += episodes.length;
-    return pairs.map((pair) => ({ ...pair, chosen: start + pair.chosen, rejected: start + pair.rejected, weight: 1 / pairs.length }));
+    return pairs.map((pair) => ({
+      ...pair,
+      chosen: start + pair.chosen,
+      rejected: start + pair.rejected,
+      weight: 1 / pairs.length,
+    }));
   });
   const scores = scoreOf(model, batch, config);
-  const decided = pairs.flatMap(({ chosen, rejected, label = 1 }) => (label === 0.5 ? [] : [label > 0.5 ? [chosen, rejected] : [rejected, chosen]]));
+  const decided = pairs.flatMap(({ chosen, rejected, label = 1 }) =>
+    label === 0.5 ? [] : [label > 0.5 ? [chosen, rejected] : [rejected, chosen]],
+  );
   const [preferred, other] = [0, 1].map((place) => Int32Array.from(decided, (pair) => pair[place]));
-  if (decided.length > 0) ops.preferenceLoss(scores, preferred, other, { form: "bradley-terry", denominator, stats: wins });
+  if (decided.length > 0)
+    ops.preferenceLoss(scores, preferred, other, { form: "bradley-terry", denominator, stats: wins });
   return ops.preferenceLoss(
     scores,
     Int32Array.from(pairs, ({ chosen }) => chosen),

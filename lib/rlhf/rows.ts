@@ -83,11 +83,15 @@ export class Comparisons implements Indexed<Comparison> {
       const { prompt, completions, label, margin } = comparedOf(records.at(place));
       const at = completions.map((completion) => {
         const key = Buffer.from(completion.buffer, completion.byteOffset, completion.byteLength).toString("latin1");
-        const known = found.get(key) ?? comparison.episodes.push({ prompt: comparison.episodes[0]?.prompt ?? prompt, completion }) - 1;
+        const known =
+          found.get(key) ??
+          comparison.episodes.push({ prompt: comparison.episodes[0]?.prompt ?? prompt, completion }) - 1;
         found.set(key, known);
         return known;
       });
-      for (let i = 0; i < at.length; i++) for (let j = i + 1; j < at.length; j++) comparison.pairs.push({ chosen: at[i], rejected: at[j], margin, label });
+      for (let i = 0; i < at.length; i++)
+        for (let j = i + 1; j < at.length; j++)
+          comparison.pairs.push({ chosen: at[i], rejected: at[j], margin, label });
     }
     return comparison;
   }
@@ -124,7 +128,9 @@ function judged(row: ComparisonRow, softLabels: boolean): { texts: string[]; lab
   const { chosen, rejected, margin, agreement } = row;
   if (softLabels) return { texts: [chosen, rejected], label: agreement, margin };
   if (agreement === 0.5) return { texts: [] };
-  return (agreement ?? 1) > 0.5 ? { texts: [chosen, rejected], margin } : { texts: [rejected, chosen], margin: margin === undefined ? undefined : -margin };
+  return (agreement ?? 1) > 0.5
+    ? { texts: [chosen, rejected], margin }
+    : { texts: [rejected, chosen], margin: margin === undefined ? undefined : -margin };
 }
 
 const FIGURES = 4; // words of label and margin, f64 each, NaN where there is none
@@ -138,15 +144,22 @@ const recordOf = ({ prompt, completions, label = NaN, margin = NaN }: Compared):
 ];
 
 function comparedOf(record: Int32Array): Compared {
-  const [label, margin] = Array.from(new Float64Array(record.slice(0, FIGURES).buffer), (figure) => (Number.isNaN(figure) ? undefined : figure));
+  const [label, margin] = Array.from(new Float64Array(record.slice(0, FIGURES).buffer), (figure) =>
+    Number.isNaN(figure) ? undefined : figure,
+  );
   const count = record[FIGURES] + 1;
   let at = FIGURES + 1 + count;
-  const [prompt, ...completions] = Array.from(record.subarray(FIGURES + 1, at), (length) => record.subarray(at, (at += length)));
+  const [prompt, ...completions] = Array.from(record.subarray(FIGURES + 1, at), (length) =>
+    record.subarray(at, (at += length)),
+  );
   return { prompt, completions, label, margin };
 }
 
 /** The records of each of `count` items, in their order: where an item's begin, and which they are. */
-function grouped(itemOf: Uint32Array, count: number): [starts: Uint32Array<ArrayBuffer>, places: Uint32Array<ArrayBuffer>] {
+function grouped(
+  itemOf: Uint32Array,
+  count: number,
+): [starts: Uint32Array<ArrayBuffer>, places: Uint32Array<ArrayBuffer>] {
   const starts = new Uint32Array(count + 1);
   for (const item of itemOf) starts[item + 1]++;
   for (let item = 0; item < count; item++) starts[item + 1] += starts[item];

@@ -21,7 +21,11 @@ export interface ScoredCompletions {
 export async function scored(
   reward: Transformer | RewardFunction,
   completions: readonly Completion[],
-  { microBatch, sharePrompts, rewardFailure = "stop" }: { microBatch?: number; sharePrompts?: boolean; rewardFailure?: "stop" | "mask" },
+  {
+    microBatch,
+    sharePrompts,
+    rewardFailure = "stop",
+  }: { microBatch?: number; sharePrompts?: boolean; rewardFailure?: "stop" | "mask" },
   step: number,
 ): Promise<ScoredCompletions> {
   const failures = new Map<number, unknown>();
@@ -46,8 +50,14 @@ export async function scored(
     const [failure, batch] = [failures.get(lost), [{ ...completions[lost], score: raw[lost] }]];
     const message = (failure as Error | undefined)?.message ?? `it threw ${shown(failure)}, which is no Error`;
     const where = `step ${step}: the score of completion ${lost}`;
-    const error = failures.has(lost) ? typeError("REWARD", `${where} failed: ${message}`) : rangeError("NAN", `${where} is ${raw[lost]}`);
+    const error = failures.has(lost)
+      ? typeError("REWARD", `${where} failed: ${message}`)
+      : rangeError("NAN", `${where} is ${raw[lost]}`);
     throw Object.assign(error, { batch, cause: failure });
   }
-  return { completions: kept.map((i) => completions[i]), rawScores: Float32Array.from(kept, (i) => raw[i]), masked: raw.length - kept.length };
+  return {
+    completions: kept.map((i) => completions[i]),
+    rawScores: Float32Array.from(kept, (i) => raw[i]),
+    masked: raw.length - kept.length,
+  };
 }

@@ -42,7 +42,8 @@ export function nll(
   return ops.linearNll(hidden, model.head, rows, batch.y, { cuSeqlens: batch.cuRows, denominator, scale, stats }).loss;
 }
 
-export const tokensIn = (episodes: readonly Episode[]) => episodes.reduce((n, { completion }) => n + completion.length, 0);
+export const tokensIn = (episodes: readonly Episode[]) =>
+  episodes.reduce((n, { completion }) => n + completion.length, 0);
 
 /**
  * Supervised fine-tuning (and, with empty-handed prompts, pre-training): one optimizer step per batch, and its metrics.
@@ -51,7 +52,12 @@ export const tokensIn = (episodes: readonly Episode[]) => episodes.reduce((n, { 
  * @param given     an optimizer, which goes on where it stands; without one, the loop has its own
  * @throws RangeError `NAN` for a loss or gradient that is not finite; its `batch` is the offending one, the weights are the last good ones
  */
-export async function* sft(model: Transformer, batches: (step: number) => readonly Episode[], config: SftConfig, given?: AdamW): AsyncGenerator<SftMetrics> {
+export async function* sft(
+  model: Transformer,
+  batches: (step: number) => readonly Episode[],
+  config: SftConfig,
+  given?: AdamW,
+): AsyncGenerator<SftMetrics> {
   using own = given ? undefined : new AdamW(model.trained, config);
   const optimizer = given ?? own!;
   while (optimizer.steps < config.steps) {
@@ -59,7 +65,9 @@ export async function* sft(model: Transformer, batches: (step: number) => readon
     const episodes = batches(step);
     const tokens = tokensIn(episodes);
     using stats = Tensor.from(new Float64Array(12), [12], model.device);
-    accumulate(promptGroups(episodes, config.sharePrompts), config.microBatch, (part) => nll(model, part, tokens, stats, { recompute: config.recompute }));
+    accumulate(promptGroups(episodes, config.sharePrompts), config.microBatch, (part) =>
+      nll(model, part, tokens, stats, { recompute: config.recompute }),
+    );
     const learningRate = learningRateAt(step, config);
     const gradientNorm = await stepOn(episodes, optimizer.step(learningRate));
     const [loss] = await stats.read();

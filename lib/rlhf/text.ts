@@ -24,11 +24,18 @@ export interface Tokens {
  * @returns the `batch` chunks of a step, counted from 0
  * @throws RangeError `EMPTY` for a stream of fewer tokens, `RANGE` for a length or batch that is not a whole number from 1
  */
-export function textBatches(stream: Tokens, { length, batch, seed }: { length: number; batch: number; seed: number }): (step: number) => Episode[] {
+export function textBatches(
+  stream: Tokens,
+  { length, batch, seed }: { length: number; batch: number; seed: number },
+): (step: number) => Episode[] {
   count("length", length);
   count("batch", batch);
   const perEpoch = Math.floor((stream.length - 1 - length) / length);
-  if (perEpoch < 1) throw rangeError("EMPTY", `the text has ${stream.length} tokens, wanted at least ${2 * length + 1} for chunks of ${length}`);
+  if (perEpoch < 1)
+    throw rangeError(
+      "EMPTY",
+      `the text has ${stream.length} tokens, wanted at least ${2 * length + 1} for chunks of ${length}`,
+    );
   let offset = 0;
   const orderOf = orders(perEpoch, (epoch) => {
     const random = new Random(seed, ORDER_STREAM).at(epoch);
@@ -49,7 +56,10 @@ export function textBatches(stream: Tokens, { length, batch, seed }: { length: n
  * @param items an array, or anything with `length` and `at`, which reads the items of a step when they are wanted
  * @throws RangeError `EMPTY` for no items, `RANGE` for a batch that is not a whole number from 1
  */
-export function itemBatches<T>(items: Indexed<T>, { batch, seed }: { batch: number; seed: number }): (step: number) => T[] {
+export function itemBatches<T>(
+  items: Indexed<T>,
+  { batch, seed }: { batch: number; seed: number },
+): (step: number) => T[] {
   count("batch", batch);
   const { length } = items;
   if (length === 0) throw rangeError("EMPTY", "there are no items to make batches of");
@@ -88,5 +98,6 @@ export function windowsOf(tokens: Tokens, { length, stride }: { length: number; 
 }
 
 function count(name: string, value: number, least = 1): void {
-  if (!Number.isInteger(value) || value < least) throw rangeError("RANGE", `${name} is ${value}, wanted a whole number from ${least}`);
+  if (!Number.isInteger(value) || value < least)
+    throw rangeError("RANGE", `${name} is ${value}, wanted a whole number from ${least}`);
 }

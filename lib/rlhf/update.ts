@@ -26,7 +26,12 @@ export function microBatches<T>(units: readonly T[], size = Infinity): T[][] {
  * @param loss the losses of a part; their denominators must be those of the whole update
  * @param term which loss term of the update this is (Tape)
  */
-export function accumulate<T>(units: readonly T[], microBatch: number | undefined, loss: (part: T[]) => Tensor | Tensor[], term = 0): void {
+export function accumulate<T>(
+  units: readonly T[],
+  microBatch: number | undefined,
+  loss: (part: T[]) => Tensor | Tensor[],
+  term = 0,
+): void {
   for (const part of microBatches(units, microBatch)) {
     const tape = new Tape(term);
     const losses = [tape.record(() => loss(part))].flat();
@@ -37,7 +42,10 @@ export function accumulate<T>(units: readonly T[], microBatch: number | undefine
 
 /** @throws RangeError `NAN` naming what is not finite, and the step, if it is one's; the error carries its batch */
 export function finite(what: string, value: number, step?: number, batch?: readonly unknown[]): number {
-  if (!Number.isFinite(value)) throw Object.assign(rangeError("NAN", `${step === undefined ? "" : `step ${step}: `}${what} is ${value}`), { batch });
+  if (!Number.isFinite(value))
+    throw Object.assign(rangeError("NAN", `${step === undefined ? "" : `step ${step}: `}${what} is ${value}`), {
+      batch,
+    });
   return value;
 }
 

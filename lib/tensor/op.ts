@@ -27,7 +27,12 @@ const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16", f16: "f16" }
  * @returns the outputs by name; an optional output, or one that is added to (from 0), is made where `args` has `true` for it
  * @throws TypeError `DTYPE` `DEVICE` `DISPOSED` `ARGUMENT` `CHOICE`, RangeError `SHAPE` `ID` `OFFSETS` `RANGE`, naming the argument
  */
-export function run(name: string, args: Arguments, gradient?: Gradient, sizes: Record<string, number> = {}): Record<string, Tensor> {
+export function run(
+  name: string,
+  args: Arguments,
+  gradient?: Gradient,
+  sizes: Record<string, number> = {},
+): Record<string, Tensor> {
   const spec = specs.get(name);
   if (!spec) throw typeError("OP", `there is no op "${name}"`);
   const tape = activeTape(); // what a recorded op makes is the tape's, whatever scope stands between
@@ -55,7 +60,8 @@ export function wantTensor(where: string, x: unknown): void {
 
 /** Options that may be left out, or set to null. @throws TypeError `ARGUMENT` for what is no object */
 export function optionsOf<T extends object>(op: string, options: T | null | undefined): Partial<T> {
-  if (typeof (options ?? {}) !== "object") throw typeError("ARGUMENT", `${op}: options are ${shown(options)}, wanted an object`);
+  if (typeof (options ?? {}) !== "object")
+    throw typeError("ARGUMENT", `${op}: options are ${shown(options)}, wanted an object`);
   return options ?? {};
 }
 
@@ -80,10 +86,16 @@ class Call {
     const args = (this.args = plainIn(given));
     this.device = this.findDevice();
     const apart = spec.arguments.some((argument) => this.device.half(spec.name, argument));
-    this.narrow = !apart && this.device.has(spec.name, "bf16") && spec.arguments.some(({ name, kind, rows }) => kind === "in" && rows && isNarrow(args[name]));
+    this.narrow =
+      !apart &&
+      this.device.has(spec.name, "bf16") &&
+      spec.arguments.some(({ name, kind, rows }) => kind === "in" && rows && isNarrow(args[name]));
     for (const name of Object.keys(args))
       if (!spec.arguments.some((a) => a.name === name))
-        throw typeError("ARGUMENT", `${spec.name}: it has no argument "${name}", it takes ${spec.arguments.map((a) => a.name).join(", ")}`);
+        throw typeError(
+          "ARGUMENT",
+          `${spec.name}: it has no argument "${name}", it takes ${spec.arguments.map((a) => a.name).join(", ")}`,
+        );
     for (const argument of spec.arguments) {
       const given = args[argument.name] ?? undefined;
       if (isInput(argument) && !isInto(given)) this.bind(argument, given);
@@ -113,16 +125,27 @@ class Call {
       if (!(tensor instanceof Tensor)) continue;
       device ??= tensor.device;
       if (tensor.device !== device)
-        throw typeError("DEVICE", `${this.spec.name}: ${name} is on another device (${tensor.device.kind}) than the arguments before it`);
+        throw typeError(
+          "DEVICE",
+          `${this.spec.name}: ${name} is on another device (${tensor.device.kind}) than the arguments before it`,
+        );
     }
     return device ?? defaultDevice();
   }
 
   private bind(argument: Argument, given: Arguments[string]): void {
     if (given === undefined || typeof given === "boolean") return;
-    if (!(given instanceof Tensor || given instanceof Parameter || Array.isArray(given) || arrayClass(given) !== undefined))
+    if (
+      !(
+        given instanceof Tensor ||
+        given instanceof Parameter ||
+        Array.isArray(given) ||
+        arrayClass(given) !== undefined
+      )
+    )
       return void this.upload(argument, given as Data); // which says why not
-    const shape = given instanceof Tensor ? given.shape : given instanceof Parameter ? given.value.shape : [(given as Data).length];
+    const shape =
+      given instanceof Tensor ? given.shape : given instanceof Parameter ? given.value.shape : [(given as Data).length];
     const where = `${this.spec.name}: ${argument.name}`;
     if (argument.dims === "any") {
       this.any ??= shape;
@@ -130,7 +153,8 @@ class Call {
         throw rangeError("SHAPE", `${where} has shape [${shape}], wanted [${this.any}] as the argument before it`);
       return;
     }
-    if (shape.length !== argument.dims.length) throw rangeError("SHAPE", `${where} has shape [${shape}], wanted [${argument.dimsText}]`);
+    if (shape.length !== argument.dims.length)
+      throw rangeError("SHAPE", `${where} has shape [${shape}], wanted [${argument.dimsText}]`);
     argument.dims.forEach((dim, i) => {
       const wanted = typeof dim === "number" ? dim : (this.letters[dim.letter] ??= shape[i] - dim.plus) + dim.plus;
       if (shape[i] !== wanted || wanted < (typeof dim === "number" ? dim : dim.plus))
@@ -161,7 +185,8 @@ class Call {
     if (given instanceof Tensor) {
       if (given.tracked) this.tracked[argument.name] = given;
       const tensor = this.checked(argument, given);
-      if (argument.kind === "add" || argument.kind === "opt_add" || argument.kind === "opt_out") this.outputs[argument.name] = tensor;
+      if (argument.kind === "add" || argument.kind === "opt_add" || argument.kind === "opt_out")
+        this.outputs[argument.name] = tensor;
       return tensor;
     }
     return this.upload(argument, given as Data | BigInt64Array | readonly number[]);
@@ -170,12 +195,18 @@ class Call {
   private accumulator({ into }: Into): Tensor | undefined {
     const parameter = this.args[into];
     const tape = activeTape();
-    return tape && parameter instanceof Parameter && parameter.trainable ? parameter.accumulator(tape.nextUse(parameter)) : undefined;
+    return tape && parameter instanceof Parameter && parameter.trainable
+      ? parameter.accumulator(tape.nextUse(parameter))
+      : undefined;
   }
 
   private scalar(argument: Argument, given: Arguments[string]): number {
     const value = typeof given === "boolean" ? Number(given) : given;
-    if (typeof value !== "number" || Number.isNaN(value) || (argument.kind === "integer" && !Number.isSafeInteger(value)))
+    if (
+      typeof value !== "number" ||
+      Number.isNaN(value) ||
+      (argument.kind === "integer" && !Number.isSafeInteger(value))
+    )
       throw typeError(
         "ARGUMENT",
         `${this.spec.name}: ${argument.name} is ${shown(given)}, wanted ${argument.kind === "integer" ? "a whole number" : "a number"}`,
@@ -191,13 +222,18 @@ class Call {
 
   private choice(argument: Argument, given: Arguments[string]): number {
     const index = argument.choices.indexOf(given as string);
-    if (index < 0) throw typeError("CHOICE", `${this.spec.name}: ${argument.name} is ${shown(given)}, wanted one of ${argument.choices.join(", ")}`);
+    if (index < 0)
+      throw typeError(
+        "CHOICE",
+        `${this.spec.name}: ${argument.name} is ${shown(given)}, wanted one of ${argument.choices.join(", ")}`,
+      );
     return index;
   }
 
   private checked(argument: Argument, tensor: Tensor): Tensor {
     this.checkDtype(argument, tensor.dtype, NAMED[tensor.dtype]);
-    if (tensor.layout !== "rows" && !argument.weight) throw typeError("LAYOUT", `${this.spec.name}: ${argument.name} is packed, wanted row-major`);
+    if (tensor.layout !== "rows" && !argument.weight)
+      throw typeError("LAYOUT", `${this.spec.name}: ${argument.name} is packed, wanted row-major`);
     void tensor.address; // throws if it was disposed
     if (!isInput(argument)) this.bind(argument, tensor);
     return tensor;
@@ -207,7 +243,10 @@ class Call {
     const wanted = this.dtypeOf(argument);
     const half = this.device.half(this.spec.name, argument);
     if (!dtype || (dtype !== wanted && dtype !== half))
-      throw typeError("DTYPE", `${this.spec.name}: ${argument.name} is ${given}, wanted ${NAMED[wanted]}${half ? ` or ${half}` : ""}`);
+      throw typeError(
+        "DTYPE",
+        `${this.spec.name}: ${argument.name} is ${given}, wanted ${NAMED[wanted]}${half ? ` or ${half}` : ""}`,
+      );
   }
 
   private dtypeOf(argument: Argument): Dtype {
@@ -225,7 +264,8 @@ class Call {
     const shape = argument.dims.map((dim) => {
       if (typeof dim === "number") return dim;
       const size = this.letters[dim.letter];
-      if (size === undefined) throw typeError("ARGUMENT", `${this.spec.name}: the size ${dim.letter} of ${argument.name} is not known`);
+      if (size === undefined)
+        throw typeError("ARGUMENT", `${this.spec.name}: the size ${dim.letter} of ${argument.name} is not known`);
       return size + dim.plus;
     });
     return Tensor.empty(shape, this.dtypeOf(argument), this.device);
@@ -235,11 +275,18 @@ class Call {
     const { kind, dtype } = argument;
     const where = `${this.spec.name}: ${argument.name}`;
     const code = kind === "ids" ? "ID" : kind === "offsets" ? "OFFSETS" : "RANGE";
-    const members = Array.isArray(given) || (dtype === "i32" && kindOf(given) === "BigInt64Array") ? (given as BigInt64Array) : undefined;
-    const array = members ? arrayOf(where, members, dtype === "i32" || dtype === "f64" ? dtype : "f32", code) : (given as Data);
-    if (!ArrayBuffer.isView(array)) throw typeError("ARGUMENT", `${where} is ${typeof given}, wanted a tensor or numbers`);
+    const members =
+      Array.isArray(given) || (dtype === "i32" && kindOf(given) === "BigInt64Array")
+        ? (given as BigInt64Array)
+        : undefined;
+    const array = members
+      ? arrayOf(where, members, dtype === "i32" || dtype === "f64" ? dtype : "f32", code)
+      : (given as Data);
+    if (!ArrayBuffer.isView(array))
+      throw typeError("ARGUMENT", `${where} is ${typeof given}, wanted a tensor or numbers`);
     this.checkDtype(argument, findDtype(array), kindOf(array));
-    if (argument.kind === "add" || argument.kind === "opt_add") throw typeError("ARGUMENT", `${where} is continued in place, wanted a tensor`);
+    if (argument.kind === "add" || argument.kind === "opt_add")
+      throw typeError("ARGUMENT", `${where} is continued in place, wanted a tensor`);
     if (argument.kind === "ids") this.checkIds(array, where, this.letters[argument.limit]);
     if (argument.kind === "offsets") checkOffsets(array, where, this.letters[argument.limit]);
     const tensor = Tensor.from(array, [array.length], this.device);
@@ -248,7 +295,9 @@ class Call {
   }
 
   private checkIds(ids: Data, where: string, limit: number): void {
-    for (let i = 0; i < ids.length; i++) if (ids[i] < 0 || ids[i] >= limit) throw rangeError("ID", `${where}[${i}] is ${ids[i]}, wanted 0 to ${limit - 1}`);
+    for (let i = 0; i < ids.length; i++)
+      if (ids[i] < 0 || ids[i] >= limit)
+        throw rangeError("ID", `${where}[${i}] is ${ids[i]}, wanted 0 to ${limit - 1}`);
   }
 }
 
@@ -257,7 +306,8 @@ function plainIn(given: Arguments): Arguments {
   let args: Arguments | undefined;
   for (const name in given) {
     const value = given[name];
-    if (typeof value === "object" && arrayClass(value) !== undefined) (args ??= { ...given })[name] = (plain(value) as Data | undefined) ?? value;
+    if (typeof value === "object" && arrayClass(value) !== undefined)
+      (args ??= { ...given })[name] = (plain(value) as Data | undefined) ?? value;
   }
   return args ?? given;
 }
@@ -265,12 +315,18 @@ function plainIn(given: Arguments): Arguments {
 function checkOffsets(offsets: Data, where: string, total: number | undefined): void {
   if (offsets[0] !== 0) throw rangeError("OFFSETS", `${where}[0] is ${offsets[0]}, wanted 0`);
   for (let i = 1; i < offsets.length; i++)
-    if (offsets[i] < offsets[i - 1]) throw rangeError("OFFSETS", `${where}[${i}] is ${offsets[i]}, less than the one before, ${offsets[i - 1]}`);
+    if (offsets[i] < offsets[i - 1])
+      throw rangeError("OFFSETS", `${where}[${i}] is ${offsets[i]}, less than the one before, ${offsets[i - 1]}`);
   if (total !== undefined && offsets[offsets.length - 1] !== total)
     throw rangeError("OFFSETS", `${where} ends with ${offsets[offsets.length - 1]}, wanted ${total}`);
 }
 
-const isInto = (given: Arguments[string]): given is Into => typeof given === "object" && given !== null && "into" in given;
+const isInto = (given: Arguments[string]): given is Into =>
+  typeof given === "object" && given !== null && "into" in given;
 const isNarrow = (given: Arguments[string]) =>
-  given instanceof Tensor ? given.dtype === "bf16" : given instanceof Parameter ? given.value.dtype === "bf16" : given instanceof Uint16Array;
+  given instanceof Tensor
+    ? given.dtype === "bf16"
+    : given instanceof Parameter
+      ? given.value.dtype === "bf16"
+      : given instanceof Uint16Array;
 const isInput = (argument: Argument) => ["in", "opt", "ids", "offsets", "add", "opt_add"].includes(argument.kind);

@@ -22,7 +22,8 @@ export class Parameter {
     /** What the optimizer changes. */
     readonly value: Tensor,
   ) {
-    if (!(value instanceof Tensor)) throw typeError("ARGUMENT", `the value of ${shown(name)} is ${kindOf(value)}, wanted a tensor`);
+    if (!(value instanceof Tensor))
+      throw typeError("ARGUMENT", `the value of ${shown(name)} is ${kindOf(value)}, wanted a tensor`);
   }
 
   /** What ops read: the value, or what it was rounded to. */
@@ -78,7 +79,8 @@ export class Parameter {
 }
 
 export const zeros = (shape: readonly number[], on: Device) => withOwner(NOBODY, () => filled(0, shape, on));
-const filled = (value: number, shape: readonly number[], on: Device) => run("fill", { value, y: Tensor.empty(shape, "f32", on) }).y;
+const filled = (value: number, shape: readonly number[], on: Device) =>
+  run("fill", { value, y: Tensor.empty(shape, "f32", on) }).y;
 const NOBODY: Owner = { adopt: () => undefined };
 
 /** What a gradient function may ask of the tape. */
@@ -90,7 +92,11 @@ export interface Wants {
 }
 
 /** From the gradients of the outputs (undefined where none came) and the op's tensors, the gradients of the inputs. */
-export type Gradient = (d: Record<string, Tensor | undefined>, t: Record<string, Tensor>, wants: Wants) => Record<string, Tensor | undefined | false> | void;
+export type Gradient = (
+  d: Record<string, Tensor | undefined>,
+  t: Record<string, Tensor>,
+  wants: Wants,
+) => Record<string, Tensor | undefined | false> | void;
 
 interface Entry {
   inputs: Record<string, Tensor | Parameter>;
@@ -228,7 +234,10 @@ export class Tape implements Owner {
       if (loss.size !== 1) throw typeError("SHAPE", `loss ${i} has shape [${loss.shape}], wanted one number`);
       if (losses.indexOf(loss) < i) throw typeError("TAPE", `loss ${i} was given before: scale it to count it twice`);
       if (!this.entries.some(({ outputs }) => Object.values(outputs).includes(loss)))
-        throw typeError("TAPE", `loss ${i} is not one that this tape recorded since its last backward pass, or no weight that learns leads to it`);
+        throw typeError(
+          "TAPE",
+          `loss ${i} is not one that this tape recorded since its last backward pass, or no weight that learns leads to it`,
+        );
     }
     const gradients = new Map<Tensor, Tensor>();
     for (const loss of losses) {
@@ -341,5 +350,8 @@ const ends = new WeakSet<Tensor>(); // the gradients, 1, of the losses that back
 export function endOfTape(op: string, d: Record<string, Tensor | undefined>): void {
   for (const [name, gradient] of Object.entries(d))
     if (gradient && (name !== "loss" || !ends.has(gradient)))
-      throw typeError("TAPE", `${op}: a loss ends the tape (give it a "scale" instead of multiplying it), and no gradient flows through its ${name}`);
+      throw typeError(
+        "TAPE",
+        `${op}: a loss ends the tape (give it a "scale" instead of multiplying it), and no gradient flows through its ${name}`,
+      );
 }

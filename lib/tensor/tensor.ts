@@ -6,7 +6,13 @@ import { toHalf } from "./half.js";
 
 /** The numbers of a tensor; those of a Uint16Array are bf16, or f16 where that is said, by their bits. */
 export type Data = Float32Array | Float64Array | Int32Array | Uint16Array;
-export const ARRAYS = { f32: Float32Array, f64: Float64Array, i32: Int32Array, bf16: Uint16Array, f16: Uint16Array } as const;
+export const ARRAYS = {
+  f32: Float32Array,
+  f64: Float64Array,
+  i32: Int32Array,
+  bf16: Uint16Array,
+  f16: Uint16Array,
+} as const;
 
 /** Memory on a device, shared by the tensors that view it. The device takes it back when the last of them is lost, and this with it. */
 class Storage {
@@ -83,13 +89,23 @@ export class Tensor implements Placed {
    * @throws RangeError `SHAPE` if the shape holds another number of numbers, or is none, `MEMORY`; TypeError `DTYPE` for another kind of array,
    *   `ARGUMENT` for a member of an Array that is no number
    */
-  static from(data: Data | readonly number[], shape?: readonly number[], on: Device = defaultDevice(), dtype?: "f16"): Tensor {
-    if (dtype !== undefined && dtype !== "f16") throw typeError("DTYPE", `dtype is ${shown(dtype)}, wanted f16, or that of the array`);
+  static from(
+    data: Data | readonly number[],
+    shape?: readonly number[],
+    on: Device = defaultDevice(),
+    dtype?: "f16",
+  ): Tensor {
+    if (dtype !== undefined && dtype !== "f16")
+      throw typeError("DTYPE", `dtype is ${shown(dtype)}, wanted f16, or that of the array`);
     const given = Array.isArray(data) ? arrayOf("data", data, "f32") : plainOf(data as Data);
     const own = dtypeOf(given);
     const array = dtype && own !== "bf16" ? toHalf(given) : given;
     const wanted = shapeOf(shape ?? [array.length]);
-    if (sizeOf(wanted) !== array.length) throw rangeError("SHAPE", `shape is [${wanted}], which holds ${sizeOf(wanted)} numbers; data has ${array.length}`);
+    if (sizeOf(wanted) !== array.length)
+      throw rangeError(
+        "SHAPE",
+        `shape is [${wanted}], which holds ${sizeOf(wanted)} numbers; data has ${array.length}`,
+      );
     const tensor = Tensor.empty(wanted, dtype ?? own, on);
     if (array.length) on.write(tensor.address, wholeWords(array));
     return tensor;
@@ -127,7 +143,8 @@ export class Tensor implements Placed {
   /** The same numbers under another shape, sharing memory. @throws RangeError `SHAPE`, TypeError `LAYOUT` for a packed tensor */
   reshape(shape: readonly number[]): Tensor {
     const own = shapeOf(shape);
-    if (sizeOf(own) !== this.size) throw rangeError("SHAPE", `shape is [${own}], which holds ${sizeOf(own)} numbers; the tensor has ${this.size}`);
+    if (sizeOf(own) !== this.size)
+      throw rangeError("SHAPE", `shape is [${own}], which holds ${sizeOf(own)} numbers; the tensor has ${this.size}`);
     if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor has one shape");
     return this.view(own, { offset: this.offset });
   }
@@ -137,7 +154,9 @@ export class Tensor implements Placed {
     if (![begin, end].every(Number.isInteger) || !(0 <= begin && begin <= end && end <= this.shape[0]))
       throw rangeError("RANGE", `rows ${shown(begin)} to ${shown(end)} of a tensor of shape [${this.shape}]`);
     if (this.layout !== "rows") throw typeError("LAYOUT", "a packed tensor has no rows of its own");
-    return this.view(Object.freeze([end - begin, ...this.shape.slice(1)]), { offset: this.offset + begin * this.stride * BYTES[this.dtype] });
+    return this.view(Object.freeze([end - begin, ...this.shape.slice(1)]), {
+      offset: this.offset + begin * this.stride * BYTES[this.dtype],
+    });
   }
 
   /** @internal What `pack` wrote, under its layout's tag and its matrix's shape. @throws RangeError `SHAPE` if it holds another number of numbers */
@@ -145,7 +164,10 @@ export class Tensor implements Placed {
     const own = shapeOf(shape);
     const wanted = packedSize(own, layout === "panels-transposed");
     if (this.layout !== "rows" || this.size !== wanted)
-      throw rangeError("SHAPE", `a matrix of shape [${shape}] has ${wanted} numbers in ${layout}, the tensor has ${this.size} in ${this.layout}`);
+      throw rangeError(
+        "SHAPE",
+        `a matrix of shape [${shape}] has ${wanted} numbers in ${layout}, the tensor has ${this.size} in ${this.layout}`,
+      );
     return this.view(own, { layout, offset: this.offset });
   }
 
@@ -189,7 +211,8 @@ export class Tensor implements Placed {
 function allocated(shape: readonly number[], dtype: Dtype, on: Device): Storage {
   if (typeof on?.allocate !== "function") throw typeError("DEVICE", `on is ${kindOf(on)}, wanted a device`);
   const bytes = 4 * Math.ceil((sizeOf(shape) * BYTES[dtype]) / 4);
-  if (!Number.isSafeInteger(bytes)) throw rangeError("MEMORY", `out of memory: a tensor of shape [${shape}] was asked for`);
+  if (!Number.isSafeInteger(bytes))
+    throw rangeError("MEMORY", `out of memory: a tensor of shape [${shape}] was asked for`);
   return new Storage(on, bytes);
 }
 
@@ -208,7 +231,8 @@ export function shapeOf(shape: readonly number[]): readonly number[] {
   const own: number[] = [];
   for (let d = 0; d < length && d < 9; d++) own.push(shape[d]); // each is read once
   const text = () => `[${own.map((dim) => (typeof dim === "number" ? String(dim) : shown(dim))).join(",")}]`;
-  if (own.some((dim) => !Number.isInteger(dim) || dim < 0)) throw rangeError("SHAPE", `shape is ${text()}, wanted whole numbers from 0`);
+  if (own.some((dim) => !Number.isInteger(dim) || dim < 0))
+    throw rangeError("SHAPE", `shape is ${text()}, wanted whole numbers from 0`);
   if (length > 4) throw rangeError("SHAPE", `shape is ${text()}, wanted at most 4 dimensions`);
   return Object.freeze(own);
 }
@@ -226,7 +250,12 @@ export function packedSize(shape: readonly number[], transposed: boolean): numbe
   return Math.ceil(lanes / 32) * 32 * depth;
 }
 
-const DTYPES: Record<string, Dtype> = { Float32Array: "f32", Float64Array: "f64", Int32Array: "i32", Uint16Array: "bf16" };
+const DTYPES: Record<string, Dtype> = {
+  Float32Array: "f32",
+  Float64Array: "f64",
+  Int32Array: "i32",
+  Uint16Array: "bf16",
+};
 
 /** The numbers of an array as they are, whatever its properties say. @throws TypeError `DTYPE` for what is none of `Data` */
 function plainOf(data: Data): Data {
@@ -248,7 +277,11 @@ export const findDtype = (data: unknown): Dtype | undefined => DTYPES[kindOf(dat
 /** The dtype of an array's numbers. @throws TypeError `DTYPE` for what is none of `Data` */
 export function dtypeOf(data: Data): Dtype {
   const dtype = findDtype(data);
-  if (!dtype) throw typeError("DTYPE", `data is ${kindOf(data)}, wanted ${Object.keys(DTYPES).join(", ")} (bf16 by its bits), or an Array of numbers`);
+  if (!dtype)
+    throw typeError(
+      "DTYPE",
+      `data is ${kindOf(data)}, wanted ${Object.keys(DTYPES).join(", ")} (bf16 by its bits), or an Array of numbers`,
+    );
   return dtype;
 }
 
@@ -259,7 +292,12 @@ const INT32 = 2 ** 31;
  * @param code of the error for a number that the dtype has not
  * @throws TypeError `ARGUMENT` for a member that is no number, RangeError `code`
  */
-export function arrayOf(what: string, members: readonly number[] | BigInt64Array, dtype: "f32" | "f64" | "i32", code = "RANGE"): Data {
+export function arrayOf(
+  what: string,
+  members: readonly number[] | BigInt64Array,
+  dtype: "f32" | "f64" | "i32",
+  code = "RANGE",
+): Data {
   const wide = !Array.isArray(members);
   const { length } = members;
   let numbers: Data | undefined;
@@ -299,6 +337,7 @@ export function scope<T>(f: () => T): T {
 export function tensorsIn(value: unknown): Tensor[] {
   if (value instanceof Tensor) return [value];
   if (Array.isArray(value)) return value.flatMap(tensorsIn);
-  if (value && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype) return Object.values(value).flatMap(tensorsIn);
+  if (value && typeof value === "object" && Object.getPrototypeOf(value) === Object.prototype)
+    return Object.values(value).flatMap(tensorsIn);
   return [];
 }

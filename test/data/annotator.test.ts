@@ -62,7 +62,8 @@ describe("an annotator", () => {
   });
 
   test("refuses a temperature below 0 and no annotators", () => {
-    for (const wrong of [-1, Number.NaN, Infinity]) expect(() => new Annotator(wrong)).toThrow(expect.objectContaining({ code: "RANGE" }));
+    for (const wrong of [-1, Number.NaN, Infinity])
+      expect(() => new Annotator(wrong)).toThrow(expect.objectContaining({ code: "RANGE" }));
     expect(() => new Annotator(1, 0)).toThrow(expect.objectContaining({ code: "RANGE" }));
   });
 });
@@ -71,7 +72,12 @@ describe("labels", () => {
   const annotator = new Annotator(0, 1, Number);
 
   test("compare two by two, leave out what tells nothing, and agreement is that with the chosen", () => {
-    const rows = label([{ prompt: "p", completions: ["1", "2", "5", "4", "7", "7", "", "3", "9"] }], annotator, random(), { pairs: "disjoint", margins: true });
+    const rows = label(
+      [{ prompt: "p", completions: ["1", "2", "5", "4", "7", "7", "", "3", "9"] }],
+      annotator,
+      random(),
+      { pairs: "disjoint", margins: true },
+    );
     expect(rows).toEqual([
       { prompt: "p", chosen: "2", rejected: "1", agreement: 1, margin: 1 },
       { prompt: "p", chosen: "5", rejected: "4", agreement: 1, margin: 1 },

@@ -27,7 +27,9 @@ describe("the addresses", () => {
   });
 
   test("are clean", () => {
-    expect(clean("\u201cIt\u2019s [Laughter]  \u0002here\u201d \n[Applause.]  [see note]")).toBe('"It\'s here" [see note]');
+    expect(clean("\u201cIt\u2019s [Laughter]  \u0002here\u201d \n[Applause.]  [see note]")).toBe(
+      '"It\'s here" [see note]',
+    );
     for (const { text } of [...corpus.train, ...corpus.heldOut, ...corpus.evaluation]) {
       expect(text).toBe(text.trim());
       expect(text).not.toMatch(/\s\s|[\u2018\u2019\u201c\u201d]|(?! )[\s\p{Cc}]/u);
@@ -64,8 +66,8 @@ describe("prompts", () => {
     expect(() => cut({ count: 1, minTokens: 5, maxTokens: 4 })).toThrow(expect.objectContaining({ code: "RANGE" }));
     expect(() => cut({ count: 1, minTokens: 0, maxTokens: 4 })).toThrow(expect.objectContaining({ code: "RANGE" }));
     const short = [{ index: 0, year: 1790, speaker: "", text: "Only a few words here" }];
-    expect(() => cutPrompts(short, tokenizer, { count: 9, minTokens: 1, maxTokens: 4, random: new Random(seed, 3) })).toThrow(
-      expect.objectContaining({ code: "RANGE" }),
-    );
+    expect(() =>
+      cutPrompts(short, tokenizer, { count: 9, minTokens: 1, maxTokens: 4, random: new Random(seed, 3) }),
+    ).toThrow(expect.objectContaining({ code: "RANGE" }));
   });
 });

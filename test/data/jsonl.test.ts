@@ -29,7 +29,11 @@ describe("a file named .json", () => {
     ];
     const [json, zipped] = [join(folder, "rows.json"), join(folder, "rows.json.gz")];
     const read = (path: string) => readRows(path, ({ value }) => value);
-    for (const text of [JSON.stringify(rows), `\n ${JSON.stringify(rows, null, 2)}\n`, rows.map((row) => JSON.stringify(row)).join("\n")]) {
+    for (const text of [
+      JSON.stringify(rows),
+      `\n ${JSON.stringify(rows, null, 2)}\n`,
+      rows.map((row) => JSON.stringify(row)).join("\n"),
+    ]) {
       await writeFile(json, text);
       await writeFile(zipped, gzipSync(text));
       expect([await read(json), await read(zipped)]).toEqual([rows, rows]);
@@ -78,11 +82,18 @@ describe("JSONL", () => {
     ["not UTF-8", Buffer.concat([Buffer.from('{"a":1}\n{"a":"'), Buffer.of(0xff), Buffer.from('"}')])],
   ])("names file and line where a line is %s", async (_, content) => {
     await writeFile(file, content);
-    await expect(values()).rejects.toMatchObject({ name: "TypeError", code: "JSON", message: expect.stringContaining(`${file}:2`) });
+    await expect(values()).rejects.toMatchObject({
+      name: "TypeError",
+      code: "JSON",
+      message: expect.stringContaining(`${file}:2`),
+    });
   });
 
   test("names a file that is not there", async () => {
-    await expect(readPrompts(join(folder, "absent.jsonl"))).rejects.toMatchObject({ code: "FILE", message: expect.stringContaining("absent.jsonl") });
+    await expect(readPrompts(join(folder, "absent.jsonl"))).rejects.toMatchObject({
+      code: "FILE",
+      message: expect.stringContaining("absent.jsonl"),
+    });
   });
 
   test("is read from a pipe as it comes", async () => {
@@ -95,7 +106,10 @@ describe("JSONL", () => {
 
   test("refuses to write NaN, and leaves the old file", async () => {
     await writeJsonl(file, [{ a: 1 }]);
-    await expect(writeJsonl(file, [{ a: 2 }, { logprobs: [-1, -Infinity] }])).rejects.toMatchObject({ code: "JSON", message: expect.stringContaining(":2") });
+    await expect(writeJsonl(file, [{ a: 2 }, { logprobs: [-1, -Infinity] }])).rejects.toMatchObject({
+      code: "JSON",
+      message: expect.stringContaining(":2"),
+    });
     expect(await readFile(file, "utf8")).toBe('{"a":1}\n');
   });
 });
@@ -147,7 +161,14 @@ describe("rows of preferences", () => {
 });
 
 describe("rows of completions", () => {
-  const row: CompletionRow = { prompt: "p", completion: " q", prompt_ids: [1, 2], completion_ids: [3], temperature: 0.7, logprobs: [Math.fround(-0.1)] };
+  const row: CompletionRow = {
+    prompt: "p",
+    completion: " q",
+    prompt_ids: [1, 2],
+    completion_ids: [3],
+    temperature: 0.7,
+    logprobs: [Math.fround(-0.1)],
+  };
 
   test("keep log-probs to the bit", async () => {
     const logprobs = [...Float32Array.of(-1e-45, -0.1, -3.4e38, -1 / 3)];
@@ -171,6 +192,9 @@ describe("rows of completions", () => {
     ["completion", { completion: undefined }],
   ])("are refused by the column %s", async (column, change) => {
     await writeJsonl(file, [{ ...row, ...change }]);
-    await expect(readCompletions(file)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining(`:1: the column "${column}"`) });
+    await expect(readCompletions(file)).rejects.toMatchObject({
+      code: "COLUMN",
+      message: expect.stringContaining(`:1: the column "${column}"`),
+    });
   });
 });

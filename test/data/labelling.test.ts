@@ -44,7 +44,8 @@ const tasks = (count: number, size = 2): Task[] =>
 const labelling = async (all: readonly Task[], options: { criteria?: string[]; twice?: number } = {}) =>
   new Labelling(all, await log(), { criteria: [OVERALL], twice: 0, seed: 1, ...options });
 /** Ranks that put the completions in the order of the alphabet. */
-const alphabetical = (completions: readonly unknown[]) => completions.map((text) => 1 + completions.filter((other) => String(other) < String(text)).length);
+const alphabetical = (completions: readonly unknown[]) =>
+  completions.map((text) => 1 + completions.filter((other) => String(other) < String(text)).length);
 const seconds = 1;
 
 describe("Krippendorff's alpha", () => {
@@ -63,7 +64,9 @@ describe("Krippendorff's alpha", () => {
   test("is 1 in full agreement, about 0 by chance, and undefined where there is nothing to compare", () => {
     expect(krippendorff([[1, 1], [0, 0, 0], [0.5]])).toBe(1);
     const random = new Random("alpha");
-    expect(Math.abs(krippendorff(Array.from({ length: 4000 }, () => [random.below(2), random.below(2)]))!)).toBeLessThan(0.08);
+    expect(
+      Math.abs(krippendorff(Array.from({ length: 4000 }, () => [random.below(2), random.below(2)]))!),
+    ).toBeLessThan(0.08);
     expect(krippendorff([[1], [0]])).toBeUndefined();
     expect(krippendorff([[1, 1]])).toBeUndefined();
   });
@@ -88,8 +91,17 @@ describe("handing out", () => {
     expect(seen.size).toBe(200);
     for (const annotators of seen.values()) expect(new Set(annotators).size).toBe(annotators.length);
     const twice = [...seen.values()].filter(({ length }) => length === 2).length;
-    expect([twice > 35, twice < 85, Math.max(...[...seen.values()].map(({ length }) => length))]).toEqual([true, true, 2]);
-    expect(session.progress("ana")).toMatchObject({ labels: 200 + twice, wanted: 200 + twice, alpha: { overall: 1 }, shared: twice });
+    expect([twice > 35, twice < 85, Math.max(...[...seen.values()].map(({ length }) => length))]).toEqual([
+      true,
+      true,
+      2,
+    ]);
+    expect(session.progress("ana")).toMatchObject({
+      labels: 200 + twice,
+      wanted: 200 + twice,
+      alpha: { overall: 1 },
+      shared: twice,
+    });
   });
 
   test("does not give two annotators the same task at once, unless two are wanted", async () => {
@@ -121,7 +133,8 @@ describe("labels", () => {
     const session = await labelling(tasks(1), { criteria: ["helpful", "harmless"], twice: 1 });
     const say = async (annotator: string, helpful: "a" | "b" | "tie", harmless: "a" | "b") => {
       const shown = (await session.next(annotator))!;
-      const ranks = (wanted: string) => shown.completions.map((text) => (wanted === "tie" || (text as string).endsWith(wanted) ? 1 : 2));
+      const ranks = (wanted: string) =>
+        shown.completions.map((text) => (wanted === "tie" || (text as string).endsWith(wanted) ? 1 : 2));
       await session.answer(annotator, shown.task, {
         kind: "label",
         ranks: { helpful: ranks(helpful), harmless: ranks(harmless) },
@@ -130,17 +143,41 @@ describe("labels", () => {
       });
     };
     await say("ana", "b", "a");
-    expect(session.preferences()).toEqual([{ prompt: "p0", chosen: "0 b", rejected: "0 a", agreement: 1, annotators: 1, clearly: 1, helpful: 1, harmless: 0 }]);
+    expect(session.preferences()).toEqual([
+      {
+        prompt: "p0",
+        chosen: "0 b",
+        rejected: "0 a",
+        agreement: 1,
+        annotators: 1,
+        clearly: 1,
+        helpful: 1,
+        harmless: 0,
+      },
+    ]);
     await say("ben", "tie", "b");
     expect(session.preferences()).toEqual([
-      { prompt: "p0", chosen: "0 b", rejected: "0 a", agreement: 0.75, annotators: 2, clearly: 1, helpful: 0.75, harmless: 0.5 },
+      {
+        prompt: "p0",
+        chosen: "0 b",
+        rejected: "0 a",
+        agreement: 0.75,
+        annotators: 2,
+        clearly: 1,
+        helpful: 0.75,
+        harmless: 0.5,
+      },
     ]);
   });
 
   test("of a ranking become all its pairs", async () => {
     const session = await labelling(tasks(1, 4));
     const shown = (await session.next("ana"))!;
-    await session.answer("ana", shown.task, { kind: "label", ranks: { overall: alphabetical(shown.completions) }, seconds });
+    await session.answer("ana", shown.task, {
+      kind: "label",
+      ranks: { overall: alphabetical(shown.completions) },
+      seconds,
+    });
     expect(session.preferences().map(({ chosen, rejected }) => `${chosen as string} > ${rejected as string}`)).toEqual([
       "0 a > 0 b",
       "0 a > 0 c",
@@ -157,7 +194,11 @@ describe("labels", () => {
     for (const kind of ["label", "flag", "skip"] as const) {
       const shown = (await session.next("ana"))!;
       order.push(shown.task);
-      await session.answer("ana", shown.task, { kind, ...(kind === "label" ? { ranks: { overall: [1, 2] } } : {}), seconds });
+      await session.answer("ana", shown.task, {
+        kind,
+        ...(kind === "label" ? { ranks: { overall: [1, 2] } } : {}),
+        seconds,
+      });
     }
     expect(session.preferences()).toHaveLength(1);
     expect(await session.next("ana")).toBeUndefined();
@@ -190,7 +231,10 @@ describe("labels", () => {
   ])("are refused by %s, and leave no line", async (what, answer) => {
     const session = await labelling(tasks(1));
     const { task: id } = (await session.next("ana"))!;
-    await expect(session.answer("ana", id, answer as never)).rejects.toMatchObject({ code: "ANSWER", message: expect.stringContaining(what) });
+    await expect(session.answer("ana", id, answer as never)).rejects.toMatchObject({
+      code: "ANSWER",
+      message: expect.stringContaining(what),
+    });
     await expect(session.answer("ben", id, { kind: "skip", seconds })).rejects.toMatchObject({ code: "STALE" });
     expect(await readFile(file, "utf8")).toBe("");
   });
@@ -222,10 +266,17 @@ describe("requests at once", () => {
     const session = await labelling(tasks(50));
     const { task: id } = (await session.next("ana"))!;
     const label = { kind: "label" as const, ranks: { overall: [1, 2] }, seconds };
-    const [, next, other] = await Promise.all([session.answer("ana", id, label), session.next("ana"), session.next("ben")]);
+    const [, next, other] = await Promise.all([
+      session.answer("ana", id, label),
+      session.next("ana"),
+      session.next("ben"),
+    ]);
     expect(new Set([id, next!.task, other!.task]).size).toBe(3);
     const { task: second } = next!;
-    const [first, again] = await Promise.allSettled([session.answer("ana", second, skip), session.answer("ana", second, { ...skip, kind: "flag" })]);
+    const [first, again] = await Promise.allSettled([
+      session.answer("ana", second, skip),
+      session.answer("ana", second, { ...skip, kind: "flag" }),
+    ]);
     expect([first.status, again]).toMatchObject(["fulfilled", { reason: { code: "STALE" } }]);
   });
 
@@ -235,14 +286,18 @@ describe("requests at once", () => {
     const [one, two] = [await session.view("ana"), await session.view("ana")];
     expect(two).toEqual(one); // two windows
     const sent = { kind: "label" as const, ranks: { overall: [1, 2] }, seconds };
-    await Promise.all([1, 2, 3].map((longer) => session.answer("ana", one.shown!.task, { ...sent, seconds: longer }, one.turn)));
+    await Promise.all(
+      [1, 2, 3].map((longer) => session.answer("ana", one.shown!.task, { ...sent, seconds: longer }, one.turn)),
+    );
     expect([await lines(), session.progress("ana").mine]).toEqual([1, 1]);
     const contrary = session.answer("ana", one.shown!.task, { ...sent, ranks: { overall: [2, 1] } }, one.turn);
     await expect(contrary).rejects.toMatchObject({ code: "STALE" });
     for (let i = 0; i < 2; i++) await session.answer("ana", (await session.next("ana"))!.task, sent);
     const { turn } = await session.view("ana");
     const undone = await Promise.all([1, 2, 3, 4].map(() => session.undo("ana", turn)));
-    expect([new Set(undone.map((shown) => shown!.task)).size, session.progress("ana").mine, await lines()]).toEqual([1, 2, 4]);
+    expect([new Set(undone.map((shown) => shown!.task)).size, session.progress("ana").mine, await lines()]).toEqual([
+      1, 2, 4,
+    ]);
     await Promise.all([session.undo("ana"), session.undo("ana"), session.undo("ana")]); // of the present turn: one label each
     expect([session.progress("ana").mine, await lines()]).toEqual([0, 6]);
     const late = session.answer("ana", one.shown!.task, sent, one.turn); // it was undone
@@ -277,7 +332,11 @@ describe("kept counts", () => {
         if (!shown) continue;
         const kind = random.pick(["label", "label", "label", "label", "skip", "flag"] as const);
         const ranks = () => shown.completions.map(() => 1 + random.below(3));
-        await session.answer(name, shown.task, { kind, seconds, ...(kind === "label" ? { ranks: { a: ranks(), b: ranks() } } : {}) });
+        await session.answer(name, shown.task, {
+          kind,
+          seconds,
+          ...(kind === "label" ? { ranks: { a: ranks(), b: ranks() } } : {}),
+        });
       }
       if (step % 10 > 0) continue;
       const given = new Map<string, Map<string, LabelEntry>>(all.map(({ id }) => [id, new Map<string, LabelEntry>()]));
@@ -287,17 +346,32 @@ describe("kept counts", () => {
       const lists = [...given.values()].map((entries) => [...entries.values()]);
       const labelsOf = (entries: Iterable<LabelEntry>) => [...entries].filter(({ kind }) => kind === "label").length;
       const shared = lists.filter((entries) => labelsOf(entries) > 1);
-      const alpha = Object.fromEntries(options.criteria.map((criterion) => [criterion, alphaOf(shared, criterion) ?? null]));
+      const alpha = Object.fromEntries(
+        options.criteria.map((criterion) => [criterion, alphaOf(shared, criterion) ?? null]),
+      );
       const isOpen = (id: string, name: string) => {
         const entries = given.get(id)!;
-        return !entries.has(name) && ![...entries.values()].some(({ kind }) => kind === "flag") && labelsOf(entries.values()) < wanted(id);
+        return (
+          !entries.has(name) &&
+          ![...entries.values()].some(({ kind }) => kind === "flag") &&
+          labelsOf(entries.values()) < wanted(id)
+        );
       };
       for (const one of names) {
         const mine = lists.flat().filter(({ annotator }) => annotator === one).length;
         const again = new Labelling(all, opened.at(-1)!, { seed: 1, ...options }); // nobody holds a task
         expect({ seed, step, ...session.progress(one) }).toEqual({ seed, step, ...again.progress(one) });
-        expect({ seed, step, ...again.progress(one) }).toMatchObject({ mine, labels: labelsOf(lists.flat()), shared: shared.length, alpha });
-        expect({ seed, step, next: (await again.next(one))?.task }).toEqual({ seed, step, next: order.find((id) => isOpen(id, one)) });
+        expect({ seed, step, ...again.progress(one) }).toMatchObject({
+          mine,
+          labels: labelsOf(lists.flat()),
+          shared: shared.length,
+          alpha,
+        });
+        expect({ seed, step, next: (await again.next(one))?.task }).toEqual({
+          seed,
+          step,
+          next: order.find((id) => isOpen(id, one)),
+        });
       }
     }
   });
@@ -390,7 +464,11 @@ describe("the log of labels", () => {
   });
 
   test("that is not one, or is damaged in the middle, is refused with its line, untouched", async () => {
-    for (const text of ['{"prompt":"a","chosen":"b","rejected":"c"}\n', '{"prompt":"a"}\n{"prompt":"b"}', `{"kind\n${JSON.stringify(entry(1))}\n`]) {
+    for (const text of [
+      '{"prompt":"a","chosen":"b","rejected":"c"}\n',
+      '{"prompt":"a"}\n{"prompt":"b"}',
+      `{"kind\n${JSON.stringify(entry(1))}\n`,
+    ]) {
       await writeFile(file, text);
       await expect(log()).rejects.toMatchObject({ message: expect.stringContaining(`${file}:1`) });
       expect(await readFile(file, "utf8")).toBe(text);
@@ -400,7 +478,8 @@ describe("the log of labels", () => {
   /** A log of three lines with checksums, and the texts of these lines. */
   async function three(): Promise<string[]> {
     const before = await log();
-    for (let i = 0; i < 3; i++) await before.append({ ...entry(i), kind: "label", ranks: { overall: [1, 2] }, reason: "caf\u00e9 \ud83d\ude00" });
+    for (let i = 0; i < 3; i++)
+      await before.append({ ...entry(i), kind: "label", ranks: { overall: [1, 2] }, reason: "caf\u00e9 \ud83d\ude00" });
     await opened.pop()!.close();
     return (await readFile(file, "utf8")).trimEnd().split("\n");
   }
@@ -442,8 +521,13 @@ describe("the log of labels", () => {
     const poisoned = second.replace('"seconds":1', '"seconds":null');
     const flipped = third.replace('"task":"t"', '"task":"u"');
     await writeFile(file, `${first}\n${poisoned}\n${flipped}\n${third}\n{"kind":"lab`);
-    await expect(log()).rejects.toMatchObject({ message: expect.stringMatching(/x\.labels\.jsonl:2: .*rlhf data repair/) });
-    await expect(checkData(file)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining("checksum") });
+    await expect(log()).rejects.toMatchObject({
+      message: expect.stringMatching(/x\.labels\.jsonl:2: .*rlhf data repair/),
+    });
+    await expect(checkData(file)).rejects.toMatchObject({
+      code: "COLUMN",
+      message: expect.stringContaining("checksum"),
+    });
     const { kept, aside } = await repairLog(file);
     expect([kept, aside]).toEqual([2, [expect.stringContaining(`${file}:2`), expect.stringContaining(`${file}:3`)]]);
     expect(await readFile(file, "utf8")).toBe(`${first}\n${third}\n`);
@@ -460,7 +544,14 @@ describe("the log of labels", () => {
 
   test("refuses what it would not read again, and nothing is written", async () => {
     const one = await log();
-    for (const more of [{ seconds: Infinity }, { seconds: -1 }, { shown: [0, 0] }, { ranks: { overall: [1, 3] } }, { more: 1 }, { at: undefined }])
+    for (const more of [
+      { seconds: Infinity },
+      { seconds: -1 },
+      { shown: [0, 0] },
+      { ranks: { overall: [1, 3] } },
+      { more: 1 },
+      { at: undefined },
+    ])
       await expect(one.append({ ...entry(0), ...more } as never)).rejects.toMatchObject({ code: "ANSWER" });
     expect(await readFile(file, "utf8")).toBe("");
     await one.append(entry(1));
@@ -480,7 +571,10 @@ describe("the log of labels", () => {
       await log.close();
       console.log(JSON.stringify(told));`,
     );
-    const { stdout } = await promisify(execFile)("bash", ["-c", `ulimit -f 8; exec ${process.execPath} ${script} ${file}`]);
+    const { stdout } = await promisify(execFile)("bash", [
+      "-c",
+      `ulimit -f 8; exec ${process.execPath} ${script} ${file}`,
+    ]);
     const told = JSON.parse(stdout) as (number | string)[];
     expect(told).toContain("FILE");
     expect(told.slice(told.indexOf("FILE")).some((one) => typeof one === "number")).toBe(true);
@@ -504,7 +598,8 @@ describe("the log of labels", () => {
   }
 
   test("is open to one process at a time, until that ends, however it ends", async () => {
-    const refused = (pid: number) => expect(log()).rejects.toMatchObject({ code: "LOCKED", message: expect.stringContaining(`process ${pid} on `) });
+    const refused = (pid: number) =>
+      expect(log()).rejects.toMatchObject({ code: "LOCKED", message: expect.stringContaining(`process ${pid} on `) });
     await log();
     await refused(process.pid);
     await opened.pop()!.close();
@@ -540,7 +635,10 @@ describe("tasks", () => {
   const write = (...rows: object[]) => writeFile(at(), rows.map((row) => JSON.stringify(row)).join("\n"));
 
   test("are the pairs of a prompt's completions that differ, or so many to rank", async () => {
-    await write(...["a", "b", "", "a", "c", "d"].map((completion) => ({ prompt: "p", completion })), { prompt: "q", completion: "e" });
+    await write(...["a", "b", "", "a", "c", "d"].map((completion) => ({ prompt: "p", completion })), {
+      prompt: "q",
+      completion: "e",
+    });
     const texts = async (size: number, pairs: "all" | "disjoint" = "all") =>
       (await tasksOf(at(), { pairs, size })).map(({ completions }) => completions.join(""));
     expect(await texts(2)).toEqual(["ab", "ac", "ad", "bc", "bd", "cd"]);
@@ -551,7 +649,9 @@ describe("tasks", () => {
 
   test("may be comparisons that are made again", async () => {
     await write({ prompt: "p", chosen: "a", rejected: "b" }, { prompt: "p", chosen: "a", rejected: "a" });
-    expect((await tasksOf(at(), { pairs: "all", size: 2 })).map(({ completions }) => completions)).toEqual([["a", "b"]]);
+    expect((await tasksOf(at(), { pairs: "all", size: 2 })).map(({ completions }) => completions)).toEqual([
+      ["a", "b"],
+    ]);
   });
 });
 
@@ -588,7 +688,13 @@ describe("checking a file", () => {
         await session.answer(annotator, shown.task, { kind: "label", ranks: { overall: [1, 2] }, seconds: 2 });
     await session.undo("ben");
     const { labels } = await checkData(file);
-    expect(labels).toMatchObject({ annotators: { ana: 30, ben: 29 }, skipped: 0, flagged: 0, firstPreferred: 1, secondsMedian: 2 });
+    expect(labels).toMatchObject({
+      annotators: { ana: 30, ben: 29 },
+      skipped: 0,
+      flagged: 0,
+      firstPreferred: 1,
+      secondsMedian: 2,
+    });
     expect(labels!.alpha.overall).toBe(session.progress("ana").alpha.overall);
     expect(Math.abs(labels!.alpha.overall!)).toBeLessThan(0.6); // both always took the first, in orders of their own
     await appendFile(file, '{"kind":"like","task":"t","annotator":"n"}\n');

@@ -85,7 +85,9 @@ describe("the win rate", () => {
 
 describe("calibration", () => {
   test("is without error where each probability comes true as often", () => {
-    const predictions = [0.05, 0.25, 0.75, 1].flatMap((probability) => Array.from({ length: 20 }, (_, i) => ({ probability, outcome: i < probability * 20 })));
+    const predictions = [0.05, 0.25, 0.75, 1].flatMap((probability) =>
+      Array.from({ length: 20 }, (_, i) => ({ probability, outcome: i < probability * 20 })),
+    );
     const { error, bins } = calibration(predictions);
     expect(error).toBeCloseTo(0, 12);
     expect(bins.map(({ from, count }) => [from, count])).toEqual([
@@ -107,6 +109,8 @@ describe("calibration", () => {
   });
 
   test("refuses what is no probability", () => {
-    expect(() => calibration([{ probability: Number.NaN, outcome: true }])).toThrow(expect.objectContaining({ code: "RANGE" }));
+    expect(() => calibration([{ probability: Number.NaN, outcome: true }])).toThrow(
+      expect.objectContaining({ code: "RANGE" }),
+    );
   });
 });

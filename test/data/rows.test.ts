@@ -66,7 +66,9 @@ describe("the order of data", () => {
       const unbroken = itemBatches(items, { batch, seed: 1 });
       const wanted = Array.from({ length: 40 }, (_, step) => unbroken(step));
       for (const step of [0, 7, 23, 39, 8])
-        expect(itemBatches({ length, at: (place: number) => items[place] }, { batch, seed: 1 })(step)).toEqual(wanted[step]);
+        expect(itemBatches({ length, at: (place: number) => items[place] }, { batch, seed: 1 })(step)).toEqual(
+          wanted[step],
+        );
       const epoch = wanted.slice(0, Math.ceil(length / batch)).flat();
       expect([...epoch].sort()).toEqual([...items].sort());
     }
@@ -116,12 +118,17 @@ describe("what lies in a temporary file", () => {
     expect(spool.length).toBe(wanted.length);
     for (let i = 0; i < 200; i++) {
       const [begin, end] = [random.below(wanted.length + 1), random.below(wanted.length + 1)].sort((a, b) => a - b);
-      expect([begin, end, Buffer.compare(bytesOf(spool.slice(begin, end)), bytesOf(wanted.slice(begin, end)))]).toEqual([begin, end, 0]);
+      expect([begin, end, Buffer.compare(bytesOf(spool.slice(begin, end)), bytesOf(wanted.slice(begin, end)))]).toEqual(
+        [begin, end, 0],
+      );
     }
     using records = new Records(folder);
     for (const part of parts) records.add([part, part.slice(0, 2)]);
     for (const [i, part] of parts.entries())
-      expect([i, Buffer.compare(bytesOf(records.at(i)), Buffer.concat([bytesOf(part), bytesOf(part.slice(0, 2))]))]).toEqual([i, 0]);
+      expect([
+        i,
+        Buffer.compare(bytesOf(records.at(i)), Buffer.concat([bytesOf(part), bytesOf(part.slice(0, 2))])),
+      ]).toEqual([i, 0]);
   });
 
   test("has no name, so that nothing stays where the process is killed", async () => {
@@ -131,39 +138,46 @@ describe("what lies in a temporary file", () => {
     expect(spool.slice(0, 5000).length).toBe(5000);
   });
 
-  (process.platform === "linux" ? test : test.skip)("is an error where the disk gives other bytes than were written, or fewer", () => {
-    const opened = () => readdirSync("/proc/self/fd").filter((fd) => isOurs(join("/proc/self/fd", fd)));
-    const isOurs = (path: string) => {
-      try {
-        return readlinkSync(path).startsWith(at(".rows."));
-      } catch {
-        return false;
-      }
-    };
-    const before = opened();
-    using spool = new Spool(folder, 1024);
-    const wanted = values(3 * 1024 + 10);
-    spool.push(wanted);
-    const [fd] = opened().filter((one) => !before.includes(one));
-    const file = openSync(join("/proc/self/fd", fd), "r+");
-    const place = 4 * (1024 + random.below(1024)); // of the second page
-    const bytes = Buffer.from(wanted.buffer, place, 1);
-    writeSync(file, Buffer.of(bytes[0] ^ (1 << random.below(8))), 0, 1, place);
-    expect(spool.slice(0, 1024)).toEqual(wanted.slice(0, 1024));
-    for (const [begin, end] of [
-      [1024, 2048],
-      [0, 3072],
-      [2047, 2049],
-    ])
-      expect(() => spool.slice(begin, end)).toThrow(expect.objectContaining({ code: "FILE", message: expect.stringContaining(folder) }));
-    writeSync(file, bytes, 0, 1, place);
-    expect(bytesOf(spool.slice(0, wanted.length)).equals(bytesOf(wanted))).toBe(true);
-    closeSync(file);
-  });
+  (process.platform === "linux" ? test : test.skip)(
+    "is an error where the disk gives other bytes than were written, or fewer",
+    () => {
+      const opened = () => readdirSync("/proc/self/fd").filter((fd) => isOurs(join("/proc/self/fd", fd)));
+      const isOurs = (path: string) => {
+        try {
+          return readlinkSync(path).startsWith(at(".rows."));
+        } catch {
+          return false;
+        }
+      };
+      const before = opened();
+      using spool = new Spool(folder, 1024);
+      const wanted = values(3 * 1024 + 10);
+      spool.push(wanted);
+      const [fd] = opened().filter((one) => !before.includes(one));
+      const file = openSync(join("/proc/self/fd", fd), "r+");
+      const place = 4 * (1024 + random.below(1024)); // of the second page
+      const bytes = Buffer.from(wanted.buffer, place, 1);
+      writeSync(file, Buffer.of(bytes[0] ^ (1 << random.below(8))), 0, 1, place);
+      expect(spool.slice(0, 1024)).toEqual(wanted.slice(0, 1024));
+      for (const [begin, end] of [
+        [1024, 2048],
+        [0, 3072],
+        [2047, 2049],
+      ])
+        expect(() => spool.slice(begin, end)).toThrow(
+          expect.objectContaining({ code: "FILE", message: expect.stringContaining(folder) }),
+        );
+      writeSync(file, bytes, 0, 1, place);
+      expect(bytesOf(spool.slice(0, wanted.length)).equals(bytesOf(wanted))).toBe(true);
+      closeSync(file);
+    },
+  );
 
   test("names the folder where it cannot be written", () => {
     using spool = new Spool(at("none"), 1024);
-    expect(() => spool.push(values(1024))).toThrow(expect.objectContaining({ code: "WRITE", message: expect.stringContaining(at("none")) }));
+    expect(() => spool.push(values(1024))).toThrow(
+      expect.objectContaining({ code: "WRITE", message: expect.stringContaining(at("none")) }),
+    );
   });
 });
 
@@ -178,30 +192,49 @@ function defined(rows: readonly ComparisonRow[], softLabels: boolean) {
     let unit = units.find((one) => key !== undefined && one.key === key);
     if (!unit) units.push((unit = { key, texts: [], episodes: [], pairs: [] }));
     const isTurned = !isRanking && !softLabels && (row.agreement ?? 1) < 0.5;
-    const texts = isRanking ? [...new Set(row.ranking)] : isTurned ? [row.rejected, row.chosen] : [row.chosen, row.rejected];
+    const texts = isRanking
+      ? [...new Set(row.ranking)]
+      : isTurned
+        ? [row.rejected, row.chosen]
+        : [row.chosen, row.rejected];
     const found = texts.map((text) => {
       const known = unit.texts.indexOf(`${open} ${text}`);
       if (known >= 0) return known;
-      unit.episodes.push([[...tokenizer.encodePrompt(row.prompt, row)], [...tokenizer.encodeCompletion(text, { open })]]);
+      unit.episodes.push([
+        [...tokenizer.encodePrompt(row.prompt, row)],
+        [...tokenizer.encodeCompletion(text, { open })],
+      ]);
       return unit.texts.push(`${open} ${text}`) - 1;
     });
     const label = isRanking || !softLabels ? undefined : row.agreement;
     const margin = isRanking ? undefined : isTurned && row.margin !== undefined ? -row.margin : row.margin;
-    found.forEach((chosen, i) => found.slice(i + 1).forEach((rejected) => unit.pairs.push({ chosen, rejected, label, margin })));
+    found.forEach((chosen, i) =>
+      found.slice(i + 1).forEach((rejected) => unit.pairs.push({ chosen, rejected, label, margin })),
+    );
   }
   return units.map(({ episodes, pairs }) => ({ episodes, pairs }));
 }
 
 const listed = (items: Comparisons) =>
-  all(items).map(({ episodes, pairs }) => ({ episodes: episodes.map(({ prompt, completion }) => [Array.from(prompt), Array.from(completion)]), pairs }));
+  all(items).map(({ episodes, pairs }) => ({
+    episodes: episodes.map(({ prompt, completion }) => [Array.from(prompt), Array.from(completion)]),
+    pairs,
+  }));
 
 function drawRows(count: number): ComparisonRow[] {
-  const word = () => `${random.pick(["", " "])}${String.fromCharCode(97 + random.below(4))}`.repeat(1 + random.below(2));
+  const word = () =>
+    `${random.pick(["", " "])}${String.fromCharCode(97 + random.below(4))}`.repeat(1 + random.below(2));
   return Array.from({ length: count }, () => {
-    const marks = { ...(random.below(4) ? {} : { sampled: true as const }), ...(random.below(5) ? {} : { rendered: true as const }) };
+    const marks = {
+      ...(random.below(4) ? {} : { sampled: true as const }),
+      ...(random.below(5) ? {} : { rendered: true as const }),
+    };
     const prompt = random.below(10) ? `prompt ${random.below(count / 4)}` : "";
     if (!random.below(6)) return { prompt, ranking: [word(), word(), word()], ...marks };
-    const figures = { ...(random.below(2) ? { agreement: random.below(5) / 4 } : {}), ...(random.below(2) ? { margin: random.uniform(-2, 2) } : {}) };
+    const figures = {
+      ...(random.below(2) ? { agreement: random.below(5) / 4 } : {}),
+      ...(random.below(2) ? { margin: random.uniform(-2, 2) } : {}),
+    };
     return { prompt, chosen: word(), rejected: word(), ...figures, ...marks };
   });
 }
@@ -218,7 +251,12 @@ describe("comparisons", () => {
   });
 
   test("are the same from JSONL, gzipped or not, an array in JSON, Parquet and a pipe", async () => {
-    const rows = Array.from({ length: 300 }, (_, i) => ({ prompt: `p${i % 70}`, chosen: `\u00e9 ${i}`, rejected: "b", agreement: 0.5 + i / 600 }));
+    const rows = Array.from({ length: 300 }, (_, i) => ({
+      prompt: `p${i % 70}`,
+      chosen: `\u00e9 ${i}`,
+      rejected: "b",
+      agreement: 0.5 + i / 600,
+    }));
     const text = rows.map((row) => `${JSON.stringify(row)}\n`).join("");
     await writeFile(at("a.jsonl"), text);
     await writeFile(at("a.jsonl.gz"), gzipSync(text));
@@ -264,9 +302,14 @@ describe("comparisons", () => {
 describe("a file that changes while it is read", () => {
   const file = () => at("changing.jsonl");
   const rows = () => rowFile(file(), ({ value }) => value);
-  const write = (count: number) => writeFile(file(), Array.from({ length: count }, (_, i) => `${JSON.stringify({ i })}\n`).join(""));
+  const write = (count: number) =>
+    writeFile(file(), Array.from({ length: count }, (_, i) => `${JSON.stringify({ i })}\n`).join(""));
   const told = (items: string) =>
-    expect.objectContaining({ name: "TypeError", code: "CHANGED", message: expect.stringMatching(`changing.jsonl.* ${items} rows`) });
+    expect.objectContaining({
+      name: "TypeError",
+      code: "CHANGED",
+      message: expect.stringMatching(`changing.jsonl.* ${items} rows`),
+    });
 
   test("is told, by its name and the rows that were read", async () => {
     await write(20);
@@ -290,16 +333,26 @@ describe("a file that changes while it is read", () => {
     const written = writeFile(at("once"), '{"a":1}\n');
     for await (const _ of source);
     await written;
-    await expect(source[Symbol.asyncIterator]().next()).rejects.toMatchObject({ code: "FILE", message: expect.stringContaining("only once") });
+    await expect(source[Symbol.asyncIterator]().next()).rejects.toMatchObject({
+      code: "FILE",
+      message: expect.stringContaining("only once"),
+    });
   });
 });
 
 test("demonstrations, documents and prompts are read back as they were tokenised", async () => {
   const texts = Array.from({ length: 30 }, (_, i) => `${"the text ".repeat(random.below(6))}${i} \u00e9\ud83d\ude00`);
   using shown = new Demonstrations(tokenizer, { length: 24, folder });
-  const rows: DemonstrationRow[] = texts.map((completion, i) => ({ prompt: i % 5 ? `${i}` : "", completion, ...(i % 3 ? {} : { sampled: true }) }));
+  const rows: DemonstrationRow[] = texts.map((completion, i) => ({
+    prompt: i % 5 ? `${i}` : "",
+    completion,
+    ...(i % 3 ? {} : { sampled: true }),
+  }));
   for (const row of rows) shown.add(row);
-  const whole = rows.map(({ prompt, completion, sampled }) => [tokenizer.encodePrompt(prompt), tokenizer.encodeCompletion(completion, { open: sampled })]);
+  const whole = rows.map(({ prompt, completion, sampled }) => [
+    tokenizer.encodePrompt(prompt),
+    tokenizer.encodeCompletion(completion, { open: sampled }),
+  ]);
   const kept = whole.map(([prompt, completion]) => ({ prompt, completion: completion.slice(0, 25 - prompt.length) }));
   expect(all(shown)).toEqual(kept);
   expect(shown.cut).toBe(whole.filter(([, { length }], i) => length > kept[i].completion.length).length);
@@ -316,10 +369,17 @@ test("demonstrations, documents and prompts are read back as they were tokenised
   ])
     expect(all(windowsOf(documents, options))).toEqual(windows(stream, options));
 
-  const asked = [...texts, "a lone \ud83d", "x".repeat(5000)].map((prompt, i) => ({ prompt, ...(i % 2 ? { rendered: true as const } : {}) }));
+  const asked = [...texts, "a lone \ud83d", "x".repeat(5000)].map((prompt, i) => ({
+    prompt,
+    ...(i % 2 ? { rendered: true as const } : {}),
+  }));
   using prompts = await Prompts.read(asked, tokenizer, folder);
   expect(all(prompts)).toEqual(
-    asked.map(({ prompt, rendered }) => ({ text: prompt, ids: tokenizer.encodePrompt(prompt, { rendered }), ...(rendered ? { rendered } : {}) })),
+    asked.map(({ prompt, rendered }) => ({
+      text: prompt,
+      ids: tokenizer.encodePrompt(prompt, { rendered }),
+      ...(rendered ? { rendered } : {}),
+    })),
   );
 });
 

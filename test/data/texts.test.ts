@@ -52,7 +52,11 @@ describe("a comparison without a prompt column", () => {
 
   test("that is a transcript is split where the assistant's turn opens", async () => {
     const prompt = "\n\nHuman: Hello\n\nAssistant: Hi\n\nHuman: Well?\n\nAssistant:";
-    expect(await pair(`${prompt} I will.`, `${prompt} I won't.`)).toEqual({ prompt, chosen: " I will.", rejected: " I won't." });
+    expect(await pair(`${prompt} I will.`, `${prompt} I won't.`)).toEqual({
+      prompt,
+      chosen: " I will.",
+      rejected: " I won't.",
+    });
   });
 
   test("of conversations is split at the last turn that they share", async () => {
@@ -74,24 +78,41 @@ describe("conversations", () => {
     const text = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n";
     await write({ prompt, completion: [assistant("yes")] });
     expect(await readPrompts(file, chat)).toEqual([{ prompt: text, rendered: true }]);
-    expect(await readDemonstrations(file, chat)).toEqual([{ prompt: text, completion: "yes<|im_end|>\n", rendered: true }]);
+    expect(await readDemonstrations(file, chat)).toEqual([
+      { prompt: text, completion: "yes<|im_end|>\n", rendered: true },
+    ]);
   });
 
   test("that end with words of the assistant go on from those", async () => {
     await write({ prompt: [user("q"), assistant("Well, ")] });
-    expect(await readPrompts(file, chat)).toEqual([{ prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nWell, ", rendered: true }]);
-    const trimming = new ChatTemplate("{% for message in messages %}[{{ message['content'] | trim }}]{% endfor %}", {}, "trimming");
+    expect(await readPrompts(file, chat)).toEqual([
+      { prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nWell, ", rendered: true },
+    ]);
+    const trimming = new ChatTemplate(
+      "{% for message in messages %}[{{ message['content'] | trim }}]{% endfor %}",
+      {},
+      "trimming",
+    );
     expect(trimming.render([user("q"), assistant(" Well, ")], { open: true })).toBe("[q][Well,"); // as transformers 5 does
   });
 
   test("are refused by name without a template, or mixed with texts", async () => {
     await write({ prompt: [user("q")], chosen: [assistant("a")], rejected: [assistant("b")] });
-    await expect(readComparisons(file)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining("chat template") });
+    await expect(readComparisons(file)).rejects.toMatchObject({
+      code: "COLUMN",
+      message: expect.stringContaining("chat template"),
+    });
     await expect(readComparisons(file, () => new Tokenizer(files).chat)).rejects.toMatchObject({ code: "CHAT" });
     await write({ prompt: "q", chosen: [assistant("a")], rejected: [assistant("b")] });
-    await expect(readComparisons(file, chat)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining('"prompt" is a text') });
+    await expect(readComparisons(file, chat)).rejects.toMatchObject({
+      code: "COLUMN",
+      message: expect.stringContaining('"prompt" is a text'),
+    });
     await write({ prompt: [user("q")], chosen: [assistant("a")], rejected: "b" });
-    await expect(readComparisons(file, chat)).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining("mix") });
+    await expect(readComparisons(file, chat)).rejects.toMatchObject({
+      code: "COLUMN",
+      message: expect.stringContaining("mix"),
+    });
   });
 });
 
@@ -100,12 +121,15 @@ test("an empty prompt begins with BOS, or else with the end of the text before, 
   const end = tokenizer.id("<|endoftext|>")!;
   expect([...withConfig({ eos_token: "<|endoftext|>" }).encodePrompt("")]).toEqual([end]);
   expect([...withConfig({ bos_token: "t", eos_token: "<|endoftext|>" }).encodePrompt("")]).toEqual([tokenizer.id("t")]);
-  expect(() => withConfig({}).encodePrompt("")).toThrow(expect.objectContaining({ code: "TOKENIZER", message: expect.stringContaining("prompt is empty") }));
+  expect(() => withConfig({}).encodePrompt("")).toThrow(
+    expect.objectContaining({ code: "TOKENIZER", message: expect.stringContaining("prompt is empty") }),
+  );
 });
 
 test("comparisons without a prompt are units of their own, also where all of a file hang together by their completions", async () => {
   const pair = (chosen: string, rejected: string, prompt = "") => ({ prompt, chosen, rejected });
-  const units = async (...rows: ReturnType<typeof pair>[]) => (await comparisons(rows)).map(({ episodes, pairs }) => [episodes.length, pairs.length]);
+  const units = async (...rows: ReturnType<typeof pair>[]) =>
+    (await comparisons(rows)).map(({ episodes, pairs }) => [episodes.length, pairs.length]);
   expect(await units(pair("a", "b"), pair("c", "d"), pair("e", "d"))).toEqual([
     [2, 1],
     [2, 1],
@@ -129,15 +153,27 @@ test("a completion ends with the token that ends a text, but for one that a temp
   expect(await learnt({ ...row, chosen: " a<|endoftext|>", sampled: true })).toEqual([ended[0], plain[1]]);
   const [one] = await learnt({ prompt: [user("q")], chosen: [assistant("a")], rejected: [assistant("b")] });
   expect(tokenizer.decode(one)).toBe("a<|im_end|>\n");
-  await expect(learnt({ ...row, sampled: "no" })).rejects.toMatchObject({ code: "COLUMN", message: expect.stringContaining('"sampled"') });
+  await expect(learnt({ ...row, sampled: "no" })).rejects.toMatchObject({
+    code: "COLUMN",
+    message: expect.stringContaining('"sampled"'),
+  });
 });
 
 test("comparisons of sampled completions keep their ends: those that were cut have none", async () => {
-  const sampled = (completion: string) => ({ prompt: "q", completion, prompt_ids: [1], completion_ids: [2], temperature: 1, logprobs: [-1] });
+  const sampled = (completion: string) => ({
+    prompt: "q",
+    completion,
+    prompt_ids: [1],
+    completion_ids: [2],
+    temperature: 1,
+    logprobs: [-1],
+  });
   const { label, seed } = defaults();
   const rows = await labelAll([sampled(" a good day<|endoftext|>"), sampled(" a bad day")], { label, seed });
   expect(rows).toMatchObject([{ prompt: "q", sampled: true }]);
-  const ends = (await comparisons(rows))[0].episodes.map(({ completion }) => Array.from(completion).at(-1) === tokenizer.eosId);
+  const ends = (await comparisons(rows))[0].episodes.map(
+    ({ completion }) => Array.from(completion).at(-1) === tokenizer.eosId,
+  );
   expect([ends.length, ends.filter(Boolean).length]).toEqual([2, 1]);
 });
 
@@ -154,7 +190,13 @@ test("comparisons of a prompt are one unit wherever they stand; rankings are uni
 });
 
 test("the majority alone is learnt where labels are not soft: turned where it is the other way, nothing where there is none", async () => {
-  const rows = [0.2, 0.5, 0.9, undefined].map((agreement, i) => ({ prompt: `p${i}`, chosen: "a", rejected: "b", agreement, margin: 2 }));
+  const rows = [0.2, 0.5, 0.9, undefined].map((agreement, i) => ({
+    prompt: `p${i}`,
+    chosen: "a",
+    rejected: "b",
+    agreement,
+    margin: 2,
+  }));
   const [a, b] = ["a", "b"].map((text) => [...tokenizer.encode(text)]);
   const learnt = async (soft: boolean) =>
     (await comparisons(rows, soft)).map(({ episodes, pairs: [{ chosen, rejected, label, margin }] }) => {
@@ -170,26 +212,36 @@ test("the majority alone is learnt where labels are not soft: turned where it is
   expect((await learnt(true)).map(([, , label]) => label)).toEqual([0.2, 0.5, 0.9, undefined]);
 });
 
-test.each(["UNCOMPRESSED", "SNAPPY"] as const)("Parquet holds the same rows as JSONL, row group by row group: %s", async (codec) => {
-  const rows = Array.from({ length: 25 }, (_, i) => ({
-    prompt: `p${i}`,
-    chosen: `\u00e9 ${i}`,
-    rejected: "b",
-    agreement: 0.5 + i / 50,
-    margin: i % 3 ? i : null,
-  }));
-  const columns = ["prompt", "chosen", "rejected", "agreement", "margin"] as const;
-  parquetWriteFile({
-    filename: join(folder, "rows.parquet"),
-    columnData: columns.map((name) => ({ name, data: rows.map((row) => row[name]), type: ["agreement", "margin"].includes(name) ? "DOUBLE" : "STRING" })),
-    rowGroupSize: 10,
-    codec,
-  });
-  await write(...rows);
-  expect(await readComparisons(join(folder, "rows.parquet"))).toEqual(await readComparisons(file));
-  await writeFile(join(folder, "torn.parquet"), "PAR1 and nothing of it");
-  await expect(readRows(join(folder, "torn.parquet"), () => 0)).rejects.toMatchObject({ code: "PARQUET", message: expect.stringContaining("torn.parquet") });
-});
+test.each(["UNCOMPRESSED", "SNAPPY"] as const)(
+  "Parquet holds the same rows as JSONL, row group by row group: %s",
+  async (codec) => {
+    const rows = Array.from({ length: 25 }, (_, i) => ({
+      prompt: `p${i}`,
+      chosen: `\u00e9 ${i}`,
+      rejected: "b",
+      agreement: 0.5 + i / 50,
+      margin: i % 3 ? i : null,
+    }));
+    const columns = ["prompt", "chosen", "rejected", "agreement", "margin"] as const;
+    parquetWriteFile({
+      filename: join(folder, "rows.parquet"),
+      columnData: columns.map((name) => ({
+        name,
+        data: rows.map((row) => row[name]),
+        type: ["agreement", "margin"].includes(name) ? "DOUBLE" : "STRING",
+      })),
+      rowGroupSize: 10,
+      codec,
+    });
+    await write(...rows);
+    expect(await readComparisons(join(folder, "rows.parquet"))).toEqual(await readComparisons(file));
+    await writeFile(join(folder, "torn.parquet"), "PAR1 and nothing of it");
+    await expect(readRows(join(folder, "torn.parquet"), () => 0)).rejects.toMatchObject({
+      code: "PARQUET",
+      message: expect.stringContaining("torn.parquet"),
+    });
+  },
+);
 
 test("Parquet holds conversations too, and its 64-bit integers are numbers", async () => {
   const filename = join(folder, "chat.parquet");
@@ -200,7 +252,9 @@ test("Parquet holds conversations too, and its 64-bit integers are numbers", asy
       { name: "n", data: [7n], type: "INT64" },
     ],
   });
-  expect(await readPrompts(filename, chat)).toEqual([{ prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", rendered: true }]);
+  expect(await readPrompts(filename, chat)).toEqual([
+    { prompt: "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", rendered: true },
+  ]);
   expect(await readRows(filename, ({ value }) => value.n)).toEqual([7]);
 });
 
@@ -209,5 +263,8 @@ test("gzipped JSONL is read, and a torn one is an error that names the file", as
   await writeFile(join(folder, "a.jsonl.gz"), zipped);
   expect(await readPrompts(join(folder, "a.jsonl.gz"))).toEqual([{ prompt: "a" }, { prompt: "b" }]);
   await writeFile(join(folder, "a.jsonl.gz"), zipped.subarray(0, -9));
-  await expect(readPrompts(join(folder, "a.jsonl.gz"))).rejects.toMatchObject({ code: "FILE", message: expect.stringContaining("a.jsonl.gz") });
+  await expect(readPrompts(join(folder, "a.jsonl.gz"))).rejects.toMatchObject({
+    code: "FILE",
+    message: expect.stringContaining("a.jsonl.gz"),
+  });
 });

@@ -48,8 +48,10 @@ const SCRIPT = `
   }
 `;
 
-(process.platform === "linux" && existsSync(failing) ? test : test.skip)("no allocation that fails ends the process or makes a number wrong", () => {
-  const program = `
+(process.platform === "linux" && existsSync(failing) ? test : test.skip)(
+  "no allocation that fails ends the process or makes a number wrong",
+  () => {
+    const program = `
     ${SCRIPT}
     const good = await script();
     const before = failAllocations(0, 0);
@@ -69,16 +71,22 @@ const SCRIPT = `
       }
     const again = await script();
     console.log(JSON.stringify({ made, counts, same: JSON.stringify(again) === JSON.stringify(good), good }));`;
-  const { out, error, end } = child(program, { env: { RLHF_ADDON: failing } });
-  expect({ end, error }).toEqual({ end: 0, error: "" });
-  const { made, counts, same, good } = JSON.parse(out) as { made: number; counts: Record<string, number>; same: boolean; good: Record<string, string> };
-  expect([same, made > 60, counts.MEMORY > made / 2, counts.THREADS > 0, good["read x"], good["read bad"]]).toEqual([
-    true,
-    true,
-    true,
-    true,
-    "1 2 3 4 5 6",
-    "ID",
-  ]);
-  console.log(`${made} allocations, ${counts.runs} runs, ${counts.MEMORY} times MEMORY`);
-});
+    const { out, error, end } = child(program, { env: { RLHF_ADDON: failing } });
+    expect({ end, error }).toEqual({ end: 0, error: "" });
+    const { made, counts, same, good } = JSON.parse(out) as {
+      made: number;
+      counts: Record<string, number>;
+      same: boolean;
+      good: Record<string, string>;
+    };
+    expect([same, made > 60, counts.MEMORY > made / 2, counts.THREADS > 0, good["read x"], good["read bad"]]).toEqual([
+      true,
+      true,
+      true,
+      true,
+      "1 2 3 4 5 6",
+      "ID",
+    ]);
+    console.log(`${made} allocations, ${counts.runs} runs, ${counts.MEMORY} times MEMORY`);
+  },
+);

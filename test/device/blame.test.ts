@@ -15,7 +15,11 @@ const ids = (...values: number[]) => Tensor.from(Int32Array.from(values), undefi
 const embedded = (...values: number[]) => ops.embedding(ids(...values), table());
 const blamed = async (tensor: Tensor, value: number) => {
   const error = await failure(() => tensor.read());
-  expect([error.name, error.code, error.message]).toEqual(["RangeError", "ID", `embedding: ids[0] is ${value}, wanted 0 to 2`]);
+  expect([error.name, error.code, error.message]).toEqual([
+    "RangeError",
+    "ID",
+    `embedding: ids[0] is ${value}, wanted 0 to 2`,
+  ]);
 };
 
 test("a read of what an op spoilt rejects every time, one of anything else does not", async () => {

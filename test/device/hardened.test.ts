@@ -20,7 +20,8 @@ function facts(file: Buffer): { types: number[]; stack: number; tags: Map<number
     if (type === STACK) stack = file.readUInt32LE(header + 4);
     if (type !== DYNAMIC) continue;
     const [from, bytes] = [Number(file.readBigUInt64LE(header + 8)), Number(file.readBigUInt64LE(header + 32))];
-    for (let tag = from; tag < from + bytes; tag += 16) tags.set(Number(file.readBigInt64LE(tag)), Number(file.readBigUInt64LE(tag + 8)));
+    for (let tag = from; tag < from + bytes; tag += 16)
+      tags.set(Number(file.readBigInt64LE(tag)), Number(file.readBigUInt64LE(tag + 8)));
   }
   return { types, stack, tags };
 }

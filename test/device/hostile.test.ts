@@ -18,10 +18,14 @@ const six = Float32Array.of(1, 2, 3, 4, 5, 6);
 
 test("no value that the addon is called with ends the process", () => {
   const calls = 10 * Number(process.env.RLHF_FUZZ_RUNS ?? 500);
-  const { status, signal, stdout, stderr } = spawnSync(process.execPath, [join(root, "dist/test/device/hostile.js"), addon, `${seed}`, `${calls}`], {
-    encoding: "utf8",
-    timeout: 120_000,
-  });
+  const { status, signal, stdout, stderr } = spawnSync(
+    process.execPath,
+    [join(root, "dist/test/device/hostile.js"), addon, `${seed}`, `${calls}`],
+    {
+      encoding: "utf8",
+      timeout: 120_000,
+    },
+  );
   expect({ seed, status, signal, stderr }).toEqual({ seed, status: 0, signal: null, stderr: "" });
   const { last, counts } = JSON.parse(stdout) as { last: number; counts: Record<string, number> };
   expect(last).toBe(7);
@@ -66,8 +70,16 @@ describe("a tensor", () => {
     const liar = new Liar(six);
     expect(await Tensor.from(liar, [6], on).read()).toEqual(six);
     expect((await failure(() => Tensor.from(liar, [3], on))).code).toBe("SHAPE");
-    const tagged = Object.defineProperty(new Uint8Array(24), Symbol.toStringTag, { value: "Float32Array" }) as unknown as Float32Array;
-    const made = { [Symbol.toStringTag]: "Float32Array", length: 6, byteLength: 24, buffer: six.buffer, byteOffset: 0 } as unknown as Float32Array;
+    const tagged = Object.defineProperty(new Uint8Array(24), Symbol.toStringTag, {
+      value: "Float32Array",
+    }) as unknown as Float32Array;
+    const made = {
+      [Symbol.toStringTag]: "Float32Array",
+      length: 6,
+      byteLength: 24,
+      buffer: six.buffer,
+      byteOffset: 0,
+    } as unknown as Float32Array;
     const hidden = new Proxy(six, {});
     for (const data of [tagged, made, hidden]) {
       expect((await failure(() => Tensor.from(data, [6], on))).code).toBe("DTYPE");
@@ -77,9 +89,16 @@ describe("a tensor", () => {
     const wide = Object.defineProperty(new Float32Array(six), "byteLength", { value: 1e9 });
     expect(await Tensor.from(wide, [6], on).read()).toEqual(six);
     const ids = Object.defineProperty(Int32Array.of(0, 1), "length", { value: 0 }); // none of which is looked at
-    expect((await failure(() => ops.embedding(Object.defineProperty(Int32Array.of(0, 9), "length", { value: 1 }), Tensor.from(six, [3, 2], on)))).code).toBe(
-      "ID",
-    );
+    expect(
+      (
+        await failure(() =>
+          ops.embedding(
+            Object.defineProperty(Int32Array.of(0, 9), "length", { value: 1 }),
+            Tensor.from(six, [3, 2], on),
+          ),
+        )
+      ).code,
+    ).toBe("ID");
     expect(ops.embedding(ids, Tensor.from(six, [3, 2], on)).shape).toEqual([2, 2]);
     const buffer = new ArrayBuffer(24);
     const gone = new Float32Array(buffer);
@@ -93,7 +112,8 @@ describe("a tensor", () => {
   test("checks ids where no other thread writes them", async () => {
     const shared = new SharedArrayBuffer(4 * 1024);
     const ids = new Int32Array(shared);
-    const code = "const ids = new Int32Array(require('node:worker_threads').workerData); for (;;) { ids[512] = 1e9; ids[512] = 0; }";
+    const code =
+      "const ids = new Int32Array(require('node:worker_threads').workerData); for (;;) { ids[512] = 1e9; ids[512] = 0; }";
     const worker = new Worker(code, { eval: true, workerData: shared });
     await new Promise((resolve) => worker.once("online", resolve));
     const table = Tensor.from(six, [3, 2], on);
@@ -114,7 +134,8 @@ describe("a tensor", () => {
 
 test("a device refuses addresses that it did not give, and more bytes than it gave", async () => {
   const address = on.allocate(100);
-  const placed = (more: object) => ({ address, dtype: "f32", layout: "rows", shape: [25], stride: 1, ...more }) as const;
+  const placed = (more: object) =>
+    ({ address, dtype: "f32", layout: "rows", shape: [25], stride: 1, ...more }) as const;
   const fill = specs.get("fill")!;
   on.call(fill, [1, placed({})]);
   for (const more of [
@@ -244,7 +265,8 @@ test("every public call of tensors and devices refuses what it does not take by 
         await result?.close?.();
       } catch (error) {
         const { code, message, name: kind } = error as { code?: unknown; message: string; name: string };
-        if (typeof code !== "string" || !/^(TypeError|RangeError)$/.test(kind)) plain.push(`${name} with value ${i}: ${kind}: ${message}`);
+        if (typeof code !== "string" || !/^(TypeError|RangeError)$/.test(kind))
+          plain.push(`${name} with value ${i}: ${kind}: ${message}`);
       }
     }
   expect(plain).toEqual([]);

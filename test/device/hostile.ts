@@ -5,7 +5,10 @@ import { Random } from "../random.js";
 
 const [, , addon, seed, calls] = process.argv;
 const require = createRequire(import.meta.url);
-type Native = Record<string, unknown> & { Device: new (...args: unknown[]) => Record<string, (...args: unknown[]) => unknown>; ops: Op[] };
+type Native = Record<string, unknown> & {
+  Device: new (...args: unknown[]) => Record<string, (...args: unknown[]) => unknown>;
+  ops: Op[];
+};
 interface Op {
   arguments: { kind: string; type: string; dims: string; low: number; high: number }[];
 }
@@ -26,21 +29,46 @@ const frameOf = (numbers: number[]) => Float64Array.from(numbers);
 function frame(): number[] {
   const index = random.below(native.ops.length);
   const letters: Record<string, number> = {};
-  const size = (dim: string) => (/^\d/.test(dim) ? Number(dim) : (letters[dim[0]] ??= random.below(5)) + (dim.endsWith("+1") ? 1 : 0));
+  const size = (dim: string) =>
+    /^\d/.test(dim) ? Number(dim) : (letters[dim[0]] ??= random.below(5)) + (dim.endsWith("+1") ? 1 : 0);
   const shared = Array.from({ length: random.below(4) }, () => random.below(4));
   const numbers = native.ops[index].arguments.flatMap(({ kind, type, dims, low, high }) => {
-    if (kind === "real" || kind === "integer") return [random.pick([0, 1, 0.5, 2, -1, low, high].filter((x) => kind === "real" || Number.isSafeInteger(x)))];
+    if (kind === "real" || kind === "integer")
+      return [random.pick([0, 1, 0.5, 2, -1, low, high].filter((x) => kind === "real" || Number.isSafeInteger(x)))];
     if (kind === "choice") return [random.below(3)];
     if (kind.startsWith("opt") && random.below(2) === 0) return [0, -1, 0, 0, 0, 0, 0, 0, 0];
     const shape = dims === "..." ? shared : dims.split(",").map(size);
     const stride = shape.slice(1).reduce((a, b) => a * b, 1);
     const dtype = type === "I32" ? 2 : type === "F64" ? 1 : 0;
-    return [random.pick(addresses), dtype, 0, shape.length, ...Array.from({ length: 4 }, (_, d) => shape[d] ?? 0), stride];
+    return [
+      random.pick(addresses),
+      dtype,
+      0,
+      shape.length,
+      ...Array.from({ length: 4 }, (_, d) => shape[d] ?? 0),
+      stride,
+    ];
   });
   return [index, ...numbers];
 }
 
-const STRANGE = [NaN, Infinity, -Infinity, -1, -0, 0.5, 1e300, 2 ** 31, 2 ** 32, 2 ** 53, 2 ** 63, -(2 ** 63), 4, 5, 1e6];
+const STRANGE = [
+  NaN,
+  Infinity,
+  -Infinity,
+  -1,
+  -0,
+  0.5,
+  1e300,
+  2 ** 31,
+  2 ** 32,
+  2 ** 53,
+  2 ** 63,
+  -(2 ** 63),
+  4,
+  5,
+  1e6,
+];
 function spoilt(numbers: number[]): number[] {
   const out = [...numbers];
   for (let n = random.below(3); n > 0; n--) {
@@ -54,7 +82,10 @@ function spoilt(numbers: number[]): number[] {
 
 const detached = new Float64Array(8);
 structuredClone(detached.buffer, { transfer: [detached.buffer] });
-const resizable = new (ArrayBuffer as unknown as new (bytes: number, options: object) => ArrayBuffer & { resize(bytes: number): void })(64, {
+const resizable = new (ArrayBuffer as unknown as new (
+  bytes: number,
+  options: object,
+) => ArrayBuffer & { resize(bytes: number): void })(64, {
   maxByteLength: 256,
 });
 const [tracking, beyond] = [new Float64Array(resizable), new Float64Array(resizable, 32, 4)];
@@ -73,7 +104,24 @@ const bad = {
     throw new Error("mine");
   },
 };
-const fixed: unknown[] = [undefined, null, true, "", "cuda", "scalar", "x".repeat(1e5), "\ud800", Symbol("s"), 10n, {}, [], [1, 2], () => 1, class {}, bad];
+const fixed: unknown[] = [
+  undefined,
+  null,
+  true,
+  "",
+  "cuda",
+  "scalar",
+  "x".repeat(1e5),
+  "\ud800",
+  Symbol("s"),
+  10n,
+  {},
+  [],
+  [1, 2],
+  () => 1,
+  class {},
+  bad,
+];
 fixed.push(
   new Proxy({}, {}),
   new Proxy(new Uint8Array(8), {}),
@@ -84,9 +132,32 @@ fixed.push(
   other,
   native.Device,
 );
-fixed.push(detached, tracking, beyond, new Liar(4), new Uint8Array(16), new Uint8Array(new SharedArrayBuffer(64)), new Float64Array(new SharedArrayBuffer(64)));
-fixed.push(new DataView(new ArrayBuffer(8)), new BigInt64Array(2), Buffer.from("abc"), new ArrayBuffer(8), runInNewContext("new Float64Array(4)"));
-fixed.push(Object.setPrototypeOf(new Uint8Array(4), null), Object.freeze([]), new WeakRef({}), Promise.resolve(), new Date(NaN), /x/, globalThis, ...recorded);
+fixed.push(
+  detached,
+  tracking,
+  beyond,
+  new Liar(4),
+  new Uint8Array(16),
+  new Uint8Array(new SharedArrayBuffer(64)),
+  new Float64Array(new SharedArrayBuffer(64)),
+);
+fixed.push(
+  new DataView(new ArrayBuffer(8)),
+  new BigInt64Array(2),
+  Buffer.from("abc"),
+  new ArrayBuffer(8),
+  runInNewContext("new Float64Array(4)"),
+);
+fixed.push(
+  Object.setPrototypeOf(new Uint8Array(4), null),
+  Object.freeze([]),
+  new WeakRef({}),
+  Promise.resolve(),
+  new Date(NaN),
+  /x/,
+  globalThis,
+  ...recorded,
+);
 const numbers = () => random.pick([...STRANGE, 0, 1, 3, 64, BYTES, ...addresses, addresses[0] + 8]);
 
 function value(): unknown {
@@ -96,7 +167,20 @@ function value(): unknown {
   return random.pick(fixed);
 }
 
-const methods = ["allocate", "own", "release", "write", "trust", "read", "wait", "call", "record", "run", "memory", "trim"];
+const methods = [
+  "allocate",
+  "own",
+  "release",
+  "write",
+  "trust",
+  "read",
+  "wait",
+  "call",
+  "record",
+  "run",
+  "memory",
+  "trim",
+];
 const functions = ["exp", "log", "cos", "pow", "lock"];
 const counts: Record<string, number> = {};
 
@@ -120,9 +204,17 @@ function call(): unknown {
   const name = random.pick([...functions, "Device", "new", "construct"]);
   if (name === "Device") return Reflect.apply(native.Device as unknown as () => unknown, value(), args);
   if (name === "construct")
-    return Reflect.construct(native.Device, ["scalar", 1], random.pick<unknown>([Array, Promise, class extends native.Device {}]) as new () => unknown);
+    return Reflect.construct(
+      native.Device,
+      ["scalar", 1],
+      random.pick<unknown>([Array, Promise, class extends native.Device {}]) as new () => unknown,
+    );
   if (name === "new") {
-    const device = new native.Device(random.pick([undefined, "scalar", "bogus", value()]), random.pick([1, 2, -1, NaN, value()]), value());
+    const device = new native.Device(
+      random.pick([undefined, "scalar", "bogus", value()]),
+      random.pick([1, 2, -1, NaN, value()]),
+      value(),
+    );
     const address = device.allocate(64);
     const reads = [device.read(address, 64), device.wait()] as Promise<unknown>[];
     for (const read of reads) void read.catch(() => undefined);
@@ -146,7 +238,9 @@ for (let i = 0; i < Number(calls); i++) {
     counts[code ?? "plain"] = (counts[code ?? "plain"] ?? 0) + 1;
     if (
       code === undefined &&
-      !/mine|Illegal invocation|Cannot convert|not a constructor|not a function|called on|incompatible|revoked/i.test(String((error as Error).message))
+      !/mine|Illegal invocation|Cannot convert|not a constructor|not a function|called on|incompatible|revoked/i.test(
+        String((error as Error).message),
+      )
     )
       throw error;
   }

@@ -8,7 +8,8 @@ function output(program: string, options?: ChildOptions): string {
   const { out, error, end } = child(program, options);
   return end === 0 ? out : `${end}: ${error}`;
 }
-const caught = (work: string) => `try { ${work}; console.log("done"); } catch ({ name, code, message }) { console.log(name, code, message); }`;
+const caught = (work: string) =>
+  `try { ${work}; console.log("done"); } catch ({ name, code, message }) { console.log(name, code, message); }`;
 
 test("a device that closes runs what is queued, and refuses all that comes later", async () => {
   const on = await device("cpu", { threads: 1 });
@@ -45,13 +46,20 @@ test("closing a device tells the error of an op that no read has told", async ()
 });
 
 // Only root may become another user, one who has no other processes.
-(process.getuid?.() === 0 ? test : test.skip)("a device whose threads the system refuses is refused, and the process goes on", () => {
-  const open = caught(`await (await rlhf.device("cpu", { threads: 1000 })).close()`);
-  expect(output(open, { command: ["bash", "-c", 'ulimit -u 100; exec "$@"', "bash"], uid: 54321 })).toMatch(/^RangeError THREADS .*1000/);
-});
+(process.getuid?.() === 0 ? test : test.skip)(
+  "a device whose threads the system refuses is refused, and the process goes on",
+  () => {
+    const open = caught(`await (await rlhf.device("cpu", { threads: 1000 })).close()`);
+    expect(output(open, { command: ["bash", "-c", 'ulimit -u 100; exec "$@"', "bash"], uid: 54321 })).toMatch(
+      /^RangeError THREADS .*1000/,
+    );
+  },
+);
 
-(process.platform === "linux" ? test : test.skip)("memory that there is not is a RangeError, whoever asks for it", () => {
-  const program = `
+(process.platform === "linux" ? test : test.skip)(
+  "memory that there is not is a RangeError, whoever asks for it",
+  () => {
+    const program = `
     import { readFileSync } from "node:fs";
     import { spawnSync } from "node:child_process";
     const on = await rlhf.device("cpu", { threads: 1 });
@@ -71,6 +79,10 @@ test("closing a device tells the error of an op that no read has told", async ()
     await x.rows(0, 4).read();
     await on.close();
     console.log("closed");`;
-  const lines = output(program).split("\n");
-  expect(lines.map((line) => line.split(" ").slice(0, 2).join(" "))).toEqual([...Array<string>(3).fill("RangeError MEMORY"), "closed"]);
-});
+    const lines = output(program).split("\n");
+    expect(lines.map((line) => line.split(" ").slice(0, 2).join(" "))).toEqual([
+      ...Array<string>(3).fill("RangeError MEMORY"),
+      "closed",
+    ]);
+  },
+);

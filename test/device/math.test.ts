@@ -4,14 +4,22 @@ import { Random, seed } from "../random.js";
 
 // The law's own functions against the runtime's, which are good to an ulp.
 
-const ulps = (got: number, wanted: number) => Math.abs(got - wanted) / (Math.max(Math.abs(wanted), 2 ** -1022) * 2 ** -52);
+const ulps = (got: number, wanted: number) =>
+  Math.abs(got - wanted) / (Math.max(Math.abs(wanted), 2 ** -1022) * 2 ** -52);
 
-function expectClose(name: string, f: (x: number) => number, g: (x: number) => number, draw: (random: Random) => number, most: number): void {
+function expectClose(
+  name: string,
+  f: (x: number) => number,
+  g: (x: number) => number,
+  draw: (random: Random) => number,
+  most: number,
+): void {
   const random = new Random(name);
   for (let i = 0; i < 20000; i++) {
     const x = draw(random);
     const distance = ulps(f(x), g(x));
-    if (!(distance <= most)) throw new Error(`${name}(${x}) is ${f(x)}, wanted ${g(x)}: ${distance} ulp (seed ${seed})`);
+    if (!(distance <= most))
+      throw new Error(`${name}(${x}) is ${f(x)}, wanted ${g(x)}: ${distance} ulp (seed ${seed})`);
   }
 }
 
@@ -36,6 +44,13 @@ test("powers are close, whole ones exact products", () => {
 });
 
 test("extremes", () => {
-  expect([math.exp(-Infinity), math.exp(0), math.exp(Infinity), math.log(1), math.log(0), math.cos(0)]).toEqual([0, 1, Infinity, 0, -Infinity, 1]);
+  expect([math.exp(-Infinity), math.exp(0), math.exp(Infinity), math.log(1), math.log(0), math.cos(0)]).toEqual([
+    0,
+    1,
+    Infinity,
+    0,
+    -Infinity,
+    1,
+  ]);
   expect([math.exp(NaN), math.log(-1), math.cos(Infinity)]).toEqual([NaN, NaN, NaN]);
 });

@@ -36,7 +36,14 @@ describe("Random", () => {
 
   test("gives other numbers for another seed, stream or counter, and the same for the same", () => {
     const first = (random: Random) => Array.from({ length: 4 }, () => random.uniform()).join();
-    const drawn = [new Random(0, 0), new Random(1, 0), new Random(0, 1), new Random(0, 0, 1), new Random(0, 0, 0, 1), new Random(0, 0, 0, 0, 1)].map(first);
+    const drawn = [
+      new Random(0, 0),
+      new Random(1, 0),
+      new Random(0, 1),
+      new Random(0, 0, 1),
+      new Random(0, 0, 0, 1),
+      new Random(0, 0, 0, 0, 1),
+    ].map(first);
     expect(new Set(drawn).size).toBe(drawn.length);
     expect(first(new Random(0, 0).at(0, 1))).toBe(drawn[4]);
   });
@@ -64,10 +71,17 @@ describe("Random", () => {
 
   test("refuses a seed, stream, counter or n that is not a whole number in range", () => {
     for (const wrong of [-1, 0.5, 2 ** 32, Number.NaN]) {
-      expect(() => new Random(wrong, 0)).toThrow(expect.objectContaining({ code: "RANGE", message: expect.stringContaining("seed") }));
-      expect(() => new Random(0, wrong)).toThrow(expect.objectContaining({ code: "RANGE", message: expect.stringContaining("stream") }));
-      expect(() => new Random(0, 0, 0, wrong)).toThrow(expect.objectContaining({ code: "RANGE", message: expect.stringContaining("counter[1]") }));
+      expect(() => new Random(wrong, 0)).toThrow(
+        expect.objectContaining({ code: "RANGE", message: expect.stringContaining("seed") }),
+      );
+      expect(() => new Random(0, wrong)).toThrow(
+        expect.objectContaining({ code: "RANGE", message: expect.stringContaining("stream") }),
+      );
+      expect(() => new Random(0, 0, 0, wrong)).toThrow(
+        expect.objectContaining({ code: "RANGE", message: expect.stringContaining("counter[1]") }),
+      );
     }
-    for (const wrong of [0, -3, 1.5, Number.NaN]) expect(() => new Random(0, 0).below(wrong)).toThrow(expect.objectContaining({ code: "RANGE" }));
+    for (const wrong of [0, -3, 1.5, Number.NaN])
+      expect(() => new Random(0, 0).below(wrong)).toThrow(expect.objectContaining({ code: "RANGE" }));
   });
 });

@@ -59,7 +59,9 @@ test("a device that is open is the default once those before it are closed", asy
 
 test("numbers that only the first run would see are refused, as is a recording within one, and a recording that failed leaves the device as it was", async () => {
   const x = Tensor.from(Float32Array.of(1, 2, 3));
-  expect(() => on.record(() => scope(() => ops.add(ops.mul(x, x), Float32Array.of(1, 1, 1))))).toThrow(expect.objectContaining({ code: "RECORD" }));
+  expect(() => on.record(() => scope(() => ops.add(ops.mul(x, x), Float32Array.of(1, 1, 1))))).toThrow(
+    expect.objectContaining({ code: "RECORD" }),
+  );
   expect(Array.from(await ops.add(x, Float32Array.of(1, 1, 1)).read())).toEqual([2, 3, 4]);
   const nested = () => on.record(() => on.record(() => scope(() => ops.mul(x, x))));
   expect(nested).toThrow(expect.objectContaining({ code: "RECORD" }));

@@ -25,7 +25,8 @@ const ENDS: Record<string, string> = {
   closes: "setTimeout(() => devices.forEach((on) => on.close()), workerData.delay);",
   drops: "setTimeout(() => { devices.length = 0; gc(); }, workerData.delay);",
   busy: "setTimeout(() => { for (;;) devices[0].allocate(8, {}); }, workerData.delay);",
-  waits: "setTimeout(() => { devices[0].trim(); Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0); }, workerData.delay);",
+  waits:
+    "setTimeout(() => { devices[0].trim(); Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0); }, workerData.delay);",
 };
 
 test("100 workers end amid reads, at any instant, in every way, and the process goes on", () => {
@@ -75,7 +76,12 @@ test.each<[string, string, number, string?]>([
   ["it is told to exit amid reads, some of them done", `${OPEN} reads(); await y.read(); process.exit(7);`, 7],
   ["it is told to exit while a read is told", `${OPEN} reads(); y.read().then(() => process.exit(7));`, 7],
   ["something is thrown amid reads", `${OPEN} reads(); throw new Error("meant");`, 1, "meant"],
-  ["something is thrown amid reads, in a callback", `${OPEN} reads(); setTimeout(() => { throw new Error("meant"); }, 1);`, 1, "meant"],
+  [
+    "something is thrown amid reads, in a callback",
+    `${OPEN} reads(); setTimeout(() => { throw new Error("meant"); }, 1);`,
+    1,
+    "meant",
+  ],
   ["a promise is rejected amid reads", `${OPEN} reads(); Promise.reject(new Error("meant"));`, 1, "meant"],
   ["a device is closing", `${OPEN} reads(); on.close(); other.close();`, 0],
   ["a device is closing when it is told to exit", `${OPEN} reads(); on.close(); process.exit(7);`, 7],

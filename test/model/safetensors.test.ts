@@ -4,7 +4,12 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { writeFileDurably } from "../../lib/model/durable.js";
-import { readSafetensors, readSafetensorsFile, writeSafetensors, type StoredTensor } from "../../lib/model/safetensors.js";
+import {
+  readSafetensors,
+  readSafetensorsFile,
+  writeSafetensors,
+  type StoredTensor,
+} from "../../lib/model/safetensors.js";
 import { seed } from "../random.js";
 
 let folder: string;
@@ -24,7 +29,10 @@ async function put(header: unknown, data: Uint8Array = new Uint8Array(0), to = f
 }
 
 const stored = async (dtype: string, words: ArrayBufferView, count: number) => {
-  await put({ x: { dtype, shape: [count], data_offsets: [0, words.byteLength] } }, new Uint8Array(words.buffer, words.byteOffset, words.byteLength));
+  await put(
+    { x: { dtype, shape: [count], data_offsets: [0, words.byteLength] } },
+    new Uint8Array(words.buffer, words.byteOffset, words.byteLength),
+  );
   return (await readSafetensorsFile(file)).tensors.get("x")!.data;
 };
 
@@ -35,7 +43,11 @@ describe("dtypes", () => {
     for (let i = 0; i < 65536; i++) {
       const [exponent, fraction, sign] = [(i >> 10) & 31, i & 1023, i >> 15 ? -1 : 1];
       const wanted =
-        exponent === 31 ? (fraction ? NaN : sign * Infinity) : sign * (exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15));
+        exponent === 31
+          ? fraction
+            ? NaN
+            : sign * Infinity
+          : sign * (exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15));
       if (!Object.is(got[i], wanted)) throw new Error(`half ${i} is ${got[i]}, wanted ${wanted}`);
     }
   });
@@ -78,23 +90,33 @@ describe("files", () => {
     expect(new Uint32Array(read.buffer, read.byteOffset, 6)).toEqual(bits);
     const bytes = await readFile(file);
     const start = Number(bytes.readBigUInt64LE(0));
-    const header = JSON.parse(bytes.toString("utf8", 8, 8 + start)) as Record<string, { dtype: string; data_offsets: number[] }>;
+    const header = JSON.parse(bytes.toString("utf8", 8, 8 + start)) as Record<
+      string,
+      { dtype: string; data_offsets: number[] }
+    >;
     expect(start % 8).toBe(0);
-    for (const { dtype, data_offsets: [begin] = [0] } of Object.values(header)) if (dtype) expect(begin % (Number(dtype.slice(1)) / 8)).toBe(0);
+    for (const { dtype, data_offsets: [begin] = [0] } of Object.values(header))
+      if (dtype) expect(begin % (Number(dtype.slice(1)) / 8)).toBe(0);
     expect(await readdir(folder)).toEqual(["model.safetensors"]);
   });
 
   test("come in shards, each tensor where the index places it", async () => {
     const shards = await mkdtemp(join(folder, "shards-"));
     await writeSafetensors(join(shards, "a.safetensors"), new Map([["x", { shape: [1], data: Float32Array.of(1) }]]));
-    await writeSafetensors(join(shards, "b.safetensors"), new Map([["y", { shape: [2], data: Float32Array.of(2, 3) }]]));
+    await writeSafetensors(
+      join(shards, "b.safetensors"),
+      new Map([["y", { shape: [2], data: Float32Array.of(2, 3) }]]),
+    );
     const index = join(shards, "model.safetensors.index.json");
     await writeFile(index, JSON.stringify({ weight_map: { x: "a.safetensors", y: "b.safetensors" } }));
     const got = await readSafetensors(shards);
     expect([...got.keys()].sort()).toEqual(["x", "y"]);
     expect(got.get("y")!.data).toEqual(Float32Array.of(2, 3));
     await writeFile(index, JSON.stringify({ weight_map: { x: "b.safetensors" } }));
-    await expect(readSafetensors(shards)).rejects.toMatchObject({ code: "SAFETENSORS", message: expect.stringContaining("b.safetensors: the tensor x") });
+    await expect(readSafetensors(shards)).rejects.toMatchObject({
+      code: "SAFETENSORS",
+      message: expect.stringContaining("b.safetensors: the tensor x"),
+    });
     await writeFile(index, JSON.stringify({ weight_map: { x: "../model.safetensors" } }));
     await expect(readSafetensors(shards)).rejects.toMatchObject({ code: "SAFETENSORS" });
     await rm(shards, { recursive: true });
@@ -108,7 +130,9 @@ describe("files", () => {
       throw new Error("out of space");
     }
     await expect(writeFileDurably(file, failing())).rejects.toThrow("out of space");
-    await expect(writeSafetensors(file, new Map([["x", { shape: [2], data: Float32Array.of(1) }]]))).rejects.toMatchObject({ code: "SAFETENSORS" });
+    await expect(
+      writeSafetensors(file, new Map([["x", { shape: [2], data: Float32Array.of(1) }]])),
+    ).rejects.toMatchObject({ code: "SAFETENSORS" });
     expect(await readFile(file)).toEqual(before);
     expect(await readdir(folder)).toEqual(["model.safetensors"]);
   });
@@ -131,7 +155,11 @@ describe("a malformed file is refused with its name and the tensor's", () => {
     ["metadata that are no strings", { x, __metadata__: { a: 1 } }, 8, "__metadata__"],
   ])("%s", async (_, header, bytes, message) => {
     await put(header, new Uint8Array(bytes));
-    await expect(readSafetensors(folder)).rejects.toMatchObject({ name: "TypeError", code: "SAFETENSORS", message: expect.stringContaining(message) });
+    await expect(readSafetensors(folder)).rejects.toMatchObject({
+      name: "TypeError",
+      code: "SAFETENSORS",
+      message: expect.stringContaining(message),
+    });
     await expect(readSafetensors(folder)).rejects.toThrow("model.safetensors");
   });
 

@@ -65,7 +65,11 @@ describe("a template within its budget", () => {
       { maxDepth: 3, depthSize: "small" },
       tie("leaf"),
       fc
-        .tuple(tie("value"), fc.constantFrom("+", "~", "==", "!=", "in", "not in", "and", "or", "-", "*", "<"), tie("value"))
+        .tuple(
+          tie("value"),
+          fc.constantFrom("+", "~", "==", "!=", "in", "not in", "and", "or", "-", "*", "<"),
+          tie("value"),
+        )
         .map(([a, op, b]) => `(${a as string} ${op} ${b as string})`),
       fc
         .tuple(
@@ -116,7 +120,10 @@ describe("a template within its budget", () => {
         )
         .map(([a, name]) => `${a as string}${name}`),
       fc
-        .tuple(tie("value"), fc.constantFrom("is defined", "is string", "is not none", "is mapping", "is lower", "is iterable"))
+        .tuple(
+          tie("value"),
+          fc.constantFrom("is defined", "is string", "is not none", "is mapping", "is lower", "is iterable"),
+        )
         .map(([a, name]) => `(${a as string} ${name})`),
     ),
   })).value as fc.Arbitrary<string>;

@@ -12,12 +12,18 @@ import { Random, seed } from "../random.js";
 const texts = stateOfTheUnion()
   .train.slice(0, 12)
   .map(({ text }) => text);
-const files = trainBpe([...texts, "naïve café ½ cup — 東京 🙂🙂 \ufeff"], { vocabulary: 700, specials: ["<|endoftext|>", "<|pad|>", "<|end"] });
+const files = trainBpe([...texts, "naïve café ½ cup — 東京 🙂🙂 \ufeff"], {
+  vocabulary: 700,
+  specials: ["<|endoftext|>", "<|pad|>", "<|end"],
+});
 const tokenizer = new Tokenizer(files);
 
 /** The same tokenizer, spelt so that @huggingface/tokenizers carries it out. */
 function throughLibrary({ tokenizer: json, tokenizerConfig }: TokenizerFiles): Tokenizer {
-  return new Tokenizer({ tokenizer: { ...json, pre_tokenizer: { type: "Sequence", pretokenizers: [json.pre_tokenizer] } }, tokenizerConfig });
+  return new Tokenizer({
+    tokenizer: { ...json, pre_tokenizer: { type: "Sequence", pretokenizers: [json.pre_tokenizer] } },
+    tokenizerConfig,
+  });
 }
 const library = throughLibrary(files);
 
@@ -69,7 +75,9 @@ describe("training", () => {
     const random = new Random("bpe");
     for (let round = 0; round < 20; round++) {
       const letters = ["a", "a", "b", " ", "b", "c", " ", "\n"];
-      const documents = Array.from({ length: 3 }, () => Array.from({ length: 60 }, () => random.pick(letters)).join(""));
+      const documents = Array.from({ length: 3 }, () =>
+        Array.from({ length: 60 }, () => random.pick(letters)).join(""),
+      );
       const vocabulary = 256 + 1 + random.below(40);
       const trained = trainBpe(documents, { vocabulary }).tokenizer;
       expect({ seed, merges: trained.model.merges }).toEqual({ seed, merges: naive(documents, vocabulary) });
@@ -87,9 +95,13 @@ describe("training", () => {
   });
 
   test("refuses a vocabulary without room for the bytes, and special tokens that are empty, doubled or bytes", () => {
-    expect(() => trainBpe([], { vocabulary: 256 })).toThrow(expect.objectContaining({ code: "RANGE", message: expect.stringContaining("257") }));
+    expect(() => trainBpe([], { vocabulary: 256 })).toThrow(
+      expect.objectContaining({ code: "RANGE", message: expect.stringContaining("257") }),
+    );
     for (const specials of [[""], ["<a>", "<a>"], ["a"]])
-      expect(() => trainBpe([], { vocabulary: 1000, specials })).toThrow(expect.objectContaining({ code: "TOKENIZER" }));
+      expect(() => trainBpe([], { vocabulary: 1000, specials })).toThrow(
+        expect.objectContaining({ code: "TOKENIZER" }),
+      );
   });
 });
 
@@ -184,7 +196,9 @@ describe("decoding", () => {
   });
 
   test.each([-1, 1.5, Number.NaN])("refuses the id %p", (id) => {
-    expect(() => tokenizer.decode([5, id])).toThrow(expect.objectContaining({ code: "ID", message: expect.stringContaining(`${id}`) }));
+    expect(() => tokenizer.decode([5, id])).toThrow(
+      expect.objectContaining({ code: "ID", message: expect.stringContaining(`${id}`) }),
+    );
   });
 });
 
@@ -311,12 +325,19 @@ describe("files", () => {
     ];
     for (const [content, message] of contents) {
       await writeFile(wrong, content);
-      await expect(Tokenizer.load(wrong)).rejects.toMatchObject({ name: "TypeError", code: "TOKENIZER", message: expect.stringContaining(message) });
+      await expect(Tokenizer.load(wrong)).rejects.toMatchObject({
+        name: "TypeError",
+        code: "TOKENIZER",
+        message: expect.stringContaining(message),
+      });
       await expect(Tokenizer.load(wrong)).rejects.toThrow("wrong.json");
     }
     await expect(Tokenizer.load(join(folder, "absent"))).rejects.toMatchObject({ code: "TOKENIZER" });
     await writeFile(join(folder, "tokenizer_config.json"), '{"eos_token":"<eos>"}');
-    await expect(Tokenizer.load(folder)).rejects.toMatchObject({ code: "TOKENIZER", message: expect.stringContaining("<eos>") });
+    await expect(Tokenizer.load(folder)).rejects.toMatchObject({
+      code: "TOKENIZER",
+      message: expect.stringContaining("<eos>"),
+    });
   });
 });
 
@@ -328,14 +349,16 @@ function naive(documents: string[], vocabulary: number): string[] {
   while (tokens.length < vocabulary) {
     const counts = new Map<string, number>();
     for (const word of words)
-      for (let i = 0; i + 1 < word.length; i++) counts.set(`${word[i]} ${word[i + 1]}`, (counts.get(`${word[i]} ${word[i + 1]}`) ?? 0) + 1);
+      for (let i = 0; i + 1 < word.length; i++)
+        counts.set(`${word[i]} ${word[i + 1]}`, (counts.get(`${word[i]} ${word[i + 1]}`) ?? 0) + 1);
     const id = (pair: string, part: number) => tokens.indexOf(pair.split(" ")[part]);
     const [best] = [...counts].sort(([a, m], [b, n]) => n - m || id(a, 0) - id(b, 0) || id(a, 1) - id(b, 1));
     if (!best) break;
     const [a, b] = best[0].split(" ");
     if (!merges.includes(best[0])) merges.push(best[0]);
     if (!tokens.includes(a + b)) tokens.push(a + b);
-    for (const word of words) for (let i = 0; i + 1 < word.length; i++) if (word[i] === a && word[i + 1] === b) word.splice(i, 2, a + b);
+    for (const word of words)
+      for (let i = 0; i + 1 < word.length; i++) if (word[i] === a && word[i + 1] === b) word.splice(i, 2, a + b);
   }
   return merges;
 }

@@ -14,12 +14,14 @@ struct Batch {
   Tensor<int32_t> cu{{0}}, prefix{{0}};
   bool shared = false;
 
-  Batch(int64_t H, int64_t G, int64_t D, std::vector<int> lengths, Random& random, std::vector<int> prefixes = {}, int64_t gap = 0)
+  Batch(int64_t H, int64_t G, int64_t D, std::vector<int> lengths, Random& random, std::vector<int> prefixes = {},
+      int64_t gap = 0)
       : H(H), G(G), D(D), scale(1 / std::sqrt(double(D))) {
     for (int n : lengths) N += n, offsets.push_back(int32_t(N));
     q = Tensor<float>({N, H, D}, random, 2, H * D + gap), k = Tensor<float>({N, G, D}, random, 2, G * D + gap);
     v = Tensor<float>({N, G, D}, random, 1, G * D + gap), d_o = Tensor<float>({N, H, D}, random, 1, H * D + gap);
-    cu = Tensor<int32_t>({int64_t(offsets.size())}), cu.data.assign(offsets.begin(), offsets.end()), cu.t.data = cu.data.data();
+    cu = Tensor<int32_t>({int64_t(offsets.size())}), cu.data.assign(offsets.begin(), offsets.end()),
+    cu.t.data = cu.data.data();
     shared = !prefixes.empty();
     before.assign(lengths.size(), -1);
     if (shared) before.assign(prefixes.begin(), prefixes.end());
@@ -55,7 +57,8 @@ struct Reference {
 Reference reference(const Batch& x) {
   Reference r;
   const int64_t H = x.H, G = x.G, D = x.D;
-  r.o.assign(x.N * H * D, 0), r.lse.assign(x.N * H, 0), r.dq.assign(x.N * H * D, 0), r.dk.assign(x.N * G * D, 0), r.dv.assign(x.N * G * D, 0);
+  r.o.assign(x.N * H * D, 0), r.lse.assign(x.N * H, 0), r.dq.assign(x.N * H * D, 0), r.dk.assign(x.N * G * D, 0),
+      r.dv.assign(x.N * G * D, 0);
   for (int64_t b = 0; b < x.B(); b++) {
     const std::vector<int64_t> rows = x.keys(b);
     for (int64_t i = x.offsets[b]; i < x.offsets[b + 1]; i++)
@@ -137,7 +140,8 @@ Batch alone(const Batch& x, int64_t b) {
 }
 
 void same_alone(const std::string& what, const Batch& x) {
-  Stream s("scalar", 1), best(std::string(rlhf_isa_available()).substr(0, std::string(rlhf_isa_available()).find(' ')), 2);
+  Stream s("scalar", 1),
+      best(std::string(rlhf_isa_available()).substr(0, std::string(rlhf_isa_available()).find(' ')), 2);
   const Forward whole = forward(best, x);
   for (int64_t b = 0; b < x.B(); b++) {
     const int64_t own = x.offsets[b + 1] - x.offsets[b];
@@ -145,14 +149,18 @@ void same_alone(const std::string& what, const Batch& x) {
     const Batch one = alone(x, b);
     const Forward y = forward(s, one);
     const int64_t skip = (one.N - own) * x.H;
-    expect(std::memcmp(&y.o[skip * x.D], &whole.o[x.offsets[b] * x.H * x.D], size_t(own * x.H * x.D) * 4) == 0, "%s: o of sequence %d alone", what.c_str(),
-        int(b));
-    expect(std::memcmp(&y.lse[skip], &whole.lse[x.offsets[b] * x.H], size_t(own * x.H) * 4) == 0, "%s: lse of sequence %d alone", what.c_str(), int(b));
+    expect(std::memcmp(&y.o[skip * x.D], &whole.o[x.offsets[b] * x.H * x.D], size_t(own * x.H * x.D) * 4) == 0,
+        "%s: o of sequence %d alone", what.c_str(), int(b));
+    expect(std::memcmp(&y.lse[skip], &whole.lse[x.offsets[b] * x.H], size_t(own * x.H) * 4) == 0,
+        "%s: lse of sequence %d alone", what.c_str(), int(b));
     if (x.shared) continue;
     const Backward g = backward(s, one, y), all = backward(best, x, whole);
-    expect(std::memcmp(&g.dq[0], &all.dq[x.offsets[b] * x.H * x.D], size_t(own * x.H * x.D) * 4) == 0, "%s: dq of sequence %d alone", what.c_str(), int(b));
-    expect(std::memcmp(&g.dk[0], &all.dk[x.offsets[b] * x.G * x.D], size_t(own * x.G * x.D) * 4) == 0, "%s: dk of sequence %d alone", what.c_str(), int(b));
-    expect(std::memcmp(&g.dv[0], &all.dv[x.offsets[b] * x.G * x.D], size_t(own * x.G * x.D) * 4) == 0, "%s: dv of sequence %d alone", what.c_str(), int(b));
+    expect(std::memcmp(&g.dq[0], &all.dq[x.offsets[b] * x.H * x.D], size_t(own * x.H * x.D) * 4) == 0,
+        "%s: dq of sequence %d alone", what.c_str(), int(b));
+    expect(std::memcmp(&g.dk[0], &all.dk[x.offsets[b] * x.G * x.D], size_t(own * x.G * x.D) * 4) == 0,
+        "%s: dk of sequence %d alone", what.c_str(), int(b));
+    expect(std::memcmp(&g.dv[0], &all.dv[x.offsets[b] * x.G * x.D], size_t(own * x.G * x.D) * 4) == 0,
+        "%s: dv of sequence %d alone", what.c_str(), int(b));
   }
 }
 
@@ -188,13 +196,15 @@ void others_do_not_leak() {
   for (float rubbish : {NAN, INFINITY, 1e30f}) {
     Batch z = x;
     for (int64_t i = 70; i < 103; i++)
-      for (int64_t c = 0; c < 40; c++) z.k[i * 40 + c] = z.v[i * 40 + c] = z.q[i * 80 + c] = z.d_o[i * 80 + c] = rubbish;
+      for (int64_t c = 0; c < 40; c++)
+        z.k[i * 40 + c] = z.v[i * 40 + c] = z.q[i * 80 + c] = z.d_o[i * 80 + c] = rubbish;
     const Forward w = forward(s, z);
     const Backward e = backward(s, z, w);
     for (auto [from, to] : {std::pair{0, 70}, std::pair{103, 233}}) {
       const size_t wide = size_t(to - from) * 80 * 4, narrow = size_t(to - from) * 40 * 4;
       expect(std::memcmp(&w.o[from * 80], &y.o[from * 80], wide) == 0, "o with %g in another sequence", rubbish);
-      expect(std::memcmp(&w.lse[from * 4], &y.lse[from * 4], size_t(to - from) * 16) == 0, "lse with %g in another sequence", rubbish);
+      expect(std::memcmp(&w.lse[from * 4], &y.lse[from * 4], size_t(to - from) * 16) == 0,
+          "lse with %g in another sequence", rubbish);
       expect(std::memcmp(&e.dq[from * 80], &g.dq[from * 80], wide) == 0, "dq with %g in another sequence", rubbish);
       expect(std::memcmp(&e.dk[from * 40], &g.dk[from * 40], narrow) == 0, "dk with %g in another sequence", rubbish);
       expect(std::memcmp(&e.dv[from * 40], &g.dv[from * 40], narrow) == 0, "dv with %g in another sequence", rubbish);
@@ -210,20 +220,25 @@ void refuses() {
   std::vector<char> memory(1 << 20);
   for (int wrong : {1, 7, -2}) {
     x.prefix[1] = wrong;
-    expect(rlhf_attention(s.handle, x.q, x.k, x.v, x.cu, x.prefix, 1, y.o, y.lse, memory.data(), 1 << 20) == RLHF_BAD_ARGUMENT, "prefix %d is refused", wrong);
+    expect(rlhf_attention(s.handle, x.q, x.k, x.v, x.cu, x.prefix, 1, y.o, y.lse, memory.data(), 1 << 20) ==
+               RLHF_BAD_ARGUMENT,
+        "prefix %d is refused", wrong);
     expect(std::isnan(y.o[0]) && std::isnan(y.lse[9]), "o is NaN after prefix %d", wrong);
   }
   Tensor<float> q({1, 2, 4}, random), keys({1, 1, 64, 4}), values({1, 1, 64, 4}), o({1, 2, 4});
   Tensor<int32_t> slots({1}), lengths({1});
   for (int wrong : {0, 65, -1}) {
     lengths[0] = wrong;
-    expect(rlhf_attention_decode(s.handle, q, keys, values, slots, lengths, 1, o, memory.data(), 1 << 20) == RLHF_BAD_ARGUMENT, "length %d is refused", wrong);
+    expect(rlhf_attention_decode(s.handle, q, keys, values, slots, lengths, 1, o, memory.data(), 1 << 20) ==
+               RLHF_BAD_ARGUMENT,
+        "length %d is refused", wrong);
     expect(std::isnan(o[0]), "o is NaN after length %d", wrong);
   }
   Batch odd(3, 2, 4, {3}, random);
   Forward z(odd);
-  expect(
-      rlhf_attention(s.handle, odd.q, odd.k, odd.v, odd.cu, nullptr, 1, z.o, z.lse, memory.data(), 1 << 20) == RLHF_BAD_ARGUMENT, "3 heads over 2 are refused");
+  expect(rlhf_attention(s.handle, odd.q, odd.k, odd.v, odd.cu, nullptr, 1, z.o, z.lse, memory.data(), 1 << 20) ==
+             RLHF_BAD_ARGUMENT,
+      "3 heads over 2 are refused");
 }
 
 }  // namespace

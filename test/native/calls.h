@@ -1,5 +1,6 @@
-// Calls of the C interface: any op on arguments of any small size, made by a source of numbers, and such calls with a few fields that
-// are not what they should be. Drawn at random by ops.cc, from the bytes that reach new code by fuzz/calls.cc.
+// Calls of the C interface: any op on arguments of any small size, made by a source of numbers, and such calls with a
+// few fields that are not what they should be. Drawn at random by ops.cc, from the bytes that reach new code by
+// fuzz/calls.cc.
 #pragma once
 #include <algorithm>
 #include <cctype>
@@ -75,7 +76,8 @@ struct Sizes {
     if (name == "T" && op.find("kv_") == 0) n = 64;
     if (name == "T" && op == "attention_decode") n = 64;
     if (name == "B" && op == "kv_copy") n = 2;
-    if (name == "P" && op == "pack") n = (letter(transposed ? "I" : "O") + 31) / 32 * 32 * letter(transposed ? "O" : "I");
+    if (name == "P" && op == "pack")
+      n = (letter(transposed ? "I" : "O") + 31) / 32 * 32 * letter(transposed ? "O" : "I");
     return letters[name] = n;
   }
   bool transposed = false;
@@ -100,7 +102,8 @@ struct Sizes {
 inline Call make(const Op& op, Random& random, Random& contents) {
   Sizes sizes{op.name, random, {}};
   sizes.transposed = random.below(2);
-  Call call{&op, std::vector<Memory>(op.arguments.size()), std::vector<double>(op.arguments.size()), std::vector<int64_t>(op.arguments.size())};
+  Call call{&op, std::vector<Memory>(op.arguments.size()), std::vector<double>(op.arguments.size()),
+      std::vector<int64_t>(op.arguments.size())};
   for (size_t i = 0; i < op.arguments.size(); i++) {
     const Argument& argument = op.arguments[i];
     const std::string name = argument.name;
@@ -110,9 +113,11 @@ inline Call make(const Op& op, Random& random, Random& contents) {
       if (name == "denominator") value = 7;
       if (name == "low") value = -0.5;
       if (name.find("beta") == 0 && op.name == std::string("adamw")) value = 0.9;
-      if (name == "top_p" || name == "min_p" || name == "label_smoothing") value = 0.3 * random.uniform() + (name == "top_p" ? 0.6 : 0);
+      if (name == "top_p" || name == "min_p" || name == "label_smoothing")
+        value = 0.3 * random.uniform() + (name == "top_p" ? 0.6 : 0);
       if (name == "clip_ratio_c") value += 1;
-      if (random.below(8) == 0) value = random.below(2) ? argument.range.low : argument.range.high;  // the least and the most that it may be
+      if (random.below(8) == 0)
+        value = random.below(2) ? argument.range.low : argument.range.high;  // the least and the most that it may be
       call.reals[i] = std::min(std::max(value, argument.range.low), argument.range.high);
       continue;
     }
@@ -162,7 +167,8 @@ inline Call make(const Op& op, Random& random, Random& contents) {
         if (argument.kind == Kind::ids) x = int32_t(random.below(std::max<int64_t>(1, sizes.letter(argument.limit))));
         if (name == "prefix") x = int32_t(random.below(k + 1)) - 1;
         if (name == "lengths") x = 1 + int32_t(random.below(64));
-        if (name == "slots" || name == "from" || name == "to") x = int32_t(k % sizes.letter(argument.limit));  // one writer each
+        if (name == "slots" || name == "from" || name == "to")
+          x = int32_t(k % sizes.letter(argument.limit));  // one writer each
         if (name == "positions" && op.name == std::string("kv_write")) x = int32_t(k / sizes.letter("S"));
         std::memcpy(memory.bytes.data() + 4 * k, &x, 4);
       }
@@ -195,8 +201,8 @@ inline void one_nan(Memory& memory) {
 
 inline constexpr int64_t workspace_worth_having = int64_t(1) << 28;
 
-// The status, then the bits of everything that the op may write. Sizes of tensors without elements may want any workspace: one that
-// is more than worth having counts as refused.
+// The status, then the bits of everything that the op may write. Sizes of tensors without elements may want any
+// workspace: one that is more than worth having counts as refused.
 inline std::vector<char> outcome(Stream& on, const Call& call, std::string* message) {
   const Op& op = *call.op;
   std::vector<Memory> own = call.memory;
@@ -208,7 +214,8 @@ inline std::vector<char> outcome(Stream& on, const Call& call, std::string* mess
     *message = rlhf_message(on.handle);
     return result[0] = 1, result;
   }
-  if (bytes > workspace_worth_having) return *message = std::string(op.name) + ": wants too much workspace", result[0] = 1, result;
+  if (bytes > workspace_worth_having)
+    return *message = std::string(op.name) + ": wants too much workspace", result[0] = 1, result;
   static size_t turn = 0;
   const size_t shift = turn++ % 64;  // workspace may begin anywhere
   std::vector<char> workspace(size_t(bytes) + shift);
@@ -229,7 +236,9 @@ inline constexpr int64_t huge = int64_t(1) << 62;
 // One field of one argument is another.
 inline void disturb(Call& call, Random& random) {
   const int64_t any = int64_t(random.next()) >> random.below(64);  // of any size
-  const auto one_of = [&](std::initializer_list<int64_t> list) { return list.begin()[random.below(int64_t(list.size()))]; };
+  const auto one_of = [&](std::initializer_list<int64_t> list) {
+    return list.begin()[random.below(int64_t(list.size()))];
+  };
   const size_t i = size_t(random.below(int64_t(call.op->arguments.size())));
   const Argument& argument = call.op->arguments[i];
   if (argument.kind == Kind::real) {
@@ -238,7 +247,8 @@ inline void disturb(Call& call, Random& random) {
     return;
   }
   if (!is_tensor(argument.kind)) {
-    call.integers[i] = one_of({any, -1, 0, 1 << 30, huge, -huge, std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min(), (huge >> 30) + 1});
+    call.integers[i] = one_of({any, -1, 0, 1 << 30, huge, -huge, std::numeric_limits<int64_t>::max(),
+        std::numeric_limits<int64_t>::min(), (huge >> 30) + 1});
     return;
   }
   Memory& memory = call.memory[i];
@@ -250,9 +260,13 @@ inline void disturb(Call& call, Random& random) {
     case 2: t.dtype = int32_t(random.below(7)) - 1; break;
     case 3: t.layout = int32_t(random.below(5)) - 1; break;
     case 4: t.rank = int32_t(one_of({-1, 0, 1, 2, 3, 4, 5, 1 << 30})); break;
-    case 5: size = one_of({any, -1, 0, int64_t(uint64_t(size) + 1), int64_t(uint64_t(size) - 1), huge, -huge, int64_t(1) << 31}); break;
+    case 5:
+      size =
+          one_of({any, -1, 0, int64_t(uint64_t(size) + 1), int64_t(uint64_t(size) - 1), huge, -huge, int64_t(1) << 31});
+      break;
     case 6:
-      t.stride = one_of({any, -1, 0, int64_t(uint64_t(t.stride) + 1), int64_t(uint64_t(t.stride) - 1), int64_t(2 * uint64_t(t.stride)), huge, -huge});
+      t.stride = one_of({any, -1, 0, int64_t(uint64_t(t.stride) + 1), int64_t(uint64_t(t.stride) - 1),
+          int64_t(2 * uint64_t(t.stride)), huge, -huge});
       break;
     default:  // what it holds: for ids and offsets the worst
       for (size_t at = memory.bytes.size() / 4; at > 0 && random.below(3) > 0;) {
@@ -262,16 +276,19 @@ inline void disturb(Call& call, Random& random) {
   }
 }
 
-// Gives every tensor the memory that it tells of; false where that is more than is worth having, and would not be refused for its size alone.
+// Gives every tensor the memory that it tells of; false where that is more than is worth having, and would not be
+// refused for its size alone.
 inline bool provide(Call& call) {
   for (Memory& memory : call.memory) {
     const rlhf_tensor& t = memory.tensor;
     if (t.rank < 0 || t.rank > 4) continue;
     __int128 inner = 1, elements = 1;
     bool negative = false;
-    for (int d = t.rank - 1; d >= 0; d--) negative |= t.dims[d] < 0, inner = elements, elements = std::min(elements * t.dims[d], __int128(huge) * 2);
+    for (int d = t.rank - 1; d >= 0; d--)
+      negative |= t.dims[d] < 0, inner = elements, elements = std::min(elements * t.dims[d], __int128(huge) * 2);
     if (negative) continue;
-    if (t.layout != RLHF_ROW_MAJOR && t.rank == 2) elements = (t.dims[0] + 31) * __int128(t.dims[1] + 31);  // panels of 32 rows or columns
+    if (t.layout != RLHF_ROW_MAJOR && t.rank == 2)
+      elements = (t.dims[0] + 31) * __int128(t.dims[1] + 31);  // panels of 32 rows or columns
     if (t.rank > 0 && t.dims[0] > 0) elements = std::max(elements, __int128(t.dims[0] - 1) * t.stride + inner);
     if (elements > __int128(1) << 56) continue;
     const __int128 bytes = elements * std::max<int64_t>(4, bytes_of(t.dtype));

@@ -25,7 +25,8 @@ inline uint64_t seed() {
   static const uint64_t value = [] {
     const char* given = std::getenv("RLHF_TEST_SEED");
     uint64_t s = given ? std::strtoull(given, nullptr, 10) : uint64_t(std::time(nullptr));
-    std::printf("seed %llu\n", (unsigned long long)s), std::fflush(stdout);  // a test that is ended by a signal has said it
+    std::printf("seed %llu\n", (unsigned long long)s),
+        std::fflush(stdout);  // a test that is ended by a signal has said it
     return s;
   }();
   return value;
@@ -104,22 +105,26 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 
 // |got - wanted| <= relative * |wanted| + absolute, and NaN never passes.
 template <class T>
-void expect_near(const std::vector<T>& got, const std::vector<double>& wanted, double relative, double absolute, const std::string& what) {
+void expect_near(const std::vector<T>& got, const std::vector<double>& wanted, double relative, double absolute,
+    const std::string& what) {
   size_t bad = got.size() == wanted.size() ? got.size() : 0;
   for (size_t i = 0; i < got.size() && got.size() == wanted.size(); i++)
-    if (!(std::abs(double(got[i]) - wanted[i]) <= relative * std::abs(wanted[i]) + absolute) && !(double(got[i]) == wanted[i])) {
+    if (!(std::abs(double(got[i]) - wanted[i]) <= relative * std::abs(wanted[i]) + absolute) &&
+        !(double(got[i]) == wanted[i])) {
       bad = i;
       break;
     }
   bool ok = got.size() == wanted.size() && bad == got.size();
-  expect(ok, "%s: [%zu] is %.9g, wanted %.9g", what.c_str(), bad, bad < got.size() ? double(got[bad]) : 0.0, bad < wanted.size() ? wanted[bad] : 0.0);
+  expect(ok, "%s: [%zu] is %.9g, wanted %.9g", what.c_str(), bad, bad < got.size() ? double(got[bad]) : 0.0,
+      bad < wanted.size() ? wanted[bad] : 0.0);
 }
 
 struct Stream {
   rlhf_stream* handle;
   std::string name;
   std::vector<char> workspace;
-  Stream(const std::string& isa, int threads) : handle(rlhf_stream_create(isa.c_str(), threads)), name(isa + "/" + std::to_string(threads)) {}
+  Stream(const std::string& isa, int threads)
+      : handle(rlhf_stream_create(isa.c_str(), threads)), name(isa + "/" + std::to_string(threads)) {}
   ~Stream() { rlhf_stream_destroy(handle); }
   Stream(const Stream&) = delete;
 };
@@ -148,8 +153,9 @@ void same_everywhere(const std::string& what, const std::function<std::vector<T>
       const std::vector<T> got = run(stream);
       size_t at = 0;
       while (at < got.size() && at < wanted.size() && std::memcmp(&got[at], &wanted[at], sizeof(T)) == 0) at++;
-      expect(same_bits(got, wanted), "%s: %s differs from scalar/1 at %zu: %.9g, wanted %.9g", what.c_str(), stream.name.c_str(), at,
-          at < got.size() ? double(got[at]) : 0.0, at < wanted.size() ? double(wanted[at]) : 0.0);
+      expect(same_bits(got, wanted), "%s: %s differs from scalar/1 at %zu: %.9g, wanted %.9g", what.c_str(),
+          stream.name.c_str(), at, at < got.size() ? double(got[at]) : 0.0,
+          at < wanted.size() ? double(wanted[at]) : 0.0);
     }
 }
 

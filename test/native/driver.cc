@@ -1,5 +1,5 @@
-// native/cuda_driver.cc against a fake driver: what it opens it closes, in the context of the device, on its stream or on a given one;
-// launches carry their sizes and parameters; errors of the driver and of kernels are told.
+// native/cuda_driver.cc against a fake driver: what it opens it closes, in the context of the device, on its stream or
+// on a given one; launches carry their sizes and parameters; errors of the driver and of kernels are told.
 #include <dlfcn.h>
 
 #include <memory>
@@ -27,34 +27,44 @@ void opens_and_closes() {
     auto gpu = rlhf::open_gpu(0, nullptr, why);
     expect(gpu != nullptr, "opens: %s", why.c_str());
     if (!gpu) return;
-    expect(gpu->name() == "Fake GPU" && gpu->multiprocessors == 132 && gpu->architecture == 90, "%s, %d multiprocessors, sm_%d", gpu->name().c_str(),
-        gpu->multiprocessors, gpu->architecture);
-    expect(record->contexts == 1 && record->streams == 1 && record->pools == 1 && record->modules == 2 && record->allocations == 1,
-        "%d contexts, %d streams, %d modules, %d allocations", record->contexts, record->streams, record->modules, record->allocations);
+    expect(gpu->name() == "Fake GPU" && gpu->multiprocessors == 132 && gpu->architecture == 90,
+        "%s, %d multiprocessors, sm_%d", gpu->name().c_str(), gpu->multiprocessors, gpu->architecture);
+    expect(record->contexts == 1 && record->streams == 1 && record->pools == 1 && record->modules == 2 &&
+               record->allocations == 1,
+        "%d contexts, %d streams, %d modules, %d allocations", record->contexts, record->streams, record->modules,
+        record->allocations);
     const int64_t grid[3] = {3, 2, 1}, many[3] = {1, 65536, 1};
     int64_t params[12] = {};
     expect(gpu->launch("gae", grid, 128, 1000, params, sizeof params), "launches: %s", gpu->failure);
-    expect(std::string(record->kernel) == "gae" && record->grid[0] == 3 && record->grid[1] == 2 && record->threads == 128 && record->shared == 1000,
+    expect(std::string(record->kernel) == "gae" && record->grid[0] == 3 && record->grid[1] == 2 &&
+               record->threads == 128 && record->shared == 1000,
         "the launch of %s", record->kernel);
     const int lookups = record->lookups;
-    expect(gpu->launch("gae", grid, 128, 200 << 10, params, sizeof params), "launches with much shared memory: %s", gpu->failure);
+    expect(gpu->launch("gae", grid, 128, 200 << 10, params, sizeof params), "launches with much shared memory: %s",
+        gpu->failure);
     expect(gpu->launch("gae", grid, 128, 100 << 10, params, sizeof params), "and with less: %s", gpu->failure);
     expect(record->lookups == lookups, "a kernel is looked up once");
     expect(!gpu->launch("gae", grid, 128, 300 << 10, params, sizeof params) &&
                std::strstr(gpu->failure, "gae: it needs 307200 bytes of shared memory, a block of this GPU has 232448"),
         "too much shared memory: %s", gpu->failure);
-    expect(!gpu->launch("gae", many, 128, 0, params, sizeof params) && std::strstr(gpu->failure, "more blocks"), "too many blocks: %s", gpu->failure);
-    expect(!gpu->launch("nothing", grid, 128, 0, params, sizeof params) && std::strstr(gpu->failure, "nothing: there is no kernel"), "no kernel: %s",
-        gpu->failure);
+    expect(!gpu->launch("gae", many, 128, 0, params, sizeof params) && std::strstr(gpu->failure, "more blocks"),
+        "too many blocks: %s", gpu->failure);
+    expect(!gpu->launch("nothing", grid, 128, 0, params, sizeof params) &&
+               std::strstr(gpu->failure, "nothing: there is no kernel"),
+        "no kernel: %s", gpu->failure);
     expect(gpu->allocate(size_t(1) << 40) == nullptr, "more memory than there is");
     void* data = gpu->allocate(100);
-    expect(gpu->fill(data, 7, 100) && gpu->read(params, data, 24) && params[2] == 0x0707070707070707, "fills: %s", gpu->failure);
-    expect(!gpu->fill(data, 7, 1000) && std::strstr(gpu->failure, "cuMemsetD8Async"), "fills too much: %s", gpu->failure);
+    expect(gpu->fill(data, 7, 100) && gpu->read(params, data, 24) && params[2] == 0x0707070707070707, "fills: %s",
+        gpu->failure);
+    expect(
+        !gpu->fill(data, 7, 1000) && std::strstr(gpu->failure, "cuMemsetD8Async"), "fills too much: %s", gpu->failure);
     gpu->release(data);
     expect(record->allocations == 1, "released");
   }
-  expect(record->contexts == 0 && record->streams == 0 && record->pools == 0 && record->modules == 0 && record->allocations == 0,
-      "%d contexts, %d streams, %d modules, %d allocations are left", record->contexts, record->streams, record->modules, record->allocations);
+  expect(record->contexts == 0 && record->streams == 0 && record->pools == 0 && record->modules == 0 &&
+             record->allocations == 0,
+      "%d contexts, %d streams, %d modules, %d allocations are left", record->contexts, record->streams,
+      record->modules, record->allocations);
 }
 
 void uses_a_given_stream() {
@@ -62,10 +72,13 @@ void uses_a_given_stream() {
   rlhf_stream* s = rlhf_cuda_stream_create(0, &theirs, why, sizeof why);
   expect(s != nullptr, "opens on a stream: %s", why);
   if (!s) return;
-  expect(rlhf_stream_wait(s) == RLHF_OK && record->stream == &theirs && record->streams == 0, "waits for the given stream");
+  expect(rlhf_stream_wait(s) == RLHF_OK && record->stream == &theirs && record->streams == 0,
+      "waits for the given stream");
   rlhf_stream_destroy(s);
   expect(record->streams == 0 && record->contexts == 0, "the given stream is left alone");
-  expect(!rlhf_cuda_stream_create(1, nullptr, why, sizeof why) && std::strstr(why, "ordinal is 1, this machine has 1 GPU"), "no second GPU: %s", why);
+  expect(
+      !rlhf_cuda_stream_create(1, nullptr, why, sizeof why) && std::strstr(why, "ordinal is 1, this machine has 1 GPU"),
+      "no second GPU: %s", why);
 }
 
 void tells_what_kernels_latch() {
@@ -85,14 +98,17 @@ void tells_what_kernels_latch() {
     return rlhf_stream_wait(s);
   };
   expect(gae({0, 2, 5}) == RLHF_OK, "sound offsets: %s", rlhf_message(s));
-  expect(gae({0, 6, 5}) == RLHF_BAD_OFFSETS && std::strstr(rlhf_message(s), "gae: offsets"), "bad offsets: %s", rlhf_message(s));
+  expect(gae({0, 6, 5}) == RLHF_BAD_OFFSETS && std::strstr(rlhf_message(s), "gae: offsets"), "bad offsets: %s",
+      rlhf_message(s));
   expect(rlhf_stream_wait(s) == RLHF_OK, "told once: %s", rlhf_message(s));
   expect(gae({0, 2, 5}) == RLHF_OK, "sound offsets again: %s", rlhf_message(s));
   x.dims[0] = 4;
-  expect(rlhf_gae(s, &x, &x, nullptr, &cu, 1, 1, &y, &y, nullptr, 0) == RLHF_BAD_ARGUMENT, "shapes are checked at the call");
+  expect(rlhf_gae(s, &x, &x, nullptr, &cu, 1, 1, &y, &y, nullptr, 0) == RLHF_BAD_ARGUMENT,
+      "shapes are checked at the call");
   for (const rlhf_tensor* t : {&x, &y, &cu}) rlhf_stream_release(s, t->data);
   rlhf_stream_destroy(s);
-  expect(record->allocations == 0 && record->contexts == 0, "%d allocations, %d contexts are left", record->allocations, record->contexts);
+  expect(record->allocations == 0 && record->contexts == 0, "%d allocations, %d contexts are left", record->allocations,
+      record->contexts);
 }
 
 // y = x W^T in bf16 goes to the kernel of a Hopper, which this GPU says it is, where rows begin at 16 bytes.
@@ -103,7 +119,8 @@ void takes_the_kernels_of_a_hopper() {
   if (!s) return;
   const auto tensor = [&](int32_t dtype, int64_t rows, int64_t columns) {
     rlhf_tensor t{};
-    t.data = rlhf_stream_allocate(s, 4 * rows * columns), t.dtype = dtype, t.rank = 2, t.dims[0] = rows, t.dims[1] = t.stride = columns;
+    t.data = rlhf_stream_allocate(s, 4 * rows * columns), t.dtype = dtype, t.rank = 2, t.dims[0] = rows,
+    t.dims[1] = t.stride = columns;
     return t;
   };
   for (const int64_t I : {72, 70}) {
@@ -111,9 +128,10 @@ void takes_the_kernels_of_a_hopper() {
     const int maps = record->maps;
     expect(rlhf_linear(s, &x, &weight, nullptr, &y, nullptr, 0) == RLHF_OK, "enqueues: %s", rlhf_message(s));
     const bool whole = I % 8 == 0;
-    expect(std::string(record->kernel) == (whole ? "linear_bf16_hopper" : "linear_bf16"), "I %d takes %s", int(I), record->kernel);
-    expect(record->grid[0] == 6 && record->threads == (whole ? 384u : 256u) && record->maps == maps + 2 * whole, "%u blocks of %u, %d maps", record->grid[0],
-        record->threads, record->maps - maps);
+    expect(std::string(record->kernel) == (whole ? "linear_bf16_hopper" : "linear_bf16"), "I %d takes %s", int(I),
+        record->kernel);
+    expect(record->grid[0] == 6 && record->threads == (whole ? 384u : 256u) && record->maps == maps + 2 * whole,
+        "%u blocks of %u, %d maps", record->grid[0], record->threads, record->maps - maps);
     for (const rlhf_tensor* t : {&x, &weight, &y}) rlhf_stream_release(s, t->data);
   }
   rlhf_stream_destroy(s);

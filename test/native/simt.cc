@@ -1,5 +1,5 @@
-// The simulated GPU itself: each fault that it promises to see is planted and seen, for several orders of the threads; sound kernels
-// pass, with the results that the hardware's fragments, votes and copies have.
+// The simulated GPU itself: each fault that it promises to see is planted and seen, for several orders of the threads;
+// sound kernels pass, with the results that the hardware's fragments, votes and copies have.
 #include <algorithm>
 #include <memory>
 
@@ -105,7 +105,9 @@ KERNEL(waits_for_its_own, Params, THREADS) {
 KERNEL(half_a_shuffle, Params, THREADS) {
   if (lane() < 16) p.y[thread()] = shuffle_xor(p.x[thread()], 1);
 }
-KERNEL(two_meetings, Params, THREADS) { p.y[thread()] = lane() < 16 ? shuffle_xor(p.x[thread()], 1) : float(ballot(true)); }
+KERNEL(two_meetings, Params, THREADS) {
+  p.y[thread()] = lane() < 16 ? shuffle_xor(p.x[thread()], 1) : float(ballot(true));
+}
 KERNEL(shuffle_at_a_barrier, Params, THREADS) {
   if (lane() < 16) sync_threads();
   p.y[thread()] = shuffle_xor(p.x[thread()], 1);
@@ -143,7 +145,8 @@ KERNEL(sums_of_lanes, Params, THREADS) {
     if (lane() >= n) sum += before;
   }
   const uint32_t odd = ballot(lane() % 2 != 0);
-  p.y[thread()] = odd == 0xaaaaaaaau && !any(false) ? sum - shuffle(sum, 0) + shuffle_down(p.x[thread()], 40 - lane()) : -1.0f;
+  p.y[thread()] =
+      odd == 0xaaaaaaaau && !any(false) ? sum - shuffle(sum, 0) + shuffle_down(p.x[thread()], 40 - lane()) : -1.0f;
 }
 // y[m, n] of 8 columns, from a [16,16] and b [n,k] (plain) or b [k,n] (transposed)
 template <bool TRANSPOSED>
@@ -180,11 +183,13 @@ struct Memory {
   std::vector<float> x = std::vector<float>(64), y = std::vector<float>(256, -7);
   std::vector<bf16> a, b;
   Params params(int64_t outputs = 64) {
-    return {global<const float>(x.data(), 64), global<float>(y.data(), outputs), {}, global<const bf16>(a.data(), 256), global<const bf16>(b.data(), 256)};
+    return {global<const float>(x.data(), 64), global<float>(y.data(), outputs), {}, global<const bf16>(a.data(), 256),
+        global<const bf16>(b.data(), 256)};
   }
   explicit Memory(check::Random& random) {
     for (auto& value : x) value = float(random.below(100));
-    for (int i = 0; i < 256; i++) a.push_back(to_bf16(float(random.normal()))), b.push_back(to_bf16(float(random.normal())));
+    for (int i = 0; i < 256; i++)
+      a.push_back(to_bf16(float(random.normal()))), b.push_back(to_bf16(float(random.normal())));
   }
 };
 
@@ -205,8 +210,8 @@ void expect_fault(const char* kernel, const char* what) {
     Memory memory(random);
     const auto gpu = open(seed);
     const bool passed = run(*gpu, kernel, memory.params());
-    check::expect(!passed && std::strstr(gpu->failure, what) && std::strstr(gpu->failure, kernel), "%s with seed %d: %s, wanted \"%s\"", kernel, seed,
-        passed ? "passed" : gpu->failure, what);
+    check::expect(!passed && std::strstr(gpu->failure, what) && std::strstr(gpu->failure, kernel),
+        "%s with seed %d: %s, wanted \"%s\"", kernel, seed, passed ? "passed" : gpu->failure, what);
     const bool goes_on = run(*gpu, "through_shared", memory.params());
     check::expect(goes_on, "the GPU after %s: %s", kernel, gpu->failure);
   }
@@ -251,11 +256,14 @@ int main() {
 
   check::Random random(2);
   Memory memory(random);
-  const auto reversed = sound("through_shared", memory), rounds = sound("round_by_round", memory), lanes = sound("sums_of_lanes", memory);
+  const auto reversed = sound("through_shared", memory), rounds = sound("round_by_round", memory),
+             lanes = sound("sums_of_lanes", memory);
   for (int i = 0; i < 64; i++) {
-    check::expect(reversed[size_t(i)] == memory.x[size_t(63 - i)], "reversed[%d] is %g", i, double(reversed[size_t(i)]));
+    check::expect(
+        reversed[size_t(i)] == memory.x[size_t(63 - i)], "reversed[%d] is %g", i, double(reversed[size_t(i)]));
     check::expect(rounds[size_t(i)] == memory.x[2], "rounds[%d] is %g", i, double(rounds[size_t(i)]));
-    const int first = i / 32 * 32, from = i % 32 + (40 - i % 32) < 32 ? first + 40 - first : i;  // past the warp: its own
+    const int first = i / 32 * 32,
+              from = i % 32 + (40 - i % 32) < 32 ? first + 40 - first : i;  // past the warp: its own
     float sum = memory.x[size_t(from)] - memory.x[size_t(first)];
     for (int k = first; k <= i; k++) sum += memory.x[size_t(k)];
     check::expect(lanes[size_t(i)] == sum, "lanes[%d] is %g, wanted %g", i, double(lanes[size_t(i)]), double(sum));
@@ -267,7 +275,8 @@ int main() {
       for (int n = 0; n < 16; n++) {
         double sum = 1;
         for (int k = 0; k < 16; k++)
-          sum += double(to_float(memory.a[size_t(16 * m + k)])) * double(to_float(memory.b[size_t(transposed ? 16 * k + n : 16 * n + k)]));
+          sum += double(to_float(memory.a[size_t(16 * m + k)])) *
+                 double(to_float(memory.b[size_t(transposed ? 16 * k + n : 16 * n + k)]));
         wanted.push_back(sum);
       }
     check::expect_near(c, wanted, 1e-6, 1e-6, transposed ? "a b" : "a b^T");
@@ -280,10 +289,12 @@ int main() {
     check::expect(passed, "last_writer: %s", gpu->failure);
     last.push_back(memory.y[0]);
   }
-  check::expect(std::count(last.begin(), last.end(), last[0]) < 8, "blocks and threads run in one order, whatever the seed");
+  check::expect(
+      std::count(last.begin(), last.end(), last[0]) < 8, "blocks and threads run in one order, whatever the seed");
 
   const auto gpu = open(0);
   check::expect(!run(*gpu, "no_such_kernel", memory.params()), "a kernel that is not there was launched");
-  check::expect(!run(*gpu, "through_shared", memory.params(), 1, 32), "a kernel was launched with other threads than it states");
+  check::expect(
+      !run(*gpu, "through_shared", memory.params(), 1, 32), "a kernel was launched with other threads than it states");
   return check::report();
 }

@@ -1,5 +1,6 @@
-// The simulated Hopper: each fault in its barriers, copies and products is planted and seen, for several orders of the threads; a sound
-// pipeline passes with the right numbers, and another stride, turn or order of arrival than the hardware's gives wrong ones.
+// The simulated Hopper: each fault in its barriers, copies and products is planted and seen, for several orders of the
+// threads; a sound pipeline passes with the right numbers, and another stride, turn or order of arrival than the
+// hardware's gives wrong ones.
 #include <cmath>
 #include <memory>
 
@@ -9,7 +10,8 @@
 
 namespace rlhf::cuda {
 
-constexpr int THREADS = 160, STAGES = 2, TILE = 64 * 64, STEPS = 5;  // a warpgroup that multiplies and a warp that brings
+constexpr int THREADS = 160, STAGES = 2, TILE = 64 * 64,
+              STEPS = 5;  // a warpgroup that multiplies and a warp that brings
 
 struct Params {
   TensorMap a, b;  // along: [64][K]; across: [K][64]; b: [64][K], [K][128]
@@ -66,9 +68,11 @@ DEVICE void pipeline(const Params& p) {
       if (!is(Fault::brings_without_waiting)) barrier_wait(empty + stage, round ^ 1);
       if (is(Fault::expects_nothing)) barrier_arrive(full + stage);
       else barrier_arrive_expect(full + stage, 2 * (TILE + B) + 256 + (is(Fault::expects_too_much) ? 128 : 0));
-      copy_line(line + (stage * 64 + is(Fault::beside_16)), p.line + (is(Fault::leaves_a_box) ? 0 : 64 * step), 64, full + stage);
+      copy_line(line + (stage * 64 + is(Fault::beside_16)), p.line + (is(Fault::leaves_a_box) ? 0 : 64 * step), 64,
+          full + stage);
       copy_box(a + stage * TILE, p.a, ALONG ? 0 : 64 * step, ALONG ? 64 * step : 0, full + stage);
-      for (int i = 0; i < N; i += 64) copy_box(b + (stage * B + i * 64), p.b, ALONG ? 0 : 64 * step, ALONG ? 64 * step : i, full + stage);
+      for (int i = 0; i < N; i += 64)
+        copy_box(b + (stage * B + i * 64), p.b, ALONG ? 0 : 64 * step, ALONG ? 64 * step : i, full + stage);
     }
     return;
   }
@@ -81,7 +85,8 @@ DEVICE void pipeline(const Params& p) {
     if (is(Fault::writes_a_tile) && thread() == 0) a[stage * TILE] = bf16{0};
     if (is(Fault::reads_a_barrier) && full[0] == 7) return;
     if (is(Fault::half_a_warpgroup) && warp() > 1 && step > 0) return;
-    const uint64_t left = tile_descriptor(a + stage * TILE), right = tile_descriptor(b + stage * B, is(Fault::another_stride) ? 4096 : 8192);
+    const uint64_t left = tile_descriptor(a + stage * TILE),
+                   right = tile_descriptor(b + stage * B, is(Fault::another_stride) ? 4096 : 8192);
     for (int k = 0; REGISTERS && k < 4; k++)
       for (int e = 0; e < 4; e++) {
         const int i = row + e % 2 * 8, piece = 2 * k + e / 2;
@@ -106,7 +111,8 @@ DEVICE void pipeline(const Params& p) {
     if (is(Fault::writes_sums_too_early)) c[0][0] = 1;
     if (is(Fault::arrives_before_the_products_end) && lane() == 0) barrier_arrive(empty + stage);
     multiply_wait<0>(c, x);
-    if (!is(Fault::arrives_before_the_products_end) && (lane() == 0 || is(Fault::arrives_once_too_often))) barrier_arrive(empty + stage);
+    if (!is(Fault::arrives_before_the_products_end) && (lane() == 0 || is(Fault::arrives_once_too_often)))
+      barrier_arrive(empty + stage);
   }
   if (is(Fault::reads_sums_too_early)) return;
   for (int n = 0; n < N / 8; n++)
@@ -166,15 +172,20 @@ struct Memory {
   bool run(GpuDevice& gpu, const char* kernel) {
     alignas(16) bf16 left[64 * K], right[128 * K];
     alignas(16) float lines[64 * STEPS];
-    std::copy(a.begin(), a.end(), left), std::copy(b.begin(), b.end(), right), std::copy(line.begin(), line.end(), lines);
+    std::copy(a.begin(), a.end(), left), std::copy(b.begin(), b.end(), right),
+        std::copy(line.begin(), line.end(), lines);
     Params p{{}, {}, global<const float>(lines, 64 * STEPS), global<float>(y.data(), 64 * N)};
-    const auto map = [&](TensorMap& to, const bf16* x, int n) { return gpu.tensor_map(to.words, x, along ? n : K, along ? K : n, along ? K : n, 64); };
+    const auto map = [&](TensorMap& to, const bf16* x, int n) {
+      return gpu.tensor_map(to.words, x, along ? n : K, along ? K : n, along ? K : n, 64);
+    };
     check::expect(map(p.a, left, 64) && map(p.b, right, N), "maps: %s", gpu.failure);
     const int64_t grid[3] = {1, 1, 1};
     return gpu.launch(kernel, grid, THREADS, 2 * (STAGES * (TILE + 64 * 128)) + 2048, &p, sizeof p);
   }
   std::vector<double> wanted() const {
-    const auto at = [&](const std::vector<bf16>& x, int n, int i, int k) { return double(to_float(x[size_t(along ? i * K + k : k * n + i)])); };
+    const auto at = [&](const std::vector<bf16>& x, int n, int i, int k) {
+      return double(to_float(x[size_t(along ? i * K + k : k * n + i)]));
+    };
     std::vector<double> sums;
     for (int i = 0; i < 64; i++)
       for (int j = 0; j < N; j++) {
@@ -201,8 +212,8 @@ void expect_fault(const char* kernel, const char* what) {
     Memory memory(true, random);
     const auto gpu = open(seed);
     const bool passed = memory.run(*gpu, kernel);
-    check::expect(!passed && std::strstr(gpu->failure, what) && std::strstr(gpu->failure, kernel), "%s with seed %d: %s, wanted \"%s\"", kernel, seed,
-        passed ? "passed" : gpu->failure, what);
+    check::expect(!passed && std::strstr(gpu->failure, what) && std::strstr(gpu->failure, kernel),
+        "%s with seed %d: %s, wanted \"%s\"", kernel, seed, passed ? "passed" : gpu->failure, what);
     check::expect(memory.run(*gpu, "sound_along"), "the GPU after %s: %s", kernel, gpu->failure);
   }
 }

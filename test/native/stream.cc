@@ -1,5 +1,6 @@
-// What a stream refuses and says: threads that the system does not give, scalars out of their ranges; what control groups allow; the
-// list of ops with its versions; outputs that are inputs, where the header says that they may be; results without elements.
+// What a stream refuses and says: threads that the system does not give, scalars out of their ranges; what control
+// groups allow; the list of ops with its versions; outputs that are inputs, where the header says that they may be;
+// results without elements.
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -46,7 +47,8 @@ void quotas() {
   };
   const double none = std::numeric_limits<double>::infinity();
   of("0::/slice/job\n", 1.5), of("0::/slice\n", 1.5), of("0::/\n", none), of("", none), of("nonsense\n1:\n", none);
-  of("5:memory:/slice\n4:cpu,cpuacct:/docker\n", 3), of("4:cpuacct,cpu:/\n", 3), of("4:cpu:/not/here\n", 3), of("4:cpuset:/docker\n", none);
+  of("5:memory:/slice\n4:cpu,cpuacct:/docker\n", 3), of("4:cpuacct,cpu:/\n", 3), of("4:cpu:/not/here\n", 3),
+      of("4:cpuset:/docker\n", none);
   write(root + "/cpu.max", "50000 100000\n");
   of("0::/slice/job\n", 0.5), of("0::/elsewhere\n", 0.5), of("0::/../..\n", 0.5);
   if (std::system(("rm -r " + root).c_str())) expect(false, "%s stays", folder);
@@ -58,11 +60,15 @@ void scalars_out_of_range() {
   Tensor<float> logits({2, 5}, random), logp({2}), lse({2}), entropy({2});
   Tensor<int32_t> y({2});
   for (double temperature : {0.0, -1.0, std::nan(""), HUGE_VAL, 5e-39, 1e37}) {
-    expect(rlhf_logprob(s.handle, logits, y, temperature, logp, lse, entropy, nullptr, 0) == RLHF_BAD_ARGUMENT, "temperature %g is taken", temperature);
+    expect(rlhf_logprob(s.handle, logits, y, temperature, logp, lse, entropy, nullptr, 0) == RLHF_BAD_ARGUMENT,
+        "temperature %g is taken", temperature);
     const std::string said = rlhf_message(s.handle);
-    expect(said.find("logprob: temperature is ") == 0 && said.find(", wanted a number in [5.87747e-39, 1.32923e+36]") != std::string::npos, "%s", said.c_str());
+    expect(said.find("logprob: temperature is ") == 0 &&
+               said.find(", wanted a number in [5.87747e-39, 1.32923e+36]") != std::string::npos,
+        "%s", said.c_str());
   }
-  expect(rlhf_scale(s.handle, logits, std::nan(""), 0, logits, nullptr, 0) == RLHF_BAD_ARGUMENT, "the factor NaN is taken");
+  expect(rlhf_scale(s.handle, logits, std::nan(""), 0, logits, nullptr, 0) == RLHF_BAD_ARGUMENT,
+      "the factor NaN is taken");
 }
 
 void outputs_that_are_inputs() {
@@ -92,11 +98,15 @@ void results_without_elements() {
     Stream s(isa, 3);
     Tensor<float> logits({0, int64_t(1) << 31}), logp({0}), truncated({0});
     Tensor<int32_t> counter({0, 4}), token({0});
-    const int64_t bytes = rlhf_sample_workspace(logits, counter, 1, 2, 0.7, 5, 0.9, 0, token, logp, truncated, s.handle);
+    const int64_t bytes =
+        rlhf_sample_workspace(logits, counter, 1, 2, 0.7, 5, 0.9, 0, token, logp, truncated, s.handle);
     expect(bytes == 0, "%s: no row of 2^31 logits asks for %lld bytes", s.name.c_str(), (long long)bytes);
-    const rlhf_status status = rlhf_sample(s.handle, logits, counter, 1, 2, 0.7, 5, 0.9, 0, token, logp, truncated, nullptr, 0);
+    const rlhf_status status =
+        rlhf_sample(s.handle, logits, counter, 1, 2, 0.7, 5, 0.9, 0, token, logp, truncated, nullptr, 0);
     expect(status == RLHF_OK, "%s: no row of 2^31 logits: %s", s.name.c_str(), rlhf_message(s.handle));
-    expect(rlhf_sample(s.handle, logits, counter, 1, 2, 0.7, 5, 2, 0, token, logp, truncated, nullptr, 0) == RLHF_BAD_ARGUMENT, "top_p 2 is taken for no row");
+    expect(rlhf_sample(s.handle, logits, counter, 1, 2, 0.7, 5, 2, 0, token, logp, truncated, nullptr, 0) ==
+               RLHF_BAD_ARGUMENT,
+        "top_p 2 is taken for no row");
   }
 }
 
@@ -108,9 +118,11 @@ int main() {
   scalars_out_of_range();
   outputs_that_are_inputs();
   results_without_elements();
-  const std::string list = rlhf_ops_json(),
-                    begin = "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) + ", \"law\": " + std::to_string(RLHF_LAW_VERSION) + ", \"ops\": [";
+  const std::string list = rlhf_ops_json(), begin = "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) +
+                                                    ", \"law\": " + std::to_string(RLHF_LAW_VERSION) + ", \"ops\": [";
   expect(list.find(begin) == 0, "the list begins with %s", list.substr(0, 40).c_str());
-  expect(list.find("\"name\": \"label_smoothing\", \"dims\": \"\", \"limit\": \"\", \"range\": \"[0, 0.5]\"") != std::string::npos, "the list has no ranges");
+  expect(list.find("\"name\": \"label_smoothing\", \"dims\": \"\", \"limit\": \"\", \"range\": \"[0, 0.5]\"") !=
+             std::string::npos,
+      "the list has no ranges");
   return report();
 }

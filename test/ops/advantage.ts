@@ -4,7 +4,14 @@ import type { Random } from "../random.js";
 
 type Round = (x: number) => number;
 
-function chain(rewards: number[], values: number[], mask: number[] | undefined, gamma: number, lambda: number, f: Round) {
+function chain(
+  rewards: number[],
+  values: number[],
+  mask: number[] | undefined,
+  gamma: number,
+  lambda: number,
+  f: Round,
+) {
   const advantages = rewards.map(() => 0);
   const returns = rewards.map(() => 0);
   let next = 0;
@@ -25,7 +32,10 @@ const mask = (random: Random, shape: readonly number[]): Numbers => ({
 });
 /** Masked slots hold anything. */
 function poisoned(values: Numbers, { data }: Numbers, random: Random): Numbers {
-  return { shape: values.shape, data: Float32Array.from(values.data, (x, i) => (data[i] ? x : random.pick([NaN, Infinity, 1e30]))) };
+  return {
+    shape: values.shape,
+    data: Float32Array.from(values.data, (x, i) => (data[i] ? x : random.pick([NaN, Infinity, 1e30]))),
+  };
 }
 
 export const gae = truth({
@@ -33,24 +43,36 @@ export const gae = truth({
   ulp: 8, // a chain of up to fifty roundings, where the naive one may be lucky
   reference({ rewards, values, mask, cuSeqlens, gamma, lambda }: Widened, f) {
     const parts = sequences(cuSeqlens).map(([a, b]) =>
-      chain(Array.from(rewards.slice(a, b)), Array.from(values.slice(a, b)), mask && Array.from(mask.slice(a, b)), gamma, lambda, f),
+      chain(
+        Array.from(rewards.slice(a, b)),
+        Array.from(values.slice(a, b)),
+        mask && Array.from(mask.slice(a, b)),
+        gamma,
+        lambda,
+        f,
+      ),
     );
-    return { advantages: parts.flatMap(({ advantages }) => advantages), returns: parts.flatMap(({ returns }) => returns) };
+    return {
+      advantages: parts.flatMap(({ advantages }) => advantages),
+      returns: parts.flatMap(({ returns }) => returns),
+    };
   },
   draw: (random) =>
-    [[], [0], [1], [5, 0, 1, 40, 16, 15, 17], Array.from({ length: 37 }, () => random.below(50))].map((lengths, i): Case => {
-      const N = lengths.reduce((a, b) => a + b, 0);
-      const kept = i % 2 ? mask(random, [N]) : undefined;
-      const of = (values: Numbers) => (kept ? poisoned(values, kept, random) : values);
-      return {
-        rewards: of(normal(random, [N])),
-        values: of(normal(random, [N])),
-        mask: kept,
-        cuSeqlens: offsets(lengths),
-        gamma: i % 3 ? 1 : 0.99,
-        lambda: i % 2 ? 1 : 0.95,
-      };
-    }),
+    [[], [0], [1], [5, 0, 1, 40, 16, 15, 17], Array.from({ length: 37 }, () => random.below(50))].map(
+      (lengths, i): Case => {
+        const N = lengths.reduce((a, b) => a + b, 0);
+        const kept = i % 2 ? mask(random, [N]) : undefined;
+        const of = (values: Numbers) => (kept ? poisoned(values, kept, random) : values);
+        return {
+          rewards: of(normal(random, [N])),
+          values: of(normal(random, [N])),
+          mask: kept,
+          cuSeqlens: offsets(lengths),
+          gamma: i % 3 ? 1 : 0.99,
+          lambda: i % 2 ? 1 : 0.95,
+        };
+      },
+    ),
   extremes: (random) => [
     { rewards: constant([20], 1e30), values: constant([20], 1e30), cuSeqlens: offsets([20]), gamma: 1, lambda: 1 },
     { rewards: normal(random, [20]), values: normal(random, [20]), cuSeqlens: offsets([20]), gamma: 0, lambda: 0 },
@@ -97,9 +119,21 @@ export const gaePadded = truth({
   reference({ rewards, values, mask, gamma, lambda }: Widened, f) {
     const [B, T] = rewards.shape;
     const parts = Array.from({ length: B as number }, (_, b) =>
-      chain(...([rewards, values, mask].map((x) => Array.from(x.slice(b * T, (b + 1) * T))) as [number[], number[], number[]]), gamma, lambda, f),
+      chain(
+        ...([rewards, values, mask].map((x) => Array.from(x.slice(b * T, (b + 1) * T))) as [
+          number[],
+          number[],
+          number[],
+        ]),
+        gamma,
+        lambda,
+        f,
+      ),
     );
-    return { advantages: parts.flatMap(({ advantages }) => advantages), returns: parts.flatMap(({ returns }) => returns) };
+    return {
+      advantages: parts.flatMap(({ advantages }) => advantages),
+      returns: parts.flatMap(({ returns }) => returns),
+    };
   },
   draw: (random) =>
     [
@@ -144,7 +178,16 @@ export const tokenRewards = truth({
       klCoef: 0.25,
       estimator,
     })),
-  extremes: () => [{ logp: constant([3], -50), refLogp: constant([3], 0), scores: constant([1], 1), cuSeqlens: offsets([3]), klCoef: 1, estimator: "k3" }],
+  extremes: () => [
+    {
+      logp: constant([3], -50),
+      refLogp: constant([3], 0),
+      scores: constant([1], 1),
+      cuSeqlens: offsets([3]),
+      klCoef: 1,
+      estimator: "k3",
+    },
+  ],
 });
 
 export const whiten = truth({
@@ -156,14 +199,24 @@ export const whiten = truth({
     const biased = form === "openrlhf";
     const variance = squares / (biased ? kept.length : kept.length - 1);
     const factor = 1 / Math.sqrt(biased ? Math.max(variance, 1e-8) : variance + 1e-8);
-    return { y: Array.from(x as number[], (v, i) => (mask && !mask[i] ? 0 : f(f(f(v - mean) * factor) + (shiftMean ? 0 : mean)))) };
+    return {
+      y: Array.from(x as number[], (v, i) =>
+        mask && !mask[i] ? 0 : f(f(f(v - mean) * factor) + (shiftMean ? 0 : mean)),
+      ),
+    };
   },
   draw: (random) =>
     ["verl", "trl", "openrlhf"].flatMap((form) =>
       [1, 0].map((shiftMean): Case => {
         const kept = mask(random, [4200]);
         kept.data[0] = kept.data[1] = 1;
-        return { x: poisoned(normal(random, [4200]), kept, random), mask: kept, cuSeqlens: offsets([100, 0, 4100]), shiftMean, form };
+        return {
+          x: poisoned(normal(random, [4200]), kept, random),
+          mask: kept,
+          cuSeqlens: offsets([100, 0, 4100]),
+          shiftMean,
+          form,
+        };
       }),
     ),
   extremes: () => [{ x: constant([5], 3), cuSeqlens: offsets([5]), shiftMean: 1, form: "verl" }],
@@ -180,7 +233,11 @@ export const moments = truth({
     [[0], [1], [3, 5000]].map((lengths, i): Case => {
       const N = lengths.reduce((a, b) => a + b, 0);
       const kept = i === 2 ? mask(random, [N]) : undefined;
-      return { x: kept ? poisoned(normal(random, [N]), kept, random) : normal(random, [N]), mask: kept, cuSeqlens: offsets(lengths) };
+      return {
+        x: kept ? poisoned(normal(random, [N]), kept, random) : normal(random, [N]),
+        mask: kept,
+        cuSeqlens: offsets(lengths),
+      };
     }),
 });
 
@@ -194,7 +251,11 @@ export const sequenceSum = truth({
     }),
   }),
   draw: (random) => [0, 1].map((mean): Case => ({ x: normal(random, [45]), cuSeqlens: offsets(lengths), mean })),
-  gradient: { wrt: ["x"], outputs: ["y"], call: ({ x, cuSeqlens, mean }) => ({ y: ops.sequenceSum(x, cuSeqlens, { mean: Boolean(mean) }) }) },
+  gradient: {
+    wrt: ["x"],
+    outputs: ["y"],
+    call: ({ x, cuSeqlens, mean }) => ({ y: ops.sequenceSum(x, cuSeqlens, { mean: Boolean(mean) }) }),
+  },
 });
 export const sequenceSumGrad = truth({
   op: "sequenceSumGrad",

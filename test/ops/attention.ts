@@ -1,6 +1,20 @@
 import { ops } from "../../lib/index.js";
 import { Random } from "../random.js";
-import { bytes, ids, ints, normal, offsets, sequences, truth, widen, type Case, type Numbers, type Truth, type Wide, type Widened } from "../truth.js";
+import {
+  bytes,
+  ids,
+  ints,
+  normal,
+  offsets,
+  sequences,
+  truth,
+  widen,
+  type Case,
+  type Numbers,
+  type Truth,
+  type Wide,
+  type Widened,
+} from "../truth.js";
 
 type Round = (x: number) => number;
 
@@ -23,7 +37,12 @@ function dot(a: Wide, i: number, b: Wide, j: number, D: number, f: Round): numbe
 }
 
 /** softmax(scores) values, and the log of its denominator. */
-function attend(scores: number[], value: (j: number, d: number) => number, D: number, f: Round): { o: number[]; lse: number } {
+function attend(
+  scores: number[],
+  value: (j: number, d: number) => number,
+  D: number,
+  f: Round,
+): { o: number[]; lse: number } {
   const m = scores.reduce((a, b) => Math.max(a, b), -Infinity);
   const p = scores.map((s) => f(Math.exp(f(s - m))));
   const l = p.reduce((a, b) => f(a + b), 0);
@@ -133,7 +152,10 @@ const shapes = [
   { shape: "B 1, T 2048, H 12, G 4, D 128", lengths: [2048], heads: [12, 4, 128] },
 ];
 const pairs = (inputs: Case): number =>
-  sequences((inputs.cuSeqlens as Numbers).data).reduce((sum, [start, end]) => sum + ((end - start) * (end - start + 1)) / 2, 0);
+  sequences((inputs.cuSeqlens as Numbers).data).reduce(
+    (sum, [start, end]) => sum + ((end - start) * (end - start + 1)) / 2,
+    0,
+  );
 
 export const attention: Truth = truth({
   op: "attention",
@@ -150,7 +172,11 @@ export const attention: Truth = truth({
   bench: shapes.map(({ shape, lengths, heads }) => ({ shape, draw: (random) => batch(random, lengths, heads) })),
   cost: (inputs) => {
     const [N, H, D] = (inputs.q as Numbers).shape;
-    return { flops: 4 * D * H * pairs(inputs), read: bytes(inputs.q, inputs.k, inputs.v), write: bytes(inputs.q) + 4 * N * H };
+    return {
+      flops: 4 * D * H * pairs(inputs),
+      read: bytes(inputs.q, inputs.k, inputs.v),
+      write: bytes(inputs.q) + 4 * N * H,
+    };
   },
 });
 
@@ -181,7 +207,9 @@ const keyAt = (token: number, d: number, D: number): number => (Math.floor(token
 
 function cache(random: Random, [S, G, T, D]: number[], rubbish?: number): Case {
   const tensor = (): Numbers =>
-    rubbish === undefined ? normal(random, [S, G, T, D]) : { shape: [S, G, T, D], data: new Float32Array(S * G * T * D).fill(rubbish) };
+    rubbish === undefined
+      ? normal(random, [S, G, T, D])
+      : { shape: [S, G, T, D], data: new Float32Array(S * G * T * D).fill(rubbish) };
   return { kCache: tensor(), vCache: tensor() };
 }
 
@@ -217,10 +245,12 @@ export const kvCopy: Truth = truth({
     const [S, G, T, D] = kCache.shape;
     const out = { kCache: Float64Array.from(kCache), vCache: Float64Array.from(vCache) };
     for (const tensor of S > 0 ? Object.values(out) : [])
-      for (let m = 0; m < from.length; m++) tensor.copyWithin(to[m] * G * T * D, from[m] * G * T * D, (from[m] + 1) * G * T * D);
+      for (let m = 0; m < from.length; m++)
+        tensor.copyWithin(to[m] * G * T * D, from[m] * G * T * D, (from[m] + 1) * G * T * D);
     return out;
   },
-  draw: (random) => [0, 1, 6].map((M) => ({ from: ids(random, M, 4), to: ids(random, M, 4), ...cache(random, [4, 1, 64, 5]) })),
+  draw: (random) =>
+    [0, 1, 6].map((M) => ({ from: ids(random, M, 4), to: ids(random, M, 4), ...cache(random, [4, 1, 64, 5]) })),
 });
 
 export const attentionDecode: Truth = truth({

@@ -3,14 +3,18 @@ import { bytes, normal, truth, type Case, type Truth, type Widened } from "../tr
 import type { Random } from "../random.js";
 
 const sizes = [[0], [1], [33], [4, 5, 6], [40000]];
-const pairs = (random: Random): Case[] => sizes.map((shape) => ({ a: normal(random, shape), b: normal(random, shape) }));
+const pairs = (random: Random): Case[] =>
+  sizes.map((shape) => ({ a: normal(random, shape), b: normal(random, shape) }));
 const two = (op: "add" | "sub" | "mul", of: (a: number, b: number) => number): Truth =>
   truth({
     op,
     reference: ({ a, b }: Widened, f) => ({ y: Array.from(a as number[], (x, i) => f(of(x, b[i]))) }),
     draw: pairs,
     gradient: { wrt: ["a", "b"], outputs: ["y"], call: ({ a, b }) => ({ y: ops[op](a, b) }) },
-    bench: op === "add" ? [{ shape: "8 M numbers", draw: (random) => ({ a: normal(random, [2 ** 23]), b: normal(random, [2 ** 23]) }) }] : [],
+    bench:
+      op === "add"
+        ? [{ shape: "8 M numbers", draw: (random) => ({ a: normal(random, [2 ** 23]), b: normal(random, [2 ** 23]) }) }]
+        : [],
     cost: ({ a, b }) => ({ flops: 0, read: bytes(a, b), write: bytes(a) }),
   });
 
@@ -26,13 +30,17 @@ export const cast = truth({
 });
 export const scale = truth({
   op: "scale",
-  reference: ({ x, factor, shift }: Widened, f) => ({ y: Array.from(x as number[], (v) => f(f(v * f(factor)) + f(shift))) }),
+  reference: ({ x, factor, shift }: Widened, f) => ({
+    y: Array.from(x as number[], (v) => f(f(v * f(factor)) + f(shift))),
+  }),
   draw: (random) => sizes.map((shape): Case => ({ x: normal(random, shape), factor: 0.375, shift: -2.5 })),
   gradient: { wrt: ["x"], outputs: ["y"], call: ({ x, factor, shift }) => ({ y: ops.scale(x, factor, shift) }) },
 });
 export const clamp = truth({
   op: "clamp",
-  reference: ({ x, low, high }: Widened, f) => ({ y: Array.from(x as number[], (v) => Math.max(f(low), Math.min(f(high), v))) }),
+  reference: ({ x, low, high }: Widened, f) => ({
+    y: Array.from(x as number[], (v) => Math.max(f(low), Math.min(f(high), v))),
+  }),
   draw: (random) => sizes.map((shape): Case => ({ x: normal(random, shape), low: -0.5, high: 1.5 })),
 });
 export const accumulate = truth({

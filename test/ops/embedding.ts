@@ -12,11 +12,18 @@ const sizes: [N: number, V: number, C: number][] = [
 export const embedding = truth({
   op: "embedding",
   reference: ({ ids: rows, table }: Widened) => ({
-    y: Array.from(rows as number[]).flatMap((row) => Array.from(table.slice(row * table.shape[1], (row + 1) * table.shape[1]) as number[])),
+    y: Array.from(rows as number[]).flatMap((row) =>
+      Array.from(table.slice(row * table.shape[1], (row + 1) * table.shape[1]) as number[]),
+    ),
   }),
   draw: (random) => sizes.map(([N, V, C]): Case => ({ ids: ids(random, N, V), table: normal(random, [V, C]) })),
   gradient: { wrt: ["table"], outputs: ["y"], call: ({ ids: rows, table }) => ({ y: ops.embedding(rows, table) }) },
-  bench: [{ shape: "N 2048, V 50257, C 768", draw: (random) => ({ ids: ids(random, 2048, 50257), table: normal(random, [50257, 768]) }) }],
+  bench: [
+    {
+      shape: "N 2048, V 50257, C 768",
+      draw: (random) => ({ ids: ids(random, 2048, 50257), table: normal(random, [50257, 768]) }),
+    },
+  ],
   cost: ({ ids: rows, table }) => {
     const moved = bytes(rows) * (table as Numbers).shape[1];
     return { flops: 0, read: moved, write: moved };
@@ -33,11 +40,20 @@ export const embeddingGrad = truth({
     });
     return { dtable: sum };
   },
-  draw: (random: Random) => sizes.map(([N, V, C]): Case => ({ ids: ids(random, N, V), dy: normal(random, [N, C]), dtable: normal(random, [V, C]) })),
+  draw: (random: Random) =>
+    sizes.map(([N, V, C]): Case => ({
+      ids: ids(random, N, V),
+      dy: normal(random, [N, C]),
+      dtable: normal(random, [V, C]),
+    })),
   bench: [
     {
       shape: "N 2048, V 50257, C 768",
-      draw: (random) => ({ ids: ids(random, 2048, 50257), dy: normal(random, [2048, 768]), dtable: normal(random, [50257, 768]) }),
+      draw: (random) => ({
+        ids: ids(random, 2048, 50257),
+        dy: normal(random, [2048, 768]),
+        dtable: normal(random, [50257, 768]),
+      }),
     },
   ],
   cost: ({ dy }) => ({ flops: 0, read: 2 * bytes(dy), write: bytes(dy) }),

@@ -44,11 +44,17 @@ const models = [
   [2560, 1024, 256], // the demo's, up and down
   [2560, 256, 1024],
 ];
-const bench = (sizes: readonly number[][], draw: (random: Random, size: readonly number[]) => Case): NonNullable<Truth["bench"]> =>
+const bench = (
+  sizes: readonly number[][],
+  draw: (random: Random, size: readonly number[]) => Case,
+): NonNullable<Truth["bench"]> =>
   sizes.map((size) => ({ shape: `N ${size[0]}, O ${size[1]}, I ${size[2]}`, draw: (random) => draw(random, size) }));
 /** As generation has it: few rows, the weight packed once for many steps. */
 const few = [...[1, 4, 16].map((N) => [N, 3072, 768]), [1, 50257, 768]];
-const drawn = (random: Random, [N, O, I]: readonly number[]): Case => ({ x: uniform(random, [N, I], -1, 1), weight: uniform(random, [O, I], -1, 1) });
+const drawn = (random: Random, [N, O, I]: readonly number[]): Case => ({
+  x: uniform(random, [N, I], -1, 1),
+  weight: uniform(random, [O, I], -1, 1),
+});
 
 export const linear = truth({
   op: "linear",
@@ -75,7 +81,11 @@ export const linear = truth({
     { x: normal(random, [5, 40], 1e18), weight: normal(random, [9, 40], 1e18) },
     { x: normal(random, [5, 40], 1e-22), weight: normal(random, [9, 40], 1e-22) },
   ],
-  gradient: { wrt: ["x", "weight", "bias"], outputs: ["y"], call: ({ x, weight, bias }) => ({ y: ops.linear(x, weight, bias) }) },
+  gradient: {
+    wrt: ["x", "weight", "bias"],
+    outputs: ["y"],
+    call: ({ x, weight, bias }) => ({ y: ops.linear(x, weight, bias) }),
+  },
   bench: [
     ...bench(models, drawn),
     ...bench(few, drawn).map((one) => ({ ...one, shape: `${one.shape}, packed`, packed: "f32" as const })),
@@ -103,8 +113,12 @@ export const linearGradInput = truth({
       ),
     };
   },
-  draw: (random) => sizes(random).map(([N, O, I]): Case => ({ dy: normal(random, [N, O]), weight: normal(random, [O, I]) })),
-  bench: bench(models, (random, [N, O, I]) => ({ dy: uniform(random, [N, O], -1, 1), weight: uniform(random, [O, I], -1, 1) })),
+  draw: (random) =>
+    sizes(random).map(([N, O, I]): Case => ({ dy: normal(random, [N, O]), weight: normal(random, [O, I]) })),
+  bench: bench(models, (random, [N, O, I]) => ({
+    dy: uniform(random, [N, O], -1, 1),
+    weight: uniform(random, [O, I], -1, 1),
+  })),
   cost({ dy, weight }) {
     const [[N, O], [, I]] = [dy, weight].map((one) => (one as Numbers).shape);
     return { flops: 2 * N * O * I, read: 4 * (N * O + O * I), write: 4 * N * I };

@@ -1,5 +1,17 @@
 import { ops } from "../../lib/index.js";
-import { constant, ids, largest, normal, truth, uniform, widen, type Case, type Numbers, type Truth, type Widened } from "../truth.js";
+import {
+  constant,
+  ids,
+  largest,
+  normal,
+  truth,
+  uniform,
+  widen,
+  type Case,
+  type Numbers,
+  type Truth,
+  type Widened,
+} from "../truth.js";
 import type { Random } from "../random.js";
 
 type Round = (x: number) => number;
@@ -27,7 +39,15 @@ function row(x: number[], y: number, f: Round): Row {
 }
 
 /** d(logits) of one row. */
-function rowGrad(x: number[], y: number, { logp, lse, entropy }: Row, dlogp: number, dentropy: number, T: number, f: Round): number[] {
+function rowGrad(
+  x: number[],
+  y: number,
+  { logp, lse, entropy }: Row,
+  dlogp: number,
+  dentropy: number,
+  T: number,
+  f: Round,
+): number[] {
   return x.map((v, j) => {
     const p = f(Math.exp(f(v - lse)));
     const own = j === y ? -f(dlogp * f(Math.expm1(logp))) : -f(dlogp * p);
@@ -44,14 +64,20 @@ const logitsOf = (h: Float64Array, C: number, weight: Float64Array, V: number, a
   });
 
 function collect(rows: Row[]): Record<string, number[]> {
-  return { logp: rows.map(({ logp }) => logp), lse: rows.map(({ lse }) => lse), entropy: rows.map(({ entropy }) => entropy) };
+  return {
+    logp: rows.map(({ logp }) => logp),
+    lse: rows.map(({ lse }) => lse),
+    entropy: rows.map(({ entropy }) => entropy),
+  };
 }
 
 // ---- from logits
 
 const given = ({ logits, temperature }: Widened, f: Round): number[][] => {
   const [M, V] = logits.shape;
-  return Array.from({ length: M as number }, (_, i) => Array.from(logits.slice(i * V, (i + 1) * V) as number[], (v) => f(v * f(1 / temperature))));
+  return Array.from({ length: M as number }, (_, i) =>
+    Array.from(logits.slice(i * V, (i + 1) * V) as number[], (v) => f(v * f(1 / temperature))),
+  );
 };
 const fromLogits = (inputs: Widened, f: Round) => collect(given(inputs, f).map((x, i) => row(x, inputs.y[i], f)));
 
@@ -63,7 +89,11 @@ const draw = (random: Random): Case[] =>
     [5, 511],
     [4, 513],
     [3, 1031],
-  ].map(([M, V], i): Case => ({ logits: normal(random, [M, V], 3), y: ids(random, M, V), temperature: [1, 0.7, 1.3][i % 3] }));
+  ].map(([M, V], i): Case => ({
+    logits: normal(random, [M, V], 3),
+    y: ids(random, M, V),
+    temperature: [1, 0.7, 1.3][i % 3],
+  }));
 function withNone(random: Random): Case {
   const logits = normal(random, [3, 700], 4);
   logits.data.forEach((_, j) => {
@@ -106,9 +136,20 @@ export const logprob = truth({
   gradient: {
     wrt: ["logits"],
     outputs: ["logp", "entropy"],
-    call: ({ logits, y, temperature }) => ({ ...ops.logprob(logits, y, { temperature: temperature as unknown as number }) }),
+    call: ({ logits, y, temperature }) => ({
+      ...ops.logprob(logits, y, { temperature: temperature as unknown as number }),
+    }),
   },
-  bench: [{ shape: "M 1024, V 50257", draw: (random) => ({ logits: uniform(random, [1024, 50257], -4, 4), y: ids(random, 1024, 50257), temperature: 1 }) }],
+  bench: [
+    {
+      shape: "M 1024, V 50257",
+      draw: (random) => ({
+        logits: uniform(random, [1024, 50257], -4, 4),
+        y: ids(random, 1024, 50257),
+        temperature: 1,
+      }),
+    },
+  ],
   cost: ({ logits }) => {
     const [M, V] = (logits as Numbers).shape;
     return { flops: 20 * M * V, read: 4 * M * V, write: 12 * M };
@@ -139,7 +180,15 @@ export const logprobGrad = truth({
     const { y, logp, lse, entropy, dlogp, dentropy, temperature } = inputs;
     return {
       dlogits: given(inputs, f).flatMap((x, i) =>
-        rowGrad(x, y[i], { logp: logp[i], lse: lse[i], entropy: entropy[i] }, dlogp[i], dentropy?.[i] ?? 0, temperature, f),
+        rowGrad(
+          x,
+          y[i],
+          { logp: logp[i], lse: lse[i], entropy: entropy[i] },
+          dlogp[i],
+          dentropy?.[i] ?? 0,
+          temperature,
+          f,
+        ),
       ),
     };
   },
@@ -156,7 +205,12 @@ export const logprobGrad = truth({
   bench: [
     {
       shape: "M 1024, V 50257",
-      draw: (random) => ({ logits: uniform(random, [1024, 50257], -4, 4), y: ids(random, 1024, 50257), temperature: 1, ...alike(random, 1024) }),
+      draw: (random) => ({
+        logits: uniform(random, [1024, 50257], -4, 4),
+        y: ids(random, 1024, 50257),
+        temperature: 1,
+        ...alike(random, 1024),
+      }),
     },
   ],
   cost: ({ logits }) => {
@@ -205,12 +259,20 @@ export const linearLogprob = truth({
       y: ids(random, 4, 600),
       temperature: 1,
     }),
-    { h: normal(random, [3, 20], 50), weight: normal(random, [600, 20], 50), rows: ids(random, 4, 3), y: ids(random, 4, 600), temperature: 1 },
+    {
+      h: normal(random, [3, 20], 50),
+      weight: normal(random, [600, 20], 50),
+      rows: ids(random, 4, 3),
+      y: ids(random, 4, 600),
+      temperature: 1,
+    },
   ],
   gradient: {
     wrt: ["h", "weight"],
     outputs: ["logp", "entropy"],
-    call: ({ h, weight, rows, y, temperature }) => ({ ...ops.linearLogprob(h, weight, rows, y, { temperature: temperature as unknown as number }) }),
+    call: ({ h, weight, rows, y, temperature }) => ({
+      ...ops.linearLogprob(h, weight, rows, y, { temperature: temperature as unknown as number }),
+    }),
   },
   bench: [{ shape: "M 1024, C 768, V 50257", draw: (random) => head(random) }],
   cost: headCost(1),
@@ -251,7 +313,15 @@ export const linearLogprobGrad = truth({
     const dw = Float64Array.from(dweight);
     (rows as Float64Array).forEach((at, i) => {
       const x = logitsOf(h, C, weight, V, at, f).map((v) => f(v * f(1 / temperature)));
-      const g = rowGrad(x, y[i], { logp: logp[i], lse: lse[i], entropy: entropy[i] }, dlogp[i], dentropy?.[i] ?? 0, temperature, f);
+      const g = rowGrad(
+        x,
+        y[i],
+        { logp: logp[i], lse: lse[i], entropy: entropy[i] },
+        dlogp[i],
+        dentropy?.[i] ?? 0,
+        temperature,
+        f,
+      );
       for (let c = 0; c < C; c++) {
         let sum = 0;
         for (let j = 0; j < V; j++) {
@@ -312,7 +382,11 @@ export const fullKl = truth({
       [1, 1],
       [5, 513],
       [3, 70],
-    ].map(([M, V]): Case => ({ logits: normal(random, [M, V], 2), refLogits: normal(random, [M, V], 2), temperature: 0.8 })),
+    ].map(([M, V]): Case => ({
+      logits: normal(random, [M, V], 2),
+      refLogits: normal(random, [M, V], 2),
+      temperature: 0.8,
+    })),
   extremes: (random) => {
     const same = normal(random, [2, 600], 3);
     const [logits, refLogits] = [normal(random, [4, 600]), normal(random, [4, 600])];

@@ -1,5 +1,16 @@
 import { ops } from "../../lib/index.js";
-import { bytes, constant, largest, normal, truth, type Case, type Numbers, type Truth, type Widened, widen } from "../truth.js";
+import {
+  bytes,
+  constant,
+  largest,
+  normal,
+  truth,
+  type Case,
+  type Numbers,
+  type Truth,
+  type Widened,
+  widen,
+} from "../truth.js";
 import type { Random } from "../random.js";
 
 type Round = (x: number) => number;
@@ -22,7 +33,9 @@ function forward(centred: boolean): Truth["reference"] {
     const rows = Array.from({ length: N as number }, (_, n) => Array.from(x.slice(n * C, (n + 1) * C) as number[]));
     const all = rows.map((row) => statistics(row, eps, centred, f));
     return {
-      y: rows.flatMap((row, n) => row.map((v, c) => f(f(f(f(v - all[n].mean) * all[n].rstd) * gain[c]) + (bias ? bias[c] : 0)))),
+      y: rows.flatMap((row, n) =>
+        row.map((v, c) => f(f(f(f(v - all[n].mean) * all[n].rstd) * gain[c]) + (bias ? bias[c] : 0))),
+      ),
       rstd: all.map(({ rstd }) => rstd),
       ...(centred ? { mean: all.map(({ mean }) => mean) } : {}),
     };
@@ -89,9 +102,10 @@ const backwardInputs = (random: Random, centred: boolean, all = sizes): Case[] =
   });
 
 const WIDE: [number, number] = [2048, 768];
-const bench = (draw: (random: Random, centred: boolean, all: [number, number][]) => Case[], centred: boolean): Truth["bench"] => [
-  { shape: `N ${WIDE[0]}, C ${WIDE[1]}`, draw: (random) => draw(random, centred, [WIDE])[0] },
-];
+const bench = (
+  draw: (random: Random, centred: boolean, all: [number, number][]) => Case[],
+  centred: boolean,
+): Truth["bench"] => [{ shape: `N ${WIDE[0]}, C ${WIDE[1]}`, draw: (random) => draw(random, centred, [WIDE])[0] }];
 const forwardCost: Truth["cost"] = ({ x }) => ({ flops: 0, read: bytes(x), write: bytes(x) });
 const backwardCost: Truth["cost"] = ({ x, dy }) => ({ flops: 0, read: bytes(x, dy), write: bytes(x) });
 
@@ -103,7 +117,11 @@ export const layerNorm = truth({
   natural: ({ x }) => ({ mean: largest(x) }),
   bench: bench(inputs, true),
   cost: forwardCost,
-  gradient: { wrt: ["x", "gain", "bias"], outputs: ["y"], call: ({ x, gain, bias }) => ({ y: ops.layerNorm(x, gain, bias) }) },
+  gradient: {
+    wrt: ["x", "gain", "bias"],
+    outputs: ["y"],
+    call: ({ x, gain, bias }) => ({ y: ops.layerNorm(x, gain, bias) }),
+  },
 });
 export const rmsNorm = truth({
   op: "rmsNorm",

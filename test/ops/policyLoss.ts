@@ -1,4 +1,15 @@
-import { constant, ids, normal, offsets, sequences, truth, uniform, type Case, type Numbers, type Widened } from "../truth.js";
+import {
+  constant,
+  ids,
+  normal,
+  offsets,
+  sequences,
+  truth,
+  uniform,
+  type Case,
+  type Numbers,
+  type Widened,
+} from "../truth.js";
 import type { Random } from "../random.js";
 import { head, headCost, oneIsNan } from "./logprob.js";
 
@@ -22,8 +33,21 @@ const klOf: Record<string, (d: number, f: Round) => number> = {
 
 /** The loss from log-probs and entropies, and its statistics. */
 function losses(inputs: Widened, logp: ArrayLike<number>, entropy: ArrayLike<number> | undefined, f: Round) {
-  const { oldLogp, advantages, refLogp, importance, objective, clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, klCoef, estimator, entropyCoef, scale } =
-    inputs;
+  const {
+    oldLogp,
+    advantages,
+    refLogp,
+    importance,
+    objective,
+    clipRatioLow,
+    clipRatioHigh,
+    clipRatioC,
+    logRatioClamp,
+    klCoef,
+    estimator,
+    entropyCoef,
+    scale,
+  } = inputs;
   const stats = Float64Array.from(inputs.stats);
   let loss = 0;
   weights(inputs).forEach((w, i) => {
@@ -94,7 +118,10 @@ function common(random: Random, more: Case): Case {
     ...more,
   };
 }
-const kept = (random: Random): Numbers => ({ shape: [M], data: Int32Array.from({ length: M }, () => Number(random.below(4) > 0)) });
+const kept = (random: Random): Numbers => ({
+  shape: [M],
+  data: Int32Array.from({ length: M }, () => Number(random.below(4) > 0)),
+});
 
 const natural = { loss: 1, entropy: 1 }; // a sum of terms of order 1, which may cancel; nats
 
@@ -111,7 +138,12 @@ export const policyLoss = truth({
       near(common(random, {})),
       near(common(random, { clipRatioC: 1.1, mask: kept(random), aggregation: "seq-mean-token-mean", scale: 0.3 })),
       near(
-        common(random, { refLogp: uniform(random, [M], -3, -0.1), klCoef: 0.1, importance: uniform(random, [M], 0.5, 2), aggregation: "seq-mean-token-sum" }),
+        common(random, {
+          refLogp: uniform(random, [M], -3, -0.1),
+          klCoef: 0.1,
+          importance: uniform(random, [M], 0.5, 2),
+          aggregation: "seq-mean-token-sum",
+        }),
       ),
       near(
         common(random, {

@@ -65,7 +65,10 @@ export const preferenceLoss = truth({
     }),
     draw(random, "dpo", { chosen: ids(random, 0, 11), rejected: ids(random, 0, 11) }),
   ],
-  extremes: (random) => [draw(random, "bradley-terry", { scores: normal(random, [11], 1e4) }), draw(random, "bradley-terry", { scores: constant([11], 1e30) })],
+  extremes: (random) => [
+    draw(random, "bradley-terry", { scores: normal(random, [11], 1e4) }),
+    draw(random, "bradley-terry", { scores: constant([11], 1e30) }),
+  ],
   bitsOnly: ["dscores"],
   gradients: { dscores: "scores" },
   ulp: 4,
@@ -74,8 +77,16 @@ export const preferenceLoss = truth({
       shape: "1 M pairs",
       draw: (random) => {
         const P = 2 ** 20;
-        const every = (first: number): Numbers => ({ shape: [P], data: Int32Array.from({ length: P }, (_, i) => 2 * i + first) });
-        return draw(random, "bradley-terry", { scores: normal(random, [2 * P]), chosen: every(0), rejected: every(1), denominator: P });
+        const every = (first: number): Numbers => ({
+          shape: [P],
+          data: Int32Array.from({ length: P }, (_, i) => 2 * i + first),
+        });
+        return draw(random, "bradley-terry", {
+          scores: normal(random, [2 * P]),
+          chosen: every(0),
+          rejected: every(1),
+          denominator: P,
+        });
       },
     },
   ],

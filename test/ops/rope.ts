@@ -1,7 +1,10 @@
 import { ops } from "../../lib/index.js";
 import { bytes, ints, normal, truth, type Case, type Numbers, type Widened } from "../truth.js";
 
-const frequencies = (R: number): Numbers => ({ shape: [R], data: Float32Array.from({ length: R }, (_, d) => 10000 ** (-d / R)) });
+const frequencies = (R: number): Numbers => ({
+  shape: [R],
+  data: Float32Array.from({ length: R }, (_, d) => 10000 ** (-d / R)),
+});
 
 export const rope = truth({
   op: "rope",
@@ -36,10 +39,24 @@ export const rope = truth({
       inverse: 0,
     })),
   extremes: (random) => [
-    { x: normal(random, [3, 1, 8], 1e30), positions: ints([0, 1, 131071]), inverseFrequency: frequencies(4), inverse: 0 },
-    { x: normal(random, [6, 2, 40]), positions: ints([0, 5, 7, 900, 1, 2]), inverseFrequency: frequencies(17), inverse: 1 },
+    {
+      x: normal(random, [3, 1, 8], 1e30),
+      positions: ints([0, 1, 131071]),
+      inverseFrequency: frequencies(4),
+      inverse: 0,
+    },
+    {
+      x: normal(random, [6, 2, 40]),
+      positions: ints([0, 5, 7, 900, 1, 2]),
+      inverseFrequency: frequencies(17),
+      inverse: 1,
+    },
   ],
-  gradient: { wrt: ["x"], outputs: ["y"], call: ({ x, positions, inverseFrequency }) => ({ y: ops.rope(x, positions, inverseFrequency) }) },
+  gradient: {
+    wrt: ["x"],
+    outputs: ["y"],
+    call: ({ x, positions, inverseFrequency }) => ({ y: ops.rope(x, positions, inverseFrequency) }),
+  },
   bench: [
     {
       shape: "N 2048, H 12, D 64",

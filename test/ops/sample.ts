@@ -5,7 +5,10 @@ import type { Random } from "../random.js";
 function draw(random: Random, M: number, V: number, more: Case = {}): Case {
   return {
     logits: normal(random, [M, V], 2),
-    counter: { shape: [M, 4], data: Int32Array.from({ length: 4 * M }, (_, i) => (i % 4 === 3 ? 0 : random.below(1000))) },
+    counter: {
+      shape: [M, 4],
+      data: Int32Array.from({ length: 4 * M }, (_, i) => (i % 4 === 3 ? 0 : random.below(1000))),
+    },
     seed: random.below(2 ** 31),
     stream: 1,
     temperature: 1,
@@ -63,7 +66,10 @@ export const sample = truth({
     draw(random, 12, 700, { topP: 0.6 }),
     draw(random, 12, 700, { topK: 50, topP: 0.9, minP: 0.1, temperature: 1.3 }),
   ],
-  extremes: (random) => [draw(random, 3, 600, { logits: constant([3, 600], -1e5) }), draw(random, 3, 600, { logits: constant([3, 600], 2), topK: 7 })],
+  extremes: (random) => [
+    draw(random, 3, 600, { logits: constant([3, 600], -1e5) }),
+    draw(random, 3, 600, { logits: constant([3, 600], 2), topK: 7 }),
+  ],
   ulp: 8,
   bench: [
     { shape: "M 64, V 8192", draw: (random) => draw(random, 64, 8192) },

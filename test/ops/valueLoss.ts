@@ -21,7 +21,10 @@ function draw(random: Random, more: Case): Case {
 
 export const valueLoss = truth({
   op: "valueLoss",
-  reference({ values, oldValues, returns, mask, cuSeqlens, clipRange, aggregation, denominator, scale, stats: before }: Widened, f) {
+  reference(
+    { values, oldValues, returns, mask, cuSeqlens, clipRange, aggregation, denominator, scale, stats: before }: Widened,
+    f,
+  ) {
     const stats = Float64Array.from(before);
     let loss = 0;
     for (const [a, b] of sequences(cuSeqlens)) {
@@ -30,11 +33,15 @@ export const valueLoss = truth({
       for (const i of counted) {
         const [v, R] = [values[i], returns[i]];
         const free = f(f(v - R) * f(v - R));
-        const kept = oldValues ? f(Math.max(f(oldValues[i] - clipRange), Math.min(f(oldValues[i] + clipRange), v)) - R) : 0;
+        const kept = oldValues
+          ? f(Math.max(f(oldValues[i] - clipRange), Math.min(f(oldValues[i] + clipRange), v)) - R)
+          : 0;
         const clipped = Boolean(oldValues) && free < f(kept * kept);
         const l = f(0.5 * (clipped ? f(kept * kept) : free));
         loss += scale * w * l;
-        [scale * w * l, w * Number(clipped), w * v, w * (v - R) ** 2, w * R, w * R * R, 1].forEach((x, k) => (stats[k] += x));
+        [scale * w * l, w * Number(clipped), w * v, w * (v - R) ** 2, w * R, w * R * R, 1].forEach(
+          (x, k) => (stats[k] += x),
+        );
       }
     }
     return { loss: [loss], stats };

@@ -26,7 +26,13 @@ export function callsOf(log: Buffer): Call[] {
     const path = line.slice(2);
     at = end + 1;
     if (letter === "O" || letter === "o")
-      calls.push({ kind: "open", counted: letter === "O", id: Number(first), truncates: second === "1", path: rest.join(" ") });
+      calls.push({
+        kind: "open",
+        counted: letter === "O",
+        id: Number(first),
+        truncates: second === "1",
+        path: rest.join(" "),
+      });
     else if (letter === "W") {
       const length = Number(rest[0]);
       calls.push({ kind: "write", id: Number(first), at: Number(second), bytes: log.subarray(at, at + length) });
@@ -43,7 +49,8 @@ export function callsOf(log: Buffer): Call[] {
 }
 
 /** The calls that shim.c numbers, from 1. */
-export const numbered = (calls: readonly Call[]): Call[] => calls.filter((call) => call.kind !== "open" || call.counted);
+export const numbered = (calls: readonly Call[]): Call[] =>
+  calls.filter((call) => call.kind !== "open" || call.counted);
 
 /** What survives of calls that were not synced: none of them, those on names alone, or each by a throw of a coin. */
 export type Loss = "all" | "contents" | "some";
@@ -78,7 +85,9 @@ export class Disk {
 
   private at(path: string): File | Folder | undefined {
     if (path === "") return this.top;
-    return path.split("/").reduce<File | Folder | undefined>((node, name) => (isFolder(node) ? node.names.get(name) : undefined), this.top);
+    return path
+      .split("/")
+      .reduce<File | Folder | undefined>((node, name) => (isFolder(node) ? node.names.get(name) : undefined), this.top);
   }
 
   private change(path: string, change: (names: Map<string, File | Folder>, name: string) => void): void {
@@ -122,7 +131,8 @@ export class Disk {
     } else if (call.kind === "mkdir") {
       const made = folderOf();
       this.change(call.path, (names, name) => names.set(name, made));
-    } else if (call.kind === "unlink" || call.kind === "rmdir") this.change(call.path, (names, name) => names.delete(name));
+    } else if (call.kind === "unlink" || call.kind === "rmdir")
+      this.change(call.path, (names, name) => names.delete(name));
     else if (call.kind === "rename") this.rename(call.path, call.to);
   }
 

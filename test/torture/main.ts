@@ -49,9 +49,9 @@ interface Result {
 async function codeHash(): Promise<string> {
   const hash = createHash("sha256");
   for (const folder of ["dist/lib", "dist/test/torture"])
-    for (const { name, parentPath } of (await readdir(join(root, folder), { recursive: true, withFileTypes: true })).sort((a, b) =>
-      join(a.parentPath, a.name).localeCompare(join(b.parentPath, b.name)),
-    ))
+    for (const { name, parentPath } of (
+      await readdir(join(root, folder), { recursive: true, withFileTypes: true })
+    ).sort((a, b) => join(a.parentPath, a.name).localeCompare(join(b.parentPath, b.name))))
       if (name.endsWith(".js")) hash.update(await readFile(join(parentPath, name)));
   return hash
     .update(await readFile(join(root, "test/torture/shim.c")))
@@ -96,16 +96,22 @@ async function main(): Promise<number> {
   if (values.fresh) await rm(file, { force: true });
   const folder = await mkdtemp(join(existsSync(MEMORY) ? MEMORY : tmpdir(), "rlhf-torture-"));
   try {
-    const places = Array.from({ length: Number(values.jobs) }, (_, i): Place => ({ shim: found.path, sandbox: join(folder, `sandbox-${i}`) }));
+    const places = Array.from({ length: Number(values.jobs) }, (_, i): Place => ({
+      shim: found.path,
+      sandbox: join(folder, `sandbox-${i}`),
+    }));
     const known = await references(chosen, folder, places[0]);
     const random = new Random("sample", seed);
     const before = await readResults(file);
-    const isDone = (stage: string, mode: string, at: number) => before.some((one) => one.stage === stage && one.mode === mode && one.at === at);
+    const isDone = (stage: string, mode: string, at: number) =>
+      before.some((one) => one.stage === stage && one.mode === mode && one.at === at);
     const tasks = known.flatMap((one) =>
       harms.flatMap((mode) => {
         const calls = callsFor(one, mode).filter((at) => values.at === undefined || at === Number(values.at));
         const taken = sampled(calls, Number(values.sample ?? one.stage.most ?? calls.length), random);
-        return taken.filter((at) => values.at !== undefined || !isDone(one.stage.name, mode, at)).map((at): Task => ({ known: one, mode, at }));
+        return taken
+          .filter((at) => values.at !== undefined || !isDone(one.stage.name, mode, at))
+          .map((at): Task => ({ known: one, mode, at }));
       }),
     );
     await doAll(
@@ -119,7 +125,8 @@ async function main(): Promise<number> {
     console.log(`${table(...summary(results, known))}\n\n${verdict(results)} (seed ${seed}, ${file})`);
     if (values.markdown) await writeDocs(results, known);
     const faults = results.filter(({ fault }) => fault !== undefined);
-    for (const { stage, mode, at, fault } of faults.slice(0, 40)) console.log(`FAULT --stage "${stage}" --mode "${mode}" --at ${at}: ${fault}`);
+    for (const { stage, mode, at, fault } of faults.slice(0, 40))
+      console.log(`FAULT --stage "${stage}" --mode "${mode}" --at ${at}: ${fault}`);
     return faults.length > 0 ? 1 : 0;
   } finally {
     await rm(folder, { recursive: true, force: true });
@@ -167,7 +174,13 @@ async function doAll(tasks: readonly Task[], places: readonly Place[], file: str
 }
 
 /** Hunts runs, stage by stage, until there are so many kills. Other processes may do the same with other seeds. */
-async function huntUntil(kills: number, known: readonly Reference[], places: readonly Place[], file: string, seed: number): Promise<void> {
+async function huntUntil(
+  kills: number,
+  known: readonly Reference[],
+  places: readonly Place[],
+  file: string,
+  seed: number,
+): Promise<void> {
   let total = killsOf(await readResults(file));
   if (total >= kills) return;
   const bar = progressTo().stage("hunt", kills, "kills");
@@ -189,7 +202,8 @@ async function huntUntil(kills: number, known: readonly Reference[], places: rea
 
 /** The stage whose turn it is: that with the fewest kills for what it costs. */
 function leastKilled(known: readonly Reference[], results: readonly Result[]): Reference {
-  const share = ({ stage: { name, most } }: Reference) => killsOf(results.filter(({ stage }) => stage === name)) * (most === undefined ? 1 : 10);
+  const share = ({ stage: { name, most } }: Reference) =>
+    killsOf(results.filter(({ stage }) => stage === name)) * (most === undefined ? 1 : 10);
   return known.reduce((least, one) => (share(one) < share(least) ? one : least));
 }
 
@@ -240,7 +254,9 @@ function summary(results: readonly Result[], known: readonly Reference[]): [head
 async function writeDocs(results: readonly Result[], known: readonly Reference[]): Promise<void> {
   const page = join(root, "docs/reliability.md");
   const [head, rows] = summary(results, known);
-  const lines = [head, head.map((_, i) => (i === 0 ? "---" : "---:")), ...rows].map((cells) => `| ${cells.join(" | ")} |`);
+  const lines = [head, head.map((_, i) => (i === 0 ? "---" : "---:")), ...rows].map(
+    (cells) => `| ${cells.join(" | ")} |`,
+  );
   const machine = `Node.js ${process.versions.node} on ${cpus()[0].model}, ${verdict(results)}.`;
   const text = await readFile(page, "utf8");
   const made = `<!-- torture -->\n\n${lines.join("\n")}\n\n${machine}\n\n<!-- /torture -->`;

@@ -56,11 +56,26 @@ export const stages: Stage[] = [
   { name: "sft, LoRA", args: (at) => [...sft(at), "--model", at("base"), ...adapted], out: "run", resumes: true },
   {
     name: "collect",
-    args: (at) => ["collect", "--model", at("base"), "--prompts", at("prompts.jsonl"), "--samples", "2", "--max-tokens", "6"],
+    args: (at) => [
+      "collect",
+      "--model",
+      at("base"),
+      "--prompts",
+      at("prompts.jsonl"),
+      "--samples",
+      "2",
+      "--max-tokens",
+      "6",
+    ],
     out: "rows.jsonl",
     resumes: true,
   },
-  { name: "label", args: (at) => ["label", "--data", at("completions.jsonl"), ...configured(at)], out: "rows.jsonl", resumes: false },
+  {
+    name: "label",
+    args: (at) => ["label", "--data", at("completions.jsonl"), ...configured(at)],
+    out: "rows.jsonl",
+    resumes: false,
+  },
   {
     name: "label, people",
     args: (at) => ["label", "--tty", "--annotator", "ana", "--data", at("completions.jsonl"), ...configured(at)],
@@ -73,12 +88,33 @@ export const stages: Stage[] = [
   { name: "ppo, LoRA", args: (at) => [...ppo(at, "adapter"), ...adapted], out: "run", resumes: true },
   {
     name: "eval",
-    args: (at) => ["eval", "--base", at("base"), "--policy", at("policy"), "--reward", at("reward"), "--prompts", at("prompts.jsonl"), ...configured(at)],
+    args: (at) => [
+      "eval",
+      "--base",
+      at("base"),
+      "--policy",
+      at("policy"),
+      "--reward",
+      at("reward"),
+      "--prompts",
+      at("prompts.jsonl"),
+      ...configured(at),
+    ],
     out: "rows.jsonl",
     resumes: true,
   },
-  { name: "score", args: (at) => ["score", "--model", at("reward"), "--data", at("completions.jsonl")], out: "rows.jsonl", resumes: false },
-  { name: "logp", args: (at) => ["logp", "--model", at("base"), "--data", at("completions.jsonl")], out: "rows/rows.jsonl", resumes: false },
+  {
+    name: "score",
+    args: (at) => ["score", "--model", at("reward"), "--data", at("completions.jsonl")],
+    out: "rows.jsonl",
+    resumes: false,
+  },
+  {
+    name: "logp",
+    args: (at) => ["logp", "--model", at("base"), "--data", at("completions.jsonl")],
+    out: "rows/rows.jsonl",
+    resumes: false,
+  },
   { name: "merge", args: (at) => ["merge", "--model", at("adapter")], out: "run", isThere: true, resumes: false },
   { name: "demo", args: (at) => ["demo", ...configured(at)], out: "run", resumes: true, most: 30 },
 ];
@@ -93,9 +129,12 @@ export function command({ name, args, out }: Stage, inputs: string, sandbox: str
 export async function prepare(inputs: string, rlhf: (args: string[]) => Promise<void>): Promise<void> {
   const at = (name: string) => join(inputs, name);
   const random = new Random("torture", 18);
-  const words = Array.from({ length: 40 }, () => Array.from({ length: 2 + random.below(6) }, () => String.fromCharCode(97 + random.below(26))).join(""));
+  const words = Array.from({ length: 40 }, () =>
+    Array.from({ length: 2 + random.below(6) }, () => String.fromCharCode(97 + random.below(26))).join(""),
+  );
   const said = (length: number) => Array.from({ length }, () => words[random.below(words.length)]).join(" ");
-  const rows = (count: number, row: () => object) => Array.from({ length: count }, () => JSON.stringify(row())).join("\n");
+  const rows = (count: number, row: () => object) =>
+    Array.from({ length: count }, () => JSON.stringify(row())).join("\n");
   await mkdir(inputs, { recursive: true });
   await writeFile(at("config.yaml"), CONFIG);
   await writeFile(at("text.txt"), said(150));
@@ -148,14 +187,16 @@ export async function left(sandbox: string): Promise<Map<string, string>> {
 function constant(name: string, bytes: Buffer): Buffer | string {
   if (name.endsWith("report.html")) return "report";
   const lines = bytes.toString().split("\n");
-  if (name.endsWith("SHA256SUMS")) return lines.filter((line) => !/(report\.html|summary\.json)$/.test(line)).join("\n");
+  if (name.endsWith("SHA256SUMS"))
+    return lines.filter((line) => !/(report\.html|summary\.json)$/.test(line)).join("\n");
   if (name.endsWith(".labels.jsonl")) return lines.map((line) => line && fixed(line)).join("\n");
   if (name.endsWith("summary.json")) return fixed(bytes.toString(), "stages");
   return name.endsWith("stages.json") ? fixed(bytes.toString()) : bytes;
 }
 
 /** JSON without what varies. */
-const fixed = (text: string, also?: string) => JSON.stringify(JSON.parse(text), (key, value: unknown) => (VARYING.test(key) || key === also ? null : value));
+const fixed = (text: string, also?: string) =>
+  JSON.stringify(JSON.parse(text), (key, value: unknown) => (VARYING.test(key) || key === also ? null : value));
 
 /** How two such lists differ, in words. */
 export function differences(got: Map<string, string>, wanted: Map<string, string>): string[] {

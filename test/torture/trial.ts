@@ -10,8 +10,14 @@ export const modes = {
   kill: { what: "killed before the call", on: () => true },
   tear: { what: "killed amid the write", on: ({ kind }: Call) => kind === "write" },
   EIO: { what: "the call fails by EIO", on: () => true },
-  EACCES: { what: "the call fails by EACCES", on: ({ kind }: Call) => ["open", "rename", "unlink", "mkdir", "rmdir"].includes(kind) },
-  ENOSPC: { what: "the disk is full from the call on", on: ({ kind }: Call) => ["open", "write", "mkdir"].includes(kind) },
+  EACCES: {
+    what: "the call fails by EACCES",
+    on: ({ kind }: Call) => ["open", "rename", "unlink", "mkdir", "rmdir"].includes(kind),
+  },
+  ENOSPC: {
+    what: "the disk is full from the call on",
+    on: ({ kind }: Call) => ["open", "write", "mkdir"].includes(kind),
+  },
   "power loss": { what: "all that was not synced is lost", on: () => true },
   "contents lost": { what: "names survive, contents that were not synced are lost", on: () => true },
   "some lost": { what: "of what was not synced a random half is lost", on: () => true },
@@ -39,13 +45,17 @@ export class Fault extends Error {}
 /** Runs a stage undisturbed. */
 export async function reference(stage: Stage, inputs: string, place: Place): Promise<Reference> {
   await fresh(stage, place.sandbox);
-  const { code, said, calls, seconds } = await rlhf(command(stage, inputs, place.sandbox), { ...place, input: stage.input });
+  const { code, said, calls, seconds } = await rlhf(command(stage, inputs, place.sandbox), {
+    ...place,
+    input: stage.input,
+  });
   if (code !== 0) throw new Error(`${stage.name} does not run: ${said}`);
   return { stage, inputs, calls: numbered(calls), seconds, left: await left(place.sandbox) };
 }
 
 /** The numbers of the calls that a mode is for. */
-export const callsFor = ({ calls }: Reference, mode: Mode): number[] => calls.flatMap((call, i) => (modes[mode].on(call) ? [i + 1] : []));
+export const callsFor = ({ calls }: Reference, mode: Mode): number[] =>
+  calls.flatMap((call, i) => (modes[mode].on(call) ? [i + 1] : []));
 
 const isRefusal = ({ code, said }: Ended) => code === 1 && said.includes("go on with --resume");
 
@@ -102,9 +112,15 @@ export async function hunted(known: Reference, most: number, place: Place, rando
     const how = timed
       ? { after: 1000 * seconds * random.uniform() }
       : { harm: { does: "kill" as const, at: 1 + Math.floor(calls.length * random.uniform() ** 3) } }; // early, so that most die
-    const ended = await rlhf(stage.resumes && kills > 0 ? [...args, "--resume"] : args, { ...place, ...how, input: stage.input, withData: true });
+    const ended = await rlhf(stage.resumes && kills > 0 ? [...args, "--resume"] : args, {
+      ...place,
+      ...how,
+      input: stage.input,
+      withData: true,
+    });
     if (ended.code === 0) break;
-    if (ended.signal !== "SIGKILL") throw new Fault(`does not go on: ${ended.signal ?? ended.code}: ${ended.said.slice(-1000)}`);
+    if (ended.signal !== "SIGKILL")
+      throw new Fault(`does not go on: ${ended.signal ?? ended.code}: ${ended.said.slice(-1000)}`);
     kills++;
     if (timed) disk = await Disk.load(sandbox); // the last call may not be in the log: what is there counts as synced
     else disk.replay(ended.calls);

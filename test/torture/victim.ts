@@ -64,7 +64,10 @@ export interface How {
 }
 
 /** Runs the command, and comes back once it has ended, however it did. */
-export async function rlhf(args: readonly string[], { shim: path, sandbox, harm, after, input, withData }: How): Promise<Ended> {
+export async function rlhf(
+  args: readonly string[],
+  { shim: path, sandbox, harm, after, input, withData }: How,
+): Promise<Ended> {
   const log = `${sandbox}.log`;
   await rm(log, { force: true });
   const env = {

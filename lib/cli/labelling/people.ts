@@ -30,13 +30,21 @@ export const logFile = (out: string): string => `${out.replace(/\.jsonl$/, "")}.
  * People compare completions, in a browser or at the terminal. What they have said so far is written as preferences at the end. It is
  * derived from the log, so after an end that did not come to it, the next start writes it.
  */
-export async function labelByPeople({ label, seed }: Pick<Config, "label" | "seed">, { data, out, ui, tty, annotator, port }: PeopleOptions): Promise<void> {
+export async function labelByPeople(
+  { label, seed }: Pick<Config, "label" | "seed">,
+  { data, out, ui, tty, annotator, port }: PeopleOptions,
+): Promise<void> {
   if (ui && tty) throw typeError("CONFIG", "--ui and --tty: wanted one of them");
   const tasks = await tasksOf(data, label);
   await makeFolder(dirname(out));
   if (existsSync(out) && !existsSync(logFile(out)))
-    throw typeError("FILE", `--out: ${out} is there without ${logFile(out)}, so it holds no labels of people; name another`);
-  using ending = new Ending(`${out} is being written, and every label is in ${logFile(out)}: the next start writes it too`);
+    throw typeError(
+      "FILE",
+      `--out: ${out} is there without ${logFile(out)}, so it holds no labels of people; name another`,
+    );
+  using ending = new Ending(
+    `${out} is being written, and every label is in ${logFile(out)}: the next start writes it too`,
+  );
   const log = await LabelLog.open(logFile(out));
   if (log.torn) warn(`${logFile(out)}: a line that was cut off is dropped; nobody was told that it was saved`);
   const criteria = label.criteria.length > 0 ? label.criteria : [OVERALL];
@@ -50,7 +58,9 @@ export async function labelByPeople({ label, seed }: Pick<Config, "label" | "see
     } else {
       const { serveLabels } = await import("./server.js");
       const server = await serveLabels(labelling, port);
-      say(`${tasks.length} comparisons at\n\n  ${server.address}\n\nKeep the address to yourself: whoever has it can label. Ctrl-C ends and writes ${out}.`);
+      say(
+        `${tasks.length} comparisons at\n\n  ${server.address}\n\nKeep the address to yourself: whoever has it can label. Ctrl-C ends and writes ${out}.`,
+      );
       if (!ending.asked.aborted) await once(ending.asked, "abort");
       await server.close();
     }

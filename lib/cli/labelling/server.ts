@@ -10,7 +10,13 @@ import { shown, type CodedError } from "../../device/errors.js";
 import { root } from "../../device/native.js";
 
 /** What is given to a browser on this machine that works, and to no other one. */
-const LIMITS = { headersTimeout: 10_000, requestTimeout: 20_000, keepAliveTimeout: 5000, connectionsCheckingInterval: 2000, maxHeaderSize: 16384 };
+const LIMITS = {
+  headersTimeout: 10_000,
+  requestTimeout: 20_000,
+  keepAliveTimeout: 5000,
+  connectionsCheckingInterval: 2000,
+  maxHeaderSize: 16384,
+};
 const MOST_CONNECTIONS = 256;
 const LONGEST_BODY = 65536;
 const LONGEST_WAIT = 2000; // ms, at the end, for answers on their way to the disk
@@ -28,13 +34,17 @@ class Refusal extends Error {
 }
 
 /** What the page asks for: the fields beside the annotator, and what is done. */
-type Routes = Record<string, { fields: string[]; act(annotator: string, given: Record<string, unknown>): Promise<unknown> }>;
+type Routes = Record<
+  string,
+  { fields: string[]; act(annotator: string, given: Record<string, unknown>): Promise<unknown> }
+>;
 
 const routesOf = (labelling: Labelling): Routes => ({
   next: { fields: [], act: () => Promise.resolve() },
   answer: {
     fields: ["turn", "task", ...ANSWER_FIELDS],
-    act: (annotator, { turn, task, ...answer }) => labelling.answer(annotator, taskName(task), answer as unknown as Answer, wholeNumber("turn", turn, 0)),
+    act: (annotator, { turn, task, ...answer }) =>
+      labelling.answer(annotator, taskName(task), answer as unknown as Answer, wholeNumber("turn", turn, 0)),
   },
   undo: { fields: ["turn"], act: (annotator, { turn }) => labelling.undo(annotator, wholeNumber("turn", turn, 0)) },
 });
@@ -71,9 +81,12 @@ export async function serveLabels(labelling: Labelling, port = 0): Promise<Label
       throw new Refusal(403, `the host is ${shown(request.headersDistinct.host)}, wanted one, ${host}`);
     const [, given = "", route = ""] = /^\/([^/?]*)\/([^?]*)/.exec(request.url ?? "") ?? [];
     if (!same(given, token)) throw new Refusal(404, "the address lacks its token: use the one that rlhf label printed");
-    if (request.method === "GET" && route === "") return send(response, 200, "text/html; charset=utf-8", page.html, page.policy);
-    if (request.method !== "POST" || !Object.hasOwn(routes, route)) throw new Refusal(404, `there is no ${request.method} ${shown(route)}`);
-    if (request.headers.origin !== `http://${host}`) throw new Refusal(403, "labels are taken from this server's own page only");
+    if (request.method === "GET" && route === "")
+      return send(response, 200, "text/html; charset=utf-8", page.html, page.policy);
+    if (request.method !== "POST" || !Object.hasOwn(routes, route))
+      throw new Refusal(404, `there is no ${request.method} ${shown(route)}`);
+    if (request.headers.origin !== `http://${host}`)
+      throw new Refusal(403, "labels are taken from this server's own page only");
     if (request.headers["content-type"] !== "application/json") throw new Refusal(415, "wanted application/json");
     const asked = await body(request);
     if (isClosing) throw new Refusal(503, "the server is ending, and this is not saved");
@@ -99,7 +112,10 @@ export async function serveLabels(labelling: Labelling, port = 0): Promise<Label
       isClosing = true;
       const closed = new Promise((resolve) => server.close(resolve));
       const waiting = new AbortController();
-      await Promise.race([Promise.all(working), setTimeout(LONGEST_WAIT, undefined, { signal: waiting.signal }).catch(() => undefined)]);
+      await Promise.race([
+        Promise.all(working),
+        setTimeout(LONGEST_WAIT, undefined, { signal: waiting.signal }).catch(() => undefined),
+      ]);
       waiting.abort();
       await new Promise((resolve) => setImmediate(resolve)); // what was sent goes out
       server.closeAllConnections();
@@ -110,7 +126,9 @@ export async function serveLabels(labelling: Labelling, port = 0): Promise<Label
 
 /** The page in one piece, and the policy under which it may run nothing else and talk to nobody else. */
 async function wholePage(): Promise<{ html: string; policy: string }> {
-  const [html, css, js] = await Promise.all(["html", "css", "js"].map((kind) => readFile(join(root, `lib/cli/labelling/page/page.${kind}`), "utf8")));
+  const [html, css, js] = await Promise.all(
+    ["html", "css", "js"].map((kind) => readFile(join(root, `lib/cli/labelling/page/page.${kind}`), "utf8")),
+  );
   const whole = html.replace("/* page.css */", () => css).replace("/* page.js */", () => js);
   const hash = (tag: string) => {
     const [, text] = whole.match(new RegExp(`<${tag}>(.*)</${tag}>`, "s"))!;
@@ -123,7 +141,13 @@ async function wholePage(): Promise<{ html: string; policy: string }> {
   return { html: whole, policy: policy.join("; ") };
 }
 
-function send(response: ServerResponse, status: number, type: string, content: string, policy = "default-src 'none'; frame-ancestors 'none'"): void {
+function send(
+  response: ServerResponse,
+  status: number,
+  type: string,
+  content: string,
+  policy = "default-src 'none'; frame-ancestors 'none'",
+): void {
   response.writeHead(status, {
     "content-type": type,
     "content-length": Buffer.byteLength(content),
@@ -155,4 +179,5 @@ async function body(request: IncomingMessage): Promise<unknown> {
   }
 }
 
-const same = (a: string, b: string) => a.length === b.length && timingSafeEqual(Buffer.from(a, "latin1"), Buffer.from(b, "latin1"));
+const same = (a: string, b: string) =>
+  a.length === b.length && timingSafeEqual(Buffer.from(a, "latin1"), Buffer.from(b, "latin1"));

@@ -9,14 +9,18 @@ import { textsOf, type Text, type Texts } from "../../data/texts.js";
  * Lines of `rlhf collect`, or with chosen and rejected, which are compared again. Equal and empty texts are left out.
  * @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`
  */
-export async function tasksOf(file: string, { pairs, size }: { pairs: "all" | "disjoint"; size: number }): Promise<Task[]> {
+export async function tasksOf(
+  file: string,
+  { pairs, size }: { pairs: "all" | "disjoint"; size: number },
+): Promise<Task[]> {
   const tasks: Task[] = [];
   const groups = new Map<string, { prompt: Text; ends: Task["ends"]; completions: Map<string, Text> }>();
   for await (const row of rowsOf(file)) {
     if (row.has("chosen")) {
       const texts = textsOf(row, ["chosen", "rejected"], { implicit: true });
       const { prompt, completions } = texts;
-      if (JSON.stringify(completions[0]) !== JSON.stringify(completions[1])) tasks.push(task(prompt, completions, writtenEnds(row, texts)));
+      if (JSON.stringify(completions[0]) !== JSON.stringify(completions[1]))
+        tasks.push(task(prompt, completions, writtenEnds(row, texts)));
       continue;
     }
     if (row.value.completion === "") continue;
@@ -33,11 +37,13 @@ export async function tasksOf(file: string, { pairs, size }: { pairs: "all" | "d
   }
   for (const { prompt, ends, completions } of groups.values()) {
     const texts = [...completions.values()];
-    if (size === 2) for (const [i, j] of pairsOf(texts.length, pairs)) tasks.push(task(prompt, [texts[i], texts[j]], ends));
+    if (size === 2)
+      for (const [i, j] of pairsOf(texts.length, pairs)) tasks.push(task(prompt, [texts[i], texts[j]], ends));
     else for (let i = 0; i + 1 < texts.length; i += size) tasks.push(task(prompt, texts.slice(i, i + size), ends));
   }
   return tasks;
 }
 
 /** What a preference must say of its texts; of a conversation, which is rendered when it is read, nothing. */
-const writtenEnds = (row: Row, texts: Texts<Text>): Task["ends"] => (typeof texts.prompt === "string" ? endsOf(row, texts) : {});
+const writtenEnds = (row: Row, texts: Texts<Text>): Task["ends"] =>
+  typeof texts.prompt === "string" ? endsOf(row, texts) : {};

@@ -23,14 +23,20 @@ export async function labelAtTerminal(labelling: Labelling, name: string, asked:
   const faint = (text: string) => (output.isTTY ? styleText("dim", text) : text);
   const keys = keysOf(input, asked);
   try {
-    for (let { shown, progress } = await labelling.view(annotator); shown; { shown, progress } = await labelling.view(annotator)) {
+    for (
+      let { shown, progress } = await labelling.view(annotator);
+      shown;
+      { shown, progress } = await labelling.view(annotator)
+    ) {
       const { labels, wanted, mine, alpha } = progress;
       const alphas = Object.entries(alpha).flatMap(([criterion, value]) =>
         value === null ? [] : [`alpha ${criterion === OVERALL ? "" : `${criterion} `}${value.toFixed(2)}`],
       );
       const pair = shown.completions.length === 2;
       if (output.isTTY) output.write("\x1b[2J\x1b[H");
-      output.write(`${faint([`${labels} of ${wanted} labels, ${mine} yours`, ...alphas].join("   "))}\n\n${plain(shown.prompt)}\n`);
+      output.write(
+        `${faint([`${labels} of ${wanted} labels, ${mine} yours`, ...alphas].join("   "))}\n\n${plain(shown.prompt)}\n`,
+      );
       shown.completions.forEach((text, i) => output.write(`\n${strong(`${letter(i)}.`)} ${plain(text)}\n`));
       output.write(`\n${faint(help(pair))}\n`);
       const start = performance.now();
@@ -49,11 +55,20 @@ export async function labelAtTerminal(labelling: Labelling, name: string, asked:
 type Said = Omit<Answer, "seconds"> | "undo" | "quit";
 
 /** Reads keys until they make an answer. */
-async function ask({ completions }: Shown, criteria: readonly string[], keys: Keys, output: NodeJS.WriteStream): Promise<Said> {
+async function ask(
+  { completions }: Shown,
+  criteria: readonly string[],
+  keys: Keys,
+  output: NodeJS.WriteStream,
+): Promise<Said> {
   const ranks: Record<string, number[]> = {};
   const strength: Record<string, Strength> = {};
   let reason = "";
-  const finished = (kind: Answer["kind"]): Said => ({ kind, ...(kind === "label" ? { ranks, strength } : {}), ...(reason ? { reason } : {}) });
+  const finished = (kind: Answer["kind"]): Said => ({
+    kind,
+    ...(kind === "label" ? { ranks, strength } : {}),
+    ...(reason ? { reason } : {}),
+  });
   for (const criterion of criteria) {
     if (criterion !== OVERALL) output.write(`${criterion}? `);
     const groups: number[][] = [];
@@ -84,8 +99,11 @@ async function ask({ completions }: Shown, criteria: readonly string[], keys: Ke
           groups.at(-1)?.pop();
           if (groups.at(-1)?.length === 0) groups.pop();
           tying = false;
-        } else if ((key.name === "return" || key.name === "enter") && groups.flat().length === completions.length) ranks[criterion] = ranksOf(groups);
-        output.write(`${output.isTTY ? "\r\x1b[K" : "\n"}${groups.map((group) => group.map(letter).join(" = ")).join(" > ")}${tying ? " =" : ""}`);
+        } else if ((key.name === "return" || key.name === "enter") && groups.flat().length === completions.length)
+          ranks[criterion] = ranksOf(groups);
+        output.write(
+          `${output.isTTY ? "\r\x1b[K" : "\n"}${groups.map((group) => group.map(letter).join(" = ")).join(" > ")}${tying ? " =" : ""}`,
+        );
         if (ranks[criterion]) output.write("\n");
       }
     }
@@ -117,7 +135,12 @@ async function line(prompt: string, keys: Keys, output: NodeJS.WriteStream): Pro
         .map(({ segment }) => segment)
         .join("");
       if (output.isTTY) output.write(`\r\x1b[K${prompt}${visible(text)}`);
-    } else if (key.sequence && !key.ctrl && !/[\p{Cc}\p{Cs}]/u.test(key.sequence) && text.length + key.sequence.length <= LONGEST_REASON) {
+    } else if (
+      key.sequence &&
+      !key.ctrl &&
+      !/[\p{Cc}\p{Cs}]/u.test(key.sequence) &&
+      text.length + key.sequence.length <= LONGEST_REASON
+    ) {
       text += key.sequence;
       output.write(visible(key.sequence));
     }

@@ -55,11 +55,21 @@ export class Completions implements Indexed<Completion> {
   at(place: number): Completion {
     const [head, values] = [3, this.records.at(place)];
     const tokens = (values.length - head) / 3;
-    const [completion, logp, truncatedLogp] = [0, 1, 2].map((i) => values.slice(head + i * tokens, head + (i + 1) * tokens));
+    const [completion, logp, truncatedLogp] = [0, 1, 2].map((i) =>
+      values.slice(head + i * tokens, head + (i + 1) * tokens),
+    );
     const [index, sample, stopped] = values;
     const floats = (bits: Int32Array) => new Float32Array(bits.buffer);
     const { ids: prompt } = this.prompts.at(index)!;
-    return { prompt, index, sample, completion, logp: floats(logp), truncatedLogp: floats(truncatedLogp), stopped: stopped === 1 };
+    return {
+      prompt,
+      index,
+      sample,
+      completion,
+      logp: floats(logp),
+      truncatedLogp: floats(truncatedLogp),
+      stopped: stopped === 1,
+    };
   }
 
   [Symbol.dispose](): void {
@@ -93,7 +103,9 @@ export async function sampleAll(
     const missing = found.filter((one) => !isSampled(one));
     bar.advance(found.length - missing.length);
     const sampled = await generate(model, missing, { ...sampling, slots: SLOTS }, (completion) => {
-      allFinite(`logp of completion ${completion.sample} of prompt ${completion.index}`, completion.logp, undefined, [completion]);
+      allFinite(`logp of completion ${completion.sample} of prompt ${completion.index}`, completion.logp, undefined, [
+        completion,
+      ]);
       journal.add(completion);
       bar.advance(1);
     });
@@ -119,7 +131,12 @@ export function* completionRows(
   }
 }
 
-function completionRow(prompt: Prompt, { completion, logp, truncatedLogp }: Completion, tokenizer: Tokenizer, sampling: Sampling): CompletionRow {
+function completionRow(
+  prompt: Prompt,
+  { completion, logp, truncatedLogp }: Completion,
+  tokenizer: Tokenizer,
+  sampling: Sampling,
+): CompletionRow {
   const truncated = (sampling.topK ?? 0) > 0 || (sampling.topP ?? 1) < 1 || (sampling.minP ?? 0) > 0;
   return {
     prompt: prompt.text,

@@ -59,18 +59,23 @@ export async function evaluate(
   sampling: Sampling,
   judge: Judge = models.reward ? "reward model" : "sentiment lexicon",
 ): Promise<{ result: EvalResult; rows: EvalRow[] }> {
-  const sample = (model: Transformer, title: string) => sampleAll(model, prompts, { ...sampling, samples: 1 }, sampler, title);
+  const sample = (model: Transformer, title: string) =>
+    sampleAll(model, prompts, { ...sampling, samples: 1 }, sampler, title);
   using before = await sample(models.base, "eval: base");
   using after = await sample(models.policy, "eval: policy");
   const rows: EvalRow[] = [];
   for (let first = 0; first < prompts.length; first += AT_ONCE) {
     const last = first + AT_ONCE;
     const sampled = { before: sliceOf(before, first, last), after: sliceOf(after, first, last) };
-    for (const row of await compared(models, tokenizer, sliceOf(prompts, first, last), sampled, sampling)) rows.push(row);
+    for (const row of await compared(models, tokenizer, sliceOf(prompts, first, last), sampled, sampling))
+      rows.push(row);
   }
-  const all = (name: "baseScore" | "policyScore" | "baseReward" | "policyReward" | "kl") => rows.map((row) => row[name]!);
+  const all = (name: "baseScore" | "policyScore" | "baseReward" | "policyReward" | "kl") =>
+    rows.map((row) => row[name]!);
   const { rate, interval, wins, ties, losses } =
-    judge === "reward model" ? winRate(all("policyReward"), all("baseReward")) : winRate(all("policyScore"), all("baseScore"));
+    judge === "reward model"
+      ? winRate(all("policyReward"), all("baseReward"))
+      : winRate(all("policyScore"), all("baseScore"));
   const result: EvalResult = {
     prompts: prompts.length,
     judge,

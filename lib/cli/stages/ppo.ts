@@ -61,6 +61,7 @@ export async function ppoStage(
 
 async function contentHash(model: Transformer): Promise<string> {
   const hash = createHash("sha256");
-  for (const [name, { value }] of model.parameters) hash.update(`${name} ${value.shape.join()}\n`).update(new Uint8Array((await value.read()).buffer));
+  for (const [name, { value }] of model.parameters)
+    hash.update(`${name} ${value.shape.join()}\n`).update(new Uint8Array((await value.read()).buffer));
   return hash.digest("hex");
 }

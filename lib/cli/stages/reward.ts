@@ -16,7 +16,11 @@ export interface RewardResult extends Record<string, unknown> {
 }
 
 /** What the held-out comparisons say of the model. */
-export const verdict = ({ accuracy, calibration, heldOut }: Pick<RewardResult, "accuracy" | "calibration" | "heldOut">): string =>
+export const verdict = ({
+  accuracy,
+  calibration,
+  heldOut,
+}: Pick<RewardResult, "accuracy" | "calibration" | "heldOut">): string =>
   heldOut > 0
     ? `${(100 * accuracy).toFixed(1)} % of ${heldOut} held-out comparisons right, calibration error ${calibration.error.toFixed(3)}`
     : "no comparisons held out to judge it";
@@ -57,12 +61,19 @@ const AT_ONCE = 1024; // comparisons
  * Accuracy (against the majority; a pair without one counts half) and calibration (against the share of annotators) of P(A preferred to B);
  * A is the chosen of every other pair.
  */
-export async function judge(model: Transformer, comparisons: Indexed<Comparison>): Promise<{ pairs: number; accuracy: number; calibration: Calibration }> {
+export async function judge(
+  model: Transformer,
+  comparisons: Indexed<Comparison>,
+): Promise<{ pairs: number; accuracy: number; calibration: Calibration }> {
   const outcomes: { probability: number; outcome: number }[] = [];
   let right = 0;
   for (let first = 0; first < comparisons.length; first += AT_ONCE) {
     const pairs = sliceOf(comparisons, first, first + AT_ONCE).flatMap(({ episodes, pairs }) =>
-      pairs.map(({ chosen, rejected, label = 1 }) => ({ chosen: episodes[chosen], rejected: episodes[rejected], label })),
+      pairs.map(({ chosen, rejected, label = 1 }) => ({
+        chosen: episodes[chosen],
+        rejected: episodes[rejected],
+        label,
+      })),
     );
     const before = outcomes.length;
     const isTurned = (i: number) => (before + i) % 2 === 1;

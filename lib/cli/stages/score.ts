@@ -33,10 +33,16 @@ async function scored(model: Transformer, tokenizer: Tokenizer, rows: readonly R
     const ends = endsOf(row, texts);
     const begin = tokenizer.encodePrompt(prompt, ends);
     for (const completion of completions) {
-      const episode = { prompt: begin, completion: tokenizer.encodeCompletion(completion, { open: ends.rendered || ends.sampled }) };
+      const episode = {
+        prompt: begin,
+        completion: tokenizer.encodeCompletion(completion, { open: ends.rendered || ends.sampled }),
+      };
       const length = episode.prompt.length + episode.completion.length;
       const longest = longestSequence(model.config);
-      if (length > longest) throw row.error(`prompt and completion have ${length} tokens, wanted at most ${longest}, the longest that the model takes`);
+      if (length > longest)
+        throw row.error(
+          `prompt and completion have ${length} tokens, wanted at most ${longest}, the longest that the model takes`,
+        );
       episodes.push(episode);
     }
   }
@@ -49,7 +55,12 @@ async function scored(model: Transformer, tokenizer: Tokenizer, rows: readonly R
       return { ...row.value, score, r: probability(score) };
     }
     const [first, second] = [all[at++], all[at++]];
-    return { ...row.value, [`r_${columns[0]}`]: probability(first), [`r_${columns[1]}`]: probability(second), p: probability(first - second) };
+    return {
+      ...row.value,
+      [`r_${columns[0]}`]: probability(first),
+      [`r_${columns[1]}`]: probability(second),
+      p: probability(first - second),
+    };
   });
 }
 

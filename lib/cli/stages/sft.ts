@@ -43,8 +43,12 @@ export interface SftResult extends Record<string, unknown> {
 export async function sftStage({ config, device, run, progress }: Context, files: SftFiles): Promise<SftResult> {
   const { sft: options, seed } = config;
   await makeFolder(files.out);
-  const tokenizer = files.model ? await Tokenizer.load(files.model) : await newTokenizer(files, config.model.vocabulary, progress);
-  const begin = files.model ? await loadModel(files.model, device) : Transformer.random(modelConfig(config, tokenizer.eosId), "logits", device, seed);
+  const tokenizer = files.model
+    ? await Tokenizer.load(files.model)
+    : await newTokenizer(files, config.model.vocabulary, progress);
+  const begin = files.model
+    ? await loadModel(files.model, device)
+    : Transformer.random(modelConfig(config, tokenizer.eosId), "logits", device, seed);
   if (files.model) fit("--model", files.model, begin, "logits", tokenizer);
   const model = files.model ? toTrain(begin, config) : begin;
   if (model !== begin) begin.dispose();
@@ -54,7 +58,10 @@ export async function sftStage({ config, device, run, progress }: Context, files
   using heldOut = await tokenised(files.heldOut, tokenizer, model.config.context, run.folder);
   const taught = text instanceof Demonstrations;
   const cut = taught ? text.cut : 0;
-  if (cut > 0) progress.stage("demonstrations", text.length, "").done(`${cut} of ${text.length} are cut to the ${length} tokens of sft.sequenceLength`);
+  if (cut > 0)
+    progress
+      .stage("demonstrations", text.length, "")
+      .done(`${cut} of ${text.length} are cut to the ${length} tokens of sft.sequenceLength`);
   const batches = taught
     ? itemBatches(text, { batch: perBatch(text.tokens / text.length), seed })
     : textBatches(text, { length, batch: perBatch(length), seed });
@@ -64,7 +71,10 @@ export async function sftStage({ config, device, run, progress }: Context, files
   const checkpoint = run.checkpoint("sft", {
     models: { model },
     optimizers: { model: optimizer },
-    state: { get: () => ({ loss, tokens }), set: (saved) => ({ loss, tokens } = saved as { loss: number; tokens: number }) },
+    state: {
+      get: () => ({ loss, tokens }),
+      set: (saved) => ({ loss, tokens } = saved as { loss: number; tokens: number }),
+    },
   });
   await checkpoint.restore();
   const bar = progress.stage("base model", options.steps, "steps");
@@ -81,30 +91,50 @@ export async function sftStage({ config, device, run, progress }: Context, files
   optimizer.dispose();
 
   const { context } = model.config;
-  const judged = heldOut instanceof Demonstrations ? heldOut : windowsOf(heldOut, { length: context - 1, stride: context >> 1 });
+  const judged =
+    heldOut instanceof Demonstrations ? heldOut : windowsOf(heldOut, { length: context - 1, stride: context >> 1 });
   const heldOutBytes = heldOut.bytes;
   const bpb = await bitsPerByte(model, judged, heldOutBytes);
   await saveTrained(model, files.out, files.model);
   const parameters = model.size;
   model.dispose();
   bar.done(heldOutBytes > 0 ? `${bpb.toFixed(2)} bits per byte` : `loss ${loss.toFixed(2)}`);
-  return { parameters, tokens, tokensPerSecond: (tokens - before) / seconds, loss, bitsPerByte: bpb, heldOutBytes, cut };
+  return {
+    parameters,
+    tokens,
+    tokensPerSecond: (tokens - before) / seconds,
+    loss,
+    bitsPerByte: bpb,
+    heldOutBytes,
+    cut,
+  };
 }
 
 /** Reads and tokenises all of a text, demonstrations cut to `length` tokens. Which of both it is, its first item says. */
-async function tokenised(text: SftText, tokenizer: Tokenizer, length: number, folder: string): Promise<Demonstrations | Documents> {
+async function tokenised(
+  text: SftText,
+  tokenizer: Tokenizer,
+  length: number,
+  folder: string,
+): Promise<Demonstrations | Documents> {
   let all: Demonstrations | Documents | undefined;
   for await (const one of text) {
-    all ??= typeof one === "string" ? new Documents(tokenizer, folder) : new Demonstrations(tokenizer, { length, folder });
+    all ??=
+      typeof one === "string" ? new Documents(tokenizer, folder) : new Demonstrations(tokenizer, { length, folder });
     (all as { add(item: typeof one): void }).add(one);
   }
   return all ?? new Documents(tokenizer, folder);
 }
 
-async function newTokenizer({ text, out }: SftFiles, vocabulary: number, progress: Context["progress"]): Promise<Tokenizer> {
+async function newTokenizer(
+  { text, out }: SftFiles,
+  vocabulary: number,
+  progress: Context["progress"],
+): Promise<Tokenizer> {
   const bar = progress.stage("tokenizer", 1, "vocabulary");
   const words = new Map<string, number>();
-  for await (const one of text) for (const part of typeof one === "string" ? [one] : [one.prompt, one.completion]) countWords(part, words);
+  for await (const one of text)
+    for (const part of typeof one === "string" ? [one] : [one.prompt, one.completion]) countWords(part, words);
   const { tokenizer, tokenizerConfig } = trainBpe(words, { vocabulary, specials: ["<|endoftext|>"] });
   await writeListed(out, {
     "tokenizer.json": JSON.stringify(tokenizer),

@@ -87,7 +87,10 @@ export class Call {
 
   private bound(name: string): Region {
     const region = this.region(name);
-    this.require(region.bytes <= this.maxBinding, `${name} has ${region.bytes} bytes, and a binding of this adapter at most ${this.maxBinding}`);
+    this.require(
+      region.bytes <= this.maxBinding,
+      `${name} has ${region.bytes} bytes, and a binding of this adapter at most ${this.maxBinding}`,
+    );
     return region;
   }
 }

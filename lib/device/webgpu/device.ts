@@ -100,10 +100,18 @@ export class WebGpuDevice implements Device {
     const bytes = bytesIn(arrayClass(data) === "Float64Array" ? narrowed(data as Float64Array) : data);
     if (!bytes) throw typeError("ARGUMENT", `write: data is ${kindOf(data)}, wanted a typed array or a DataView`);
     if (address % 4 !== 0 || bytes.length % 4 !== 0)
-      throw typeError("ARGUMENT", `write: ${bytes.length} bytes from byte ${address % 4} of a word, wanted whole words of 4`);
+      throw typeError(
+        "ARGUMENT",
+        `write: ${bytes.length} bytes from byte ${address % 4} of a word, wanted whole words of 4`,
+      );
     const allocation = this.memoryOf.holder(address, bytes.length);
     this.queue.write(this.memoryOf.at(address, bytes.length), bytes);
-    this.ledger.add({ number: 0, name: "write", reads: [], results: [{ allocation, fresh: bytes.length >= allocation.asked }] });
+    this.ledger.add({
+      number: 0,
+      name: "write",
+      reads: [],
+      results: [{ allocation, fresh: bytes.length >= allocation.asked }],
+    });
   }
   trust(address: number): void {
     this.alive();
@@ -136,7 +144,11 @@ export class WebGpuDevice implements Device {
     this.settled = settled.catch(() => undefined);
     return settled;
   }
-  private async follow(entries: readonly Entry[], reading: Promise<ArrayBuffer>, before: Promise<unknown>): Promise<ArrayBuffer> {
+  private async follow(
+    entries: readonly Entry[],
+    reading: Promise<ArrayBuffer>,
+    before: Promise<unknown>,
+  ): Promise<ArrayBuffer> {
     const length = this.faults.region.bytes;
     let refused: Error | undefined;
     const result = await reading.catch((error: Error) => void (refused = error)); // the mapping fails where the submission did, or with the device
@@ -188,7 +200,8 @@ export class WebGpuDevice implements Device {
       const allocation = this.memoryOf.holder(arg.address, bytes);
       const written = kind === "out" || kind === "opt_out";
       if (!written) reads.push(allocation);
-      if (written || kind === "add" || kind === "opt_add") results.push({ allocation, fresh: written && bytes + 3 >= allocation.asked });
+      if (written || kind === "add" || kind === "opt_add")
+        results.push({ allocation, fresh: written && bytes + 3 >= allocation.asked });
     });
     return { reads, results };
   }

@@ -46,9 +46,22 @@ export class Faults {
       if ((argument.kind !== "ids" && argument.kind !== "offsets" && !prefix) || !call.has(argument.name)) return;
       any = true;
       const kind = prefix ? 3 : KINDS.indexOf(argument.kind === "ids" ? "ID" : "OFFSETS");
-      const scalars = [call.size(argument.name), limitOf(call, argument.limit), kind, call.op.index, i, call.checked, call.checked % SLOTS];
+      const scalars = [
+        call.size(argument.name),
+        limitOf(call, argument.limit),
+        kind,
+        call.op.index,
+        i,
+        call.checked,
+        call.checked % SLOTS,
+      ];
       const count = grid(call.size(argument.name));
-      this.queue.dispatch({ files: ["check"], entry: "check" }, { 0: call.in(argument.name), 1: write(this.region) }, scalars.map(u32), count);
+      this.queue.dispatch(
+        { files: ["check"], entry: "check" },
+        { 0: call.in(argument.name), 1: write(this.region) },
+        scalars.map(u32),
+        count,
+      );
     });
     return any;
   }
@@ -63,7 +76,12 @@ export class Faults {
         const { buffer, offset, bytes } = call.region(name);
         const part = { buffer, offset: offset + 4 * at, bytes: Math.min(bytes - 4 * at, call.maxBinding) };
         const scalars = [u32(part.bytes / 4), u32(call.checked), u32(nan)];
-        this.queue.dispatch({ files: ["check"], entry: "poison" }, { 0: read(this.region), 1: write(part) }, scalars, grid(part.bytes / 4, 65536));
+        this.queue.dispatch(
+          { files: ["check"], entry: "poison" },
+          { 0: read(this.region), 1: write(part) },
+          scalars,
+          grid(part.bytes / 4, 65536),
+        );
       }
     }
   }
@@ -74,7 +92,8 @@ export class Faults {
     for (const entry of entries) {
       const slot = entry.number % SLOTS;
       const found = words[WORDS + slot];
-      if (entry.number > 0 && found > 0) entry.failure ??= errorOf(ops.get(entry.name)!, found, slot === words[7] ? words : undefined);
+      if (entry.number > 0 && found > 0)
+        entry.failure ??= errorOf(ops.get(entry.name)!, found, slot === words[7] ? words : undefined);
     }
   }
 }
@@ -84,7 +103,9 @@ function errorOf(op: OpSpec, found: number, latched: Uint32Array | undefined): C
   const [kind, , argument, element, value, limit] = latched ?? [found % 16, 0, Math.floor(found / 16)];
   if (KINDS[kind] === "FEW") return typeError("ARGUMENT", `${op.name}: whitening needs at least two unmasked tokens`);
   const { name } = op.arguments[argument];
-  const what = latched ? `${op.name}: ${name}[${element}] is ${value | 0}` : `${op.name}: ${name} has a number out of its range`;
+  const what = latched
+    ? `${op.name}: ${name}[${element}] is ${value | 0}`
+    : `${op.name}: ${name} has a number out of its range`;
   const wanted = (text: string) => (latched ? `${what}, wanted ${text}` : what);
   if (KINDS[kind] === "PREFIX") return typeError("ARGUMENT", wanted("an earlier sequence or -1"));
   if (KINDS[kind] === "ID") return rangeError("ID", wanted(`0 to ${limit - 1}`));

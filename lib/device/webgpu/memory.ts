@@ -47,10 +47,14 @@ export class Memory {
 
   /** Given back when `owner` is garbage, where there is one. */
   allocate(bytes: number, owner?: object): number {
-    if (!(Number.isSafeInteger(bytes) && bytes >= 0)) throw rangeError("ARGUMENT", `allocate: bytes is ${bytes}, wanted a whole number from 0`);
+    if (!(Number.isSafeInteger(bytes) && bytes >= 0))
+      throw rangeError("ARGUMENT", `allocate: bytes is ${bytes}, wanted a whole number from 0`);
     const capacity = sizeClass(bytes);
     if (capacity > this.gpu.limits.maxBufferSize)
-      throw rangeError("MEMORY", `a tensor of ${bytes} bytes was asked for, this adapter's buffers have at most ${this.gpu.limits.maxBufferSize}`);
+      throw rangeError(
+        "MEMORY",
+        `a tensor of ${bytes} bytes was asked for, this adapter's buffers have at most ${this.gpu.limits.maxBufferSize}`,
+      );
     const { buffer, id } = this.free.get(capacity)?.pop() ?? this.create(capacity);
     const allocation: Allocation = { buffer, id, capacity, asked: bytes };
     this.live.set(id, allocation);
@@ -101,7 +105,10 @@ export class Memory {
   }
 
   private create(capacity: number): Pick<Allocation, "buffer" | "id"> {
-    const buffer = this.gpu.createBuffer({ size: capacity, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST });
+    const buffer = this.gpu.createBuffer({
+      size: capacity,
+      usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST,
+    });
     this.held += capacity;
     return { buffer, id: this.ids.pop() ?? this.next++ };
   }

@@ -22,10 +22,15 @@ async function adapter(): Promise<GPUAdapter> {
   try {
     dawn = await import("webgpu");
   } catch (error) {
-    throw rangeError("DEVICE", `the package webgpu could not be loaded (npm install webgpu): ${(error as Error).message.split("\n")[0]}`);
+    throw rangeError(
+      "DEVICE",
+      `the package webgpu could not be loaded (npm install webgpu): ${(error as Error).message.split("\n")[0]}`,
+    );
   }
   Object.assign(globalThis, dawn.globals);
-  const found = await (gpu ??= dawn.create([])).requestAdapter({ powerPreference: "high-performance" }).catch(() => null);
+  const found = await (gpu ??= dawn.create([]))
+    .requestAdapter({ powerPreference: "high-performance" })
+    .catch(() => null);
   if (!found)
     throw rangeError(
       "DEVICE",
@@ -34,7 +39,8 @@ async function adapter(): Promise<GPUAdapter> {
   return found;
 }
 
-const nameOf = ({ info }: GPUAdapter) => info.description || [info.vendor, info.device].filter(Boolean).join(" ") || "an adapter without a name";
+const nameOf = ({ info }: GPUAdapter) =>
+  info.description || [info.vendor, info.device].filter(Boolean).join(" ") || "an adapter without a name";
 
 /** The adapter's name; throws RangeError `DEVICE`, saying why, where there is none. */
 export async function adapterName(): Promise<string> {

@@ -30,7 +30,11 @@ export class Pipelines {
     let pipeline = this.made.get(key);
     if (!pipeline) {
       const module = this.module(files, sizes);
-      pipeline = this.gpu.createComputePipeline({ label: entry, layout: "auto", compute: { module, entryPoint: entry, constants: overrides } });
+      pipeline = this.gpu.createComputePipeline({
+        label: entry,
+        layout: "auto",
+        compute: { module, entryPoint: entry, constants: overrides },
+      });
       this.made.set(key, pipeline);
     }
     return pipeline;
@@ -41,9 +45,14 @@ export class Pipelines {
     let module = this.modules.get(key);
     if (!module) {
       const named = files.map((file) => this.better[file] ?? file);
-      const enabled = (named.includes("reduce_subgroups") ? "enable subgroups;\n" : "") + (named.includes("operand_f16") ? "enable f16;\n" : "");
+      const enabled =
+        (named.includes("reduce_subgroups") ? "enable subgroups;\n" : "") +
+        (named.includes("operand_f16") ? "enable f16;\n" : "");
       const constants = Object.entries(sizes).map(([name, size]) => `const ${name} = ${size}u;\n`);
-      module = this.gpu.createShaderModule({ label: files.at(-1), code: enabled + constants.join("") + named.map((file) => this.source(file)).join("\n") });
+      module = this.gpu.createShaderModule({
+        label: files.at(-1),
+        code: enabled + constants.join("") + named.map((file) => this.source(file)).join("\n"),
+      });
       this.modules.set(key, module);
     }
     return module;

@@ -50,12 +50,22 @@ export class Queue {
     private readonly submitted: (error: Promise<GPUError | null>) => void,
   ) {
     this.pipelines = new Pipelines(gpu, source);
-    this.staging = gpu.createBuffer({ size: STAGED, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST });
-    const absent = () => ({ buffer: gpu.createBuffer({ size: ALIGNMENT, usage: GPUBufferUsage.STORAGE }), offset: 0, bytes: ALIGNMENT });
+    this.staging = gpu.createBuffer({
+      size: STAGED,
+      usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST,
+    });
+    const absent = () => ({
+      buffer: gpu.createBuffer({ size: ALIGNMENT, usage: GPUBufferUsage.STORAGE }),
+      offset: 0,
+      bytes: ALIGNMENT,
+    });
     this.nothing = Array.from({ length: PARAMETERS }, absent);
     if (!gpu.features.has("timestamp-query")) return;
     this.times = gpu.createQuerySet({ type: "timestamp", count: 2 * PASSES });
-    this.resolved = gpu.createBuffer({ size: 16 * PASSES, usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC });
+    this.resolved = gpu.createBuffer({
+      size: 16 * PASSES,
+      usage: GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC,
+    });
   }
 
   /**
@@ -65,7 +75,12 @@ export class Queue {
    * @param bindings by their number, undefined for an argument that is absent
    * @param grid     workgroups; the second and third dimension by default 1
    */
-  dispatch(kernel: Kernel, bindings: Record<number, Binding | undefined>, scalars: readonly Scalar[], grid: readonly [number, number?, number?]): void {
+  dispatch(
+    kernel: Kernel,
+    bindings: Record<number, Binding | undefined>,
+    scalars: readonly Scalar[],
+    grid: readonly [number, number?, number?],
+  ): void {
     if (grid.some((size) => size === 0)) return;
     const pipeline = this.pipelines.get(kernel);
     const written = new Set(Object.values(bindings).flatMap((one) => (one?.write ? [one.region.buffer] : [])));
@@ -115,7 +130,10 @@ export class Queue {
   async read(regions: readonly Region[]): Promise<ArrayBuffer> {
     const bytes = regions.reduce((sum, region) => sum + region.bytes, 0);
     const clock = this.times ? 16 * PASSES : 0;
-    const buffer = this.gpu.createBuffer({ size: bytes + clock, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+    const buffer = this.gpu.createBuffer({
+      size: bytes + clock,
+      usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST,
+    });
     let at = 0;
     for (const { buffer: from, offset, bytes } of regions) {
       if (bytes > 0) this.copying().copyBufferToBuffer(from, offset, buffer, at, bytes);
@@ -156,7 +174,9 @@ export class Queue {
     this.encoder ??= this.gpu.createCommandEncoder();
     const first = 2 * this.passes;
     const timestampWrites =
-      this.times && this.passes < PASSES ? { querySet: this.times, beginningOfPassWriteIndex: first, endOfPassWriteIndex: first + 1 } : undefined;
+      this.times && this.passes < PASSES
+        ? { querySet: this.times, beginningOfPassWriteIndex: first, endOfPassWriteIndex: first + 1 }
+        : undefined;
     if (timestampWrites) this.passes++;
     return (this.pass = this.encoder.beginComputePass({ timestampWrites }));
   }

@@ -31,7 +31,12 @@ export interface TokenRewards {
  * @returns advantages and returns = advantages + values, f32 [N]; no gradient flows through them
  * @throws RangeError `SHAPE`, `OFFSETS` if cuSeqlens is not monotone from 0 to N
  */
-export function gae(rewards: Input, values: Input, cuSeqlens: Input, options: { gamma?: number; lambda?: number; mask?: Input } = {}): Advantages {
+export function gae(
+  rewards: Input,
+  values: Input,
+  cuSeqlens: Input,
+  options: { gamma?: number; lambda?: number; mask?: Input } = {},
+): Advantages {
   const { gamma = 1, lambda = 0.95, mask, ...unknown } = optionsOf("gae", options);
   const { advantages, returns } = run("gae", { ...unknown, rewards, values, mask, cuSeqlens, gamma, lambda });
   return { advantages, returns };
@@ -45,7 +50,12 @@ export function gae(rewards: Input, values: Input, cuSeqlens: Input, options: { 
  * @param mask    int32 [B, T]: 1 for the policy's tokens
  * @returns advantages and returns, f32 [B, T], 0 where masked; no gradient flows through them
  */
-export function gaePadded(rewards: Input, values: Input, mask: Input, options: { gamma?: number; lambda?: number } = {}): Advantages {
+export function gaePadded(
+  rewards: Input,
+  values: Input,
+  mask: Input,
+  options: { gamma?: number; lambda?: number } = {},
+): Advantages {
   const { gamma = 1, lambda = 0.95, ...unknown } = optionsOf("gaePadded", options);
   const { advantages, returns } = run("gaePadded", { ...unknown, rewards, values, mask, gamma, lambda });
   return { advantages, returns };
@@ -62,12 +72,19 @@ export function gaePadded(rewards: Input, values: Input, mask: Input, options: {
  * @returns rewards and kl, f32 [M]; no gradient flows through them
  * @throws RangeError `EMPTY` for a sequence without tokens, `SHAPE` `OFFSETS` `RANGE`
  */
-export function tokenRewards(logp: Input, refLogp: Input, scores: Input, cuSeqlens: Input, options: { klCoef: number; estimator?: KlEstimator }): TokenRewards {
+export function tokenRewards(
+  logp: Input,
+  refLogp: Input,
+  scores: Input,
+  cuSeqlens: Input,
+  options: { klCoef: number; estimator?: KlEstimator },
+): TokenRewards {
   const { klCoef, estimator = "k1", ...unknown } = optionsOf("tokenRewards", options);
   const [offsets] = shapeOfInput("tokenRewards: cuSeqlens", cuSeqlens);
   if (!(cuSeqlens instanceof Tensor || cuSeqlens instanceof Parameter))
     for (let b = 0; b + 1 < offsets; b++)
-      if (cuSeqlens[b] === cuSeqlens[b + 1]) throw rangeError("EMPTY", `tokenRewards: sequence ${b} of cuSeqlens is empty, wanted a token for its score`);
+      if (cuSeqlens[b] === cuSeqlens[b + 1])
+        throw rangeError("EMPTY", `tokenRewards: sequence ${b} of cuSeqlens is empty, wanted a token for its score`);
   const { rewards, kl } = run("tokenRewards", { ...unknown, logp, refLogp, scores, cuSeqlens, klCoef, estimator });
   return { rewards, kl };
 }
@@ -81,7 +98,11 @@ export function tokenRewards(logp: Input, refLogp: Input, scores: Input, cuSeqle
  * @param options   `mask` int32 [N], 0 leaves a token out; `shiftMean` false adds the mean back
  * @returns f32 [N], 0 where masked; no gradient flows through it
  */
-export function whiten(x: Input, cuSeqlens: Input, options: { mask?: Input; shiftMean?: boolean; form?: "verl" | "trl" | "openrlhf" } = {}): Tensor {
+export function whiten(
+  x: Input,
+  cuSeqlens: Input,
+  options: { mask?: Input; shiftMean?: boolean; form?: "verl" | "trl" | "openrlhf" } = {},
+): Tensor {
   const { mask, shiftMean = true, form = "verl", ...unknown } = optionsOf("whiten", options);
   return run("whiten", { ...unknown, x, mask, cuSeqlens, shiftMean, form }).y;
 }

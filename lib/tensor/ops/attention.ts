@@ -14,19 +14,34 @@ import type { Tensor } from "../tensor.js";
  * @returns f32 [N, H, D]
  * @throws RangeError `SHAPE`, `OFFSETS` if cuSeqlens is not monotone from 0 to N
  */
-export function attention(q: Input, k: Input, v: Input, cuSeqlens: Input, options: { prefix?: Input; scale?: number } = {}): Tensor {
+export function attention(
+  q: Input,
+  k: Input,
+  v: Input,
+  cuSeqlens: Input,
+  options: { prefix?: Input; scale?: number } = {},
+): Tensor {
   const shape = shapeOf("q", q);
   const groups = shapeOf("k", k)[1];
-  if (shape[1] % groups !== 0) throw rangeError("SHAPE", `attention: q has ${shape[1]} heads, wanted a multiple of k's ${groups}`);
+  if (shape[1] % groups !== 0)
+    throw rangeError("SHAPE", `attention: q has ${shape[1]} heads, wanted a multiple of k's ${groups}`);
   const { prefix, scale = 1 / Math.sqrt(shape[2]), ...unknown } = optionsOf("attention", options);
-  return run("attention", { ...unknown, q, k, v, cuSeqlens, prefix, scale }, ({ o: dO }, { q, k, v, o, lse, cuSeqlens, prefix }) => {
-    const { dq, dk, dv } = run("attentionGrad", { dO, q, k, v, o, lse, cuSeqlens, prefix, scale });
-    return { q: dq, k: dk, v: dv };
-  }).o;
+  return run(
+    "attention",
+    { ...unknown, q, k, v, cuSeqlens, prefix, scale },
+    ({ o: dO }, { q, k, v, o, lse, cuSeqlens, prefix }) => {
+      const { dq, dk, dv } = run("attentionGrad", { dO, q, k, v, o, lse, cuSeqlens, prefix, scale });
+      return { q: dq, k: dk, v: dv };
+    },
+  ).o;
 }
 
 function shapeOf(name: string, x: Input): readonly number[] {
   const shape = shapeOfInput(`attention: ${name}`, x);
-  if (shape.length !== 3) throw rangeError("SHAPE", `attention: q, k and v have three dimensions [tokens, heads, head size], one has shape [${shape}]`);
+  if (shape.length !== 3)
+    throw rangeError(
+      "SHAPE",
+      `attention: q, k and v have three dimensions [tokens, heads, head size], one has shape [${shape}]`,
+    );
   return shape;
 }

@@ -49,6 +49,8 @@ export function clamp(x: Input, low: number, high: number): Tensor {
 /** The sum of all numbers of f32 [...]: f32 [1], summed in f64. */
 export function sum(x: Input): Tensor {
   return run("sum", { x }, ({ y: dy }, { x }) => ({
-    x: run("sequenceSumGrad", { dy, cuSeqlens: Int32Array.of(0, x.size), mean: 0 }, undefined, { N: x.size }).dx.reshape(x.shape),
+    x: run("sequenceSumGrad", { dy, cuSeqlens: Int32Array.of(0, x.size), mean: 0 }, undefined, {
+      N: x.size,
+    }).dx.reshape(x.shape),
   })).y;
 }

@@ -21,10 +21,23 @@ export interface Logprobs {
  */
 export function logprob(logits: Input, y: Input, options: { temperature?: number } = {}): Logprobs {
   const { temperature = 1, ...unknown } = optionsOf("logprob", options);
-  const { logp, lse, entropy } = run("logprob", { ...unknown, logits, y, temperature }, (d, { logits, y, logp, lse, entropy }) => {
-    const { dlogits } = run("logprobGrad", { logits, y, logp, lse, entropy, dlogp: d.logp ?? zerosLike(logp), dentropy: d.entropy, temperature });
-    return { logits: dlogits };
-  });
+  const { logp, lse, entropy } = run(
+    "logprob",
+    { ...unknown, logits, y, temperature },
+    (d, { logits, y, logp, lse, entropy }) => {
+      const { dlogits } = run("logprobGrad", {
+        logits,
+        y,
+        logp,
+        lse,
+        entropy,
+        dlogp: d.logp ?? zerosLike(logp),
+        dentropy: d.entropy,
+        temperature,
+      });
+      return { logits: dlogits };
+    },
+  );
   return { logp, lse, entropy };
 }
 
@@ -39,26 +52,36 @@ export function logprob(logits: Input, y: Input, options: { temperature?: number
  * @param options `temperature` divides the logits: from 2^-127 to 2^120, by default 1
  * @throws RangeError `SHAPE` `ID` `RANGE`, TypeError `ARGUMENT`
  */
-export function linearLogprob(h: Input, weight: Input, rows: Input, y: Input, options: { temperature?: number } = {}): Logprobs {
+export function linearLogprob(
+  h: Input,
+  weight: Input,
+  rows: Input,
+  y: Input,
+  options: { temperature?: number } = {},
+): Logprobs {
   const { temperature = 1, ...unknown } = optionsOf("linearLogprob", options);
-  const { logp, lse, entropy } = run("linearLogprob", { ...unknown, h, weight, rows, y, temperature }, (d, t, wants) => {
-    const { h, weight, rows, y, logp, lse, entropy } = t;
-    const { dh } = run("linearLogprobGrad", {
-      h,
-      weight,
-      rows,
-      y,
-      logp,
-      lse,
-      entropy,
-      dlogp: d.logp ?? zerosLike(logp),
-      dentropy: d.entropy,
-      temperature,
-      dh: wants.needs("h"),
-      dweight: wants.into("weight"),
-    });
-    return { h: dh };
-  });
+  const { logp, lse, entropy } = run(
+    "linearLogprob",
+    { ...unknown, h, weight, rows, y, temperature },
+    (d, t, wants) => {
+      const { h, weight, rows, y, logp, lse, entropy } = t;
+      const { dh } = run("linearLogprobGrad", {
+        h,
+        weight,
+        rows,
+        y,
+        logp,
+        lse,
+        entropy,
+        dlogp: d.logp ?? zerosLike(logp),
+        dentropy: d.entropy,
+        temperature,
+        dh: wants.needs("h"),
+        dweight: wants.into("weight"),
+      });
+      return { h: dh };
+    },
+  );
   return { logp, lse, entropy };
 }
 

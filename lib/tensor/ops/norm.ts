@@ -12,7 +12,15 @@ import type { Tensor } from "../tensor.js";
 export function layerNorm(x: Input, gain: Input, bias?: Input, options: { eps?: number } = {}): Tensor {
   const { eps = 1e-5, ...unknown } = optionsOf("layerNorm", options);
   return run("layerNorm", { ...unknown, x, gain, bias, eps }, ({ y: dy }, { x, gain, mean, rstd }, wants) => {
-    const { dx } = run("layerNormGrad", { dy, x, gain, mean, rstd, dgain: wants.into("gain"), dbias: wants.into("bias") });
+    const { dx } = run("layerNormGrad", {
+      dy,
+      x,
+      gain,
+      mean,
+      rstd,
+      dgain: wants.into("gain"),
+      dbias: wants.into("bias"),
+    });
     return { x: dx };
   }).y;
 }

@@ -63,9 +63,30 @@ export interface PolicyLossOptions {
   stats?: Tensor;
 }
 
-const resolved = (options: Partial<PolicyLossOptions>, objective: "clipped-ratio" | "log-likelihood" = "clipped-ratio") => {
-  const { cuSeqlens, denominator, aggregation = "token-mean", clipRatioLow = 0.2, clipRatioHigh = 0.2, clipRatioC = Infinity } = options;
-  const { logRatioClamp = 20, refLogp, klCoef = 0, estimator = "k3", entropyCoef = 0, importance, mask, scale = 1, stats = true, ...unknown } = options;
+const resolved = (
+  options: Partial<PolicyLossOptions>,
+  objective: "clipped-ratio" | "log-likelihood" = "clipped-ratio",
+) => {
+  const {
+    cuSeqlens,
+    denominator,
+    aggregation = "token-mean",
+    clipRatioLow = 0.2,
+    clipRatioHigh = 0.2,
+    clipRatioC = Infinity,
+  } = options;
+  const {
+    logRatioClamp = 20,
+    refLogp,
+    klCoef = 0,
+    estimator = "k3",
+    entropyCoef = 0,
+    importance,
+    mask,
+    scale = 1,
+    stats = true,
+    ...unknown
+  } = options;
   return {
     ...unknown, // is refused
     objective,
@@ -98,12 +119,21 @@ const resolved = (options: Partial<PolicyLossOptions>, objective: "clipped-ratio
  * @returns loss f32 [1], which ends the tape; stats f64 [12]
  * @throws RangeError `SHAPE` `OFFSETS` `RANGE`, TypeError `CHOICE` `ARGUMENT`
  */
-export function policyLoss(logp: Input, oldLogp: Input, advantages: Input, options: PolicyLossOptions & { entropy?: Input }): Loss {
+export function policyLoss(
+  logp: Input,
+  oldLogp: Input,
+  advantages: Input,
+  options: PolicyLossOptions & { entropy?: Input },
+): Loss {
   const { entropy, ...rest } = optionsOf("policyLoss", options);
-  const { loss, stats } = run("policyLoss", { logp, entropy, oldLogp, advantages, ...resolved(rest), dentropy: entropy !== undefined }, (d, t) => {
-    endOfTape("policyLoss", d);
-    return { logp: t.dlogp, entropy: t.dentropy };
-  });
+  const { loss, stats } = run(
+    "policyLoss",
+    { logp, entropy, oldLogp, advantages, ...resolved(rest), dentropy: entropy !== undefined },
+    (d, t) => {
+      endOfTape("policyLoss", d);
+      return { logp: t.dlogp, entropy: t.dentropy };
+    },
+  );
   return { loss, stats };
 }
 
@@ -152,13 +182,26 @@ export function linearNll(
 ): TokenLoss {
   const ids = Array.isArray(y) ? arrayOf("linearNll: y", y, "i32", "ID") : y; // before there are as many ones
   const ones = new Float32Array(shapeOfInput("linearNll: y", ids).reduce((size, dim) => size * dim, 1)).fill(1);
-  return fused({ h, weight, rows, y: ids, oldLogp: ones, advantages: ones, temperature: 1, ...resolved(optionsOf("linearNll", options), "log-likelihood") });
+  return fused({
+    h,
+    weight,
+    rows,
+    y: ids,
+    oldLogp: ones,
+    advantages: ones,
+    temperature: 1,
+    ...resolved(optionsOf("linearNll", options), "log-likelihood"),
+  });
 }
 
 function fused(args: Parameters<typeof run>[1]) {
-  const { loss, logp, entropy, stats } = run("linearPolicyLoss", { ...args, dh: true, dweight: { into: "weight" } }, (d, t) => {
-    endOfTape("linearPolicyLoss", d);
-    return { h: t.dh };
-  });
+  const { loss, logp, entropy, stats } = run(
+    "linearPolicyLoss",
+    { ...args, dh: true, dweight: { into: "weight" } },
+    (d, t) => {
+      endOfTape("linearPolicyLoss", d);
+      return { h: t.dh };
+    },
+  );
   return { loss, logp, entropy, stats };
 }

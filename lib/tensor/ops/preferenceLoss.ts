@@ -87,11 +87,17 @@ export function preferenceLoss(scores: Input, chosen: Input, rejected: Input, op
 }
 
 function check({ form, refScores, beta, margin, label, labelSmoothing }: Partial<PreferenceLossOptions>): void {
-  const unused = { "bradley-terry": { refScores, beta }, dpo: {}, ipo: { margin, label, labelSmoothing: labelSmoothing || undefined } }[form!];
+  const unused = {
+    "bradley-terry": { refScores, beta },
+    dpo: {},
+    ipo: { margin, label, labelSmoothing: labelSmoothing || undefined },
+  }[form!];
   for (const [name, given] of Object.entries(unused ?? {}))
-    if ((given ?? undefined) !== undefined) throw typeError("ARGUMENT", `preferenceLoss: ${name} has no use in the form ${form}`);
+    if ((given ?? undefined) !== undefined)
+      throw typeError("ARGUMENT", `preferenceLoss: ${name} has no use in the form ${form}`);
   if (!label || label instanceof Tensor || label instanceof Parameter) return;
   const [labels] = shapeOfInput("preferenceLoss: label", label);
   for (let p = 0; p < labels; p++)
-    if (!(label[p] >= 0 && label[p] <= 1)) throw rangeError("RANGE", `preferenceLoss: label[${p}] is ${label[p]}, wanted 0 to 1`);
+    if (!(label[p] >= 0 && label[p] <= 1))
+      throw rangeError("RANGE", `preferenceLoss: label[${p}] is ${label[p]}, wanted 0 to 1`);
 }

@@ -8,6 +8,7 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   const tape = activeTape();
   if (!tape) return x.reshape(shape);
   const y = withOwner(tape, () => x.reshape(shape));
-  if (x.tracked) tape.push({ inputs: { x }, outputs: { y }, tensors: {}, gradient: (d) => ({ x: d.y?.reshape(x.shape) }) });
+  if (x.tracked)
+    tape.push({ inputs: { x }, outputs: { y }, tensors: {}, gradient: (d) => ({ x: d.y?.reshape(x.shape) }) });
   return y;
 }

@@ -13,7 +13,15 @@ import type { Tensor } from "../tensor.js";
  */
 export function score(h: Input, weight: Input, rows: Input, bias?: Input): Tensor {
   return run("score", { h, weight, bias, rows }, ({ value: dvalue }, { h, weight, rows }, wants) => {
-    const made = run("scoreGrad", { dvalue, h, weight, rows, dh: wants.needs("h"), dweight: wants.into("weight"), dbias: wants.into("bias") });
+    const made = run("scoreGrad", {
+      dvalue,
+      h,
+      weight,
+      rows,
+      dh: wants.needs("h"),
+      dweight: wants.into("weight"),
+      dbias: wants.into("bias"),
+    });
     return { h: made.dh };
   }).value;
 }

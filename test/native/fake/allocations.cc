@@ -1,4 +1,5 @@
-// Allocations of the addon that fail on demand. The linker has its objects call these in place of the libraries' own (--wrap).
+// Allocations of the addon that fail on demand. The linker has its objects call these in place of the libraries' own
+// (--wrap).
 #include <node_api.h>
 
 #include <atomic>
@@ -32,7 +33,8 @@ napi_value fail_allocations(napi_env env, napi_callback_info info) {
 
 napi_status export_failing(napi_env env, napi_value exports) {
   napi_value function;
-  const napi_status made_it = napi_create_function(env, "failAllocations", NAPI_AUTO_LENGTH, fail_allocations, nullptr, &function);
+  const napi_status made_it =
+      napi_create_function(env, "failAllocations", NAPI_AUTO_LENGTH, fail_allocations, nullptr, &function);
   return made_it == napi_ok ? napi_set_named_property(env, exports, "failAllocations", function) : made_it;
 }
 
@@ -45,11 +47,17 @@ void* __real__Znam(size_t);
 void* __real__ZnwmSt11align_val_t(size_t, std::align_val_t);
 
 void* __wrap_malloc(size_t bytes) { return fails() ? nullptr : __real_malloc(bytes); }
-void* __wrap_aligned_alloc(size_t alignment, size_t bytes) { return fails() ? nullptr : __real_aligned_alloc(alignment, bytes); }
+void* __wrap_aligned_alloc(size_t alignment, size_t bytes) {
+  return fails() ? nullptr : __real_aligned_alloc(alignment, bytes);
+}
 void* __wrap__Znwm(size_t bytes) { return fails() ? throw std::bad_alloc() : __real__Znwm(bytes); }
 void* __wrap__Znam(size_t bytes) { return fails() ? throw std::bad_alloc() : __real__Znam(bytes); }
-void* __wrap__ZnwmRKSt9nothrow_t(size_t bytes, const std::nothrow_t&) { return fails() ? nullptr : __real_malloc(bytes); }
-void* __wrap__ZnamRKSt9nothrow_t(size_t bytes, const std::nothrow_t&) { return fails() ? nullptr : __real_malloc(bytes); }
+void* __wrap__ZnwmRKSt9nothrow_t(size_t bytes, const std::nothrow_t&) {
+  return fails() ? nullptr : __real_malloc(bytes);
+}
+void* __wrap__ZnamRKSt9nothrow_t(size_t bytes, const std::nothrow_t&) {
+  return fails() ? nullptr : __real_malloc(bytes);
+}
 void* __wrap__ZnwmSt11align_val_t(size_t bytes, std::align_val_t alignment) {
   return fails() ? throw std::bad_alloc() : __real__ZnwmSt11align_val_t(bytes, alignment);
 }

@@ -1,5 +1,6 @@
-// A driver of a GPU whose memory is the host's, for native/cuda_driver.cc: it knows check_offsets and the names of a few kernels more, writes down what it is
-// asked, and refuses what a real one would refuse: calls outside the context, memory that is not its own, shared memory that was not allowed.
+// A driver of a GPU whose memory is the host's, for native/cuda_driver.cc: it knows check_offsets and the names of a
+// few kernels more, writes down what it is asked, and refuses what a real one would refuse: calls outside the context,
+// memory that is not its own, shared memory that was not allowed.
 #include "libcuda.h"
 
 #include <cstdint>
@@ -38,15 +39,26 @@ extern "C" {
 __attribute__((visibility("default"))) fake::Record* fake_record() { return &record; }
 
 CALL cuInit(unsigned) { return OK; }
-CALL cuGetErrorName(int error, const char** name) { return *name = error == NO_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_FAKE", OK; }
+CALL cuGetErrorName(int error, const char** name) {
+  return *name = error == NO_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_FAKE", OK;
+}
 CALL cuGetErrorString(int, const char** text) { return *text = "as the fake says", OK; }
 CALL cuDeviceGetCount(int* count) { return *count = 1, OK; }
 CALL cuDeviceGet(int* device, int ordinal) { return *device = 7, ordinal == 0 ? OK : INVALID; }
-CALL cuDeviceGetName(char* name, int size, int device) { return std::snprintf(name, size_t(size), "Fake GPU"), device == 7 ? OK : INVALID; }
-CALL cuDeviceGetAttribute(int* value, int attribute, int) {
-  return *value = attribute == 16 ? 132 : attribute == 75 ? 9 : attribute == 97 ? 227 << 10 : attribute == 115 ? 1 : 0, OK;
+CALL cuDeviceGetName(char* name, int size, int device) {
+  return std::snprintf(name, size_t(size), "Fake GPU"), device == 7 ? OK : INVALID;
 }
-CALL cuDevicePrimaryCtxRetain(void** context, int device) { return record.contexts++, *context = &the_context, device == 7 ? OK : INVALID; }
+CALL cuDeviceGetAttribute(int* value, int attribute, int) {
+  return *value = attribute == 16    ? 132
+                  : attribute == 75  ? 9
+                  : attribute == 97  ? 227 << 10
+                  : attribute == 115 ? 1
+                                     : 0,
+         OK;
+}
+CALL cuDevicePrimaryCtxRetain(void** context, int device) {
+  return record.contexts++, *context = &the_context, device == 7 ? OK : INVALID;
+}
 CALL cuDevicePrimaryCtxRelease_v2(int) { return record.contexts--, OK; }
 CALL cuCtxPushCurrent_v2(void* context) { return contexts.push_back(context), OK; }
 CALL cuCtxPopCurrent_v2(void** context) {
@@ -99,7 +111,8 @@ CALL cuModuleLoadData(void** module, const void* image) {
 }
 CALL cuModuleUnload(void* module) { return record.modules--, std::free(module), OK; }
 CALL cuModuleGetFunction(void** function, void*, const char* name) {
-  if (std::strcmp(name, "check_offsets") && std::strcmp(name, "gae") && std::strncmp(name, "linear_bf16", 11)) return NOT_FOUND;
+  if (std::strcmp(name, "check_offsets") && std::strcmp(name, "gae") && std::strncmp(name, "linear_bf16", 11))
+    return NOT_FOUND;
   static std::map<std::string, Function> functions;
   Function& f = functions[name];
   std::snprintf(f.name, sizeof f.name, "%s", name);
@@ -109,24 +122,29 @@ CALL cuFuncSetAttribute(void* function, int attribute, int value) {
   if (attribute != 8 || value > 227 << 10) return INVALID;
   return static_cast<Function*>(function)->shared = value, OK;
 }
-CALL cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* data, const uint64_t* sizes, const uint64_t* strides, const unsigned* box,
-    const unsigned* steps, int interleaved, int swizzle, int, int fill) {
+CALL cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* data, const uint64_t* sizes,
+    const uint64_t* strides, const unsigned* box, const unsigned* steps, int interleaved, int swizzle, int, int fill) {
   if (!current()) return NO_CONTEXT;
-  if (uintptr_t(map) % 64 || type != 9 || rank != 2 || uintptr_t(data) % 16 || strides[0] % 16 || sizes[0] * 2 > strides[0]) return INVALID;
-  if (box[0] * 2 != 128 || box[1] > 256 || steps[0] != 1 || steps[1] != 1 || interleaved || swizzle != 3 || fill) return INVALID;
+  if (uintptr_t(map) % 64 || type != 9 || rank != 2 || uintptr_t(data) % 16 || strides[0] % 16 ||
+      sizes[0] * 2 > strides[0])
+    return INVALID;
+  if (box[0] * 2 != 128 || box[1] > 256 || steps[0] != 1 || steps[1] != 1 || interleaved || swizzle != 3 || fill)
+    return INVALID;
   record.maps++;
   return OK;
 }
-CALL cuLaunchKernel(
-    void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned, unsigned shared, void* stream, void** arguments, void**) {
+CALL cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
+    unsigned shared, void* stream, void** arguments, void**) {
   const auto* f = static_cast<Function*>(function);
   if (!current() || int64_t(shared) > f->shared) return INVALID;
   std::snprintf(record.kernel, sizeof record.kernel, "%s", f->name);
-  record.grid[0] = x, record.grid[1] = y, record.grid[2] = z, record.threads = threads, record.shared = shared, record.stream = stream;
+  record.grid[0] = x, record.grid[1] = y, record.grid[2] = z, record.threads = threads, record.shared = shared,
+  record.stream = stream;
   if (std::strcmp(f->name, "check_offsets") == 0) {  // as kernels/cuda/offsets.cu
     const auto* p = static_cast<const fake::Offsets*>(arguments[0]);
     for (int64_t b = 0; b <= p->B; b++)
-      if (b == 0 ? p->offsets[0] != 0 : p->offsets[b] < p->offsets[b - 1] || (b == p->B && p->offsets[b] != p->N)) *p->error = 3;
+      if (b == 0 ? p->offsets[0] != 0 : p->offsets[b] < p->offsets[b - 1] || (b == p->B && p->offsets[b] != p->N))
+        *p->error = 3;
   }
   return OK;
 }

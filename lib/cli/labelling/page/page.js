@@ -47,7 +47,9 @@ async function send(route, body) {
     if (response.status === 409) {
       busy = false;
       await send("next", {});
-      return complain("This was answered before, here or in another window, and that answer stays. Undo takes back the last one.");
+      return complain(
+        "This was answered before, here or in another window, and that answer stays. Undo takes back the last one.",
+      );
     }
     if (!response.ok) throw new Error(answer.error);
     state = answer;
@@ -77,9 +79,14 @@ function show() {
   const bar = document.querySelector("progress");
   bar.max = progress.wanted;
   bar.value = progress.labels;
-  $("counts").replaceChildren(`${progress.labels} of ${progress.wanted}`, make("span", { className: "wide", textContent: ` labels, ${progress.mine} yours` }));
+  $("counts").replaceChildren(
+    `${progress.labels} of ${progress.wanted}`,
+    make("span", { className: "wide", textContent: ` labels, ${progress.mine} yours` }),
+  );
   const alphas = Object.entries(progress.alpha).filter(([, alpha]) => alpha !== null);
-  $("agreement").textContent = alphas.map(([name, alpha]) => `${criteria.length > 1 ? `${name} ` : ""}\u03b1 ${alpha.toFixed(2)}`).join("  ");
+  $("agreement").textContent = alphas
+    .map(([name, alpha]) => `${criteria.length > 1 ? `${name} ` : ""}\u03b1 ${alpha.toFixed(2)}`)
+    .join("  ");
   $("task").hidden = $("bar").hidden = shown === null;
   $("done").hidden = shown !== null;
   reason(false);
@@ -108,13 +115,17 @@ function finished() {
   const waiting = progress.wanted - progress.labels;
   $("summary").textContent =
     `You have answered ${progress.mine}. ` +
-    (waiting > 0 ? `${waiting} more ${waiting > 1 ? "labels are" : "label is"} wanted from someone else.` : "All labels that were wanted are there.");
+    (waiting > 0
+      ? `${waiting} more ${waiting > 1 ? "labels are" : "label is"} wanted from someone else.`
+      : "All labels that were wanted are there.");
   $("done").querySelector("h2").focus();
 }
 
 function fill(place, text) {
   if (typeof text === "string") return place.replaceChildren(text.replace(/^\s+/, ""));
-  place.replaceChildren(...text.map(({ role, content }) => make("div", { className: "turn" }, make("b", { textContent: role }), content)));
+  place.replaceChildren(
+    ...text.map(({ role, content }) => make("div", { className: "turn" }, make("b", { textContent: role }), content)),
+  );
 }
 
 function card(text, i) {
@@ -149,7 +160,9 @@ function questions() {
       const box = make(
         "fieldset",
         { className: "question" },
-        make("legend", { textContent: isPair() ? `Which is ${named(criterion)}?` : `Rank: which is ${named(criterion)}?` }),
+        make("legend", {
+          textContent: isPair() ? `Which is ${named(criterion)}?` : `Rank: which is ${named(criterion)}?`,
+        }),
       );
       box.append(isPair() ? fivefold(criterion, k) : order());
       return box;
@@ -196,10 +209,15 @@ function mark() {
     const criterion = criteria[k];
     box.classList.toggle("now", k === current);
     if (isPair()) {
-      const chosen = ranks[criterion] && { side: 1 + ranks[criterion].indexOf(1), tie: ranks[criterion][0] === ranks[criterion][1] };
+      const chosen = ranks[criterion] && {
+        side: 1 + ranks[criterion].indexOf(1),
+        tie: ranks[criterion][0] === ranks[criterion][1],
+      };
       for (const button of box.querySelectorAll(".scale button")) {
         const { side, how } = button.dataset;
-        button.ariaPressed = String(!!chosen && (chosen.tie ? side === "0" : Number(side) === chosen.side && how === strength[criterion]));
+        button.ariaPressed = String(
+          !!chosen && (chosen.tie ? side === "0" : Number(side) === chosen.side && how === strength[criterion]),
+        );
       }
     } else {
       box.hidden = k !== current;
@@ -207,7 +225,8 @@ function mark() {
       tie.ariaPressed = String(tying);
       tie.disabled = backwards.disabled = placed[criterion].length === 0;
       done.disabled = placed[criterion].flat().length < state.shown.completions.length;
-      box.querySelector("output").textContent = placed[criterion].map((group) => group.map(letter).join(" = ")).join("  >  ") || "Best first";
+      box.querySelector("output").textContent =
+        placed[criterion].map((group) => group.map(letter).join(" = ")).join("  >  ") || "Best first";
     }
   });
   if (isPair()) return;
@@ -217,7 +236,10 @@ function mark() {
     element.classList.toggle("placed", at >= 0);
     element.querySelector(".rank")?.remove();
     element.querySelector("h3 button").hidden = at >= 0;
-    if (at >= 0) element.querySelector("h3").append(make("span", { className: "rank", textContent: `rank ${rankAt(groups, at)}` }));
+    if (at >= 0)
+      element
+        .querySelector("h3")
+        .append(make("span", { className: "rank", textContent: `rank ${rankAt(groups, at)}` }));
   });
 }
 
@@ -402,7 +424,8 @@ $("start").addEventListener("submit", (event) => {
   storage.set(annotator);
   ask("next");
 });
-for (const button of document.querySelectorAll("[data-do]")) button.addEventListener("click", () => actions[button.dataset.do]());
+for (const button of document.querySelectorAll("[data-do]"))
+  button.addEventListener("click", () => actions[button.dataset.do]());
 $("who").addEventListener("click", start);
 $("help").addEventListener("click", keys);
 $("undo-done").addEventListener("click", actions.undo);

@@ -32,7 +32,12 @@ function setting(call: Call, queryBlock: number, keyBlock: number): Setting {
   if (call.has("prefix")) call.queue.copy(call.region("prefix"), part(prefixAt, B));
   const tables = { 0: call.in("cuSeqlens"), 1: call.in("prefix"), 2: write(part(tablesAt, 3 * (B + 1))) };
   const prefixed = Number(call.has("prefix"));
-  call.queue.dispatch({ files: ["chains"], entry: "chains" }, tables, [N, B, prefixed, queryBlock, keyBlock].map(u32), [1]);
+  call.queue.dispatch(
+    { files: ["chains"], entry: "chains" },
+    tables,
+    [N, B, prefixed, queryBlock, keyBlock].map(u32),
+    [1],
+  );
   const stride = (name: string) => (call.has(name) ? call.tensor(name).stride : 0);
   const numbers = [N, B, H, G, D, prefixed, stride("q"), stride("k"), stride("v"), stride("dO"), 0, prefixAt, tablesAt];
   return {
@@ -50,7 +55,14 @@ function setting(call: Call, queryBlock: number, keyBlock: number): Setting {
 export const attention: Record<string, Run> = {
   attention(call) {
     const { map, scalars, sizes, queryBlocks, H } = setting(call, 64, 32);
-    const bound = { 0: read(map), 1: call.in("q"), 2: call.in("k"), 3: call.in("v"), 4: call.out("o"), 5: call.out("lse") };
+    const bound = {
+      0: read(map),
+      1: call.in("q"),
+      2: call.in("k"),
+      3: call.in("v"),
+      4: call.out("o"),
+      5: call.out("lse"),
+    };
     call.queue.dispatch({ files: FORWARD, entry: "attention", sizes }, bound, scalars, [...grid(queryBlocks, 1), H]);
   },
   attentionGrad(call) {
@@ -59,10 +71,17 @@ export const attention: Record<string, Run> = {
     const delta = { 1: call.in("o"), 2: call.in("lse"), 3: write(pairs), 4: call.in("dO") };
     call.queue.dispatch({ files: BACKWARD, entry: "attention_delta", sizes }, delta, scalars, grid(N * H));
     const bound = { 0: read(map), 1: call.in("q"), 2: call.in("k"), 3: call.in("v"), 4: call.in("dO"), 5: read(pairs) };
-    call.queue.dispatch({ files: BACKWARD, entry: "attention_grad_keys", sizes }, { ...bound, 6: call.out("dk"), 7: call.out("dv") }, scalars, [
-      ...grid(keyBlocks, 1),
-      G,
-    ]);
-    call.queue.dispatch({ files: BACKWARD, entry: "attention_grad_queries", sizes }, { ...bound, 6: call.out("dq") }, scalars, [...grid(queryBlocks, 1), H]);
+    call.queue.dispatch(
+      { files: BACKWARD, entry: "attention_grad_keys", sizes },
+      { ...bound, 6: call.out("dk"), 7: call.out("dv") },
+      scalars,
+      [...grid(keyBlocks, 1), G],
+    );
+    call.queue.dispatch(
+      { files: BACKWARD, entry: "attention_grad_queries", sizes },
+      { ...bound, 6: call.out("dq") },
+      scalars,
+      [...grid(queryBlocks, 1), H],
+    );
   },
 };

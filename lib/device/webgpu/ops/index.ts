@@ -11,7 +11,14 @@ import { sequence } from "./sequence.js";
 export type Run = (call: Call) => void;
 
 /** The ops that the device has, by their names in the list. */
-export const ops: Record<string, Run> = { ...elementwise, ...sequence, ...advantage, ...losses, ...logprob, ...attention };
+export const ops: Record<string, Run> = {
+  ...elementwise,
+  ...sequence,
+  ...advantage,
+  ...losses,
+  ...logprob,
+  ...attention,
+};
 
 /** The argument of an op that may be f16, whatever the others are. */
 export const halves: Readonly<Record<string, string>> = {

@@ -5,7 +5,11 @@ import { PolicyLoss } from "./losses.js";
 import type { Run } from "./index.js";
 
 /** The files of a kernel one of whose operands may be f16. */
-const files = (operand: Factor, ...others: string[]) => [...others.slice(0, -1), operand.half ? "operand_half" : "operand", ...others.slice(-1)];
+const files = (operand: Factor, ...others: string[]) => [
+  ...others.slice(0, -1),
+  operand.half ? "operand_half" : "operand",
+  ...others.slice(-1),
+];
 const operand = ({ region, half }: Factor): Binding => read(region, half ? 2 : 4);
 /** Rows of a tensor that may be f16. */
 interface Factor {
@@ -28,7 +32,11 @@ interface Slice {
   opening?: boolean;
   closing?: boolean;
 }
-const scalars = (call: Call, { rows, columns, row, dlogitsRow = row, first = 0, begin, opening = true, closing = true }: Slice, entropy = false) => [
+const scalars = (
+  call: Call,
+  { rows, columns, row, dlogitsRow = row, first = 0, begin, opening = true, closing = true }: Slice,
+  entropy = false,
+) => [
   ...[rows, columns, row, dlogitsRow, first, begin, Number(opening), Number(closing), Number(entropy)].map(u32),
   f32(1 / call.number("temperature")),
 ];
@@ -38,11 +46,20 @@ interface Results {
   lse: Binding;
   entropy: Binding;
 }
-const written = (call: Call): Results => ({ logp: call.out("logp")!, lse: call.out("lse")!, entropy: call.out("entropy")! });
+const written = (call: Call): Results => ({
+  logp: call.out("logp")!,
+  lse: call.out("lse")!,
+  entropy: call.out("entropy")!,
+});
 
 function rowStats(call: Call, logits: Factor, state: Region, { logp, lse, entropy }: Results, slice: Slice): void {
   const bound = { 0: operand(logits), 1: call.in("y"), 2: write(state), 3: logp, 4: lse, 5: entropy };
-  call.queue.dispatch({ files: files(logits, "math", "reduce", "logprob"), entry: "row_stats" }, bound, scalars(call, slice), grid(slice.rows, 1));
+  call.queue.dispatch(
+    { files: files(logits, "math", "reduce", "logprob"), entry: "row_stats" },
+    bound,
+    scalars(call, slice),
+    grid(slice.rows, 1),
+  );
 }
 
 /** What a token's gradient is made from: [M] each. */
@@ -62,7 +79,13 @@ const given = (call: Call): Gradients => ({
 });
 
 function logitsGrad(call: Call, logits: Factor | undefined, dlogits: Region, of: Gradients, slice: Slice): void {
-  const rest = { 3: read(of.logp), 4: read(of.lse), 5: read(of.entropy), 6: read(of.dlogp), 7: of.dentropy && read(of.dentropy) };
+  const rest = {
+    3: read(of.logp),
+    4: read(of.lse),
+    5: read(of.entropy),
+    6: read(of.dlogp),
+    7: of.dentropy && read(of.dentropy),
+  };
   const bound = { ...(logits && { 0: operand(logits) }), 1: call.in("y"), 2: write(dlogits), ...rest };
   const entry = logits ? "logits_grad" : "logits_grad_in_place";
   call.queue.dispatch(
@@ -78,7 +101,10 @@ function* rowRanges(call: Call, ...names: string[]): Generator<[number, number]>
   const M = call.shape(names[0])[0];
   const longest = 4 * Math.max(...names.map((name) => call.tensor(name).stride));
   const rows = Math.min(32768, Math.floor((call.maxBinding - 256) / longest));
-  call.require(rows > 0 || M === 0, `a row of ${names[0]} has ${longest} bytes, and a binding of this adapter at most ${call.maxBinding}`);
+  call.require(
+    rows > 0 || M === 0,
+    `a row of ${names[0]} has ${longest} bytes, and a binding of this adapter at most ${call.maxBinding}`,
+  );
   for (let begin = 0; begin < M; begin += rows) yield [begin, Math.min(M, begin + rows)];
 }
 
@@ -87,11 +113,26 @@ interface Matrix extends Factor {
   step: number;
 }
 /** c [M, N] = a b^T, or c + a b^T; b may be f16. */
-function gemm(call: Call, M: number, N: number, K: number, a: Matrix, b: Matrix, c: Region, row: number, add: boolean): void {
+function gemm(
+  call: Call,
+  M: number,
+  N: number,
+  K: number,
+  a: Matrix,
+  b: Matrix,
+  c: Region,
+  row: number,
+  add: boolean,
+): void {
   const overrides = { A_STEPS: Number(a.step === 1), B_STEPS: Number(b.step === 1), ADD: Number(add) };
   const numbers = [M, N, K, a.row, a.step, b.row, b.step, row].map(u32);
   const tiles = [Math.ceil(N / 64), Math.ceil(M / 64)] as const;
-  call.queue.dispatch({ files: files(b, "gemm"), entry: "gemm", overrides }, { 0: operand(b), 1: read(a.region), 2: write(c) }, numbers, tiles);
+  call.queue.dispatch(
+    { files: files(b, "gemm"), entry: "gemm", overrides },
+    { 0: operand(b), 1: read(a.region), 2: write(c) },
+    numbers,
+    tiles,
+  );
 }
 
 /**
@@ -114,8 +155,13 @@ class Head {
     call.require(call.tensor("weight").layout === "rows", "weight is packed, wanted row-major");
     const room = (call.maxBinding - 256) / 4;
     this.block = Math.max(1, Math.min(256, Math.floor(room / 64)));
-    this.width = Math.floor(Math.min(room / this.block, room / Math.max(1, this.C)) / 64) * 64 || Math.floor(room / Math.max(1, this.C));
-    call.require(this.width > 0, `a row of weight has ${4 * this.C} bytes, and a binding of this adapter at most ${call.maxBinding}`);
+    this.width =
+      Math.floor(Math.min(room / this.block, room / Math.max(1, this.C)) / 64) * 64 ||
+      Math.floor(room / Math.max(1, this.C));
+    call.require(
+      this.width > 0,
+      `a row of weight has ${4 * this.C} bytes, and a binding of this adapter at most ${call.maxBinding}`,
+    );
     this.gathered = call.scratch(4 * this.block * this.C);
     this.state = call.scratch(4 * this.block * 8);
   }
@@ -135,11 +181,29 @@ class Head {
 
   logits(to: Region, [begin, end]: [number, number], [first, last]: [number, number]): void {
     const weight = { ...rowsOf(this.call, "weight", first, last), row: this.C, step: 1 };
-    gemm(this.call, end - begin, last - first, this.C, { region: this.gathered, row: this.C, step: 1 }, weight, to, last - first, false);
+    gemm(
+      this.call,
+      end - begin,
+      last - first,
+      this.C,
+      { region: this.gathered, row: this.C, step: 1 },
+      weight,
+      to,
+      last - first,
+      false,
+    );
   }
   stats(logits: Region, results: Results, [begin, end]: [number, number], [first, last]: [number, number]): void {
     const columns = last - first;
-    const slice = { rows: end - begin, columns, row: columns, first, begin, opening: first === 0, closing: last === this.V };
+    const slice = {
+      rows: end - begin,
+      columns,
+      row: columns,
+      first,
+      begin,
+      opening: first === 0,
+      closing: last === this.V,
+    };
     rowStats(this.call, { region: logits }, this.state, results, slice);
   }
   /** From a slice of logits to their gradient, in place, and on to the head's and to that of the block's hidden states. */
@@ -154,7 +218,17 @@ class Head {
     }
     if (call.has("dweight")) {
       const h = { region: this.gathered, row: 1, step: C };
-      gemm(call, columns, C, rows, { region: logits, row: 1, step: columns }, h, call.rows("dweight", first, last), C, true);
+      gemm(
+        call,
+        columns,
+        C,
+        rows,
+        { region: logits, row: 1, step: columns },
+        h,
+        call.rows("dweight", first, last),
+        C,
+        true,
+      );
     }
   }
   /** Adds the gradients of the block's hidden states to dh. */
@@ -163,12 +237,20 @@ class Head {
     const { call, C } = this;
     const { dh, links } = this.made;
     const rows = end - begin;
-    call.queue.dispatch({ files: ["head"], entry: "link" }, { 0: call.in("rows"), 3: write(links) }, this.numbers(begin, end, 0, 0, 0), [
-      Math.ceil(rows / 256),
-    ]);
+    call.queue.dispatch(
+      { files: ["head"], entry: "link" },
+      { 0: call.in("rows"), 3: write(links) },
+      this.numbers(begin, end, 0, 0, 0),
+      [Math.ceil(rows / 256)],
+    );
     this.windows("dh", (region, first, count, row) => {
       const bound = { 0: call.in("rows"), 1: read(dh), 2: read(links), 3: write(region) };
-      call.queue.dispatch({ files: ["head"], entry: "scatter" }, bound, this.numbers(begin, end, first, count, row), grid(rows * C));
+      call.queue.dispatch(
+        { files: ["head"], entry: "scatter" },
+        bound,
+        this.numbers(begin, end, first, count, row),
+        grid(rows * C),
+      );
     });
   }
 
@@ -176,11 +258,17 @@ class Head {
     const { call } = this;
     this.windows("h", (region, first, count, row) => {
       const bound = { 0: call.in("rows"), 1: read(region), 2: write(this.gathered) };
-      call.queue.dispatch({ files: ["head"], entry: "gather" }, bound, this.numbers(begin, end, first, count, row), grid((end - begin) * this.C));
+      call.queue.dispatch(
+        { files: ["head"], entry: "gather" },
+        bound,
+        this.numbers(begin, end, first, count, row),
+        grid((end - begin) * this.C),
+      );
     });
   }
   private windows(name: "h" | "dh", f: (region: Region, first: number, count: number, row: number) => void): void {
-    for (const [first, last] of rowRanges(this.call, name)) f(this.call.rows(name, first, last), first, last - first, this.call.tensor(name).stride);
+    for (const [first, last] of rowRanges(this.call, name))
+      f(this.call.rows(name, first, last), first, last - first, this.call.tensor(name).stride);
   }
   private numbers(begin: number, end: number, first: number, count: number, row: number) {
     return [end - begin, this.C, begin, first, count, row, this.call.shape("h")[0]].map(u32);
@@ -193,7 +281,12 @@ export const logprob: Record<string, Run> = {
     const row = call.tensor("logits").stride;
     const state = call.scratch(32);
     for (const [begin, end] of rowRanges(call, "logits"))
-      rowStats(call, rowsOf(call, "logits", begin, end), state, written(call), { rows: end - begin, columns, row, begin });
+      rowStats(call, rowsOf(call, "logits", begin, end), state, written(call), {
+        rows: end - begin,
+        columns,
+        row,
+        begin,
+      });
   },
   logprobGrad(call) {
     const columns = call.shape("logits")[1];

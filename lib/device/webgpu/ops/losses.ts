@@ -19,7 +19,12 @@ function shared(call: Call, M: number, fifth: Scalar): Scalar[] {
 }
 
 /** w [M], and per sequence whether a token of it counts. */
-function weigh(call: Call, files: readonly string[], M: number, scalars: readonly Scalar[]): { weights: Region; kept: Region } {
+function weigh(
+  call: Call,
+  files: readonly string[],
+  M: number,
+  scalars: readonly Scalar[],
+): { weights: Region; kept: Region } {
   const B = call.size("cuSeqlens") - 1;
   const [weights, kept] = [call.scratch(4 * M), call.scratch(4 * B)];
   const bound = { 0: call.in("mask"), 1: call.in("cuSeqlens"), 2: write(weights), 3: write(kept) };
@@ -41,13 +46,22 @@ export class PolicyLoss {
     private readonly entropy: Region | undefined,
   ) {
     call.require(call.number("klCoef") === 0 || call.has("refLogp"), "klCoef is not 0, and refLogp is missing");
-    call.require(call.number("entropyCoef") === 0 || entropy !== undefined, "entropyCoef is not 0, and entropy is missing");
+    call.require(
+      call.number("entropyCoef") === 0 || entropy !== undefined,
+      "entropyCoef is not 0, and entropy is missing",
+    );
     this.blocks = Math.ceil(M / BLOCK);
     const number = (name: string) => call.number(name);
     const c = number("clipRatioC");
     this.scalars = [
       ...shared(call, M, u32(Number(call.choice("objective") === "log-likelihood"))),
-      ...[number("klCoef"), number("entropyCoef"), 1 - number("clipRatioLow"), 1 + number("clipRatioHigh"), Math.min(c, FAR)].flatMap(pair),
+      ...[
+        number("klCoef"),
+        number("entropyCoef"),
+        1 - number("clipRatioLow"),
+        1 + number("clipRatioHigh"),
+        Math.min(c, FAR),
+      ].flatMap(pair),
       f32(Math.min(number("logRatioClamp"), FAR)),
       u32(number("estimator")),
       u32(Number(c < Infinity)),
@@ -61,7 +75,14 @@ export class PolicyLoss {
 
   private inputs() {
     const { call } = this;
-    return { 0: read(this.logp), 1: call.in("oldLogp"), 2: call.in("advantages"), 3: call.in("refLogp"), 4: call.in("importance"), 5: read(this.weights) };
+    return {
+      0: read(this.logp),
+      1: call.in("oldLogp"),
+      2: call.in("advantages"),
+      3: call.in("refLogp"),
+      4: call.in("importance"),
+      5: read(this.weights),
+    };
   }
   /** dlogp and dentropy [M] of tokens [begin, end). */
   gradients(dlogp: Region, dentropy: Region | undefined, begin = 0, end = this.M): void {
@@ -83,7 +104,12 @@ const FLAG_ENTROPY = 24; // where has_entropy stands among the parameters
 
 export const losses: Record<string, Run> = {
   policyLoss(call) {
-    const loss = new PolicyLoss(call, call.size("logp"), call.region("logp"), call.has("entropy") ? call.region("entropy") : undefined);
+    const loss = new PolicyLoss(
+      call,
+      call.size("logp"),
+      call.region("logp"),
+      call.has("entropy") ? call.region("entropy") : undefined,
+    );
     loss.gradients(call.region("dlogp"), call.has("dentropy") ? call.region("dentropy") : undefined);
     loss.sums();
   },
@@ -96,9 +122,24 @@ export const losses: Record<string, Run> = {
     const { weights } = weigh(call, VALUE, M, scalars);
     const partial = call.scratch(8 * 7 * blocks);
     const inputs = { 0: call.in("values"), 1: call.in("oldValues"), 2: call.in("returns"), 3: read(weights) };
-    call.queue.dispatch({ files: VALUE, entry: "value_loss_grad" }, { ...inputs, 4: call.out("dvalues") }, scalars, grid(M));
-    call.queue.dispatch({ files: VALUE, entry: "value_loss_sums" }, { ...inputs, 5: write(partial) }, scalars, grid(blocks, 1));
-    call.queue.dispatch({ files: VALUE, entry: "value_loss_total" }, { 0: read(partial), 2: call.out("stats"), 3: call.out("loss") }, scalars, [1]);
+    call.queue.dispatch(
+      { files: VALUE, entry: "value_loss_grad" },
+      { ...inputs, 4: call.out("dvalues") },
+      scalars,
+      grid(M),
+    );
+    call.queue.dispatch(
+      { files: VALUE, entry: "value_loss_sums" },
+      { ...inputs, 5: write(partial) },
+      scalars,
+      grid(blocks, 1),
+    );
+    call.queue.dispatch(
+      { files: VALUE, entry: "value_loss_total" },
+      { 0: read(partial), 2: call.out("stats"), 3: call.out("loss") },
+      scalars,
+      [1],
+    );
   },
   preferenceLoss(call) {
     const form = call.choice("form");
@@ -109,7 +150,13 @@ export const losses: Record<string, Run> = {
     const [beta, factor] = [call.number("beta"), call.number("scale") / call.number("denominator")];
     const scalars = [
       ...[M, P, call.number("form"), Number(reference), blocks].map(u32),
-      ...[form === "dpo" ? beta : 1, 1 / (2 * beta), call.number("labelSmoothing"), call.number("centerCoef"), factor].flatMap(pair),
+      ...[
+        form === "dpo" ? beta : 1,
+        1 / (2 * beta),
+        call.number("labelSmoothing"),
+        call.number("centerCoef"),
+        factor,
+      ].flatMap(pair),
       ...["margin", "label", "weight"].map((name) => flag(call, name)),
     ];
     const options = call.scratch(12 * P);
@@ -118,9 +165,29 @@ export const losses: Record<string, Run> = {
     });
     const [slopes, partial] = [call.scratch(8 * P), call.scratch(8 * 7 * blocks)];
     const pairs = { 2: call.in("chosen"), 3: call.in("rejected") };
-    const inputs = { 0: call.in("scores"), 1: reference ? call.in("refScores") : undefined, ...pairs, 4: read(options) };
-    call.queue.dispatch({ files: PREFERENCE, entry: "preference_pairs" }, { ...inputs, 5: write(slopes), 6: write(partial) }, scalars, [blocks]);
-    call.queue.dispatch({ files: PREFERENCE, entry: "preference_scores" }, { ...pairs, 5: read(slopes), 7: call.out("dscores") }, scalars, grid(M));
-    call.queue.dispatch({ files: PREFERENCE, entry: "preference_total" }, { 0: read(partial), 1: call.out("stats"), 2: call.out("loss") }, scalars, [1]);
+    const inputs = {
+      0: call.in("scores"),
+      1: reference ? call.in("refScores") : undefined,
+      ...pairs,
+      4: read(options),
+    };
+    call.queue.dispatch(
+      { files: PREFERENCE, entry: "preference_pairs" },
+      { ...inputs, 5: write(slopes), 6: write(partial) },
+      scalars,
+      [blocks],
+    );
+    call.queue.dispatch(
+      { files: PREFERENCE, entry: "preference_scores" },
+      { ...pairs, 5: read(slopes), 7: call.out("dscores") },
+      scalars,
+      grid(M),
+    );
+    call.queue.dispatch(
+      { files: PREFERENCE, entry: "preference_total" },
+      { 0: read(partial), 1: call.out("stats"), 2: call.out("loss") },
+      scalars,
+      [1],
+    );
   },
 };
