@@ -1,7 +1,7 @@
 import { itemBatches, Random, Tokenizer, trainBpe } from "../lib/index.js";
 import type { PreferenceRow } from "../lib/data/preferences.js";
 import { orders } from "../lib/data/order.js";
-import { Comparisons } from "../lib/rlhf/rows.js";
+import { Comparisons } from "../lib/rlhf/batch/rows.js";
 import type { Prepared } from "./kernels.js";
 
 // What the data of a step costs, and the order of an epoch, as the data grows.

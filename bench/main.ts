@@ -4,7 +4,7 @@ import { cpuName } from "../lib/cli/info.js";
 import { table } from "../lib/cli/table.js";
 import { root } from "../lib/device/native.js";
 import { device, type Device, type DeviceKind } from "../lib/index.js";
-import { writeFileDurably } from "../lib/model/durable.js";
+import { writeFileDurably } from "../lib/files/durable.js";
 import { growthRows, measureGrowth } from "./growth.js";
 import { kernelRows, type Prepared } from "./kernels.js";
 import { bound, Limits } from "./limit.js";

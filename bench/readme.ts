@@ -2,7 +2,7 @@ import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { opList } from "../lib/cli/info.js";
 import { root } from "../lib/device/native.js";
-import { writeFileDurably } from "../lib/model/durable.js";
+import { writeFileDurably } from "../lib/files/durable.js";
 import { figure } from "./figure.js";
 import { markdown, overview, type Result } from "./result.js";
 

@@ -17,7 +17,7 @@ import {
   type ModelConfig,
 } from "../lib/index.js";
 import { pack } from "../lib/model/transformer.js";
-import { nll, tokensIn } from "../lib/rlhf/sft.js";
+import { nll, tokensIn } from "../lib/rlhf/offline/sft.js";
 import { everyCpu, episodes, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
 import { Random } from "./random.js";
 

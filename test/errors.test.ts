@@ -2,9 +2,9 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
-import { configText, readConfig } from "../lib/cli/config.js";
-import { Run } from "../lib/cli/run.js";
-import type { Config } from "../lib/cli/schema.js";
+import { configText, readConfig } from "../lib/cli/config/config.js";
+import { Run } from "../lib/cli/run/run.js";
+import type { Config } from "../lib/cli/config/schema.js";
 import { rangeError } from "../lib/device/errors.js";
 import {
   AdamW,

@@ -8,7 +8,7 @@ import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { parquetWriteBuffer } from "hyparquet-writer";
-import { readConfig } from "../lib/cli/config.js";
+import { readConfig } from "../lib/cli/config/config.js";
 import { root } from "../lib/device/native.js";
 import {
   device,
@@ -23,8 +23,8 @@ import {
 } from "../lib/index.js";
 import { readRows } from "../lib/data/jsonl.js";
 import { families } from "../lib/model/config.js";
-import { trainBpe } from "../lib/model/bpe.js";
-import type { TokenizerJson } from "../lib/model/tokenizer.js";
+import { trainBpe } from "../lib/tokenizer/bpe.js";
+import type { TokenizerJson } from "../lib/tokenizer/tokenizer.js";
 import { readSafetensors } from "../lib/model/safetensors.js";
 import { llama } from "./models.js";
 import { seed } from "./random.js";

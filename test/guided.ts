@@ -6,7 +6,7 @@ import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { Session } from "node:inspector/promises";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
-import { readConfig } from "../lib/cli/config.js";
+import { readConfig } from "../lib/cli/config/config.js";
 import { root } from "../lib/device/native.js";
 import {
   device,

@@ -7,15 +7,15 @@ import { promisify } from "node:util";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { parquetWriteBuffer } from "hyparquet-writer";
-import { readConfig } from "../lib/cli/config.js";
+import { readConfig } from "../lib/cli/config/config.js";
 import { rowsOf } from "../lib/data/jsonl.js";
 import { LabelLog } from "../lib/data/label_log.js";
 import { root } from "../lib/device/native.js";
 import { device, loadModel, Tokenizer, trainBpe, type Device } from "../lib/index.js";
-import { ChatTemplate } from "../lib/model/chat.js";
+import { ChatTemplate } from "../lib/tokenizer/chat.js";
 import { stopIds } from "../lib/cli/model.js";
 import { readSafetensors, readSafetensorsFile } from "../lib/model/safetensors.js";
-import type { TokenizerJson } from "../lib/model/tokenizer.js";
+import type { TokenizerJson } from "../lib/tokenizer/tokenizer.js";
 
 // Files that ask for more memory or time than any honest one. Each ends in an error with a code, and the process goes on.
 
@@ -93,7 +93,7 @@ describe("a chat template", () => {
   // in a process of its own with a small heap: what takes more ends it
   test("of a few bytes that asks for all memory or time is refused, and the process goes on", async () => {
     const script = `
-      const { ChatTemplate } = await import(${JSON.stringify(pathToFileURL(join(root, "dist/lib/model/chat.js")).href)});
+      const { ChatTemplate } = await import(${JSON.stringify(pathToFileURL(join(root, "dist/lib/tokenizer/chat.js")).href)});
       const { readFileSync } = await import("node:fs");
       const told = {};
       for (const [name, source] of Object.entries(JSON.parse(readFileSync(process.argv[1], "utf8"))))

@@ -2,7 +2,7 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
-import { Documents } from "../lib/rlhf/rows.js";
+import { Documents } from "../lib/rlhf/batch/rows.js";
 import { tasksOf } from "../lib/cli/labelling/tasks.js";
 import {
   device,

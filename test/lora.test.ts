@@ -30,8 +30,8 @@ import {
 } from "../lib/index.js";
 import { loraA } from "../lib/model/lora.js";
 import { readSafetensorsFile, writeSafetensors } from "../lib/model/safetensors.js";
-import { packWhole, promptGroups } from "../lib/rlhf/episode.js";
-import { nll, tokensIn } from "../lib/rlhf/sft.js";
+import { packWhole, promptGroups } from "../lib/rlhf/batch/episode.js";
+import { nll, tokensIn } from "../lib/rlhf/offline/sft.js";
 import { holdToGradient } from "./hold.js";
 import { episodes, everyCpu, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
 import { Random } from "./random.js";

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { readConfig } from "../lib/cli/config.js";
+import { readConfig } from "../lib/cli/config/config.js";
 import { demo } from "../lib/cli/demo.js";
 import { plan } from "../lib/cli/plan.js";
 import { silent } from "../lib/cli/progress.js";

@@ -1,7 +1,7 @@
 import { native } from "../lib/device/native.js";
 import { device, Transformer, type Device, type Episode, type ModelConfig } from "../lib/index.js";
 import { families } from "../lib/model/config.js";
-import type { PpoConfig } from "../lib/rlhf/ppo.js";
+import type { PpoConfig } from "../lib/rlhf/policy/ppo.js";
 import type { Random } from "./random.js";
 
 /** Small models of both families for the tests of whole loops. */

@@ -3,8 +3,8 @@ import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 import { device, Tensor, type Device } from "../lib/index.js";
-import { klController } from "../lib/rlhf/controller.js";
-import { learningRateAt, type Schedule } from "../lib/rlhf/optimizer.js";
+import { klController } from "../lib/rlhf/reward/controller.js";
+import { learningRateAt, type Schedule } from "../lib/rlhf/learn/optimizer.js";
 import { run } from "../lib/tensor/op.js";
 
 // The losses of verl, TRL and OpenRLHF as torch computed them: test/fixtures/losses.json, made by make.py beside it.

@@ -9,9 +9,9 @@ import { device, ops, Tensor, type Device } from "../lib/index.js";
 import { loadModel, readConfig, saveModel } from "../lib/model/checkpoint.js";
 import { families } from "../lib/model/config.js";
 import { pack, Transformer } from "../lib/model/transformer.js";
-import { packEpisodes, packWhole, type Episode } from "../lib/rlhf/episode.js";
-import { nll } from "../lib/rlhf/sft.js";
-import { accumulate } from "../lib/rlhf/update.js";
+import { packEpisodes, packWhole, type Episode } from "../lib/rlhf/batch/episode.js";
+import { nll } from "../lib/rlhf/offline/sft.js";
+import { accumulate } from "../lib/rlhf/learn/update.js";
 import { peerPython } from "./python.js";
 
 // Logits, log-probs, scores and gradients of transformers for tiny models, in f64: test/fixtures, made by models.py.

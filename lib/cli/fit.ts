@@ -1,5 +1,5 @@
 import { typeError } from "../device/errors.js";
-import type { Tokenizer } from "../model/tokenizer.js";
+import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import type { Transformer } from "../model/transformer.js";
 
 /**

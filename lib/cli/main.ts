@@ -243,7 +243,7 @@ program
   .option("--json", "as JSON", false)
   .action(async (path, { accept: taken, json }) => {
     const [{ accept, check }, { table }, { relative }] = await Promise.all([
-      import("./check.js"),
+      import("./run/check.js"),
       import("./table.js"),
       import("node:path"),
     ]);
@@ -273,7 +273,7 @@ configurable(
 program
   .command("config")
   .description("every option with its default and what it means, as YAML")
-  .action(async () => say((await (await import("./config.js")).documentedDefaults()).trimEnd()));
+  .action(async () => say((await (await import("./config/config.js")).documentedDefaults()).trimEnd()));
 
 program
   .command("info")
@@ -325,7 +325,7 @@ interface Common {
 }
 
 async function configured({ config: file, set = [], seed }: Common) {
-  const { readConfig } = await import("./config.js");
+  const { readConfig } = await import("./config/config.js");
   return readConfig(file, seed === undefined ? set : [...set, `seed=${seed}`]);
 }
 

@@ -4,13 +4,13 @@ import { typeError } from "../device/errors.js";
 import type { Device } from "../device/device.js";
 import { loadModel, loadModels, MODEL_FILES, saveModel } from "../model/checkpoint.js";
 import { families, tokenIds, type ModelConfig } from "../model/config.js";
-import { readObject } from "../model/json.js";
-import { writeListed } from "../model/listed.js";
+import { readObject } from "../files/json.js";
+import { writeListed } from "../files/listed.js";
 import { ADAPTER_FILES, baseFolder, saveAdapter } from "../model/peft.js";
-import { readListed, SUMS } from "../model/sums.js";
-import type { Tokenizer } from "../model/tokenizer.js";
+import { readListed, SUMS } from "../files/sums.js";
+import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import type { Transformer } from "../model/transformer.js";
-import type { Config } from "./schema.js";
+import type { Config } from "./config/schema.js";
 
 const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 const GENERATION_FILE = "generation_config.json";

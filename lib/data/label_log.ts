@@ -2,11 +2,11 @@ import { constants, open, readFile, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import { shown as text, typeError } from "../device/errors.js";
-import { syncFolder, writeFileDurably } from "../model/durable.js";
+import { syncFolder, writeFileDurably } from "../files/durable.js";
 import { isRanks, type Strength } from "./answers.js";
-import { checkedFields, withCrc, withoutCrc } from "./crc.js";
+import { checkedFields, withCrc, withoutCrc } from "../files/crc.js";
 import { isString, Row } from "./jsonl.js";
-import { Lock } from "./lock.js";
+import { Lock } from "../files/lock.js";
 
 /** A line of the log: what one annotator did with one task. */
 export interface LabelEntry {

@@ -1,4 +1,4 @@
-import type { ChatTemplate } from "../model/chat.js";
+import type { ChatTemplate } from "../tokenizer/chat.js";
 import { isNumber, readRows, type Row } from "./jsonl.js";
 import { rendered, textsOf, type Text, type Texts } from "./texts.js";
 

@@ -1,6 +1,6 @@
 import { stat } from "node:fs/promises";
 import { typeError } from "../device/errors.js";
-import { readListed } from "../model/sums.js";
+import { readListed } from "../files/sums.js";
 import { rowsOf, type Row } from "./jsonl.js";
 
 /** Items that come one by one. */

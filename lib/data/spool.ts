@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { crc32 } from "node:zlib";
 import { typeError } from "../device/errors.js";
-import { besideName } from "../model/durable.js";
+import { besideName } from "../files/durable.js";
 
 /** Items by their place, 0 to `length` - 1: an array, or what reads an item when it is asked for. */
 export interface Indexed<T> {

@@ -1,4 +1,4 @@
-import type { ChatTemplate, Message } from "../model/chat.js";
+import type { ChatTemplate, Message } from "../tokenizer/chat.js";
 import { isString, type Row } from "./jsonl.js";
 
 // The text columns of TRL's data sets, in the four ways that they come: plain or conversational, the prompt in a column of its

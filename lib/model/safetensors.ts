@@ -3,8 +3,8 @@ import { constants, open, stat, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { shown, typeError } from "../device/errors.js";
 import { fromHalf } from "../tensor/half.js";
-import { writeFileDurably, type Content } from "./durable.js";
-import { listedSum, readListed, SUMS } from "./sums.js";
+import { writeFileDurably, type Content } from "../files/durable.js";
+import { listedSum, readListed, SUMS } from "../files/sums.js";
 
 /** A tensor of a file: F32, F16 and BF16 as f32, small integers as int32, F64 and large integers as f64, all exact. */
 export interface StoredTensor {

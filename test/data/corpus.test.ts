@@ -1,8 +1,8 @@
 import { describe, expect, test } from "@jest/globals";
 import { clean, cutPrompts, stateOfTheUnion } from "../../lib/data/corpus.js";
 import { Random } from "../../lib/device/philox.js";
-import { trainBpe } from "../../lib/model/bpe.js";
-import { Tokenizer } from "../../lib/model/tokenizer.js";
+import { trainBpe } from "../../lib/tokenizer/bpe.js";
+import { Tokenizer } from "../../lib/tokenizer/tokenizer.js";
 import { seed } from "../random.js";
 
 const corpus = stateOfTheUnion();

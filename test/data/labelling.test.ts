@@ -7,7 +7,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "@jest/gl
 import { tasksOf } from "../../lib/cli/labelling/tasks.js";
 import { krippendorff } from "../../lib/data/agreement.js";
 import { checkData } from "../../lib/data/check.js";
-import { withCrc } from "../../lib/data/crc.js";
+import { withCrc } from "../../lib/files/crc.js";
 import { LabelLog, repairLog, type LabelEntry } from "../../lib/data/label_log.js";
 import { Positions } from "../../lib/data/positions.js";
 import { alphaOf, OVERALL } from "../../lib/data/votes.js";

@@ -13,8 +13,8 @@ import { rowFile } from "../../lib/data/rows.js";
 import { Records, sliceOf, Spool, type Indexed } from "../../lib/data/spool.js";
 import { root } from "../../lib/device/native.js";
 import { itemBatches, Random as Philox, textBatches, Tokenizer, trainBpe, windows } from "../../lib/index.js";
-import { Comparisons, Demonstrations, Documents, Prompts } from "../../lib/rlhf/rows.js";
-import { windowsOf } from "../../lib/rlhf/text.js";
+import { Comparisons, Demonstrations, Documents, Prompts } from "../../lib/rlhf/batch/rows.js";
+import { windowsOf } from "../../lib/rlhf/batch/order.js";
 import { Random } from "../random.js";
 
 const random = new Random("rows");
@@ -388,7 +388,7 @@ async function inNode(program: string): Promise<unknown> {
   const from = (path: string) => JSON.stringify(pathToFileURL(join(root, "dist", path)).href);
   const whole = `
     import { itemBatches, Random, textBatches, Tokenizer, trainBpe } from ${from("lib/index.js")};
-    import { Comparisons, Demonstrations, Documents, Prompts } from ${from("lib/rlhf/rows.js")};
+    import { Comparisons, Demonstrations, Documents, Prompts } from ${from("lib/rlhf/batch/rows.js")};
     console.log(JSON.stringify(await (async () => { ${program} })()));`;
   const { stdout } = await promisify(execFile)(process.execPath, ["--expose-gc", "--input-type=module", "-e", whole]);
   return JSON.parse(stdout);

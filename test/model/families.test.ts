@@ -4,9 +4,9 @@ import { join } from "node:path";
 import { describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
 import { root } from "../../lib/device/native.js";
-import { areQuick, familiarPatterns } from "../../lib/model/pipeline.js";
-import { Tokenizer, type TokenizerJson } from "../../lib/model/tokenizer.js";
-import { Documents } from "../../lib/rlhf/rows.js";
+import { areQuick, familiarPatterns } from "../../lib/tokenizer/pipeline.js";
+import { Tokenizer, type TokenizerJson } from "../../lib/tokenizer/tokenizer.js";
+import { Documents } from "../../lib/rlhf/batch/rows.js";
 import { peerPython } from "../python.js";
 import { seed } from "../random.js";
 

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import fc from "fast-check";
-import { writeFileDurably } from "../../lib/model/durable.js";
+import { writeFileDurably } from "../../lib/files/durable.js";
 import {
   readSafetensors,
   readSafetensorsFile,

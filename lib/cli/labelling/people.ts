@@ -6,9 +6,9 @@ import { LabelLog } from "../../data/label_log.js";
 import { Labelling } from "../../data/labelling.js";
 import { OVERALL } from "../../data/votes.js";
 import { typeError } from "../../device/errors.js";
-import { makeFolder } from "../../model/durable.js";
-import { Ending } from "../interrupt.js";
-import type { Config } from "../schema.js";
+import { makeFolder } from "../../files/durable.js";
+import { Ending } from "../run/interrupt.js";
+import type { Config } from "../config/schema.js";
 import { say, warn } from "../terminal.js";
 import { tasksOf } from "./tasks.js";
 

@@ -1,10 +1,10 @@
 import type { CompletionRow } from "../../data/completions.js";
 import { Records, sliceOf, type Indexed } from "../../data/spool.js";
 import { checkRequests, generate, requestsFor, type Completion, type Request } from "../../model/generate.js";
-import type { Tokenizer } from "../../model/tokenizer.js";
+import type { Tokenizer } from "../../tokenizer/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
-import type { Prompt } from "../../rlhf/rows.js";
-import { allFinite } from "../../rlhf/update.js";
+import type { Prompt } from "../../rlhf/batch/rows.js";
+import { allFinite } from "../../rlhf/learn/update.js";
 import type { Context } from "./context.js";
 
 /** Who shows progress, and the run whose folder keeps it. */

@@ -2,11 +2,11 @@ import { sentiment } from "../../data/annotator.js";
 import { distinctN, winRate } from "../../data/metrics.js";
 import { sliceOf, type Indexed } from "../../data/spool.js";
 import type { Completion } from "../../model/generate.js";
-import type { Tokenizer } from "../../model/tokenizer.js";
+import type { Tokenizer } from "../../tokenizer/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
-import { klPerCompletion } from "../../rlhf/evaluate.js";
-import { scores } from "../../rlhf/logp.js";
-import type { Prompt } from "../../rlhf/rows.js";
+import { klPerCompletion } from "../../rlhf/measure/evaluate.js";
+import { scores } from "../../rlhf/measure/logp.js";
+import type { Prompt } from "../../rlhf/batch/rows.js";
 import { sampleAll, type Sampler, type Sampling } from "./collect.js";
 
 /** A line of eval.jsonl: one prompt, before and after. */

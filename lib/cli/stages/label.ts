@@ -4,7 +4,7 @@ import { label, type Candidates } from "../../data/labels.js";
 import type { PreferenceRow } from "../../data/preferences.js";
 import type { Source } from "../../data/rows.js";
 import { Random } from "../../device/philox.js";
-import type { Config } from "../schema.js";
+import type { Config } from "../config/schema.js";
 
 const LABEL_STREAM = 40;
 

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import type { Request } from "../../model/generate.js";
-import { ppo, ppoState, type PpoConfig, type PpoModels } from "../../rlhf/ppo.js";
-import type { Episode } from "../../rlhf/episode.js";
+import { ppo, ppoState, type PpoConfig, type PpoModels } from "../../rlhf/policy/ppo.js";
+import type { Episode } from "../../rlhf/batch/episode.js";
 import type { Transformer } from "../../model/transformer.js";
 import type { Context } from "./context.js";
 

@@ -1,10 +1,10 @@
-import { itemBatches } from "../../rlhf/text.js";
+import { itemBatches } from "../../rlhf/batch/order.js";
 import type { Transformer } from "../../model/transformer.js";
 import { calibration, type Calibration } from "../../data/metrics.js";
 import { part, sliceOf, type Indexed } from "../../data/spool.js";
-import { preferences, rewardModel, type Comparison } from "../../rlhf/reward.js";
-import type { Comparisons } from "../../rlhf/rows.js";
-import { AdamW } from "../../rlhf/optimizer.js";
+import { preferences, rewardModel, type Comparison } from "../../rlhf/reward/model.js";
+import type { Comparisons } from "../../rlhf/batch/rows.js";
+import { AdamW } from "../../rlhf/learn/optimizer.js";
 import type { Context } from "./context.js";
 
 export interface RewardResult extends Record<string, unknown> {

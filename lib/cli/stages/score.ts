@@ -2,11 +2,11 @@ import { rowsOf, type Row } from "../../data/jsonl.js";
 import { endsOf } from "../../data/preferences.js";
 import { rendered, textsOf } from "../../data/texts.js";
 import { longestSequence } from "../../model/config.js";
-import type { Tokenizer } from "../../model/tokenizer.js";
+import type { Tokenizer } from "../../tokenizer/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
-import type { Episode } from "../../rlhf/episode.js";
-import { scores } from "../../rlhf/logp.js";
-import { probability } from "../../rlhf/reward.js";
+import type { Episode } from "../../rlhf/batch/episode.js";
+import { scores } from "../../rlhf/measure/logp.js";
+import { probability } from "../../rlhf/reward/model.js";
 
 const AT_ONCE = 256; // rows
 

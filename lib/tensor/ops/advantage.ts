@@ -2,7 +2,7 @@ import { rangeError } from "../../device/errors.js";
 import { optionsOf, run, shapeOfInput, type Input } from "../op.js";
 import { Parameter } from "../tape.js";
 import { Tensor } from "../tensor.js";
-import type { KlEstimator } from "./policyLoss.js";
+import type { KlEstimator } from "./policy_loss.js";
 
 /** What `gae` gives, in the shape of the rewards; no gradient flows through it. */
 export interface Advantages {

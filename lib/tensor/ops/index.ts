@@ -27,9 +27,9 @@ export {
   type Loss,
   type PolicyLossOptions,
   type TokenLoss,
-} from "./policyLoss.js";
-export { preferenceLoss, type PreferenceLossOptions } from "./preferenceLoss.js";
+} from "./policy_loss.js";
+export { preferenceLoss, type PreferenceLossOptions } from "./preference_loss.js";
 export { reshape } from "./reshape.js";
 export { rope } from "./rope.js";
 export { score } from "./score.js";
-export { valueLoss, type ValueLossOptions } from "./valueLoss.js";
+export { valueLoss, type ValueLossOptions } from "./value_loss.js";
