@@ -1,10 +1,12 @@
 /// <reference lib="esnext.disposable" preserve="true" />
-export { device, type Device, type DeviceKind, type DeviceOptions, type Recorded } from "./device/device.js";
+export type { Device, DeviceKind, Recorded } from "./device/device.js";
 export type { CodedError } from "./device/errors.js";
 export { math } from "./device/native.js";
+export { device, type DeviceOptions } from "./device/open.js";
 export { Random } from "./device/philox.js";
 export { scope, Tensor } from "./tensor/tensor.js";
-export { Parameter, Tape } from "./tensor/tape.js";
+export { Parameter } from "./tensor/parameter.js";
+export { Tape } from "./tensor/tape.js";
 export type { Input } from "./tensor/op.js";
 export * as ops from "./tensor/ops/index.js";
 

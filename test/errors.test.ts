@@ -574,12 +574,12 @@ describe("a model", () => {
     const weight = new Parameter("w", tensor([2, 3]));
     const optimizer = new AdamW([weight]);
     const failed = () => ops.embedding(Tensor.from(Int32Array.of(1, 9), [2], on), tensor([4, 3]));
-    run("accumulate", { x: tensor([2, 3]), y: weight.accumulator(0) });
+    run("accumulate", { x: tensor([2, 3]), y: weight.accumulator({ term: 0, count: 0 }) });
     const elsewhere = failed();
     expect(await optimizer.step(1e-3)).toBeCloseTo(Math.sqrt(6) * 0.1);
     await weight.value.read();
     await expectError(() => elsewhere.read(), RangeError, "ID", "embedding", "ids");
-    run("accumulate", { x: failed(), y: weight.accumulator(0) });
+    run("accumulate", { x: failed(), y: weight.accumulator({ term: 0, count: 0 }) });
     await expectError(() => optimizer.step(1e-3), RangeError, "ID", "embedding", "ids");
     await expectError(() => weight.value.read(), RangeError, "ID", "embedding", "ids");
     optimizer.dispose();

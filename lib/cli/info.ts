@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { cpus } from "node:os";
-import { device } from "../device/device.js";
+import { device } from "../device/open.js";
 import { fmaPeak, readBandwidth } from "../device/limits.js";
 import { native } from "../device/native.js";
 import { specs } from "../device/ops.js";

@@ -332,7 +332,7 @@ async function configured({ config: file, set = [], seed }: Common) {
 async function opened({ threads, ...options }: Common) {
   const [config, { device }, { progressTo }] = await Promise.all([
     configured(options),
-    import("../device/device.js"),
+    import("../device/open.js"),
     import("./progress.js"),
   ]);
   return { config, device: await device(undefined, { threads }), progress: progressTo() };

@@ -1,4 +1,5 @@
-import { device, type Device } from "../device/device.js";
+import type { Device } from "../device/device.js";
+import { device } from "../device/open.js";
 import { fmaPeak, readBandwidth } from "../device/limits.js";
 import { PlannedDevice } from "../device/planned.js";
 import { generate, requestsFor } from "../model/generate.js";

@@ -1,5 +1,5 @@
 import { krippendorff } from "./agreement.js";
-import { isNumber, type Row } from "./jsonl.js";
+import { isNumber, type Row } from "./row.js";
 import { Keys } from "./keys.js";
 import { labelEntry, type LabelEntry } from "./label_log.js";
 import { pairsOf } from "./labels.js";

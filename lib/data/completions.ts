@@ -1,4 +1,5 @@
-import { isNumber, isNumbers, readRows, writeJsonl, type Row } from "./jsonl.js";
+import { readRows, writeJsonl } from "./jsonl.js";
+import { isNumber, isNumbers, type Row } from "./row.js";
 
 /** A line of `rlhf collect`: a completion with the ids that were sampled and their log-probs. */
 export interface CompletionRow {

@@ -5,7 +5,7 @@ import { shown as text, typeError } from "../device/errors.js";
 import { syncFolder, writeFileDurably } from "../files/durable.js";
 import { isRanks, type Strength } from "./answers.js";
 import { checkedFields, withCrc, withoutCrc } from "../files/crc.js";
-import { isString, Row } from "./jsonl.js";
+import { isString, Row } from "./row.js";
 import { Lock } from "../files/lock.js";
 
 /** A line of the log: what one annotator did with one task. */

@@ -2,7 +2,7 @@ import { fork, type ChildProcess } from "node:child_process";
 import { readFile, stat } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { typeError } from "../device/errors.js";
-import { mostUnpacked, Row } from "./jsonl.js";
+import { mostUnpacked, Row } from "./row.js";
 
 // A few bytes of a hostile file can ask the reader for any number of rows, and some for ever. So it is a process of its own, which is
 // ended where it takes more memory or time than a file of this size may; a thread would take this one with it.

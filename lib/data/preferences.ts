@@ -1,5 +1,6 @@
 import type { ChatTemplate } from "../tokenizer/chat.js";
-import { isNumber, readRows, type Row } from "./jsonl.js";
+import { readRows } from "./jsonl.js";
+import { isNumber, type Row } from "./row.js";
 import { rendered, textsOf, type Text, type Texts } from "./texts.js";
 
 // The rows of TRL's data sets: prompts, demonstrations, preferences; and rankings, InstructGPT's K completions in order. Texts are

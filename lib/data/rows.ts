@@ -1,7 +1,8 @@
 import { stat } from "node:fs/promises";
 import { typeError } from "../device/errors.js";
 import { readListed } from "../files/sums.js";
-import { rowsOf, type Row } from "./jsonl.js";
+import { rowsOf } from "./jsonl.js";
+import type { Row } from "./row.js";
 
 /** Items that come one by one. */
 export type Source<T> = Iterable<T> | AsyncIterable<T>;

@@ -1,5 +1,5 @@
 import type { ChatTemplate, Message } from "../tokenizer/chat.js";
-import { isString, type Row } from "./jsonl.js";
+import { isString, type Row } from "./row.js";
 
 // The text columns of TRL's data sets, in the four ways that they come: plain or conversational, the prompt in a column of its
 // own or at the beginning of the completions.

@@ -1,4 +1,5 @@
-import { AddonDevice, type Placed, type Recorded } from "./device.js";
+import { AddonDevice } from "./addon.js";
+import type { Placed, Recorded } from "./device.js";
 import { BYTES, type OpSpec } from "./ops.js";
 
 /** What a run asks of a machine. */
@@ -41,7 +42,7 @@ export class PlannedDevice extends AddonDevice {
     threads: number,
     private readonly speed: Speed,
   ) {
-    super("cpu", undefined, threads, true);
+    super("cpu", undefined, threads, { planned: true });
   }
 
   override write(address: number, data: ArrayBufferView): void {

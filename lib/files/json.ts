@@ -22,3 +22,7 @@ export async function readObject(file: string): Promise<Record<string, unknown>>
     throw typeError("MODEL", `${file} is ${shown(json)}, wanted an object`);
   return json as Record<string, unknown>;
 }
+
+/** The ids of an entry that holds one, several or none. */
+export const tokenIds = (value: unknown): number[] =>
+  [value].flat().filter((id): id is number => typeof id === "number");

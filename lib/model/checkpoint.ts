@@ -1,12 +1,14 @@
 import { realpath } from "node:fs/promises";
 import { join } from "node:path";
-import { defaultDevice, type Device } from "../device/device.js";
+import type { Device } from "../device/device.js";
+import { defaultDevice } from "../device/open.js";
 import { typeError } from "../device/errors.js";
 import { ARRAYS, dtypeOf, Tensor, type Data } from "../tensor/tensor.js";
 import { fromHuggingFace, toHuggingFace, type ModelConfig } from "./config.js";
+import { baseFolder, isAdapter } from "../files/adapter.js";
 import { readObject } from "../files/json.js";
 import { writeListed } from "../files/listed.js";
-import { baseFolder, isAdapter, loadAdapter } from "./peft.js";
+import { loadAdapter } from "./peft.js";
 import { place, type Place } from "./places.js";
 import { readSafetensors, safetensors, type Writable } from "./safetensors.js";
 import { Transformer, weightShapes } from "./transformer.js";

@@ -1,5 +1,6 @@
 import { shown, typeError } from "../device/errors.js";
 import { math } from "../device/native.js";
+import { tokenIds } from "../files/json.js";
 
 /** The shape of a decoder-only transformer: GPT-2, Llama (SmolLM2), Qwen2, Qwen3, Mistral and what else fits these choices. */
 export interface ModelConfig {
@@ -104,10 +105,6 @@ export const longestSequence = ({ positions, context, window = Infinity }: Model
   positions === "learned" ? context : window;
 
 type Json = Record<string, unknown>;
-
-/** The ids of an entry that holds one, several or none. */
-export const tokenIds = (value: unknown): number[] =>
-  [value].flat().filter((id): id is number => typeof id === "number");
 
 /** Reads `config.json` of a Hugging Face directory. @throws TypeError `MODEL` for what is not supported, by name */
 export function fromHuggingFace(json: Json, where: string): ModelConfig {

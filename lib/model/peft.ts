@@ -3,6 +3,7 @@ import { join, resolve } from "node:path";
 import { shown, typeError } from "../device/errors.js";
 import { ARRAYS, Tensor } from "../tensor/tensor.js";
 import type { ModelConfig } from "./config.js";
+import { ADAPTER_CONFIG } from "../files/adapter.js";
 import { readObject } from "../files/json.js";
 import { writeListed } from "../files/listed.js";
 import { loraOf, loraShapes, type Lora } from "./lora.js";
@@ -12,7 +13,6 @@ import type { Transformer } from "./transformer.js";
 
 // A LoRA adapter as Hugging Face's PEFT keeps it: adapter_config.json, and adapter_model.safetensors with A and B by the names of the base's modules.
 
-const ADAPTER_CONFIG = "adapter_config.json";
 const WEIGHTS = "adapter_model.safetensors";
 /** What `saveAdapter` writes. */
 export const ADAPTER_FILES = [ADAPTER_CONFIG, WEIGHTS];
@@ -22,8 +22,6 @@ const SCORE = "base_model.model.score.weight";
 const VARIANTS =
   /^(use_.*|(?!eva_).*_config|rank_pattern|alpha_pattern|layer_replication|lora_bias|alora_invocation_tokens)$/;
 const DRAWN = ["gaussian", "orthogonal", "eva"];
-
-export const isAdapter = (folder: string): boolean => existsSync(join(folder, ADAPTER_CONFIG));
 
 /** Our factors: the key of each, and where the base has query, key and value in one layer, which third of its B. */
 function* factors(
@@ -40,31 +38,6 @@ function* factors(
       third: factor === "B" ? third : undefined,
     };
   }
-}
-
-/**
- * Where the weights of a model lie: the folder itself, or an adapter's base, which its config names by a path, from here or from the adapter's folder.
- * @throws TypeError `MODEL` for a base that is not there
- */
-export async function baseFolder(folder: string): Promise<string> {
-  if (!isAdapter(folder)) return folder;
-  const file = join(folder, ADAPTER_CONFIG);
-  const { base_model_name_or_path: base } = await readObject(file);
-  const found =
-    typeof base === "string"
-      ? [base, join(folder, base)].find((path) => existsSync(join(path, "config.json")))
-      : undefined;
-  if (found === undefined)
-    throw typeError(
-      "MODEL",
-      `${file}: base_model_name_or_path is ${shown(base)}, wanted the model directory that the adapter is for`,
-    );
-  if (isAdapter(found))
-    throw typeError(
-      "MODEL",
-      `${file}: base_model_name_or_path is ${shown(base)}, which is an adapter itself, wanted a whole model`,
-    );
-  return found;
 }
 
 async function readConfig(folder: string): Promise<{ rank: number; alpha: number; scores: boolean }> {

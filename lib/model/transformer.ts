@@ -4,7 +4,9 @@ import { Random } from "../device/philox.js";
 import * as ops from "../tensor/ops/index.js";
 import { run } from "../tensor/op.js";
 import { addTo } from "../tensor/ops/elementwise.js";
-import { activeTape, forget, Parameter, recomputed } from "../tensor/tape.js";
+import { Parameter } from "../tensor/parameter.js";
+import { activeRecorder } from "../tensor/recorder.js";
+import { forget, recomputed } from "../tensor/tape.js";
 import { scope, Tensor } from "../tensor/tensor.js";
 import { inverseFrequencies, longestSequence, type ModelConfig } from "./config.js";
 import { loraA, loraOf, loraShapes, type Lora, type LoraOptions } from "./lora.js";
@@ -337,7 +339,7 @@ export class Transformer {
   }
   private weight(name: string): Parameter | Tensor {
     const parameter = this.parameter(name);
-    const packed = activeTape() ? undefined : this.panels.get(parameter);
+    const packed = activeRecorder() ? undefined : this.panels.get(parameter);
     return packed?.version === parameter.version ? packed.panel : parameter;
   }
   private normed(x: Tensor, name: string): Tensor {
@@ -418,7 +420,7 @@ export class Transformer {
         return addTo(this.mlp(this.normed(y, `${layer}.mlpNorm`), layer), y);
       };
       const input = x;
-      if (activeTape()) x = recompute ? recomputed(input, block) : block(input);
+      if (activeRecorder()) x = recompute ? recomputed(input, block) : block(input);
       else x = scope(() => block(input)); // the next layer has its memory
     }
     return this.normed(x, "norm");

@@ -1,8 +1,10 @@
 import { arrayClass, kindOf, plain } from "../device/arrays.js";
-import { defaultDevice, type Device } from "../device/device.js";
+import type { Device } from "../device/device.js";
 import { rangeError, shown, typeError } from "../device/errors.js";
+import { defaultDevice } from "../device/open.js";
 import { specs, type Argument, type Dtype, type OpSpec } from "../device/ops.js";
-import { activeTape, Parameter, type Gradient } from "./tape.js";
+import { Parameter } from "./parameter.js";
+import { activeRecorder, type Gradient } from "./recorder.js";
 import { ARRAYS, arrayOf, findDtype, Tensor, withOwner, type Data } from "./tensor.js";
 
 /** What an op takes for a tensor: a tensor, a weight, or numbers (copied before the call returns); for int32 also those of 64 bits. */
@@ -35,8 +37,8 @@ export function run(
 ): Record<string, Tensor> {
   const spec = specs.get(name);
   if (!spec) throw typeError("OP", `there is no op "${name}"`);
-  const tape = activeTape(); // what a recorded op makes is the tape's, whatever scope stands between
-  const call = tape ? withOwner(tape, () => new Call(spec, args, sizes)) : new Call(spec, args, sizes);
+  const recorder = activeRecorder(); // what a recorded op makes is its, whatever scope stands between
+  const call = recorder ? withOwner(recorder, () => new Call(spec, args, sizes)) : new Call(spec, args, sizes);
   call.device.call(spec, call.values);
   for (const tensor of call.temporary) tensor.dispose(); // the queue is in order: freed memory is reused after this call
   call.record(gradient);
@@ -108,14 +110,14 @@ class Call {
   }
 
   record(gradient: Gradient | undefined): void {
-    const tape = activeTape();
-    if (!tape || !gradient || Object.keys(this.tracked).length === 0) return;
+    const recorder = activeRecorder();
+    if (!recorder || !gradient || Object.keys(this.tracked).length === 0) return;
     const made = Object.entries(this.outputs).filter(([name]) => !this.args[name] || this.args[name] === true);
     const again = () => {
       for (const tensor of Object.values(this.outputs)) if (tensor.disposed) tensor.revive(this.device);
       this.device.call(this.spec, this.values);
     };
-    tape.push({ inputs: this.tracked, outputs: Object.fromEntries(made), tensors: this.tensors, gradient, again });
+    recorder.push({ inputs: this.tracked, outputs: Object.fromEntries(made), tensors: this.tensors, gradient, again });
   }
 
   private findDevice(): Device {
@@ -194,9 +196,9 @@ class Call {
 
   private accumulator({ into }: Into): Tensor | undefined {
     const parameter = this.args[into];
-    const tape = activeTape();
-    return tape && parameter instanceof Parameter && parameter.trainable
-      ? parameter.accumulator(tape.nextUse(parameter))
+    const recorder = activeRecorder();
+    return recorder && parameter instanceof Parameter && parameter.trainable
+      ? parameter.accumulator(recorder.nextUse(parameter))
       : undefined;
   }
 
@@ -290,7 +292,7 @@ class Call {
     if (argument.kind === "ids") this.checkIds(array, where, this.letters[argument.limit]);
     if (argument.kind === "offsets") checkOffsets(array, where, this.letters[argument.limit]);
     const tensor = Tensor.from(array, [array.length], this.device);
-    if (!activeTape()) this.temporary.push(tensor);
+    if (!activeRecorder()) this.temporary.push(tensor);
     return tensor;
   }
 

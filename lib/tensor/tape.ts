@@ -1,118 +1,13 @@
 import { kindOf } from "../device/arrays.js";
-import { notPromise, shown, typeError, wantFunction } from "../device/errors.js";
-import type { Device } from "../device/device.js";
+import { notPromise, typeError, wantFunction } from "../device/errors.js";
+import { filled, NOBODY } from "./direct.js";
 import { run } from "./op.js";
+import { Parameter, type Use } from "./parameter.js";
+import { activeRecorder, recordedBy, type RecordedOp } from "./recorder.js";
 import { scope, Tensor, tensorsIn, withOwner, type Owner } from "./tensor.js";
 
-/**
- * A weight. It has one gradient accumulator per use (law of arithmetic, 5): per loss term and per place in its forward
- * pass, so that gradients do not depend on how an update is split into micro-batches.
- */
-export class Parameter {
-  /** No gradient flows to it while it is frozen. */
-  trainable = true;
-  /** One more for every change of what ops read. */
-  version = 0;
-  private readonly accumulators = new Map<number, Tensor>();
-  private rounded: Tensor | undefined;
-
-  constructor(
-    /** In its model. */
-    readonly name: string,
-    /** What the optimizer changes. */
-    readonly value: Tensor,
-  ) {
-    if (!(value instanceof Tensor))
-      throw typeError("ARGUMENT", `the value of ${shown(name)} is ${kindOf(value)}, wanted a tensor`);
-  }
-
-  /** What ops read: the value, or what it was rounded to. */
-  get working(): Tensor {
-    return this.rounded ?? this.value;
-  }
-  /** From now on ops read the value rounded to bf16, as it is now; gradients and steps stay those of the f32 value. One that is bf16 stays as it is. */
-  round(): void {
-    if (this.value.dtype === "bf16") return;
-    this.rounded ??= withOwner(NOBODY, () => Tensor.empty(this.value.shape, "bf16", this.value.device));
-    run("cast", { x: this.value, y: this.rounded });
-    this.version++;
-  }
-  /** To be called after a change of the value. */
-  changed(): void {
-    this.version++;
-    if (this.rounded) this.round();
-  }
-
-  /** The accumulator of a use, zero before the first gradient. */
-  accumulator(use: number): Tensor {
-    let accumulator = this.accumulators.get(use);
-    if (!accumulator) this.accumulators.set(use, (accumulator = zeros(this.value.shape, this.value.device)));
-    return accumulator;
-  }
-
-  /** The gradient: the accumulators added in the order of the uses, into the first of them. Undefined if there is none. */
-  gradient(): Tensor | undefined {
-    const [first, ...others] = [...this.accumulators.keys()].sort((a, b) => a - b);
-    if (first === undefined) return undefined;
-    const y = this.accumulators.get(first)!;
-    for (const use of others) {
-      const x = this.accumulators.get(use)!;
-      run("accumulate", { x, y });
-      x.dispose();
-      this.accumulators.delete(use);
-    }
-    return y;
-  }
-
-  /** Forgets the gradient. */
-  zeroGrad(): void {
-    for (const accumulator of this.accumulators.values()) accumulator.dispose();
-    this.accumulators.clear();
-  }
-
-  /** Frees the value and the gradient. */
-  dispose(): void {
-    this.zeroGrad();
-    this.rounded?.dispose();
-    this.value.dispose();
-  }
-}
-
-export const zeros = (shape: readonly number[], on: Device) => withOwner(NOBODY, () => filled(0, shape, on));
-const filled = (value: number, shape: readonly number[], on: Device) =>
-  run("fill", { value, y: Tensor.empty(shape, "f32", on) }).y;
-const NOBODY: Owner = { adopt: () => undefined };
-
-/** What a gradient function may ask of the tape. */
-export interface Wants {
-  /** Does a gradient flow to this input? */
-  needs(input: string): boolean;
-  /** The accumulator that this input's gradient is added to, or undefined if none is needed. */
-  into(input: string): Tensor | undefined;
-}
-
-/** From the gradients of the outputs (undefined where none came) and the op's tensors, the gradients of the inputs. */
-export type Gradient = (
-  d: Record<string, Tensor | undefined>,
-  t: Record<string, Tensor>,
-  wants: Wants,
-) => Record<string, Tensor | undefined | false> | void;
-
-interface Entry {
-  inputs: Record<string, Tensor | Parameter>;
-  uses: Record<string, number>;
-  outputs: Record<string, Tensor>;
-  tensors: Record<string, Tensor>;
-  gradient: Gradient;
-  /** Computes the outputs again, those that were freed too. */
-  again?: () => void;
-}
-
-let recording: Tape | undefined;
-
-/** The tape that records now, if any. */
-export function activeTape(): Tape | undefined {
-  return recording;
+interface Entry extends RecordedOp {
+  uses: Record<string, Use>;
 }
 
 /**
@@ -143,24 +38,20 @@ export class Tape implements Owner {
 
   /** Runs `f` and records its ops; the tensors that it returns are the caller's, the rest are the tape's. @throws TypeError `TAPE` if one records, `ASYNC` if `f` is asynchronous */
   record<T>(f: () => T): T {
-    if (recording) throw typeError("TAPE", "a tape is recording already");
+    if (activeRecorder()) throw typeError("TAPE", "a tape is recording already");
     return this.recordWithin(f);
   }
 
   private recordWithin<T>(f: () => T): T {
     wantFunction("f", f);
-    const outer = recording;
-    recording = this;
     try {
-      const result = withOwner(this, f);
+      const result = recordedBy(this, () => withOwner(this, f));
       notPromise("record", result);
       for (const tensor of tensorsIn(result)) this.owned.delete(tensor);
       return result;
     } catch (error) {
       this.dispose();
       throw error;
-    } finally {
-      recording = outer;
     }
   }
 
@@ -206,20 +97,20 @@ export class Tape implements Owner {
   }
 
   /** @internal Called by `run` for an op with an input that a gradient flows to. */
-  push(entry: Omit<Entry, "uses">): void {
-    const uses: Record<string, number> = {};
-    for (const [name, input] of Object.entries(entry.inputs))
+  push(op: RecordedOp): void {
+    const uses: Record<string, Use> = {};
+    for (const [name, input] of Object.entries(op.inputs))
       if (input instanceof Parameter) {
         uses[name] = this.nextUse(input);
         this.uses.set(input, (this.uses.get(input) ?? 0) + 1);
       }
-    for (const output of Object.values(entry.outputs)) output.tracked = true;
-    this.entries.push({ ...entry, uses });
+    for (const output of Object.values(op.outputs)) output.tracked = true;
+    this.entries.push({ ...op, uses });
   }
 
   /** @internal The use that the parameter's next op is. */
-  nextUse(parameter: Parameter): number {
-    return this.term * 1000 + (this.uses.get(parameter) ?? 0);
+  nextUse(parameter: Parameter): Use {
+    return { term: this.term, count: this.uses.get(parameter) ?? 0 };
   }
 
   /**
@@ -322,12 +213,18 @@ export class Tape implements Owner {
   }
 }
 
+function activeTape(): Tape | undefined {
+  const recorder = activeRecorder();
+  return recorder instanceof Tape ? recorder : undefined;
+}
+
 /**
  * f(x), of which the tape keeps x alone: backward runs f again (gradient checkpointing, Chen et al. 2016). The gradients have the
  * bits that they have without. A loss has no place in f: its gradient comes with its forward pass, which runs twice.
  */
 export function recomputed(x: Tensor, f: (x: Tensor) => Tensor): Tensor {
-  return recording ? recording.recompute(x, f) : f(x);
+  const tape = activeTape();
+  return tape ? tape.recompute(x, f) : f(x);
 }
 
 /**
@@ -335,7 +232,8 @@ export function recomputed(x: Tensor, f: (x: Tensor) => Tensor): Tensor {
  * gradient needs it. Without a tape it does nothing.
  */
 export function forget(...xs: Tensor[]): void {
-  for (const x of xs) recording?.forget(x);
+  const tape = activeTape();
+  for (const x of xs) tape?.forget(x);
 }
 
 // An op may hand the gradient that it got, or an output of its own, on as the gradient of an input.

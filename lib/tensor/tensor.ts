@@ -1,6 +1,7 @@
 import { kindOf, plain } from "../device/arrays.js";
-import { defaultDevice, type Device, type Placed } from "../device/device.js";
+import type { Device, Placed } from "../device/device.js";
 import { notPromise, rangeError, shown, typeError, wantFunction } from "../device/errors.js";
+import { defaultDevice } from "../device/open.js";
 import { BYTES, type Dtype } from "../device/ops.js";
 import { toHalf } from "./half.js";
 

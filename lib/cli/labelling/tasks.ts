@@ -1,4 +1,5 @@
-import { rowsOf, type Row } from "../../data/jsonl.js";
+import { rowsOf } from "../../data/jsonl.js";
+import type { Row } from "../../data/row.js";
 import { task, type Task } from "../../data/labelling.js";
 import { pairsOf } from "../../data/labels.js";
 import { endsOf } from "../../data/preferences.js";

@@ -1,7 +1,7 @@
 import { createHash, type Hash } from "node:crypto";
 import { open, readdir, stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { baseFolder } from "../../model/peft.js";
+import { baseFolder } from "../../files/adapter.js";
 import { digestIn, startOf } from "../../model/safetensors.js";
 
 /** What a run is given beside its configuration: files and folders of models by the option that names them, and words. */

@@ -1,4 +1,5 @@
-import { rowsOf, type Row } from "../../data/jsonl.js";
+import { rowsOf } from "../../data/jsonl.js";
+import type { Row } from "../../data/row.js";
 import { endsOf } from "../../data/preferences.js";
 import { rendered, textsOf } from "../../data/texts.js";
 import { longestSequence } from "../../model/config.js";

@@ -1,7 +1,8 @@
 import { rangeError } from "../../device/errors.js";
 import { math } from "../../device/native.js";
 import { run } from "../../tensor/op.js";
-import { zeros, type Parameter } from "../../tensor/tape.js";
+import { zeros } from "../../tensor/direct.js";
+import type { Parameter } from "../../tensor/parameter.js";
 import { Tensor, type Data } from "../../tensor/tensor.js";
 
 /** Options of AdamW. */

@@ -1,6 +1,6 @@
 import { rangeError } from "../../device/errors.js";
 import { optionsOf, run, shapeOfInput, type Input } from "../op.js";
-import { Parameter } from "../tape.js";
+import { Parameter } from "../parameter.js";
 import { Tensor } from "../tensor.js";
 import type { KlEstimator } from "./policy_loss.js";
 

@@ -1,5 +1,5 @@
 import { run, wantTensor, type Input } from "../op.js";
-import { activeTape } from "../tape.js";
+import { activeRecorder } from "../recorder.js";
 import { Tensor, withOwner } from "../tensor.js";
 
 /** x in another dtype, f32 or bf16 (to nearest, ties to even; a NaN stays one). No gradient flows through it. */
@@ -16,7 +16,7 @@ export function add(a: Input, b: Input): Tensor {
 /** @internal y + x, where y was: for an output of `linear`, whose numbers no gradient needs. */
 export function addTo(y: Tensor, x: Tensor): Tensor {
   run("accumulate", { x, y });
-  const tape = activeTape();
+  const tape = activeRecorder();
   if (!tape || !(y.tracked || x.tracked)) return y;
   const sum = withOwner(tape, () => y.reshape(y.shape));
   tape.push({ inputs: { y, x }, outputs: { sum }, tensors: {}, gradient: ({ sum: d }) => ({ y: d, x: d }) });

@@ -1,6 +1,7 @@
 import { rangeError, typeError } from "../../device/errors.js";
 import { optionsOf, run, shapeOfInput, type Input } from "../op.js";
-import { endOfTape, Parameter } from "../tape.js";
+import { Parameter } from "../parameter.js";
+import { endOfTape } from "../tape.js";
 import { Tensor } from "../tensor.js";
 import type { Loss } from "./policy_loss.js";
 

@@ -1,11 +1,11 @@
 import { wantTensor } from "../op.js";
-import { activeTape } from "../tape.js";
+import { activeRecorder } from "../recorder.js";
 import { withOwner, type Tensor } from "../tensor.js";
 
 /** The same numbers under another shape of the same size; no copy. @throws RangeError `SHAPE` */
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   wantTensor("reshape: x", x);
-  const tape = activeTape();
+  const tape = activeRecorder();
   if (!tape) return x.reshape(shape);
   const y = withOwner(tape, () => x.reshape(shape));
   if (x.tracked)

@@ -1,6 +1,5 @@
-import { grid } from "../call.js";
+import { grid, type Run } from "../call.js";
 import { f32, u32 } from "../queue.js";
-import type { Run } from "./index.js";
 
 export const advantage: Record<string, Run> = {
   gae(call) {

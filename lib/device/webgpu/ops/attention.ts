@@ -1,7 +1,6 @@
-import { grid, type Call } from "../call.js";
+import { grid, type Call, type Run } from "../call.js";
 import type { Region } from "../memory.js";
 import { f32, read, u32, write, type Scalar } from "../queue.js";
-import type { Run } from "./index.js";
 
 const FORWARD = ["math", "attention_common", "attention"];
 const BACKWARD = ["math", "attention_common", "attention_grad"];

@@ -1,7 +1,6 @@
-import { grid, type Call } from "../call.js";
+import { grid, type Call, type Run } from "../call.js";
 import { f32, read, u32, write, type Scalar } from "../queue.js";
 import type { Region } from "../memory.js";
-import type { Run } from "./index.js";
 
 const files = ["math", "reduce", "elementwise"];
 const BLOCK = 4096; // elements of a sum

@@ -1,8 +1,7 @@
-import { grid, type Call } from "../call.js";
+import { grid, type Call, type Run } from "../call.js";
 import type { Region } from "../memory.js";
 import { f32, read, u32, write, type Binding } from "../queue.js";
 import { PolicyLoss } from "./losses.js";
-import type { Run } from "./index.js";
 
 /** The files of a kernel one of whose operands may be f16. */
 const files = (operand: Factor, ...others: string[]) => [

@@ -1,7 +1,6 @@
-import { grid, type Call } from "../call.js";
+import { grid, type Call, type Run } from "../call.js";
 import type { Region } from "../memory.js";
 import { f32, pair, read, u32, write, type Scalar } from "../queue.js";
-import type { Run } from "./index.js";
 
 const BLOCK = 4096; // tokens, or pairs, of a partial sum
 const POLICY = ["math", "reduce", "token_loss", "policy_loss"];

@@ -1,8 +1,7 @@
-import { grid, type Call } from "../call.js";
+import { grid, type Call, type Run } from "../call.js";
 import { SLOTS } from "../faults.js";
 import type { Region } from "../memory.js";
 import { f32, read, u32, write } from "../queue.js";
-import type { Run } from "./index.js";
 
 const files = ["math", "reduce", "sequence"];
 const MOMENTS = ["math", "reduce", "moments"];
