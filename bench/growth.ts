@@ -1,5 +1,5 @@
 import { attention, batch } from "../test/ops/attention.js";
-import { head, linearLogprob } from "../test/ops/logprob.js";
+import { head, linearLogprob } from "../test/ops/linear_head.js";
 import type { Device } from "../lib/index.js";
 import { BATCH, DATA_ROWS, epochOrder, stepData } from "./data.js";
 import { prepared, type Prepared } from "./kernels.js";

@@ -1,15 +1,10 @@
-// Advantages, token rewards, whitening, moments, sums per sequence.
+// Generalised advantage estimation (Schulman et al. 2016, eq. 16), backwards over each sequence:
+//   delta[t] = fma(gamma, v[t+1], r[t]) - v[t],   A[t] = fma(gamma lambda, A[t+1], delta[t]),   v = A = 0 past the end
+// rewards, values, advantages, returns: f32 [N] packed by cu_seqlens i32 [B+1], or [B,T] with a mask. A masked token is
+// passed over: it leaves v[t+1] and A[t+1] as they are, and its outputs are 0.
 //
-//   gae (Schulman et al. 2016, eq. 16):  delta[t] = fma(gamma, v[t+1], r[t]) - v[t],  A[t] = fma(gamma lambda, A[t+1],
-//   delta[t])
-//     backwards from 0 and 0; a masked token is passed over: it leaves v[t+1] and A[t+1] as they are, and its outputs
-//     are 0
-//   whiten: (x - mean) * factor [+ mean]; verl and trl: variance / (n - 1), 1 / sqrt(var + 1e-8); openrlhf: variance /
-//   n,
-//     1 / sqrt(max(var, 1e-8))
-//
-// Law: gae is one chain per sequence, in f32; sums over tokens by law 4.
-// Plan of gae: a chunk of 512 tokens of eight sequences at once, from their ends: what does not depend on the token
+// Law: one chain per sequence, in f32.
+// Plan: a chunk of 512 tokens of eight sequences at once, from their ends: what does not depend on the token
 // after it by vectors along the sequence, then the eight chains token by token (two multiply-adds a cycle, each of
 // four; with AVX2 eight tokens are turned, so that one takes all eight), then the returns; large results past the
 // caches; sequences over threads.
@@ -35,8 +30,6 @@
 // (8 %), asking into L1 (5) or not at all (22), ordinary stores (15); sequences in order of their lengths, so that
 // eight that go together are alike (5 % with one thread, half as much again with two, probably since neighbours' lines
 // go from core to core).
-#include "kernels/cpu/math.h"
-#include "kernels/cpu/sums.h"
 #include "kernels/cpu/transpose.h"
 
 namespace rlhf::RLHF_ISA {
@@ -200,8 +193,6 @@ RLHF_INLINE void gae_all(Context& ctx, int64_t sequences, int64_t tokens, double
   });
 }
 
-RLHF_INLINE D ones(B counts) { return widen(select(counts, set(1.0f), zero())); }
-
 }  // namespace
 
 void gae(Context& ctx, const gae_args& a) {
@@ -216,89 +207,6 @@ void gae_padded(Context& ctx, const gae_padded_args& a) {
   gae_all(ctx, a.mask.dim[0], a.mask.size(), a.gamma, a.lambda, [&](int64_t b) {
     return Row{a.rewards.row(b), a.values.row(b), a.mask.row(b), a.advantages.row(b), a.returns.row(b), a.mask.dim[1]};
   });
-}
-
-void token_rewards(Context& ctx, const token_rewards_args& a) {
-  const V coef = set(float(-a.kl_coef)), half = set(0.5f);
-  ctx.split(a.logp.dim[0], LANES, 16384, [&](int64_t begin, int64_t end) {
-    each_vector(begin, end, [&](int64_t i, int n) {
-      const V d = load(&a.logp[i], n) - load(&a.ref_logp[i], n);
-      V kl = d;
-      if (a.estimator == KlEstimator::abs) kl = abs(d);
-      if (a.estimator == KlEstimator::k2) kl = half * (d * d);
-      if (a.estimator == KlEstimator::k3) {
-        const V k3 = expm1(-d) + d;
-        kl = select(isnan(k3), k3, min(k3, set(10.0f)));
-      }
-      store(&a.kl[i], kl, n), store(&a.rewards[i], a.kl_coef != 0 ? coef * kl : zero(), n);
-    });
-  });
-  for (int64_t b = 0; b < a.scores.dim[0]; b++)
-    if (a.cu_seqlens[b] < a.cu_seqlens[b + 1])
-      a.rewards[a.cu_seqlens[b + 1] - 1] = a.rewards[a.cu_seqlens[b + 1] - 1] + a.scores[b];
-}
-
-void whiten(Context& ctx, const whiten_args& a) {
-  const auto counted = [&](int64_t i, int n) { return unmasked(a.mask, i, n); };
-  const double count = packed_total(0, a.cu_seqlens, [&](int64_t i, int n) { return ones(counted(i, n)); });
-  const double mean = packed_total(0, a.cu_seqlens, [&](int64_t i, int n) {
-    return widen(load_where(&a.x[i], n, counted(i, n)));
-  }) / count;
-  const double squares = packed_total(0, a.cu_seqlens, [&](int64_t i, int n) {
-    const B counts = counted(i, n);
-    const D d = (widen(load_where(&a.x[i], n, counts)) - setd(mean)) * ones(counts);
-    return d * d;
-  });
-  const bool biased = a.form == Whitening::openrlhf;
-  const double variance = squares / (biased ? count : count - 1);
-  if (!biased && count < 2 && count > 0) return ctx.fail("whitening needs at least two unmasked tokens");
-  const double factor = 1 / __builtin_sqrt(biased ? (variance > 1e-8 ? variance : 1e-8) : variance + 1e-8);
-  ctx.split(a.x.dim[0], LANES, 16384, [&](int64_t begin, int64_t end) {
-    each_vector(begin, end, [&](int64_t i, int n) {
-      const B counts = counted(i, n);
-      const D y = (widen(load_where(&a.x[i], n, counts)) - setd(mean)) * setd(factor) + setd(a.shift_mean ? 0 : mean);
-      store(&a.y[i], select(counts, narrow(y), zero()), n);
-    });
-  });
-}
-
-void moments(Context&, const moments_args& a) {
-  double low = __builtin_inf(), high = -__builtin_inf(), bad = 0;
-  const auto each = [&](auto&& f) {
-    return packed_total(0, a.cu_seqlens, [&](int64_t i, int n) { return f(i, n, unmasked(a.mask, i, n)); });
-  };
-  a.moments[0] = each([&](int64_t, int, B counts) { return ones(counts); });
-  a.moments[1] = each([&](int64_t i, int n, B counts) { return widen(load_where(&a.x[i], n, counts)); });
-  a.moments[2] = each([&](int64_t i, int n, B counts) {
-    const D x = widen(load_where(&a.x[i], n, counts));
-    return x * x;
-  });
-  for (int64_t i = 0; i < a.x.dim[0]; i++) {
-    if (a.mask && a.mask[i] == 0) continue;
-    const double x = a.x[i];
-    if (x != x) bad = x;
-    if (x < low) low = x;
-    if (x > high) high = x;
-  }
-  a.moments[3] = bad != bad ? bad : low, a.moments[4] = bad != bad ? bad : high;
-}
-
-void sequence_sum(Context& ctx, const sequence_sum_args& a) {
-  ctx.split(a.y.dim[0], 1, 1 + 16384 * a.y.dim[0] / (a.x.dim[0] + 1), [&](int64_t first_sequence, int64_t last) {
-    for (int64_t b = first_sequence; b < last; b++) {
-      const int64_t begin = a.cu_seqlens[b], end = a.cu_seqlens[b + 1];
-      const double total = sequence_total(0, begin, end, [&](int64_t i, int n) { return widen(load(&a.x[i], n)); });
-      a.y[b] = float(a.mean && end > begin ? total / double(end - begin) : total);
-    }
-  });
-}
-
-void sequence_sum_grad(Context&, const sequence_sum_grad_args& a) {
-  for (int64_t b = 0; b < a.dy.dim[0]; b++) {
-    const int64_t begin = a.cu_seqlens[b], end = a.cu_seqlens[b + 1];
-    const V d = set(a.mean ? float(double(a.dy[b]) / double(end - begin)) : a.dy[b]);
-    each_vector(begin, end, [&](int64_t i, int n) { store(&a.dx[i], d, n); });
-  }
 }
 
 }  // namespace rlhf::RLHF_ISA

@@ -229,7 +229,7 @@ RLHF_INLINE void fetch(const float* from, int64_t n) {
 }
 
 // n keys into the panel [D][64] from its column `at`.
-__attribute__((noinline)) void pack_keys(
+__attribute__((noinline, unused)) void pack_keys(
     const float* from, int64_t stride, int64_t n, int64_t D, float* panel, int64_t at) {
   transpose(from, stride, n, D, panel + at, TILE);
 }

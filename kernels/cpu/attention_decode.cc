@@ -1,8 +1,6 @@
-// Attention of one new token per sequence against a cache of keys and values, and the cache's own writes.
+// Attention of one new token per sequence against a cache of keys and values (kv_cache.cc).
 //
-//   cache of a layer: k, v [S,G,T,D], slot by slot, T a multiple of 64. Within a slot and head, keys lie as panels
-//   [T/64][D][64] and values as rows [T][D]: what a tile of the online softmax reads, so keys and values stream once.
-//   attention_decode: q [B,H,D], the first lengths[b] tokens of slot slots[b] -> o [B,H,D]
+//   q [B,H,D], the first lengths[b] tokens of slot slots[b] -> o [B,H,D]
 //
 // Law: the tiles, chains and joins of attention (one function serves both), so o is bit for bit the row that attention
 // gives for the same token. What the cache holds beyond lengths[b] enters no sum.
@@ -14,44 +12,6 @@
 #include "kernels/cpu/attention.h"
 
 namespace rlhf::RLHF_ISA {
-
-// Tokens in order, so that the last one written to a place stays; the columns of the heads are shared among the
-// threads.
-void kv_write(Context& ctx, const kv_write_args& a) {
-  const int64_t N = a.k.dim[0], G = a.k.dim[1], D = a.k.dim[2], T = a.k_cache.dim[2];
-  if (ctx.measuring) return;
-  if (T % TILE) return ctx.fail("the capacity of the cache must be a multiple of 64");
-  ctx.split(G * D, LANES, (1 << 16) / most(1, N), [&](int64_t begin, int64_t end) {
-    for (int64_t n = 0, run; n < N; n += run) {
-      const int64_t at = a.positions[n];
-      for (run = 1;
-           n + run < N && a.slots[n + run] == a.slots[n] && a.positions[n + run] == at + run && (at + run) % TILE;
-           run++) {}
-      for (int64_t column = begin; column < end;) {
-        const int64_t g = column / D, d = column % D, columns = least(end - column, D - d);
-        const int64_t head = (a.slots[n] * G + g) * T * D;
-        float* keys = a.k_cache.data + head + at / TILE * TILE * D;
-        for (int64_t i = 0; i < run; i++)
-          memcpy(a.v_cache.data + head + (at + i) * D + d, a.v.row(n + i) + column, size_t(columns) * sizeof(float));
-        pack_keys(a.k.row(n) + column, a.k.stride, run, columns, keys + d * TILE, at % TILE);
-        column += columns;
-      }
-    }
-  });
-}
-
-void kv_copy(Context& ctx, const kv_copy_args& a) {
-  const int64_t size = a.k_cache.dim[1] * a.k_cache.dim[2] * a.k_cache.dim[3], M = a.from.dim[0];
-  if (ctx.measuring) return;
-  ctx.split(size, 1024, 1 << 16, [&](int64_t begin, int64_t end) {
-    for (int64_t m = 0; m < M; m++) {
-      if (a.from[m] == a.to[m]) continue;
-      const int64_t from = a.from[m] * size + begin, to = a.to[m] * size + begin;
-      memcpy(a.k_cache.data + to, a.k_cache.data + from, size_t(end - begin) * sizeof(float));
-      memcpy(a.v_cache.data + to, a.v_cache.data + from, size_t(end - begin) * sizeof(float));
-    }
-  });
-}
 
 void attention_decode(Context& ctx, const attention_decode_args& a) {
   const int64_t B = a.q.dim[0], H = a.q.dim[1], D = a.q.dim[2], G = a.k_cache.dim[1], T = a.k_cache.dim[2];

@@ -10,7 +10,7 @@
 // own 2 %; in functions of their own over what is held in a cache, 10 % for 20 lines, not kept. Zen 5, AVX-512, 2
 // cores, two threads: 0.14 to 0.18 ms, 62 % to all of the limit. Intel Xeon (Sapphire Rapids or later, L2 of 2 MB),
 // AVX-512, 2 cores, two threads: 0.32 to 0.42 ms, 72 to 93 %, 2.6 times torch compiled.
-#include "kernels/cpu/policy_loss.h"
+#include "kernels/cpu/token_loss.h"
 
 namespace rlhf::RLHF_ISA {
 namespace {

@@ -8,24 +8,6 @@ namespace rlhf::cuda {
 
 #if RLHF_DEVICE_CODE
 
-KERNEL(sequence_weights, WeightParams, 128) {
-  const int64_t b = int64_t(block_x()) * 4 + warp();
-  if (b >= p.B) return;
-  int64_t n = 0;
-  if (p.error[0] == 0) {
-    const int64_t begin = p.offsets[b], end = p.offsets[b + 1];
-    if (!p.mask) n = end - begin;
-    else {
-      int64_t own = 0;
-      for (int64_t i = begin + lane(); i < end; i += 32) own += p.mask[i] != 0;
-      for (int step = 16; step; step /= 2) own += shuffle_xor(own, step);
-      n = own;
-    }
-  }
-  if (lane() == 0)
-    p.weights[b] = n == 0 ? 0.0f : float(p.per_sequence ? 1 / (p.denominator * double(n)) : 1 / p.denominator);
-}
-
 struct PolicyToken {
   float loss = 0, dlogp = 0, kl = 0, dkl = 0, d = 0, ratio = 0, k3 = 0;
   bool clipped = false, clipped_c = false;
@@ -77,8 +59,8 @@ DEVICE PolicyToken policy_token(
 KERNEL(policy_tokens, PolicyParams, 256) {
   double sums[POLICY_SUMS] = {};
   const bool bad = p.error[0] != 0;
-  const int64_t first = p.begin + block_x() * POLICY_TOKENS;
-  for (int64_t i = first + 4 * thread(); i < first + POLICY_TOKENS && i < p.end; i += 4 * 256) {
+  const int64_t first = p.begin + block_x() * LOSS_TOKENS;
+  for (int64_t i = first + 4 * thread(); i < first + LOSS_TOKENS && i < p.end; i += 4 * 256) {
     float logp[4], old_logp[4], A[4], ref_logp[4] = {}, importance[4] = {}, entropy[4] = {}, dlogp[4], dentropy[4];
     int32_t mask[4] = {1, 1, 1, 1};
     load_four(p.logp, i, p.end, p.vector, logp), load_four(p.old_logp, i, p.end, p.vector, old_logp),
@@ -136,7 +118,7 @@ void policy_loss(Context& ctx, const policy_loss_args& a) {
   if (a.entropy_coef != 0 && !a.entropy) return ctx.fail("entropy_coef is not 0, and entropy is missing");
   Workspace w{base};
   const PolicySums sums(a, w);
-  policy_weights(ctx, a, sums.weights, a.logp.dim[0]);
+  weigh_sequences(ctx, a, sums.weights, a.logp.dim[0]);
   policy_sums(ctx, a, sums, global(a.logp), global(a.entropy), global(a.dlogp), global(a.dentropy));
 }
 #endif

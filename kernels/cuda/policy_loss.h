@@ -1,12 +1,11 @@
-// The policy's loss per token on the GPU, shared by policy_loss.cu and linear_policy_loss.cu; the formulas are those of
+// The policy's loss per token on the GPU, shared by policy_loss.cu and linear_head.cu; the formulas are those of
 // kernels/cpu/policy_loss.h. Statistics: 4,096 tokens a block in f64, blocks added in order: two launches, no atomics.
 #pragma once
-#include "kernels/cuda/sums.h"
+#include "kernels/cuda/token_loss.h"
 
 namespace rlhf::cuda {
 
 constexpr int POLICY_SUMS = 10;  // policy, kl, entropy, clipped, clipped_c, k1, k3, ratio (weighted), tokens, moved
-constexpr int64_t POLICY_TOKENS = 4096;  // of a block
 
 struct PolicyParams {
   Global<const float> logp, old_logp, advantages, ref_logp, importance, entropy;
@@ -30,15 +29,6 @@ struct PolicyFinishParams {
   Latch error;
 };
 
-struct WeightParams {
-  Global<const int32_t> mask, offsets;
-  Global<float> weights;  // [B]
-  int64_t B;
-  double denominator;
-  int32_t per_sequence;  // the mean over a sequence's tokens
-  Latch error;
-};
-
 #if RLHF_HOST_CODE
 
 // Workspace of the loss: the weights of the sequences, the sums of the blocks.
@@ -48,20 +38,10 @@ struct PolicySums {
   int64_t blocks;
   template <class A>
   PolicySums(const A& a, Workspace& w)
-      : weights(w.take<float>(a.cu_seqlens.dim[0])), blocks((a.advantages.dim[0] + POLICY_TOKENS - 1) / POLICY_TOKENS) {
+      : weights(w.take<float>(a.cu_seqlens.dim[0])), blocks((a.advantages.dim[0] + LOSS_TOKENS - 1) / LOSS_TOKENS) {
     partial = w.take<double>(blocks * POLICY_SUMS);
   }
 };
-
-// Checks the offsets and weighs the sequences. Before the other two.
-template <class A>
-void policy_weights(Context& ctx, const A& a, const Global<float>& weights, int64_t tokens) {
-  check_offsets(ctx, a.cu_seqlens, tokens);
-  const int64_t B = a.cu_seqlens.dim[0] - 1;
-  const WeightParams p{global(a.mask), global(a.cu_seqlens), weights, B, a.denominator,
-      a.aggregation == Aggregation::seq_mean_token_mean, latch_of(ctx)};
-  launch(ctx, "sequence_weights", {(B + 3) / 4}, 128, 0, p);
-}
 
 template <class A>
 PolicyParams policy_params(Context& ctx, const A& a, const PolicySums& sums, Global<const float> logp) {
@@ -87,7 +67,7 @@ void policy_gradients(Context& ctx, const A& a, const PolicySums& sums, Global<c
     int64_t count, Global<float> dlogp, Global<float> dentropy) {
   PolicyParams p = policy_params(ctx, a, sums, logp);
   p.begin = begin, p.end = begin + count, p.dlogp = dlogp, p.dentropy = dentropy, p.vector = p.vector && begin % 4 == 0;
-  launch(ctx, "policy_tokens", {(count + POLICY_TOKENS - 1) / POLICY_TOKENS}, 256, 0, p);
+  launch(ctx, "policy_tokens", {(count + LOSS_TOKENS - 1) / LOSS_TOKENS}, 256, 0, p);
 }
 
 // The loss and the statistics, continued, over all tokens; the gradients in the same pass where dlogp is given.

@@ -1,6 +1,6 @@
 // The value loss of PPO: 0.5 max((v - R)^2, (clip(v, old - range, old + range) - R)^2) per token, weighted as the
 // policy's loss, with its gradient w (v - R), 0 where the clipped square is strictly larger. Plan: as policy_loss.cu.
-#include "kernels/cuda/policy_loss.h"
+#include "kernels/cuda/token_loss.h"
 
 namespace rlhf::cuda {
 
@@ -31,8 +31,8 @@ struct ValueFinishParams {
 KERNEL(value_tokens, ValueParams, 256, 4) {
   double sums[VALUE_SUMS] = {};
   const bool bad = p.error[0] != 0;
-  const int64_t first = block_x() * POLICY_TOKENS;
-  for (int64_t i = first + 4 * thread(); i < first + POLICY_TOKENS && i < p.M; i += 4 * 256) {
+  const int64_t first = block_x() * LOSS_TOKENS;
+  for (int64_t i = first + 4 * thread(); i < first + LOSS_TOKENS && i < p.M; i += 4 * 256) {
     float values[4], old_values[4] = {}, returns[4], dvalues[4];
     int32_t mask[4] = {1, 1, 1, 1};
     load_four(p.values, i, p.M, p.vector, values), load_four(p.returns, i, p.M, p.vector, returns);
@@ -77,7 +77,7 @@ KERNEL(value_finish, ValueFinishParams, 32) {
 
 #if RLHF_HOST_CODE
 void value_loss(Context& ctx, const value_loss_args& a) {
-  const int64_t M = a.values.dim[0], B = a.cu_seqlens.dim[0] - 1, blocks = (M + POLICY_TOKENS - 1) / POLICY_TOKENS;
+  const int64_t M = a.values.dim[0], B = a.cu_seqlens.dim[0] - 1, blocks = (M + LOSS_TOKENS - 1) / LOSS_TOKENS;
   const auto plan = [&](char* base, Global<float>& weights, Global<double>& partial) {
     Workspace w{base};
     weights = w.take<float>(B + 1), partial = w.take<double>(blocks * VALUE_SUMS);
@@ -90,7 +90,7 @@ void value_loss(Context& ctx, const value_loss_args& a) {
   plan(base, weights, partial);
   if (a.clip_range < __builtin_inf() && !a.old_values)
     return ctx.fail("clip_range is given, and old_values is missing");
-  policy_weights(ctx, a, weights, M);
+  weigh_sequences(ctx, a, weights, M);
   const bool vector = at_16_bytes(a.values.data) && at_16_bytes(a.old_values.data) && at_16_bytes(a.returns.data) &&
                       at_16_bytes(a.mask.data) && at_16_bytes(a.dvalues.data);
   const ValueParams p{global(a.values), global(a.old_values), global(a.returns), global(a.mask), global(a.cu_seqlens),

@@ -1,4 +1,3 @@
-import { ops } from "../../lib/index.js";
 import { constant, normal, offsets, sequences, truth, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
@@ -26,12 +25,13 @@ function chain(
   return { advantages, returns };
 }
 
-const mask = (random: Random, shape: readonly number[]): Numbers => ({
+/** Tokens that count: three of four. */
+export const mask = (random: Random, shape: readonly number[]): Numbers => ({
   shape,
   data: Int32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => Number(random.below(4) > 0)),
 });
 /** Masked slots hold anything. */
-function poisoned(values: Numbers, { data }: Numbers, random: Random): Numbers {
+export function poisoned(values: Numbers, { data }: Numbers, random: Random): Numbers {
   return {
     shape: values.shape,
     data: Float32Array.from(values.data, (x, i) => (data[i] ? x : random.pick([NaN, Infinity, 1e30]))),
@@ -151,117 +151,4 @@ export const gaePadded = truth({
         lambda: 0.95,
       };
     }),
-});
-
-const estimators: Record<string, (d: number, f: Round) => number> = {
-  k1: (d) => d,
-  abs: (d) => Math.abs(d),
-  k2: (d, f) => f(f(d * d) / 2),
-  k3: (d, f) => Math.min(f(f(Math.expm1(-d)) + d), 10),
-};
-export const tokenRewards = truth({
-  op: "tokenRewards",
-  reference({ logp, refLogp, scores, cuSeqlens, klCoef, estimator }: Widened, f) {
-    const kl = Array.from(logp as number[], (v, i) => estimators[estimator](f(v - refLogp[i]), f));
-    const rewards = kl.map((v) => f(-f(klCoef) * v));
-    sequences(cuSeqlens).forEach(([a, b], i) => {
-      if (b > a) rewards[b - 1] = f(rewards[b - 1] + scores[i]);
-    });
-    return { rewards, kl };
-  },
-  draw: (random) =>
-    Object.keys(estimators).map((estimator): Case => ({
-      logp: normal(random, [41]),
-      refLogp: normal(random, [41]),
-      scores: normal(random, [4]),
-      cuSeqlens: offsets([3, 0, 37, 1]),
-      klCoef: 0.25,
-      estimator,
-    })),
-  extremes: () => [
-    {
-      logp: constant([3], -50),
-      refLogp: constant([3], 0),
-      scores: constant([1], 1),
-      cuSeqlens: offsets([3]),
-      klCoef: 1,
-      estimator: "k3",
-    },
-  ],
-});
-
-export const whiten = truth({
-  op: "whiten",
-  reference({ x, mask, shiftMean, form }: Widened, f) {
-    const kept = Array.from(x as number[]).filter((_, i) => !mask || mask[i]);
-    const mean = kept.reduce((a, b) => f(a + b), 0) / kept.length;
-    const squares = kept.reduce((a, b) => f(a + f((b - mean) * (b - mean))), 0);
-    const biased = form === "openrlhf";
-    const variance = squares / (biased ? kept.length : kept.length - 1);
-    const factor = 1 / Math.sqrt(biased ? Math.max(variance, 1e-8) : variance + 1e-8);
-    return {
-      y: Array.from(x as number[], (v, i) =>
-        mask && !mask[i] ? 0 : f(f(f(v - mean) * factor) + (shiftMean ? 0 : mean)),
-      ),
-    };
-  },
-  draw: (random) =>
-    ["verl", "trl", "openrlhf"].flatMap((form) =>
-      [1, 0].map((shiftMean): Case => {
-        const kept = mask(random, [4200]);
-        kept.data[0] = kept.data[1] = 1;
-        return {
-          x: poisoned(normal(random, [4200]), kept, random),
-          mask: kept,
-          cuSeqlens: offsets([100, 0, 4100]),
-          shiftMean,
-          form,
-        };
-      }),
-    ),
-  extremes: () => [{ x: constant([5], 3), cuSeqlens: offsets([5]), shiftMean: 1, form: "verl" }],
-});
-
-export const moments = truth({
-  op: "moments",
-  reference({ x, mask }: Widened, f) {
-    const kept = Array.from(x as number[]).filter((_, i) => !mask || mask[i]);
-    const sum = (values: number[]) => values.reduce((a, b) => f(a + b), 0);
-    return { moments: [kept.length, sum(kept), sum(kept.map((v) => f(v * v))), Math.min(...kept), Math.max(...kept)] };
-  },
-  draw: (random) =>
-    [[0], [1], [3, 5000]].map((lengths, i): Case => {
-      const N = lengths.reduce((a, b) => a + b, 0);
-      const kept = i === 2 ? mask(random, [N]) : undefined;
-      return {
-        x: kept ? poisoned(normal(random, [N]), kept, random) : normal(random, [N]),
-        mask: kept,
-        cuSeqlens: offsets(lengths),
-      };
-    }),
-});
-
-const lengths = [3, 0, 41, 1];
-export const sequenceSum = truth({
-  op: "sequenceSum",
-  reference: ({ x, cuSeqlens, mean }: Widened, f) => ({
-    y: sequences(cuSeqlens).map(([a, b]) => {
-      const sum = Array.from(x.slice(a, b) as number[]).reduce((s, v) => f(s + v), 0);
-      return mean && b > a ? f(sum / (b - a)) : sum;
-    }),
-  }),
-  draw: (random) => [0, 1].map((mean): Case => ({ x: normal(random, [45]), cuSeqlens: offsets(lengths), mean })),
-  gradient: {
-    wrt: ["x"],
-    outputs: ["y"],
-    call: ({ x, cuSeqlens, mean }) => ({ y: ops.sequenceSum(x, cuSeqlens, { mean: Boolean(mean) }) }),
-  },
-});
-export const sequenceSumGrad = truth({
-  op: "sequenceSumGrad",
-  reference: ({ dy, cuSeqlens, mean }: Widened, f) => ({
-    dx: sequences(cuSeqlens).flatMap(([a, b], i) => new Array<number>(b - a).fill(mean ? f(dy[i] / (b - a)) : dy[i])),
-  }),
-  draw: (random) => [0, 1].map((mean): Case => ({ dy: normal(random, [4]), cuSeqlens: offsets(lengths), mean })),
-  sizes: () => ({ N: 45 }),
 });

@@ -1,21 +1,9 @@
 import { ops } from "../../lib/index.js";
-import {
-  constant,
-  ids,
-  largest,
-  normal,
-  truth,
-  uniform,
-  widen,
-  type Case,
-  type Numbers,
-  type Truth,
-  type Widened,
-} from "../truth.js";
+import { constant, ids, normal, truth, uniform, widen, type Case, type Numbers, type Widened } from "../truth.js";
 import type { Random } from "../random.js";
 
 type Round = (x: number) => number;
-interface Row {
+export interface Row {
   logp: number;
   lse: number;
   entropy: number;
@@ -25,7 +13,7 @@ interface Row {
  * Log-softmax of one row. Plain code keeps the target's own term out of the sum so that confident tokens keep their digits; in f64 it is the
  * largest term, so that a row that is all but certain keeps them whichever its target is.
  */
-function row(x: number[], y: number, f: Round): Row {
+export function row(x: number[], y: number, f: Round): Row {
   const m = x.reduce((a, b) => Math.max(a, b), -Infinity);
   const others = x.reduce((s, v, j) => (j === y ? s : f(s + f(Math.exp(f(v - m))))), 0);
   const own = f(Math.exp(f(x[y] - m)));
@@ -39,7 +27,7 @@ function row(x: number[], y: number, f: Round): Row {
 }
 
 /** d(logits) of one row. */
-function rowGrad(
+export function rowGrad(
   x: number[],
   y: number,
   { logp, lse, entropy }: Row,
@@ -56,22 +44,13 @@ function rowGrad(
   });
 }
 
-const logitsOf = (h: Float64Array, C: number, weight: Float64Array, V: number, at: number, f: Round) =>
-  Array.from({ length: V }, (_, j) => {
-    let sum = 0;
-    for (let c = 0; c < C; c++) sum = f(sum + f(h[at * C + c] * weight[j * C + c]));
-    return sum;
-  });
-
-function collect(rows: Row[]): Record<string, number[]> {
+export function collect(rows: Row[]): Record<string, number[]> {
   return {
     logp: rows.map(({ logp }) => logp),
     lse: rows.map(({ lse }) => lse),
     entropy: rows.map(({ entropy }) => entropy),
   };
 }
-
-// ---- from logits
 
 const given = ({ logits, temperature }: Widened, f: Round): number[][] => {
   const [M, V] = logits.shape;
@@ -157,7 +136,7 @@ export const logprob = truth({
 });
 
 const kept = (values: ArrayLike<number>): Numbers => ({ shape: [values.length], data: Float32Array.from(values) });
-const rowsIn = (inputs: Case, M: number, random: Random, made: Record<string, ArrayLike<number>>): Case => ({
+export const rowsIn = (inputs: Case, M: number, random: Random, made: Record<string, ArrayLike<number>>): Case => ({
   ...inputs,
   logp: kept(made.logp),
   lse: kept(made.lse),
@@ -167,7 +146,7 @@ const rowsIn = (inputs: Case, M: number, random: Random, made: Record<string, Ar
 });
 
 /** Rows of a forward pass, all as those of a model that knows little, and what flows back to their log-probs. */
-const alike = (random: Random, M: number): Case => ({
+export const alike = (random: Random, M: number): Case => ({
   logp: kept(new Float32Array(M).fill(-11)),
   lse: kept(new Float32Array(M).fill(11)),
   entropy: kept(new Float32Array(M).fill(10)),
@@ -217,142 +196,6 @@ export const logprobGrad = truth({
     const [M, V] = (logits as Numbers).shape;
     return { flops: 10 * M * V, read: 4 * M * V, write: 4 * M * V };
   },
-});
-
-// ---- from the hidden state and the head
-
-const fromHidden = ({ h, weight, rows, y, temperature }: Widened, f: Round) =>
-  collect(
-    Array.from(rows as number[], (at, i) =>
-      row(
-        logitsOf(h, h.shape[1], weight, weight.shape[0], at, f).map((v) => f(v * f(1 / temperature))),
-        y[i],
-        f,
-      ),
-    ),
-  );
-
-const hidden = (random: Random): Case[] =>
-  [
-    [3, 2, 5, 0],
-    [1, 1, 1, 1],
-    [5, 19, 67, 9],
-    [6, 336, 1031, 7],
-    [40, 16, 520, 300],
-  ].map(([N, C, V, M], i): Case => ({
-    h: normal(random, [N, C]),
-    weight: normal(random, [V, C]),
-    rows: ids(random, M, N),
-    y: ids(random, M, V),
-    temperature: [1, 0.7, 1.3][i % 3],
-  }));
-
-export const linearLogprob = truth({
-  op: "linearLogprob",
-  reference: fromHidden,
-  draw: hidden,
-  extremes: (random) => [
-    oneIsNan({
-      h: normal(random, [3, 20]),
-      weight: normal(random, [600, 20]),
-      rows: { shape: [4], data: Int32Array.of(0, 1, 2, 1) },
-      y: ids(random, 4, 600),
-      temperature: 1,
-    }),
-    {
-      h: normal(random, [3, 20], 50),
-      weight: normal(random, [600, 20], 50),
-      rows: ids(random, 4, 3),
-      y: ids(random, 4, 600),
-      temperature: 1,
-    },
-  ],
-  gradient: {
-    wrt: ["h", "weight"],
-    outputs: ["logp", "entropy"],
-    call: ({ h, weight, rows, y, temperature }) => ({
-      ...ops.linearLogprob(h, weight, rows, y, { temperature: temperature as unknown as number }),
-    }),
-  },
-  bench: [{ shape: "M 1024, C 768, V 50257", draw: (random) => head(random) }],
-  cost: headCost(1),
-});
-
-/** The hidden state of token 1 is NaN. */
-export function oneIsNan(inputs: Case): Case {
-  const { shape, data } = inputs.h as Numbers;
-  data.fill(NaN, shape[1], 2 * shape[1]);
-  return inputs;
-}
-
-/** A language model's head at the shape that other stacks are measured at. */
-export const head = (random: Random, [M, C, V] = [1024, 768, 50257]): Case => {
-  return {
-    h: uniform(random, [M, C], -1, 1),
-    weight: uniform(random, [V, C], -0.08, 0.08),
-    rows: { shape: [M], data: Int32Array.from({ length: M }, (_, i) => i) },
-    y: ids(random, M, V),
-    temperature: 1,
-  };
-};
-/** So many products of the head's size; inputs and their gradients once. */
-export function headCost(products: number): Truth["cost"] {
-  return ({ h, weight }) => {
-    const [[M, C], [V]] = [h, weight].map((one) => (one as Numbers).shape);
-    const bytes = 4 * (M * C + V * C);
-    return { flops: 2 * products * M * C * V, read: bytes, write: products > 1 ? bytes : 12 * M };
-  };
-}
-
-export const linearLogprobGrad = truth({
-  op: "linearLogprobGrad",
-  reference({ h, weight, rows, y, logp, lse, entropy, dlogp, dentropy, temperature, dweight }: Widened, f) {
-    const [N, C] = h.shape;
-    const V = weight.shape[0];
-    const dh = new Float64Array(N * C);
-    const dw = Float64Array.from(dweight);
-    (rows as Float64Array).forEach((at, i) => {
-      const x = logitsOf(h, C, weight, V, at, f).map((v) => f(v * f(1 / temperature)));
-      const g = rowGrad(
-        x,
-        y[i],
-        { logp: logp[i], lse: lse[i], entropy: entropy[i] },
-        dlogp[i],
-        dentropy?.[i] ?? 0,
-        temperature,
-        f,
-      );
-      for (let c = 0; c < C; c++) {
-        let sum = 0;
-        for (let j = 0; j < V; j++) {
-          sum = f(sum + f(g[j] * weight[j * C + c]));
-          dw[j * C + c] = f(dw[j * C + c] + f(g[j] * h[at * C + c]));
-        }
-        dh[at * C + c] = f(dh[at * C + c] + sum);
-      }
-    });
-    return { dh, dweight: dw };
-  },
-  draw: (random) =>
-    hidden(random).map((one) => ({
-      ...rowsIn(
-        one,
-        (one.rows as Numbers).shape[0],
-        random,
-        fromHidden(widen(one), (x) => x),
-      ),
-      dh: true,
-      dweight: normal(random, (one.weight as Numbers).shape),
-    })),
-  natural: ({ h, weight }) => ({ dh: largest(weight), dweight: largest(h) }), // as of dlogits
-  ulp: 16, // a few probabilities make up a sum, each off by what its logit of ten to forty is
-  bench: [
-    {
-      shape: "M 1024, C 768, V 50257",
-      draw: (random) => ({ ...head(random), ...alike(random, 1024), dh: true, dweight: normal(random, [50257, 768]) }),
-    },
-  ],
-  cost: headCost(3),
 });
 
 export const fullKl = truth({

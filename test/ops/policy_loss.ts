@@ -1,6 +1,5 @@
 import {
   constant,
-  ids,
   normal,
   offsets,
   sequences,
@@ -11,7 +10,6 @@ import {
   type Widened,
 } from "../truth.js";
 import type { Random } from "../random.js";
-import { head, headCost, oneIsNan } from "./logprob.js";
 
 type Round = (x: number) => number;
 
@@ -32,7 +30,7 @@ const klOf: Record<string, (d: number, f: Round) => number> = {
 };
 
 /** The loss from log-probs and entropies, and its statistics. */
-function losses(inputs: Widened, logp: ArrayLike<number>, entropy: ArrayLike<number> | undefined, f: Round) {
+export function losses(inputs: Widened, logp: ArrayLike<number>, entropy: ArrayLike<number> | undefined, f: Round) {
   const {
     oldLogp,
     advantages,
@@ -91,7 +89,7 @@ function losses(inputs: Widened, logp: ArrayLike<number>, entropy: ArrayLike<num
   return { loss: [loss], stats };
 }
 
-const options = {
+export const options = {
   objective: "clipped-ratio",
   clipRatioLow: 0.2,
   clipRatioHigh: 0.28,
@@ -103,11 +101,11 @@ const options = {
   entropyCoef: 0,
   scale: 1,
 };
-const stats = (): Numbers => ({ shape: [12], data: new Float64Array(12).fill(0.5) });
+export const stats = (): Numbers => ({ shape: [12], data: new Float64Array(12).fill(0.5) });
 const lengths = [5, 0, 37, 1, 16];
-const M = 59;
+export const M = 59;
 
-function common(random: Random, more: Case): Case {
+export function common(random: Random, more: Case): Case {
   return {
     oldLogp: uniform(random, [M], -3, -0.1),
     advantages: normal(random, [M]),
@@ -118,12 +116,12 @@ function common(random: Random, more: Case): Case {
     ...more,
   };
 }
-const kept = (random: Random): Numbers => ({
+export const kept = (random: Random): Numbers => ({
   shape: [M],
   data: Int32Array.from({ length: M }, () => Number(random.below(4) > 0)),
 });
 
-const natural = { loss: 1, entropy: 1 }; // a sum of terms of order 1, which may cancel; nats
+export const natural = { loss: 1, entropy: 1 }; // a sum of terms of order 1, which may cancel; nats
 
 export const policyLoss = truth({
   op: "policyLoss",
@@ -192,86 +190,4 @@ export const policyLoss = truth({
     const N = (logp as Numbers).data.length;
     return { flops: 30 * N, read: 12 * N, write: 4 * N };
   },
-});
-
-/** Rows of logits at the temperature. */
-function rowsOf({ h, weight, rows, temperature }: Widened, f: Round): number[][] {
-  const [V, C] = weight.shape;
-  return Array.from(rows as number[], (at) =>
-    Array.from({ length: V }, (_, j) => {
-      let sum = 0;
-      for (let c = 0; c < C; c++) sum = f(sum + f(h[at * C + c] * weight[j * C + c]));
-      return f(sum / temperature);
-    }),
-  );
-}
-
-export const linearPolicyLoss = truth({
-  op: "linearPolicyLoss",
-  natural,
-  reference(inputs: Widened, f) {
-    const made = rowsOf(inputs, f).map((x, i) => {
-      const m = Math.max(...x);
-      const sum = x.reduce((s, v) => f(s + f(Math.exp(f(v - m)))), 0);
-      const lse = f(m + f(Math.log(sum)));
-      const p = x.map((v) => f(Math.exp(f(v - lse))));
-      return { logp: f(x[inputs.y[i]] - lse), entropy: -p.reduce((s, q, j) => f(s + f(q * f(x[j] - lse))), 0) };
-    });
-    const [logp, entropy] = [made.map((one) => one.logp), made.map((one) => one.entropy)];
-    return { ...losses(inputs, logp, entropy, f), logp, entropy };
-  },
-  draw(random) {
-    const one = (C: number, V: number, more: Case): Case => ({
-      h: normal(random, [23, C]),
-      weight: normal(random, [V, C], 0.5),
-      rows: ids(random, M, 23),
-      y: ids(random, M, V),
-      temperature: 0.9,
-      ...common(random, { oldLogp: uniform(random, [M], -6, -1), ...more }),
-      dh: true,
-      dweight: { shape: [V, C], data: new Float32Array(V * C) },
-    });
-    return [
-      one(8, 37, {}),
-      one(19, 530, { entropyCoef: 0.05, mask: kept(random) }),
-      one(8, 37, { objective: "log-likelihood", refLogp: uniform(random, [M], -6, -1), klCoef: 0.2, estimator: "k1" }),
-    ];
-  },
-  extremes: (random) => [
-    oneIsNan({
-      h: normal(random, [3, 8]),
-      weight: normal(random, [37, 8], 0.5),
-      rows: { shape: [M], data: Int32Array.from({ length: M }, (_, i) => Number(i === 20)) },
-      y: ids(random, M, 37),
-      temperature: 1,
-      ...common(random, {}),
-      dh: true,
-      dweight: { shape: [37, 8], data: new Float32Array(37 * 8) },
-    }),
-  ],
-  bitsOnly: ["dh", "dweight"],
-  gradients: { dh: "h", dweight: "weight" },
-  ulp: 8,
-  bench: [
-    {
-      shape: "M 1024, C 768, V 50257",
-      draw(random) {
-        const inputs = head(random);
-        const M = (inputs.y as Numbers).shape[0];
-        const { shape } = inputs.weight as Numbers;
-        return {
-          ...inputs,
-          oldLogp: uniform(random, [M], -13, -9),
-          advantages: normal(random, [M]),
-          cuSeqlens: offsets(Array<number>(16).fill(M / 16)),
-          denominator: M,
-          ...options,
-          stats: stats(),
-          dh: true,
-          dweight: { shape, data: new Float32Array(shape[0] * shape[1]) },
-        };
-      },
-    },
-  ],
-  cost: headCost(3),
 });

@@ -10,26 +10,21 @@
  * @packageDocumentation
  */
 export { gelu, swiglu } from "./activation.js";
-export { gae, gaePadded, sequenceSum, tokenRewards, whiten, type Advantages, type TokenRewards } from "./advantage.js";
+export { gae, gaePadded, type Advantages } from "./advantage.js";
 export { attention } from "./attention.js";
 export { add, cast, clamp, mul, scale, sub, sum } from "./elementwise.js";
 export { embedding } from "./embedding.js";
 export { linear, pack } from "./linear.js";
-export { linearLogprob, logprob, type Logprobs } from "./logprob.js";
+export { linearLogprob, linearNll, linearPolicyLoss, type TokenLoss } from "./linear_head.js";
+export { logprob, type Logprobs } from "./logprob.js";
 export { loraLinear, type LoraFactors } from "./lora.js";
+export { whiten } from "./moments.js";
 export { layerNorm, rmsNorm } from "./norm.js";
-export {
-  linearNll,
-  linearPolicyLoss,
-  policyLoss,
-  type Aggregation,
-  type KlEstimator,
-  type Loss,
-  type PolicyLossOptions,
-  type TokenLoss,
-} from "./policy_loss.js";
+export { policyLoss, type Aggregation, type KlEstimator, type Loss, type PolicyLossOptions } from "./policy_loss.js";
 export { preferenceLoss, type PreferenceLossOptions } from "./preference_loss.js";
 export { reshape } from "./reshape.js";
+export { tokenRewards, type TokenRewards } from "./rewards.js";
 export { rope } from "./rope.js";
 export { score } from "./score.js";
+export { sequenceSum } from "./sequence.js";
 export { valueLoss, type ValueLossOptions } from "./value_loss.js";

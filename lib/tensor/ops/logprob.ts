@@ -41,48 +41,5 @@ export function logprob(logits: Input, y: Input, options: { temperature?: number
   return { logp, lse, entropy };
 }
 
-/**
- * Log-probs of tokens straight from the hidden state and the head: logits exist only as a tile, also in the backward
- * pass, which recomputes them from lse.
- *
- * @param h      f32 [N, C], hidden state
- * @param weight f32 [V, C], head; on a CPU it may be bf16
- * @param rows   int32 [M]: pair m is (h[rows[m]], y[m])
- * @param y      int32 [M], each in [0, V)
- * @param options `temperature` divides the logits: from 2^-127 to 2^120, by default 1
- * @throws RangeError `SHAPE` `ID` `RANGE`, TypeError `ARGUMENT`
- */
-export function linearLogprob(
-  h: Input,
-  weight: Input,
-  rows: Input,
-  y: Input,
-  options: { temperature?: number } = {},
-): Logprobs {
-  const { temperature = 1, ...unknown } = optionsOf("linearLogprob", options);
-  const { logp, lse, entropy } = run(
-    "linearLogprob",
-    { ...unknown, h, weight, rows, y, temperature },
-    (d, t, wants) => {
-      const { h, weight, rows, y, logp, lse, entropy } = t;
-      const { dh } = run("linearLogprobGrad", {
-        h,
-        weight,
-        rows,
-        y,
-        logp,
-        lse,
-        entropy,
-        dlogp: d.logp ?? zerosLike(logp),
-        dentropy: d.entropy,
-        temperature,
-        dh: wants.needs("h"),
-        dweight: wants.into("weight"),
-      });
-      return { h: dh };
-    },
-  );
-  return { logp, lse, entropy };
-}
-
-const zerosLike = (x: Tensor) => run("fill", { value: 0, y: Tensor.empty(x.shape, "f32", x.device) }).y;
+/** As many zeros, for a gradient that does not come. */
+export const zerosLike = (x: Tensor) => run("fill", { value: 0, y: Tensor.empty(x.shape, "f32", x.device) }).y;

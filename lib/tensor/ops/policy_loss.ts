@@ -1,6 +1,6 @@
-import { optionsOf, run, shapeOfInput, type Input } from "../op.js";
+import { optionsOf, run, type Input } from "../op.js";
 import { endOfTape } from "../tape.js";
-import { arrayOf, type Tensor } from "../tensor.js";
+import type { Tensor } from "../tensor.js";
 
 /**
  * How tokens become one loss, by verl's names; `denominator` is what the sum is divided by.
@@ -18,14 +18,6 @@ export interface Loss {
   loss: Tensor;
   /** f64, what is told beside it: those given in the options, continued, or new ones. */
   stats: Tensor;
-}
-
-/** What a loss from the hidden state gives. */
-export interface TokenLoss extends Loss {
-  /** f32 [M], nats. */
-  logp: Tensor;
-  /** f32 [M], nats: of the distribution that each token is of. */
-  entropy: Tensor;
 }
 
 /** Options of the policy losses. */
@@ -63,7 +55,8 @@ export interface PolicyLossOptions {
   stats?: Tensor;
 }
 
-const resolved = (
+/** Every option with its default. */
+export const resolved = (
   options: Partial<PolicyLossOptions>,
   objective: "clipped-ratio" | "log-likelihood" = "clipped-ratio",
 ) => {
@@ -135,73 +128,4 @@ export function policyLoss(
     },
   );
   return { loss, stats };
-}
-
-/**
- * The same loss straight from the hidden state and the head: logits of a block of rows are computed once, turned into
- * their gradient in place, and never stored beyond it.
- *
- * @param h          f32 [N, C], hidden state
- * @param weight     f32 [V, C], head
- * @param rows       int32 [M]: pair m is (h[rows[m]], y[m])
- * @param y          int32 [M], the sampled tokens
- * @param oldLogp    f32 [M], of the policy that sampled
- * @param advantages f32 [M]
- * @param options    `temperature` divides the logits, above 0
- * @returns loss f32 [1], which ends the tape; logp and entropy f32 [M], nats; stats f64 [12]
- * @throws RangeError `SHAPE` `ID` `OFFSETS` `RANGE`, TypeError `CHOICE` `ARGUMENT`
- */
-export function linearPolicyLoss(
-  h: Input,
-  weight: Input,
-  rows: Input,
-  y: Input,
-  oldLogp: Input,
-  advantages: Input,
-  options: PolicyLossOptions & { temperature?: number },
-): TokenLoss {
-  const { temperature = 1, ...rest } = optionsOf("linearPolicyLoss", options);
-  return fused({ h, weight, rows, y, oldLogp, advantages, temperature, ...resolved(rest) });
-}
-
-/**
- * Negative log-likelihood of tokens from the hidden state and the head, as `linearPolicyLoss` with the loss -log p.
- * @param h      f32 [N, C], hidden state
- * @param weight f32 [V, C], head
- * @param rows   int32 [M]: pair m is (h[rows[m]], y[m])
- * @param y      int32 [M], the tokens to predict
- * @returns loss f32 [1], which ends the tape; logp and entropy f32 [M], nats; stats as for the policy loss
- * @throws RangeError `SHAPE` `ID` `OFFSETS` `RANGE`, TypeError `CHOICE` `ARGUMENT`
- */
-export function linearNll(
-  h: Input,
-  weight: Input,
-  rows: Input,
-  y: Input,
-  options: Pick<PolicyLossOptions, "cuSeqlens" | "denominator" | "aggregation" | "mask" | "scale" | "stats">,
-): TokenLoss {
-  const ids = Array.isArray(y) ? arrayOf("linearNll: y", y, "i32", "ID") : y; // before there are as many ones
-  const ones = new Float32Array(shapeOfInput("linearNll: y", ids).reduce((size, dim) => size * dim, 1)).fill(1);
-  return fused({
-    h,
-    weight,
-    rows,
-    y: ids,
-    oldLogp: ones,
-    advantages: ones,
-    temperature: 1,
-    ...resolved(optionsOf("linearNll", options), "log-likelihood"),
-  });
-}
-
-function fused(args: Parameters<typeof run>[1]) {
-  const { loss, logp, entropy, stats } = run(
-    "linearPolicyLoss",
-    { ...args, dh: true, dweight: { into: "weight" } },
-    (d, t) => {
-      endOfTape("linearPolicyLoss", d);
-      return { h: t.dh };
-    },
-  );
-  return { loss, logp, entropy, stats };
 }

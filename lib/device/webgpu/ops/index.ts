@@ -3,18 +3,28 @@ import type { Run } from "../call.js";
 import { advantage } from "./advantage.js";
 import { attention } from "./attention.js";
 import { elementwise } from "./elementwise.js";
+import { linearHead } from "./linear_head.js";
 import { logprob } from "./logprob.js";
-import { losses } from "./losses.js";
+import { moments } from "./moments.js";
+import { policyLoss } from "./policy_loss.js";
+import { preferenceLoss } from "./preference_loss.js";
+import { rewards } from "./rewards.js";
 import { sequence } from "./sequence.js";
+import { valueLoss } from "./value_loss.js";
 
 /** The ops that the device has, by their names in the list. */
 export const ops: Record<string, Run> = {
-  ...elementwise,
-  ...sequence,
   ...advantage,
-  ...losses,
-  ...logprob,
   ...attention,
+  ...elementwise,
+  ...linearHead,
+  ...logprob,
+  ...moments,
+  ...policyLoss,
+  ...preferenceLoss,
+  ...rewards,
+  ...sequence,
+  ...valueLoss,
 };
 
 /** The argument of an op that may be f16, whatever the others are. */

@@ -3,8 +3,8 @@
 //
 // Law: every element of y, dx and dW is one chain over I, O or tokens; the bias is added after the chain; dW and dbias
 // are continued, so a split of the tokens changes no bit. Plan and blocks: gemm.h.
-#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/columns.h"
+#include "kernels/cpu/gemm.h"
 #include "native/rlhf_kernels.h"
 
 namespace rlhf::RLHF_ISA {
