@@ -143,6 +143,8 @@ OP(sub, IN(F32, a, "...") IN(F32, b, "...") OUT(F32, y, "..."))
 OP(mul, IN(F32, a, "...") IN(F32, b, "...") OUT(F32, y, "..."))
 OP(scale, IN(F32, x, "...") REAL(factor, any()) REAL(shift, any()) OUT(F32, y, "..."))
 OP(clamp, IN(F32, x, "...") REAL(low, any()) REAL(high, any()) OUT(F32, y, "..."))
+// dx: dy where low <= x <= high, else 0
+OP(clamp_grad, IN(F32, dy, "...") IN(F32, x, "...") REAL(low, any()) REAL(high, any()) OUT(F32, dx, "..."))
 OP(accumulate, IN(F32, x, "...") ADD(F32, y, "..."))
 OP(cast, IN(EITHER, x, "...") OUT(EITHER, y, "..."))  // to bf16: to nearest, ties to even
 OP(fill, REAL(value, any()) OUT(F32, y, "..."))

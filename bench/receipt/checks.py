@@ -225,6 +225,7 @@ def elementwise_cases(d):
             yield Case(op, name, dict(a=x(), b=x()))
         yield Case("scale", name, dict(x=x(), factor=0.7, shift=-2))
         yield Case("clamp", name, dict(x=x(), low=-0.5, high=1))
+        yield Case("clamp_grad", name, dict(dy=x(), x=x(), low=-0.5, high=1))
         yield Case("accumulate", name, dict(x=x(), y=x()))
         yield Case("fill", name, dict(value=0.1, sizes={"...": shape}))
         yield Case("sum", name, dict(x=x()))

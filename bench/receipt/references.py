@@ -327,6 +327,10 @@ def clamp(dtype, narrow, x, low, high):
     return {"y": x.to(dtype).clamp(low, high)}
 
 
+def clamp_grad(dtype, narrow, dy, x, low, high):
+    return {"dx": dy.to(dtype) * ((x >= low) & (x <= high))}
+
+
 def accumulate(dtype, narrow, x, y):
     return {"y": x.to(dtype) + y.to(dtype)}
 

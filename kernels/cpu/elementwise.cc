@@ -1,8 +1,8 @@
-// One result per element: cast, add, sub, mul, y = fma(x, factor, shift), clamp, y += x, fill; and the sum of all (law
-// 4). Plan: sixteen at a time, threads take contiguous ranges; memory is the limit, and AMD Zen 4 (AVX-512, 2 cores,
-// two threads) adds 8 M numbers at it, 3.3 ms. Zen 3 (AVX2, 2 cores, two threads) adds them in 2.7 to 3.8 ms, 78 % of
-// it or all. Zen 5 (AVX-512, 2 cores, two threads) adds them in 1.8 ms. Intel Xeon (Sapphire Rapids or later, AVX-512,
-// 2 cores, two threads) adds them in 2.4 ms, at the limit.
+// One result per element: cast, add, sub, mul, y = fma(x, factor, shift), clamp and its gradient, y += x, fill; and the
+// sum of all (law 4). Plan: sixteen at a time, threads take contiguous ranges; memory is the limit, and AMD Zen 4
+// (AVX-512, 2 cores, two threads) adds 8 M numbers at it, 3.3 ms. Zen 3 (AVX2, 2 cores, two threads) adds them in 2.7
+// to 3.8 ms, 78 % of it or all. Zen 5 (AVX-512, 2 cores, two threads) adds them in 1.8 ms. Intel Xeon (Sapphire Rapids
+// or later, AVX-512, 2 cores, two threads) adds them in 2.4 ms, at the limit.
 #include "kernels/cpu/sums.h"
 #include "native/rlhf_kernels.h"
 
@@ -46,6 +46,13 @@ void clamp(Context& ctx, const clamp_args& a) {
   map(ctx, a.y.size(), a.y.data, [&](int64_t i, int n) {
     const V x = load(a.x.data + i, n);
     return select(isnan(x), x, min(max(x, low), high));
+  });
+}
+void clamp_grad(Context& ctx, const clamp_grad_args& a) {
+  const V low = set(float(a.low)), high = set(float(a.high)), zero = set(0);
+  map(ctx, a.dx.size(), a.dx.data, [&](int64_t i, int n) {
+    const V x = load(a.x.data + i, n), dy = load(a.dy.data + i, n);
+    return select(low <= x, select(x <= high, dy, zero), zero);
   });
 }
 void accumulate(Context& ctx, const accumulate_args& a) {

@@ -1,5 +1,5 @@
-// One result per element: add, sub, mul, y = fma(x, factor, shift), clamp, y += x, fill; and the sum of all.
-// Plan: 16 bytes a thread and array, two at a time; memory is the limit. Sums: sums.h.
+// One result per element: add, sub, mul, y = fma(x, factor, shift), clamp and its gradient, y += x, fill; and the sum
+// of all. Plan: 16 bytes a thread and array, two at a time; memory is the limit. Sums: sums.h.
 #include "kernels/cuda/sums.h"
 
 namespace rlhf::cuda {
@@ -44,6 +44,7 @@ MAP(map_sub, a - b)
 MAP(map_mul, a* b)
 MAP(map_scale, fma(a, p.first, p.second))
 MAP(map_clamp, a != a ? a : min(max(a, p.first), p.second))
+MAP(map_clamp_grad, p.first <= b && b <= p.second ? a : 0)
 MAP(map_fill, p.first)
 
 KERNEL(sum_blocks, SumParams, 256) {
@@ -72,6 +73,9 @@ void sub(Context& ctx, const sub_args& a) { mapped(ctx, "map_sub", a.a, a.b, a.y
 void mul(Context& ctx, const mul_args& a) { mapped(ctx, "map_mul", a.a, a.b, a.y); }
 void scale(Context& ctx, const scale_args& a) { mapped(ctx, "map_scale", a.x, nothing, a.y, a.factor, a.shift); }
 void clamp(Context& ctx, const clamp_args& a) { mapped(ctx, "map_clamp", a.x, nothing, a.y, a.low, a.high); }
+void clamp_grad(Context& ctx, const clamp_grad_args& a) {
+  mapped(ctx, "map_clamp_grad", a.dy, a.x, a.dx, a.low, a.high);
+}
 void accumulate(Context& ctx, const accumulate_args& a) { mapped(ctx, "map_add", {a.y.data, {}, 0, 0, 0}, a.x, a.y); }
 void fill(Context& ctx, const fill_args& a) { mapped(ctx, "map_fill", nothing, nothing, a.y, a.value); }
 void sum(Context& ctx, const sum_args& a) {

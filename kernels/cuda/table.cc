@@ -34,6 +34,7 @@ namespace rlhf::cuda {
   X(mul, 0)                 \
   X(scale, 0)               \
   X(clamp, 0)               \
+  X(clamp_grad, 0)          \
   X(accumulate, 0)          \
   X(fill, 0)                \
   X(sum, 0)

@@ -1,4 +1,4 @@
-// One result per element: add, sub, mul, y = x factor + shift, clamp, y += x, fill; and the sum of all.
+// One result per element: add, sub, mul, y = x factor + shift, clamp and its gradient, y += x, fill; and the sum of all.
 // a, b, x, y [n]. Plan: a thread per element. The sum: a workgroup per block of 4,096 elements, twice f32's precision
 // (math.wgsl), then one workgroup over the blocks; the order depends on n alone.
 struct Params {
@@ -41,6 +41,13 @@ fn clamp_all(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
   if (i >= p.n) { return; }
   let x = a[p.at[0].x + i];
   y[p.at[0].z + i] = select(min(max(x, p.factor), p.shift), x, is_nan(x)); // from factor to shift
+}
+@compute @workgroup_size(256)
+fn clamp_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let i = place(group, groups, thread);
+  if (i >= p.n) { return; }
+  let x = b[p.at[0].y + i];
+  y[p.at[0].z + i] = select(0.0, a[p.at[0].x + i], p.factor <= x && x <= p.shift && !is_nan(x)); // from factor to shift
 }
 @compute @workgroup_size(256)
 fn accumulate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {

@@ -25,7 +25,7 @@ import { Random, seed } from "../random.js";
 import { normal } from "../truth.js";
 
 // The ops that the device must have; every other op of the list is one that it says it lacks.
-const OPS = `add sub mul scale clamp accumulate fill sum
+const OPS = `add sub mul scale clamp clampGrad accumulate fill sum
   gae gaePadded tokenRewards whiten moments sequenceSum sequenceSumGrad
   policyLoss valueLoss preferenceLoss
   logprob logprobGrad linearLogprob linearLogprobGrad linearPolicyLoss

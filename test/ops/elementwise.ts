@@ -42,6 +42,28 @@ export const clamp = truth({
     y: Array.from(x as number[], (v) => Math.max(f(low), Math.min(f(high), v))),
   }),
   draw: (random) => sizes.map((shape): Case => ({ x: normal(random, shape), low: -0.5, high: 1.5 })),
+  gradient: { wrt: ["x"], outputs: ["y"], call: ({ x, low, high }) => ({ y: ops.clamp(x, low, high) }) },
+});
+export const clampGrad = truth({
+  op: "clampGrad",
+  reference: ({ dy, x, low, high }: Widened, f) => ({
+    dx: Array.from(x as number[], (v, i) => (f(low) <= v && v <= f(high) ? dy[i] : 0)),
+  }),
+  draw: (random) =>
+    sizes.map((shape): Case => ({ dy: normal(random, shape), x: normal(random, shape), low: -0.5, high: 1.5 })),
+  // at the bounds, which pass the gradient; beyond them by an ulp; where no bound is; where nothing is
+  extremes: (random) => {
+    const x = Float32Array.of(-0.5, 1.5, -0.5 - 2 ** -24, 1.5 + 2 ** -23, Infinity, -Infinity, 0, -0, 2 ** -149, NaN);
+    const bounds = [
+      [-0.5, 1.5],
+      [-Infinity, 1.5],
+      [-0.5, Infinity],
+      [0, 0],
+      [1, -1],
+    ];
+    const shape = [x.length];
+    return bounds.map(([low, high]): Case => ({ dy: normal(random, shape), x: { shape, data: x }, low, high }));
+  },
 });
 export const accumulate = truth({
   op: "accumulate",

@@ -15,12 +15,17 @@ function* parts(call: Call, regions: readonly Region[]): Generator<[Region[], nu
   }
 }
 
-/** An entry point over inputs a, b (bindings 0, 1) and the output y (2). */
-const map = (entry: string, inputs: readonly string[], scalars: (call: Call) => number[] = () => []): Run => {
+/** An entry point over inputs a, b (bindings 0, 1) and the output (2). */
+const map = (
+  entry: string,
+  inputs: readonly string[],
+  scalars: (call: Call) => number[] = () => [],
+  output = "y",
+): Run => {
   return (call) => {
     for (const [[y, ...from], n] of parts(
       call,
-      ["y", ...inputs].map((name) => call.region(name)),
+      [output, ...inputs].map((name) => call.region(name)),
     )) {
       const given = Object.fromEntries(from.map((region, i) => [i, read(region)]));
       const numbers: Scalar[] = [u32(n), ...scalars(call).map(f32)];
@@ -35,6 +40,7 @@ export const elementwise: Record<string, Run> = {
   mul: map("mul", ["a", "b"]),
   scale: map("scale", ["x"], (call) => [call.number("factor"), call.number("shift")]),
   clamp: map("clamp_all", ["x"], (call) => [call.number("low"), call.number("high")]),
+  clampGrad: map("clamp_grad", ["dy", "x"], (call) => [call.number("low"), call.number("high")], "dx"),
   accumulate: map("accumulate", ["x"]),
   fill: map("fill", [], (call) => [call.number("value")]),
   sum(call) {
