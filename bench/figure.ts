@@ -1,6 +1,6 @@
 import type { Result, Row } from "./result.js";
 
-// A picture of a machine's results: how many times as fast as its fastest peer each row is, and its share of the machine's limit.
+// A picture of a machine's results: for each row how many times faster it is than its fastest peer, and its share of the hardware limit.
 
 const [NAME, SHAPE, LIMIT, FASTER, END] = [8, 146, 430, 590, 1090]; // left edges of the columns
 const [ROW, TOP] = [17, 68];
@@ -9,7 +9,10 @@ const TICKS = [0.5, 1, 2, 4, 10, 30, 100, 300];
 const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 const times = (ratio: number) => `${ratio >= 100 ? ratio.toFixed(0) : ratio.toPrecision(2)}x`;
 
-/** SVG, in light and in dark. Rows with the machine's first number of threads that have a peer; dots from a half to 500 times as fast. */
+/**
+ * SVG, readable in light and in dark. It shows the rows that have a peer, at the machine's first number of threads. Dots stand between
+ * 0.5 and 500 times faster.
+ */
 export function figure({ commit, cpu, isa, limits: [{ threads }], rows }: Result): string {
   const shown = rows.filter((row) => row.threads === threads && row.peers.length > 0);
   const bottom = TOP + ROW * shown.length;
@@ -44,9 +47,9 @@ text { fill: #57606a } .name, .title { fill: #1f2328; font-weight: 600 } line { 
 text { fill: #9198a1 } .name, .title { fill: #f0f6fc } line { stroke: #3d444d } .one { stroke: #9198a1 }
 .all { fill: #2a313c } .share { fill: #a371f7 } .faster { fill: #3fb950 } .slower { fill: #f85149 } .other { stroke: #656c76 } }
 </style>
-${text(NAME, 16, `${cpu}, ${isa}, ${threads} threads${commit ? `, at ${commit}` : ""}`, ' class="title"')}
-${text(LIMIT, TOP - 30, "share of the limit", ' class="title"')}
-${text(FASTER, TOP - 30, "times as fast as the fastest peer (rings: the others)", ' class="title"')}
+${text(NAME, 16, `${cpu}, ${isa}, ${threads} threads${commit ? `, commit ${commit}` : ""}`, ' class="title"')}
+${text(LIMIT, TOP - 30, "share of the hardware limit", ' class="title"')}
+${text(FASTER, TOP - 30, "times faster than the fastest peer (rings: other peers)", ' class="title"')}
 ${TICKS.map((tick) => `<line x1="${x(tick).toFixed(1)}" x2="${x(tick).toFixed(1)}" y1="${TOP - 4}" y2="${bottom}"${tick === 1 ? ' class="one"' : ""}/>${text(x(tick), TOP - 10, `${tick}x`, ' text-anchor="middle"')}`).join("\n")}
 ${shown.map(line).join("\n")}
 </svg>

@@ -1,25 +1,54 @@
 import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { summaryTable } from "../lib/cli/demo.js";
 import { opList } from "../lib/cli/info.js";
 import { root } from "../lib/device/native.js";
 import { writeFileDurably } from "../lib/files/durable.js";
+import { demoFigure, readDemo, type DemoRun } from "./curves.js";
 import { figure } from "./figure.js";
 import { markdown, overview, type Result } from "./result.js";
 
-// What the README shows of the results in bench/results and of the ops that each device has, and a page of all results. `node dist/bench/readme.js` writes them.
+// All tables and pictures of README.md, docs/devices.md and bench/results that a command measured.
+// `node dist/bench/readme.js` writes them; `--demo FOLDER` first takes the figures of a run of the demo into docs/demo.json.
 
-/** The text with what stands between the marks of this name replaced. */
+const RESULTS = "bench/results";
+const DEMO = "docs/demo.json";
+
+/** Rows that the README shows. */
+const SHOWN = [
+  "gae | 1024 x 4096",
+  "attention | B 1, T 2048, H 12, D 64",
+  "attentionGrad | B 1, T 2048, H 12, D 64",
+  "linear | N 2048, O 2048, I 2048",
+  "linearLogprob | M 1024, C 768, V 50257",
+  "linearPolicyLoss | M 1024, C 768, V 50257",
+  "SFT step | gpt2 (16 x 128 tokens)",
+  "PPO update | gpt2 (16 x 64 + 64 tokens, 4 epochs of 4 minibatches)",
+];
+
+/** What a column of the results shows. */
+const COLUMNS = `| column | what it shows |
+| --- | --- |
+| ms | median wall time of a run |
+| of limit | the least time that the hardware allows, as a share of ours |
+| MiB | most memory held at once |
+| outside kernels | share of the time in which no kernel ran |
+| peer, peer ms, peer MiB | another implementation, with its time and memory |
+| faster | the peer's time over ours |`;
+
+/** The text with new content between the marks of this name. */
 function between(text: string, name: string, content: string): string {
   const [begin, end] = [`<!-- ${name} -->`, `<!-- /${name} -->`];
   const [before, rest] = text.split(begin);
-  return `${before}${begin}\n\n${content}\n\n${end}${rest.split(end)[1]}`;
+  return `${before}${begin}\n${content}\n${end}${rest.split(end)[1]}`;
 }
 
-/** Ops by the devices that have them, and what a real GPU has said. */
+const listed = () => opList().filter(({ name }) => !name.startsWith("limit"));
+
+/** Ops by the devices that have them, and whether a GPU verified them. */
 function coverage(): string {
   const groups = new Map<string, string[]>();
-  for (const { name, cpu, webgpu, cuda, receipt } of opList()) {
-    if (name.startsWith("limit")) continue;
+  for (const { name, cpu, webgpu, cuda, receipt } of listed()) {
     const row = [cpu, webgpu, cuda].map((dtypes) => dtypes.join(", ")).concat(receipt ?? "");
     const key = row.join(" | ");
     groups.set(key, [...(groups.get(key) ?? []), name]);
@@ -30,39 +59,81 @@ function coverage(): string {
   return ["| ops | cpu | webgpu | cuda | CUDA receipt |", "| --- | --- | --- | --- | --- |", ...rows].join("\n");
 }
 
-/** The pages that show the results in bench/results, by their paths, as those want them. */
-export async function pages(): Promise<Map<string, string>> {
-  const folder = "bench/results";
-  const names = (await readdir(join(root, folder)))
-    .filter((name) => name.endsWith(".json") && !name.startsWith("cuda-"))
-    .toSorted();
-  const results = await Promise.all(
-    names.map(async (name) => JSON.parse(await readFile(join(root, folder, name), "utf8")) as Result),
-  );
-  const compared = names
-    .map((name, i) => ({ name: name.replace(/json$/, "svg"), result: results[i] }))
-    .filter(({ result }) => result.rows.some(({ peers }) => peers.length > 0));
-  const picture = (cpu: string, path: string) =>
-    `![${cpu}: times as fast as its peers, and share of the limit](${path})`;
-  const peak = ({ limits }: Result) => limits[0].peak;
-  const fastest = compared.reduce((a, b) => (peak(b.result) > peak(a.result) ? b : a));
-  const shown = [
-    picture(fastest.result.cpu, `${folder}/${fastest.name}`),
-    overview(compared.map(({ result }) => result)),
-  ];
-  const sections = results.map((result) => {
-    const own = compared.find((one) => one.result === result);
-    return [`## ${result.cpu}, ${result.isa}`, ...(own ? [picture(result.cpu, own.name)] : []), markdown(result)].join(
-      "\n\n",
-    );
+const NEEDS = {
+  cpu: "nothing more: AVX-512, AVX2, NEON or plain C++",
+  cuda: "an NVIDIA driver, and `npm run build:cuda`",
+  webgpu: "the package `webgpu`, and a GPU's driver",
+};
+
+/** How many ops each device has, their dtypes, and what the device needs. */
+function devices(): string {
+  const ops = listed();
+  const rows = (["cpu", "cuda", "webgpu"] as const).map((kind) => {
+    const here = ops.filter((op) => op[kind].length > 0);
+    const dtypes = [...new Set(here.flatMap((op) => op[kind]))];
+    return `| \`${kind}\` | ${here.length} of ${ops.length} | ${dtypes.join(", ")} | ${NEEDS[kind]} |`;
   });
-  const readme = await readFile(join(root, "README.md"), "utf8");
+  return ["| device | ops | dtypes | needs |", "| --- | ---: | --- | --- |", ...rows].join("\n");
+}
+
+const sentence = (cpu: string) => `${cpu}: times faster than its peers, and share of the hardware limit`;
+
+/** The page of all results, and the pictures on it. */
+function resultPages(names: readonly string[], results: readonly Result[]): Map<string, string> {
+  const pictures = new Map(names.map((name, i) => [name.replace(/json$/, "svg"), results[i]]));
+  for (const [name, { rows }] of pictures) if (rows.every(({ peers }) => peers.length === 0)) pictures.delete(name);
+  const sections = results.map((result) => {
+    const [name] = [...pictures].find(([, one]) => one === result) ?? [];
+    const picture = name ? [`![${sentence(result.cpu)}](${name})`] : [];
+    return [`## ${result.cpu}, ${result.isa}`, ...picture, markdown(result)].join("\n\n");
+  });
+  const page = `# All that was measured
+
+\`npm run bench\` measured these tables. [measuring.md](../../docs/measuring.md) defines every number.
+
+${COLUMNS}
+
+## Rows that have a peer
+
+Each cell has two numbers. The first is the time of the machine's fastest peer over ours. The second is the share of
+the hardware limit.
+
+${overview(results)}
+
+${sections.join("\n\n")}
+`;
   return new Map([
-    ...compared.map(({ name, result }) => [`${folder}/${name}`, figure(result)] as const),
-    [`${folder}/README.md`, `# All that was measured\n\n${sections.join("\n\n")}\n`],
-    ["README.md", between(between(readme, "bench", shown.join("\n\n")), "ops", coverage())],
+    ...[...pictures].map(([name, result]) => [`${RESULTS}/${name}`, figure(result)] as const),
+    [`${RESULTS}/README.md`, page],
   ]);
 }
 
-if (process.argv[1]?.endsWith("readme.js"))
+/** Every page with its text as the results, the op list and the demo's run want it. */
+export async function pages(): Promise<Map<string, string>> {
+  const read = (path: string) => readFile(join(root, path), "utf8");
+  const names = (await readdir(join(root, RESULTS)))
+    .filter((name) => name.endsWith(".json") && !name.startsWith("cuda-"))
+    .toSorted();
+  const results = await Promise.all(names.map(async (name) => JSON.parse(await read(`${RESULTS}/${name}`)) as Result));
+  const demo = JSON.parse(await read(DEMO)) as DemoRun;
+  const shown: [string, string][] = [
+    ["demo", `\`\`\`\n${summaryTable(demo.summary, "runs/demo")}\n\`\`\``],
+    ["bench", overview(results, SHOWN)],
+    ["devices", devices()],
+  ];
+  return new Map([
+    ...resultPages(names, results),
+    ["docs/demo.svg", demoFigure(demo)],
+    ["docs/devices.md", between(await read("docs/devices.md"), "ops", coverage())],
+    ["README.md", shown.reduce((text, [name, content]) => between(text, name, content), await read("README.md"))],
+  ]);
+}
+
+if (process.argv[1]?.endsWith("readme.js")) {
+  const at = process.argv.indexOf("--demo");
+  if (at > 0) {
+    const demo = await readDemo(process.argv[at + 1]);
+    await writeFileDurably(join(root, DEMO), `${JSON.stringify(demo, null, 1)}\n`);
+  }
   for (const [path, text] of await pages()) await writeFileDurably(join(root, path), text);
+}

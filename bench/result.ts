@@ -2,7 +2,7 @@
 export interface PeerResult {
   name: string;
   ms: number;
-  /** Its time over ours. */
+  /** The peer's time over ours. */
   ratio: number;
   bytes: number;
 }
@@ -17,11 +17,11 @@ export interface Row {
   ms: number;
   /** (90th - 10th percentile) / median */
   spread: number;
-  /** In the order of their time, the fastest first. */
+  /** The fastest comes first. */
   peers: PeerResult[];
-  /** The least time that the machine's arithmetic and memory allowed in turns with the row; null where they were not measured. */
+  /** The least time that the hardware allowed, measured in turns with the row; null where it was not measured. */
   limit: number | null;
-  /** The limit's time over ours. */
+  /** The limit over our time. */
   limitRatio: number | null;
   /** FLOP/s in turns with the row; null where arithmetic is not the limit. */
   peak?: number | null;
@@ -29,20 +29,21 @@ export interface Row {
   bandwidth: number | null;
   bytes: number;
   tokensPerSecond?: number;
-  /** The share of its time in which no kernel ran: JavaScript, and the way to the threads and back. */
+  /** Share of the time in which no kernel ran: JavaScript, and the way to the threads and back. */
   outside?: number;
 }
 
 /** Work at sizes that double. */
 export interface Growth {
   name: string;
-  /** What doubles, and all else. */
+  /** The size that doubles. */
   varies: string;
+  /** All other sizes. */
   shape: string;
   threads: number;
   sizes: number[];
   ms: number[];
-  /** FLOPs of the largest over those of the smallest. */
+  /** FLOPs of the largest size over those of the smallest. */
   work: number;
 }
 
@@ -61,19 +62,19 @@ export interface Sharing {
   shape: string;
   threads: number;
   ms: number;
-  /** Of the step that computes it for each of them. */
+  /** Time in ms of the step that computes the prompt again for each completion. */
   alone: number;
-  /** FLOPs of that step over those of the first. */
+  /** FLOPs of that step over those of ours. */
   work: number;
 }
 
 /** What `--json` writes. */
 export interface Result {
-  /** What was measured. */
+  /** The commit that was measured. */
   commit?: string;
   cpu: string;
   isa: string;
-  /** Of each number of threads that the rows were measured with, at best: FLOP/s; bytes/s read from memory. */
+  /** The best rates for each number of threads: FLOP/s, and bytes/s read from memory. */
   limits: { threads: number; peak: number; bandwidth: number }[];
   rows: Row[];
   growth: Growth[];
@@ -134,7 +135,7 @@ export const growthCells = ({ name, varies, shape, sizes, ms, work }: Growth): s
   `${(work ** (1 / (sizes.length - 1))).toFixed(2)}x`,
 ];
 
-export const orderHead = ["cost of the order of sums", "shape", "threads", "ms", "in any order", "ratio"];
+export const orderHead = ["cost of the order of sums", "shape", "threads", "ms", "ms in any order", "ratio"];
 export const orderCells = ({ name, shape, threads, ms, unordered }: Order): string[] => [
   name,
   shape,
@@ -149,10 +150,10 @@ export const sharingHead = [
   "shape",
   "threads",
   "ms",
-  "once a completion",
+  "ms, prompt repeated",
   "faster",
-  "FLOPs",
-  "of their ratio",
+  "fewer FLOPs",
+  "share of that",
 ];
 export const sharingCells = ({ name, shape, threads, ms, alone, work }: Sharing): string[] => [
   name,
@@ -170,8 +171,12 @@ function grid(top: readonly string[], rows: readonly (readonly string[])[], text
   return [line(top), `|${top.map((_, i) => (text(i) ? " --- |" : " ---: |")).join("")}`, ...rows.map(line)].join("\n");
 }
 
-/** Rows that have a peer, each machine's fastest one beside ours, with the machine's first number of threads. */
-export function overview(results: readonly Result[]): string {
+/**
+ * A table of the rows that have a peer: the fastest peer's time over ours, and our share of the limit. The rows are those of the
+ * machine's first number of threads.
+ * @param shown rows to show, as "name | shape"; all by default
+ */
+export function overview(results: readonly Result[], shown?: readonly string[]): string {
   const tops = results.map(
     ({ cpu, isa, limits: [{ threads, peak }] }) =>
       `${cpu}, ${isa}, ${threads} threads, ${(peak / 1e9).toFixed(0)} GFLOP/s`,
@@ -184,21 +189,24 @@ export function overview(results: readonly Result[]): string {
       if (!cells.has(key)) cells.set(key, Array(results.length).fill(""));
       cells.get(key)![i] = `${peers[0].ratio.toFixed(2)}x${limitRatio === null ? "" : `, ${percent(limitRatio)}`}`;
     }
+  const keys = shown?.filter((key) => cells.has(key)) ?? [...cells.keys()];
   return grid(
     ["row", "shape", ...tops],
-    [...cells].map(([key, own]) => [...key.split(" | "), ...own]),
+    keys.map((key) => [...key.split(" | "), ...cells.get(key)!]),
     (i) => i < 2,
   );
 }
 
-/** Kernels and steps with that number of threads. */
+/** The rows that were measured with this number of threads. */
 export function rowsTable(
   { cpu, isa, rows, commit }: Result,
   { threads, peak, bandwidth }: Result["limits"][0],
 ): string {
   const all = rows.filter((row) => row.threads === threads).flatMap(lines);
   const shown = head.map((_, i) => i).filter((i) => head[i] !== "spread" && all.some((cells) => cells[i] !== ""));
-  const title = `${cpu} (${isa}, ${threads} thread${threads === 1 ? "" : "s"}; at best ${(peak / 1e9).toFixed(0)} GFLOP/s, ${(bandwidth / 1e9).toFixed(1)} GB/s${commit ? `; at ${commit}` : ""})`;
+  const machine = `${cpu}, ${isa}, ${threads} thread${threads === 1 ? "" : "s"}`;
+  const rates = `${(peak / 1e9).toFixed(0)} GFLOP/s and ${(bandwidth / 1e9).toFixed(1)} GB/s`;
+  const title = `${machine}.\nBest rates: ${rates}.${commit ? ` Commit ${commit}.` : ""}`;
   return `${title}\n\n${grid(
     shown.map((i) => head[i]),
     all.map((cells) => shown.map((i) => cells[i])),
@@ -206,7 +214,7 @@ export function rowsTable(
   )}`;
 }
 
-/** All that was measured on a machine. */
+/** All tables of a machine. */
 export function markdown(result: Result): string {
   const { limits, growth, order, sharing = [] } = result;
   const tables = limits.map((limit) => rowsTable(result, limit));

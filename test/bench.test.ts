@@ -201,7 +201,7 @@ test("each peer has a line of the table, a row without a peer too", () => {
   expect(text).toContain(
     "| linear | N 1 | 2.00 | 50 % | 4.0 | one | 3.00 | 1.50x | 1.0 |\n|  |  |  |  |  | other | 4.00 | 2.00x | 2.0 |",
   );
-  expect(text).toContain("1 thread;");
+  expect(text).toContain("1 thread.");
   expect(text).toContain("| attention | B 1 | T 1, 2, 4 | 1.00, 2.00, 8.00 | 2.00x, 4.00x | 3.00x |");
   expect(text).toContain("| linear | N 1 | 2 | 2.00 | 1.00 | 2.00x |");
   expect(text).toContain("| SFT step | demo | 2 | 10.0 | 15.0 | 1.50x | 2.00x | 75 % |");

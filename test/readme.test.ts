@@ -3,6 +3,7 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { expect, test } from "@jest/globals";
+import { ticks } from "../bench/curves.js";
 import { pages } from "../bench/readme.js";
 import { root } from "../lib/device/native.js";
 
@@ -23,9 +24,9 @@ test("the README's example runs as it stands", async () => {
   expect(stdout).not.toContain("NaN");
 });
 
-test("the README's example of devices runs on those that are here", async () => {
-  const readme = await readFile(join(root, "README.md"), "utf8");
-  const [, code] = readme.match(/<!-- devices -->\s+```js\n(.*?)```/s)!;
+test("the example of devices in the docs runs on those that are here", async () => {
+  const page = await readFile(join(root, "docs/devices.md"), "utf8");
+  const [, code] = page.match(/<!-- example -->\s+```js\n(.*?)```/s)!;
   const file = join(root, "build/devices.mjs");
   await mkdir(join(root, "build"), { recursive: true });
   await writeFile(file, code);
@@ -34,6 +35,29 @@ test("the README's example of devices runs on those that are here", async () => 
   expect(stdout).toMatch(/cpu, \w+: Float32Array\(5\)/);
 });
 
-test("the README's tables and figures are those of bench/results and of the op list", async () => {
-  for (const [path, wanted] of await pages()) expect(await readFile(join(root, path), "utf8")).toBe(wanted);
+test("tables and pictures are those of bench/results, of the op list and of the demo's run", async () => {
+  const made = await pages();
+  expect([...made.keys()]).toEqual(
+    expect.arrayContaining(["README.md", "docs/devices.md", "docs/demo.svg", "bench/results/README.md"]),
+  );
+  for (const [path, wanted] of made) expect(await readFile(join(root, path), "utf8")).toBe(wanted);
+});
+
+test("the README has no number that no command prints", async () => {
+  const readme = await readFile(join(root, "README.md"), "utf8");
+  const { engines } = JSON.parse(await readFile(join(root, "package.json"), "utf8")) as { engines: { node: string } };
+  const written = readme
+    .replace(/<!-- (\w+) -->.*?<!-- \/\1 -->/gs, "")
+    .replace(/```.*?```/gs, "")
+    .replace("exactly 1.", "") // the tests hold the first ratios
+    .replace("Apache-2.0", "");
+  const numbers = [...written.matchAll(/(?<![\w.])\d[\d.,]*\d|(?<![\w.])\d/g)].map(([number]) => number);
+  expect(numbers.length).toBeGreaterThan(0);
+  expect(numbers.filter((number) => !engines.node.includes(number))).toEqual([]);
+});
+
+test("ticks of a picture are round and hold all values", () => {
+  expect(ticks([-0.04, 1.69])).toEqual([-0.5, 0, 0.5, 1, 1.5, 2]);
+  expect(ticks([1, 80])).toEqual([0, 20, 40, 60, 80]);
+  expect(ticks([0])).toEqual([0, 0.1]);
 });
