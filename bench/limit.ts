@@ -28,7 +28,7 @@ export interface Bar {
   timer: Timer;
   /** FLOP or bytes of one run. */
   amount: number;
-  /** Of the row. */
+  /** FLOP or bytes of the row. */
   owed: number;
 }
 

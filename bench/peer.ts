@@ -24,7 +24,7 @@ const scripts: readonly Script[] = [
 export interface Question {
   name: string;
   shape: string;
-  /** Of a row with a whole model: what it is built by. */
+  /** Sizes that a whole model is built by, in rows that have one. */
   sizes?: object;
 }
 

@@ -26,7 +26,7 @@ const manifest = async (name: string) =>
 
 const example = async () =>
   (await readFile(join(root, "README.md"), "utf8")).match(/<!-- example -->\s+```js\n(.*?)```/s)![1];
-/** The same for require(). */
+/** The example with require() in place of import. */
 const commonJs = (code: string) =>
   `(async () => {\n${code.replace(/^import (.*) from (".*");$/m, "const $1 = require($2);")}})();\n`;
 

@@ -16,8 +16,9 @@ interface Pin {
   source: string;
   options: Record<string, number | string>;
   inputs: Record<string, Listed>;
-  /** The same outputs in both precisions. */
+  /** Outputs in double precision. */
   f64: Record<string, Listed>;
+  /** Outputs in single precision. */
   f32: Record<string, Listed>;
 }
 

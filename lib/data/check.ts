@@ -41,7 +41,7 @@ export interface DataReport {
     firstPreferred: number | null;
     firstInterval: [number, number] | null;
     secondsMedian: number | null;
-    /** Of each criterion. */
+    /** Krippendorff's alpha of each criterion. */
     alpha: Record<string, number | null>;
   };
 }

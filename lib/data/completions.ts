@@ -13,9 +13,9 @@ export interface CompletionRow {
   completion_ids: number[];
   /** What the logits were divided by; 0 took the likeliest token. */
   temperature: number;
-  /** Of each sampled token at the temperature, over the whole vocabulary; nats. */
+  /** Log-prob of each sampled token at the temperature, over the whole vocabulary; nats. */
   logprobs: number[];
-  /** The same over the tokens that top-k, top-p and min-p left. */
+  /** Log-prob of each sampled token over the tokens that top-k, top-p and min-p left; nats. */
   truncated_logprobs?: number[];
   /** A chat template made the prompt. */
   rendered?: true;

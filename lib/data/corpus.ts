@@ -14,7 +14,7 @@ export interface Address {
 }
 
 export interface Corpus {
-  /** To learn the language from. */
+  /** The language model learns from these. */
   train: Address[];
   /** Prompts for collection and PPO are cut from these. */
   heldOut: Address[];
@@ -48,7 +48,7 @@ export function clean(text: string): string {
 }
 
 export interface Prompt {
-  /** As it stands in the address: mostly with the space before its first word. */
+  /** Text as it stands in the address, mostly with the space before its first word. */
   text: string;
   /** int32: the ids of `text` */
   ids: Int32Array;

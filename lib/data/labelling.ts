@@ -43,7 +43,7 @@ export interface LabellingProgress {
   /** Labels there are of those wanted. */
   labels: number;
   wanted: number;
-  /** Of each criterion, where something was labelled twice. */
+  /** Krippendorff's alpha of each criterion; null where nothing was labelled twice. */
   alpha: Record<string, number | null>;
   /** Tasks labelled by more than one. */
   shared: number;
@@ -255,7 +255,7 @@ export class Labelling {
     return this.serial(() => this.handOut(annotator, now));
   }
 
-  /** As `next`, with what the page shows beside it. */
+  /** Hands out a task like `next`, with what the page shows beside it. */
   view(annotator: string): Promise<View> {
     return this.serial(() => {
       const shown = this.handOut(annotator, Date.now() / 1000) ?? null;

@@ -83,15 +83,15 @@ export function wilson(share: number, n: number): [low: number, high: number] {
 export interface Calibration {
   /** Bins of equal width that anything fell into. */
   bins: {
-    /** Its lower end. */
+    /** Lower end of the bin. */
     from: number;
-    /** Its upper end. */
+    /** Upper end of the bin. */
     to: number;
-    /** Predictions in it. */
+    /** Predictions in the bin. */
     count: number;
-    /** Their mean. */
+    /** Mean of the predicted probabilities. */
     probability: number;
-    /** Mean of what came of them. */
+    /** Mean of the outcomes. */
     outcome: number;
   }[];
   /** Expected calibration error: mean distance of probability and outcome over the bins, by count (Naeini et al. 2015). */

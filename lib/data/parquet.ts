@@ -14,7 +14,7 @@ const WATCH = 100; // milliseconds
 /** What the reader answers: the next rows, none after the last, or what is wrong. */
 export interface Answer {
   rows?: Record<string, unknown>[];
-  /** Their characters, bytes and numbers. */
+  /** Characters, bytes and numbers of the rows. */
   size?: number;
   error?: string;
 }

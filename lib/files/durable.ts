@@ -60,7 +60,7 @@ export async function writing<T>(file: string, work: () => Promise<T>): Promise<
   }
 }
 
-/** As `writing`, for work that is not asynchronous. */
+/** Does synchronous work that writes a file; errors name the file, as those of `writing` do. */
 export function writingNow<T>(file: string, work: () => T): T {
   try {
     return work();

@@ -6,7 +6,7 @@ import { wordPattern } from "./byte_level.js";
 
 /** A step of a pipeline: its type and options of that type. */
 export interface Step {
-  /** Its name in Hugging Face's tokenizers. */
+  /** Name of the step in Hugging Face's tokenizers. */
   type: string;
   [option: string]: unknown;
 }
@@ -17,8 +17,8 @@ const MOST_STEPS = 256; // a usual file has ten
 const QUICK_STEPS = 32;
 
 /**
- * The same normalizer or pre-tokenizer in steps that the library carries out exactly: its ByteLevel cuts by JavaScript's \s and its
- * Digits knows decimal digits only, its Metaspace cuts nothing, and its Replace takes "$" for a sign of its own.
+ * Rewrites a normalizer or pre-tokenizer into steps that the library carries out exactly. The library's own ByteLevel cuts by
+ * JavaScript's \s. Its Digits knows decimal digits only, its Metaspace cuts nothing, and its Replace reads "$" as a special sign.
  * @throws Error for a step that it would carry out otherwise, or that makes a text grow without measure
  */
 export function exact(step: Step | null): Step | null {

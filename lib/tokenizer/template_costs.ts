@@ -23,21 +23,21 @@ const lengthOf = (value: Value | undefined) => (value && isText(value) ? (value.
 /** Whether a value has methods that may take long. */
 export const hasMethods = (value: Value): boolean => isText(value) || isMapping(value);
 
-/** Of a copy that shares the parts. */
+/** Cost of a copy that shares the parts. */
 export function shallow(value: Value): number {
   if (isText(value)) return lengthOf(value);
   if (isList(value)) return 8 * list(value).length;
   return isMapping(value) ? ENTRY * (value.value as Map<string, Value>).size : 0;
 }
 
-/** How often a loop over it goes round. */
+/** Rounds of a loop over a value. */
 export const rounds = (value: Value): number =>
   isList(value) ? list(value).length : isMapping(value) ? (value.value as Map<string, Value>).size : 0;
 
-/** Of a slice: a text becomes a list of its characters first. */
+/** Cost of a slice. A text becomes a list of its characters first. */
 export const sliced = (value: Value): number => (isText(value) ? ITEM * lengthOf(value) : 2 * shallow(value));
 
-/** Of a search for so many characters, which goes back at worst. */
+/** Cost of a search for `part` characters, at worst with backtracking. */
 const search = (length: number, part: number) => length * (1 + part / 16);
 
 /** Characters of what a template is given, and a little for each part. */

@@ -14,9 +14,9 @@ import { TimeLimit } from "./time_limit.js";
 
 /** A token beside the model's own, in tokenizer.json. */
 export interface AddedToken {
-  /** Its place in the vocabulary. */
+  /** Place in the vocabulary. */
   id: number;
-  /** Its text. */
+  /** Text of the token. */
   content: string;
   /** Only where no letter stands beside it: not supported. */
   single_word?: boolean;
@@ -46,7 +46,7 @@ export interface TokenizerJson {
   model: Step & {
     /** The id of each token. */
     vocab: Record<string, number>;
-    /** Of byte-pair encoding: which neighbours become one, the first ones first. */
+    /** Merges of byte-pair encoding: pairs of neighbours that become one, in order. */
     merges?: (string | [string, string])[];
   };
   [other: string]: unknown;

@@ -32,7 +32,7 @@ function slope(x: number, form: string, f: Round): number {
   if (form === "erf") return f(s + f(x * f(Math.exp(f((-x * x) / 2)) / Math.sqrt(2 * Math.PI))));
   return Math.abs(x) > 16 ? s : f(s + f(f(x * s * f(1 - s)) * f(2 * K * (1 + 3 * 0.044715 * x * x))));
 }
-/** As an MLP of 3,072 has it. */
+/** Tokens and width of an MLP of 3,072. */
 const wide = [2048, 3072];
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
 

@@ -49,7 +49,7 @@ const bench = (
   draw: (random: Random, size: readonly number[]) => Case,
 ): NonNullable<Truth["bench"]> =>
   sizes.map((size) => ({ shape: `N ${size[0]}, O ${size[1]}, I ${size[2]}`, draw: (random) => draw(random, size) }));
-/** As generation has it: few rows, the weight packed once for many steps. */
+/** Sizes of generation: few rows, with a weight that is packed once for many steps. */
 const few = [...[1, 4, 16].map((N) => [N, 3072, 768]), [1, 50257, 768]];
 const drawn = (random: Random, [N, O, I]: readonly number[]): Case => ({
   x: uniform(random, [N, I], -1, 1),

@@ -18,7 +18,7 @@ const files = trainBpe([...texts, "naïve café ½ cup — 東京 🙂🙂 \ufef
 });
 const tokenizer = new Tokenizer(files);
 
-/** The same tokenizer, spelt so that @huggingface/tokenizers carries it out. */
+/** Respells a tokenizer so that @huggingface/tokenizers carries it out. */
 function throughLibrary({ tokenizer: json, tokenizerConfig }: TokenizerFiles): Tokenizer {
   return new Tokenizer({
     tokenizer: { ...json, pre_tokenizer: { type: "Sequence", pretokenizers: [json.pre_tokenizer] } },
