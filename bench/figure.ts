@@ -4,6 +4,7 @@ import type { Result, Row } from "./result.js";
 
 const [NAME, SHAPE, LIMIT, FASTER, END] = [8, 146, 430, 590, 1090]; // left edges of the columns
 const [ROW, TOP] = [17, 68];
+const LETTER = 6.5; // width of a letter, about
 const TICKS = [0.5, 1, 2, 4, 10, 30, 100, 300];
 
 const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
@@ -21,6 +22,12 @@ export function figure({ commit, cpu, isa, limits: [{ threads }], rows }: Result
   const width = (share: number) => Math.min(share, 1) * (FASTER - 60 - LIMIT);
   const text = (left: number, top: number, content: string, kind = "") =>
     `<text x="${left.toFixed(1)}" y="${top}"${kind}>${escape(content)}</text>`;
+  const labelOf = ({ peers: [fastest] }: Row) => `${times(fastest.ratio)} ${fastest.name}`;
+  /** Where the dot stands that the label of the fastest peer follows: its own, or that of a ring which the label would cover. */
+  const labelled = (row: Row): number =>
+    row.peers
+      .map(({ ratio }) => x(ratio))
+      .reduce((at, ring) => (ring < at + 18 + LETTER * labelOf(row).length ? ring : at));
   const line = (row: Row, i: number): string => {
     const middle = TOP + ROW * i + ROW / 2;
     const [fastest, ...others] = row.peers;
@@ -32,11 +39,7 @@ export function figure({ commit, cpu, isa, limits: [{ threads }], rows }: Result
       text(LIMIT + width(1) + 6, middle + 4, `${(100 * share).toFixed(0)} %`),
       ...others.map(({ ratio }) => `<circle cx="${x(ratio).toFixed(1)}" cy="${middle}" r="3" class="other"/>`),
       `<circle cx="${x(fastest.ratio).toFixed(1)}" cy="${middle}" r="4" class="${fastest.ratio < 1 ? "slower" : "faster"}"/>`,
-      text(
-        x(Math.max(...row.peers.map(({ ratio }) => ratio))) + 9,
-        middle + 4,
-        `${times(fastest.ratio)} ${fastest.name}`,
-      ),
+      text(labelled(row) + 9, middle + 4, labelOf(row)),
     ].join("");
   };
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${END} ${bottom + 8}" font-family="system-ui, sans-serif" font-size="12">
@@ -48,7 +51,7 @@ text { fill: #9198a1 } .name, .title { fill: #f0f6fc } line { stroke: #3d444d } 
 .all { fill: #2a313c } .share { fill: #a371f7 } .faster { fill: #3fb950 } .slower { fill: #f85149 } .other { stroke: #656c76 } }
 </style>
 ${text(NAME, 16, `${cpu}, ${isa}, ${threads} threads${commit ? `, commit ${commit}` : ""}`, ' class="title"')}
-${text(LIMIT, TOP - 30, "share of the hardware limit", ' class="title"')}
+${text(LIMIT, TOP - 30, "share of the limit", ' class="title"')}
 ${text(FASTER, TOP - 30, "times faster than the fastest peer (rings: other peers)", ' class="title"')}
 ${TICKS.map((tick) => `<line x1="${x(tick).toFixed(1)}" x2="${x(tick).toFixed(1)}" y1="${TOP - 4}" y2="${bottom}"${tick === 1 ? ' class="one"' : ""}/>${text(x(tick), TOP - 10, `${tick}x`, ' text-anchor="middle"')}`).join("\n")}
 ${shown.map(line).join("\n")}
