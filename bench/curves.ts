@@ -2,7 +2,8 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Summary } from "../lib/cli/demo.js";
 
-// The demo in one picture: reward and KL of its policy as they were measured at each update, and the one against the other.
+// The demo in one picture: reward and KL of its policy as they were measured at each update, and
+// the one against the other.
 
 /** What docs keep of a run of the demo. */
 export interface DemoRun {
@@ -37,7 +38,10 @@ interface Panel {
   dots?: boolean;
 }
 
-/** Round numbers from the least to the largest value: at most five steps of 1, 2 or 5 times a power of ten. */
+/**
+ * Round numbers from the least to the largest value: at most five steps of 1, 2 or 5 times a power
+ * of ten.
+ */
 export function ticks(values: readonly number[]): number[] {
   const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
   const power = 10 ** Math.floor(Math.log10((high - low || 1) / 5));

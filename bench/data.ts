@@ -4,12 +4,12 @@ import { orders } from "../lib/data/order.js";
 import { Comparisons } from "../lib/rlhf/batch/rows.js";
 import type { Prepared } from "./kernels.js";
 
-// What the data of a step costs, and the order of an epoch, as the data grows.
+// The cost of a step's data and of an epoch's order, as the data grows.
 
 export const DATA_ROWS = [1e3, 1e4, 1e5, 1e6];
 export const BATCH = 64;
 
-/** Comparisons of 4 words and twice 8. */
+/** Comparisons whose prompts have 4 words and whose completions have 8. */
 export function* comparisonRows(count: number): Generator<PreferenceRow> {
   const random = new Random(0, 0);
   const words = Array.from({ length: 500 }, () =>
@@ -33,7 +33,7 @@ const repeated = (work: (run: number) => unknown) => {
   };
 };
 
-/** One step after another, each of other rows. */
+/** Reads the rows of one step after another. */
 export async function stepData(rows: number): Promise<Prepared> {
   const all = await readComparisonRows(rows);
   return {
@@ -43,7 +43,7 @@ export async function stepData(rows: number): Promise<Prepared> {
   };
 }
 
-/** One epoch after another. */
+/** Draws the order of one epoch after another. */
 export function epochOrder(rows: number): Prepared {
   const timer = repeated(orders(rows, (epoch) => new Random(0, 0).at(epoch)));
   return { timer, cost: { flops: rows, read: 0, write: 0 }, dispose: () => undefined };

@@ -1,6 +1,7 @@
 import type { Result, Row } from "./result.js";
 
-// A picture of a machine's results: for each row how many times faster it is than its fastest peer, and its share of the hardware limit.
+// A picture of a machine's results: for each row how many times faster it is than its fastest peer,
+// and its share of the hardware limit.
 
 const [NAME, SHAPE, LIMIT, FASTER, END] = [8, 146, 430, 590, 1090]; // left edges of the columns
 const [ROW, TOP] = [17, 68];
@@ -11,8 +12,8 @@ const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;
 const times = (ratio: number) => `${ratio >= 100 ? ratio.toFixed(0) : ratio.toPrecision(2)}x`;
 
 /**
- * SVG, readable in light and in dark. It shows the rows that have a peer, at the machine's first number of threads. Dots stand between
- * 0.5 and 500 times faster.
+ * SVG, readable in light and in dark. It shows the rows that have a peer, at the machine's first
+ * number of threads. Dots stand between 0.5 and 500 times faster.
  */
 export function figure({ commit, cpu, isa, limits: [{ threads }], rows }: Result): string {
   const shown = rows.filter((row) => row.threads === threads && row.peers.length > 0);
@@ -23,7 +24,10 @@ export function figure({ commit, cpu, isa, limits: [{ threads }], rows }: Result
   const text = (left: number, top: number, content: string, kind = "") =>
     `<text x="${left.toFixed(1)}" y="${top}"${kind}>${escape(content)}</text>`;
   const labelOf = ({ peers: [fastest] }: Row) => `${times(fastest.ratio)} ${fastest.name}`;
-  /** Where the dot stands that the label of the fastest peer follows: its own, or that of a ring which the label would cover. */
+  /**
+   * Where the dot stands that the label of the fastest peer follows: its own, or that of a ring
+   * which the label would cover.
+   */
   const labelled = (row: Row): number =>
     row.peers
       .map(({ ratio }) => x(ratio))

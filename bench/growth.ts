@@ -8,7 +8,8 @@ import { shapes, steps, type Shape, type StepRow } from "./models.js";
 import { sharingStep } from "./sharing.js";
 import type { Growth } from "./result.js";
 
-// How cost grows: the same work at sizes that double, timed in turns. Beside the time, the FLOPs, by which it should grow.
+// How cost grows: the same work at sizes that double, timed in turns. Time should grow as the FLOPs
+// do.
 
 interface Row {
   name: string;

@@ -17,11 +17,11 @@ export interface Prepared {
   dispose(): void;
 }
 
-/** Benchmarks that the truths of the ops state: the same inputs and costs that the tests know. */
+/** A benchmark that the truth of an op states, with the inputs and costs of its tests. */
 export interface KernelRow {
   name: string;
   shape: string;
-  /** Every op that it runs. */
+  /** All ops that the row runs. */
   ops: string[];
   prepare(on: Device): Prepared;
 }
@@ -45,7 +45,7 @@ export async function kernelRows(): Promise<KernelRow[]> {
   return rows;
 }
 
-/** An op on the inputs that its truth draws. */
+/** Prepares an op with inputs that its truth draws. */
 export function prepared(entry: Truth, { draw, packed, before }: Omit<Bench, "shape">, on: Device): Prepared {
   const random = new Random(entry.op, 1);
   const inputs = draw(random);

@@ -16,13 +16,19 @@ export interface Cost {
   write: number;
   /** Bytes that are counted in both since they are updated in place. */
   update?: number;
-  /** Bytes of all that is touched from one run to the next; without it, more than any cache holds. */
+  /** Bytes that are touched from one run to the next. Without it: more than any cache holds. */
   footprint?: number;
-  /** The bytes move when the arithmetic is done: the limit is the sum of both. Else the longer of them. */
+  /**
+   * Bytes move only when the arithmetic is done, so the limit is the sum of both. Otherwise it is
+   * the longer of them.
+   */
   apart?: boolean;
 }
 
-/** What a row cannot be faster than: the same FLOPs or bytes with nothing to do for them, timed in turns with the row. */
+/**
+ * A bound on the speed of a row: plain arithmetic or plain memory traffic, timed in turns with the
+ * row.
+ */
 export interface Bar {
   kind: "arithmetic" | "memory";
   timer: Timer;
@@ -33,15 +39,25 @@ export interface Bar {
 }
 
 export interface Bound {
-  /** No implementation takes less, as far as the probes of the machine go. */
+  /** The least time of any implementation, ms, as far as the probes of the machine tell. */
   ms: number;
-  /** FLOP/s that the machine reached beside the row; null where arithmetic cannot be the bound. */
+  /**
+   * FLOP/s that the machine reached in turns with the row; null where arithmetic cannot be the
+   * bound.
+   */
   peak: number | null;
-  /** Bytes per second at the row's own mix of streams and footprint; null where arithmetic alone is the bound. */
+  /**
+   * Bytes per second at the row's own mix of streams and footprint; null where arithmetic alone is
+   * the bound.
+   */
   bandwidth: number | null;
 }
 
-/** Arithmetic at the peak and compulsory bytes at the bandwidth, by how long a run of each bar took, ms: the longer of them or, `apart`, their sum. */
+/**
+ * The bound of a row from the times of its bars. It is the longer of two times, or their sum with
+ * `apart`: arithmetic at the peak, and compulsory bytes at the bandwidth.
+ * @param ms time of one run of each bar
+ */
 export function bound(bars: readonly Bar[], ms: readonly number[], apart = false): Bound {
   const rate = (kind: Bar["kind"]) => {
     const i = bars.findIndex((bar) => bar.kind === kind);
@@ -57,7 +73,7 @@ export function bound(bars: readonly Bar[], ms: readonly number[], apart = false
 
 const MOST_STREAMS = 8;
 
-/** A few arrays, read, updated and written in about the proportions of these bytes. */
+/** Numbers of arrays to read, update and write, in about the proportions of a row's bytes. */
 export function mix({ read, write, update = 0 }: Cost): Streams {
   const parts = [read - update, update, write - update];
   const total = parts.reduce((a, b) => a + b, 0);
@@ -70,9 +86,11 @@ export function mix({ read, write, update = 0 }: Cost): Streams {
   return { reads, updates, writes };
 }
 
-/** What the machine can do at most, with the run's threads. */
+/** The machine's limits with the run's threads. */
 export class Limits {
-  /** The last, which rows of the same mix share: they may hold gigabytes, four times the caches. */
+  /**
+   * The last probe, shared by rows of the same mix. It may hold gigabytes: four times the caches.
+   */
   private streams?: { key: string; probe: Probe };
 
   private constructor(
@@ -91,13 +109,14 @@ export class Limits {
     return this.fma.rate;
   }
 
-  /** What may bound work of this cost. */
+  /** The bars that may bound work of this cost. */
   async bars(cost: Cost): Promise<Bar[]> {
     const { flops, footprint, apart } = cost;
     const bytes = cost.read + cost.write;
     const [arithmetic, least] = [flops / this.peak, bytes / this.read];
     const bars: Bar[] = [];
-    // what a cache holds may move ten times as fast as from memory, and streams that are written too half as fast as reading alone, not less
+    // what a cache holds may move ten times as fast as from memory, and streams that are written
+    // too half as fast as reading alone, not less
     if (flops > 0 && (apart || 10 * arithmetic > least)) bars.push(this.bar("arithmetic", this.fma, flops));
     if (bytes > 0 && (apart || arithmetic <= 3 * least))
       bars.push(this.bar("memory", await this.stream(mix(cost), footprint), bytes));

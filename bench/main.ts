@@ -16,7 +16,8 @@ import { growthCells, growthHead, head, lines, orderCells, orderHead, sharingCel
 import type { Growth, Order, Result, Row, Sharing } from "./result.js";
 import { sharingRows } from "./sharing.js";
 
-// Every kernel and every step against the machine's limit and against what people use today, in one run.
+// `npm run bench`: every kernel and every training step beside the machine's limit and the peers
+// that are installed.
 
 const {
   filter,
@@ -37,7 +38,7 @@ const {
 
 const inSoftware = /llvmpipe|swiftshader/i;
 
-/** The device; nothing where it is not here and was not asked for by name. */
+/** Opens a device. Undefined where it is not here and was not asked for by name. */
 async function opened(kind: DeviceKind, threads: number | undefined): Promise<Device | undefined> {
   try {
     const one = await device(kind, { threads });
@@ -74,7 +75,7 @@ async function plan(on: Device, whole: boolean): Promise<Planned[]> {
   return [...kernels, ...steps].filter(matches);
 }
 
-/** The timer, and of each of its runs the share of the time in which no kernel ran. */
+/** Wraps a timer and keeps, for each call, the share of the time in which no kernel ran. */
 function watched(on: Device, timer: Timer): { timer: Timer; outside: number[] } {
   const outside: number[] = [];
   return {
@@ -150,7 +151,7 @@ const limitsOf: Result["limits"] = [];
 let isa = "";
 const { stdout: commit } = spawnSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root, encoding: "utf8" });
 
-/** Writes what was measured so far: a long run that is cut off has not been for nothing. */
+/** Writes the rows that were measured so far, so that a run which is cut off keeps them. */
 async function save(): Promise<void> {
   if (!json) return;
   const result: Result = {
@@ -216,4 +217,8 @@ if (rows.length > 0) console.log(table(head, rows.flatMap(lines)));
 if (order.length > 0) console.log(`\n${table(orderHead, order.map(orderCells))}`);
 if (sharing.length > 0) console.log(`\n${table(sharingHead, sharing.map(sharingCells))}`);
 if (growth.length > 0) console.log(`\n${table(growthHead, growth.map(growthCells))}`);
+if ([rows, order, sharing, growth].every(({ length }) => length === 0)) {
+  console.error(`no row matches --filter ${filter}`);
+  process.exitCode = 1;
+}
 await save();

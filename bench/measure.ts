@@ -1,6 +1,6 @@
 import { setTimeout } from "node:timers/promises";
 
-/** Times so many runs of a unit of work, one after another: ms for all. */
+/** Runs a unit of work `runs` times, one after another. Resolves to the time of all runs, ms. */
 export type Timer = (runs: number) => Promise<number>;
 
 export interface Measured {
@@ -17,10 +17,13 @@ const LONG = 120_000; // ms: a warm-up of this length is a measurement
 const SHORT = 40; // ms: less work than this is done several times over,
 const SHARE = 1 / 20; // or less than this of the longest
 
-/** Rounds at least: work of many seconds is steadier, and there is no time for many. */
+/** The least number of rounds. Long work is steadier, and needs fewer. */
 const least = (ms: number) => (ms > 10_000 ? 1 : ms > 2000 ? 3 : 5);
 
-/** Runs that take so many ms together, found by runs that come near: one alone may take ten times as long as the next. */
+/**
+ * Number of runs that take `together` ms. One run alone may take ten times as long as the next, so
+ * it is found step by step.
+ */
 async function enough(timer: Timer, together: number): Promise<number> {
   for (let runs = 1; ;) {
     const ms = await timer(runs);
@@ -30,8 +33,9 @@ async function enough(timer: Timer, together: number): Promise<number> {
 }
 
 /**
- * Runs the timers in turns, A B A B, after a warm-up of each, for about two seconds each. Work that is done several times over is not timed at first:
- * threads that have slept may need some ms until each has a core to itself, of a scheduler that packs them onto few, and that is not what is measured.
+ * Runs the timers in turns, A B A B, for about two seconds each, after a warm-up of each. Short
+ * work first runs untimed: threads that slept may share a core for some ms, and that time is not
+ * the work's.
  */
 export async function interleaved(timers: readonly Timer[]): Promise<Measured[]> {
   const times = timers.map((): number[] => []);

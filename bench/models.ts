@@ -10,22 +10,9 @@ import { gpt2, llama } from "../test/models.js";
 import type { Cost } from "./limit.js";
 import type { Timer } from "./measure.js";
 
-// What binds the demo's steps, where they miss the limit: of a PPO update's time in kernels 72 % is the products' register tiles, 7 % their packing, 1 % each AdamW, gelu and its
-// gradient, additions and normal deviates, 2 % threads that wait for each other (Zen 4, AVX-512, two threads: 72 % of the limit, 1.97 times TRL; 2.3 times would be 84 % of it, where
-// a product of this width alone, 640 x 256 x 256, reaches 85). Of an SFT step on Zen 3 with AVX2 66 % are tiles and 7 % packing; 47 to 55 % of the limit on a machine
-// that others use too (kernels/cpu/gemm.h), 1.8 to 1.9 times its peers. Lost: a worker that keeps off the core where it met its caller
-// (sched_setaffinity: medians as before, sampling 20 % slower), smaller and larger blocks of the products (gemm.h).
-// Zen 3 without such others: SFT 74 %, 2.1 times its peers; PPO 72 %, 2.1 times TRL (2.3 times would be 80 %). Of the demo's PPO 73 % are tiles, at 95 % of the peak, 6 packing, 3 gelu and its gradient, 2
-// each layer norms and AdamW, 6 threads that wait for each other or for JavaScript. Lost there: workers that look for work 10 and 50 times as long before they sleep (nothing);
-// four other ways to pack or split these products (gemm.h).
-// Zen 5, AVX-512, two threads: of a PPO update of the demo 64 to 67 % are tiles, 4 packing (8 before rows were read where they lie: the update 2 % faster), 2 AdamW, 2 threads
-// that wait for each other, 2 gelu and its gradient; 62 to 67 % of the limit, 3.2 to 3.6 times TRL; of one of GPT-2 67, 6, 8 and 3 (norm of the gradients), 75 to 80 % of
-// the limit, 2.9 to 3.3 times TRL.
-// Intel Xeon (Sapphire Rapids or later), AVX-512, two threads: of an SFT step of the demo 66 % are tiles, 8 packing, 4 gelu and its gradient, 3 and 2 the logits' gradient and statistics; 53 % of
-// the limit, whose peak multiply-adds reach after a pause (gemm.h). Of GPT-2's generation half is products of 16 rows, which read the weights at four fifths of the bandwidth, 16 the
-// prompts' products, 14 attention and its cache, 7 threads that wait for each other; 39 % of the limit. Lost there: larger pieces of weights, asked for nearer and further (gemm.h).
+// Where the time of these steps goes, and what was tried and lost: bench/notes.md.
 
-/** Whole steps at the shapes that other stacks are measured at. */
+/** Sizes of a model and of its batches. */
 export interface Shape {
   layers: number;
   width: number;
@@ -46,7 +33,7 @@ export interface StepRow {
   shape: string;
   cost: Cost;
   tokens: number;
-  /** What a peer builds its model by. */
+  /** Sizes that a peer builds its model by. */
   sizes: Shape | (ModelConfig & { half: boolean; prompt: number; response: number });
   prepare(on: Device): { timer: Timer; dispose(): void };
 }
@@ -63,7 +50,7 @@ export const configOf = ({ layers, width, heads, vocabulary, prompt, response }:
   context: prompt + response,
 });
 
-/** Weights that a token goes through without the head, and the head's. */
+/** Numbers of weights: those of the layers, those of the head, and both together. */
 function weights(config: ModelConfig): { body: number; head: number; all: number } {
   const size = (s: readonly number[]) => s.reduce((a, b) => a * b, 1);
   const matrices = weightShapes(config, "logits").filter(({ shape: s }) => s.length === 2);
@@ -73,7 +60,10 @@ function weights(config: ModelConfig): { body: number; head: number; all: number
   return { body, head: config.vocabulary * config.width, all: body + config.vocabulary * config.width };
 }
 
-/** FLOPs of a forward pass over `batch` sequences of `length`, `asked` of whose rows the head reads: the last layer owes the others their keys and values alone. */
+/**
+ * FLOPs of a forward pass over `batch` sequences of `length`. The head reads `asked` rows. For the
+ * other rows the last layer computes only keys and values.
+ */
 function forward(shape: Shape, length: number, asked: number): number {
   const { body, head } = weights(configOf(shape));
   const tokens = shape.batch * length;
@@ -82,7 +72,10 @@ function forward(shape: Shape, length: number, asked: number): number {
   return 2 * (body * tokens - unasked) + 2 * shape.layers * shape.width * (length + 1) * tokens + 2 * head * asked;
 }
 
-/** Bytes of so many steps of the optimizer, which updates weights and both moments in place once all gradients are there. */
+/**
+ * Bytes that the optimizer moves in `steps` steps. It updates weights and both moments in place,
+ * once all gradients are there.
+ */
 function adamBytes(shape: Shape, steps: number): Omit<Cost, "flops"> {
   const bytes = 4 * steps * weights(configOf(shape)).all;
   return { read: 4 * bytes, write: 3 * bytes, update: 3 * bytes, apart: true };
@@ -231,7 +224,7 @@ const smollm2: ModelConfig = {
   ropeTheta: 100000,
 };
 
-/** One sequence, the likeliest token each time: every step reads every weight. */
+/** Decoding of one sequence by the likeliest token. Each step reads every weight. */
 function decode(dtype: "f32" | "bf16"): StepRow {
   const [prompt, response] = [16, 128];
   const { all } = weights(smollm2);

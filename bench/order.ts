@@ -6,7 +6,8 @@ import { prepared } from "./kernels.js";
 import { interleaved } from "./measure.js";
 import type { Order } from "./result.js";
 
-// What the law of arithmetic costs: the ops whose sums it orders beside kernels that add as they like (kernels/cpu/limit_unordered.cc).
+// What the law of arithmetic costs: ops in its order beside kernels that add in any order
+// (kernels/cpu/limit_unordered.cc).
 
 const unordered: Record<string, string> = { linear: "limitLinear", attention: "limitAttention" };
 

@@ -10,7 +10,7 @@ const folder = join(root, "bench/peers");
 
 interface Script {
   file: string;
-  /** The rows that it may have. */
+  /** Names of the rows that it may have. */
   rows: RegExp;
 }
 const scripts: readonly Script[] = [
@@ -28,15 +28,18 @@ export interface Question {
   sizes?: object;
 }
 
-/** What else does the work of a row. */
+/** A peer's implementation of a row's work. */
 export interface Implementation {
   name: string;
   timer: Timer;
-  /** Bytes that its process held at most, beyond what it held before the row was prepared. */
+  /** Peak bytes of the peer's process, beyond what it held before the row was prepared. */
   bytes(): Promise<number>;
 }
 
-/** One process of a peer, driven line by line (bench/peers/serve.py): it prepares the work of a row and times it when asked. */
+/**
+ * A peer's process, driven line by line (bench/peers/serve.py). It prepares the work of a row and
+ * times it on request.
+ */
 class Process {
   private readonly answers: ((line: string) => void)[] = [];
   private ended = false;
@@ -50,7 +53,9 @@ class Process {
     });
   }
 
-  /** The process once it is ready; nothing if it lacks what it imports, as it says itself. */
+  /**
+   * Starts a process and waits until it is ready. Undefined if it lacks a package that it imports.
+   */
   static async start(command: string, file: string, threads: number): Promise<Process | undefined> {
     const one = new Process(spawn(command, [join(folder, file), String(threads)], { stdio: ["pipe", "pipe", "pipe"] }));
     let complaint = "";
@@ -64,12 +69,14 @@ class Process {
   private answer(): Promise<string> {
     return new Promise((resolve) => (this.ended ? resolve("") : this.answers.push(resolve)));
   }
-  /** The answer; empty if the process has ended. */
+  /** Sends a line and resolves to the answer, which is empty if the process has ended. */
   ask(line: string): Promise<string> {
     this.child.stdin!.write(`${line}\n`);
     return this.answer();
   }
-  /** Waits until it is gone: what it does last is not beside what is measured next. */
+  /**
+   * Ends the process and waits until it is gone, so that it does not disturb what is measured next.
+   */
   async close(): Promise<void> {
     this.child.stdin!.end();
     if (!this.ended) await once(this.child, "close");
@@ -77,15 +84,16 @@ class Process {
 }
 
 /**
- * The peers that this machine has: those in Python run in the first Python of `RLHF_PEER_PYTHON` (one, or several with
- * colons between them) that has what they import, llama.cpp where `npm ci` was run in bench/peers.
+ * The peers that this machine has. Peers in Python run in the first Python of `RLHF_PEER_PYTHON`
+ * that has what they import; colons separate several. llama.cpp runs where `npm ci` was run in
+ * bench/peers.
  */
 export class Peers {
   private readonly running = new Map<Script, Promise<Process | undefined>>();
 
   constructor(private readonly threads: number) {}
 
-  /** Has the work of a row prepared: all that does it. */
+  /** Prepares the work of a row in each peer that has it. */
   async prepare(row: Question): Promise<Implementation[]> {
     const all: Implementation[] = [];
     for (const script of scripts.filter(({ rows }) => rows.test(row.name))) {
@@ -100,7 +108,7 @@ export class Peers {
     return all;
   }
 
-  /** Gives back what the row's work held. */
+  /** Frees the memory of the row's work. */
   async release(): Promise<void> {
     for (const process of await Promise.all(this.running.values())) await process?.ask("release");
   }

@@ -9,7 +9,8 @@ import { figure } from "./figure.js";
 import { markdown, overview, type Result } from "./result.js";
 
 // All tables and pictures of README.md, docs/devices.md and bench/results that a command measured.
-// `node dist/bench/readme.js` writes them; `--demo FOLDER` first takes the figures of a run of the demo into docs/demo.json.
+// `node dist/bench/readme.js` writes them; `--demo FOLDER` first takes the figures of a run of the
+// demo into docs/demo.json.
 
 const RESULTS = "bench/results";
 const DEMO = "docs/demo.json";

@@ -19,7 +19,10 @@ export interface Row {
   spread: number;
   /** The fastest comes first. */
   peers: PeerResult[];
-  /** The least time that the hardware allowed, measured in turns with the row; null where it was not measured. */
+  /**
+   * The least time that the hardware allowed, measured in turns with the row; null where it was not
+   * measured.
+   */
   limit: number | null;
   /** The limit over our time. */
   limitRatio: number | null;
@@ -47,7 +50,10 @@ export interface Growth {
   work: number;
 }
 
-/** What the order of the sums costs: our time over that of a kernel that is free to add in any order. */
+/**
+ * What the order of the sums costs: our time over that of a kernel that is free to add in any
+ * order.
+ */
 export interface Order {
   name: string;
   shape: string;
@@ -172,8 +178,8 @@ function grid(top: readonly string[], rows: readonly (readonly string[])[], text
 }
 
 /**
- * A table of the rows that have a peer: the fastest peer's time over ours, and our share of the limit. The rows are those of the
- * machine's first number of threads.
+ * A table of the rows that have a peer: the fastest peer's time over ours, and our share of the
+ * limit. The rows are those of the machine's first number of threads.
  * @param shown rows to show, as "name | shape"; all by default
  */
 export function overview(results: readonly Result[], shown?: readonly string[]): string {

@@ -5,12 +5,15 @@ import { interleaved } from "./measure.js";
 import { configOf, ids, optimizer, shapes, timed, type Shape } from "./models.js";
 import type { Sharing } from "./result.js";
 
-// A training step that computes a prompt once for all its completions, beside the step that computes it for each of them. It should be faster by
-// the FLOPs of the one packing over those of the other.
+// A training step that computes a prompt once for all its completions, beside a step that computes
+// it again for each. The first should be faster by the ratio of their FLOPs.
 
 const COMPLETIONS = 8;
 
-/** What is trained: a language model, whose head sees the completions alone, or a reward model, which has next to none. */
+/**
+ * The kind of step: a language model, whose head sees only completions, or a reward model, which
+ * has almost no head.
+ */
 type Trained = "SFT step" | "reward step";
 
 function step(
@@ -46,7 +49,7 @@ function step(
   return { timer: timed(run), dispose: () => (adam.dispose(), model.dispose()) };
 }
 
-/** The step with its FLOPs, counted on a device that runs nothing. */
+/** Prepares the step. Its FLOPs are counted on a device that runs nothing. */
 export async function sharingStep(
   on: Device,
   trained: Trained,

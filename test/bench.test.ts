@@ -1,3 +1,4 @@
+import { spawnSync } from "node:child_process";
 import { expect, jest, test } from "@jest/globals";
 import { bound, Limits, mix } from "../bench/limit.js";
 import { interleaved } from "../bench/measure.js";
@@ -5,6 +6,7 @@ import { Peers } from "../bench/peer.js";
 import { markdown, lines, head, type Row } from "../bench/result.js";
 import { sharingStep } from "../bench/sharing.js";
 import { bandwidth } from "../lib/device/limits.js";
+import { root } from "../lib/device/native.js";
 import { specs } from "../lib/device/ops.js";
 import { device, Tensor, type Device } from "../lib/index.js";
 import { run } from "../lib/tensor/op.js";
@@ -205,4 +207,13 @@ test("each peer has a line of the table, a row without a peer too", () => {
   expect(text).toContain("| attention | B 1 | T 1, 2, 4 | 1.00, 2.00, 8.00 | 2.00x, 4.00x | 3.00x |");
   expect(text).toContain("| linear | N 1 | 2 | 2.00 | 1.00 | 2.00x |");
   expect(text).toContain("| SFT step | demo | 2 | 10.0 | 15.0 | 1.50x | 2.00x | 75 % |");
+});
+
+test("a filter that matches no row says so and fails", () => {
+  const { status, stdout, stderr } = spawnSync(process.execPath, ["dist/bench/main.js", "--filter", "^no such row$"], {
+    cwd: root,
+    encoding: "utf8",
+  });
+  expect([status, stdout]).toEqual([1, ""]);
+  expect(stderr).toContain("no row matches --filter ^no such row$");
 });

@@ -1,10 +1,13 @@
-// Finds docstrings that cannot stand alone in a hover since their first words lean on something outside: "Of klCoef.", "The same of the critic."
-// `node test/docstrings.mjs lib bench` names each one by file and line, and ends with 1 if there are any. No build is needed.
+// Finds docstrings that cannot stand alone in a hover since their first words lean on something
+// outside: "Of klCoef.", "The same of the critic." `node test/docstrings.mjs lib bench` names each
+// one by file and line, and ends with 1 if there are any. No build is needed.
 import { readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
-/** First words that lean on what stands before the docstring, or on the name of what it describes. */
+/**
+ * First words that lean on what stands before the docstring, or on the name of what it describes.
+ */
 const LEANING = /^(?:Of|The same|Same|As|Its|By|To|And|Or|Those|That of|Theirs?|One of its)\b|^[^.]{0,40},$/;
 const DOCSTRING = /\/\*\*(?!\/)(.*?)\*\//gs;
 

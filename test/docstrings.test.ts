@@ -5,7 +5,8 @@ import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 
-// test/docstrings.mjs, which `npm run lint` runs over the repository, finds docstrings that cannot stand alone in a hover.
+// test/docstrings.mjs, which `npm run lint` runs over the repository, finds docstrings that cannot
+// stand alone in a hover.
 
 let folder: string;
 beforeAll(async () => {

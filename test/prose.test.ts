@@ -5,7 +5,8 @@ import { expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 import { blocks, sections, sentences } from "./prose.js";
 
-// Pages for people are plain: short sentences, short recipes, lines of 120 columns, links that lead somewhere.
+// Pages for people are plain: short sentences, short recipes, lines of 120 columns, links that lead
+// somewhere.
 
 const MEAN = 16; // words of a sentence
 const MOST = 30;
@@ -14,7 +15,14 @@ const COLUMNS = 120;
 const docs = (await readdir(join(root, "docs"), { recursive: true }))
   .filter((name) => name.endsWith(".md") && !name.startsWith("node_modules") && name !== "rlhf-kernels.api.md")
   .map((name) => join("docs", name));
-const pages = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "bench/results/README.md", ...docs.toSorted()];
+const pages = [
+  "README.md",
+  "CONTRIBUTING.md",
+  "SECURITY.md",
+  "bench/notes.md",
+  "bench/results/README.md",
+  ...docs.toSorted(),
+];
 const read = (page: string) => readFile(join(root, page), "utf8");
 
 test("sentences and their words are found", () => {

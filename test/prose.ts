@@ -1,4 +1,7 @@
-/** A Markdown page's prose: its paragraphs and list items without code, tables, headings, pictures and comments. */
+/**
+ * A Markdown page's prose: its paragraphs and list items without code, tables, headings, pictures
+ * and comments.
+ */
 export function blocks(markdown: string): string[] {
   const prose = markdown
     .replace(/^```.*?^```$/gms, "\n")
