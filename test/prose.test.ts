@@ -1,3 +1,4 @@
+import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -74,4 +75,33 @@ test("CONTRIBUTING has five recipes of at most six lines", async () => {
   expect(recipes.size).toBe(5);
   const lengths = [...recipes].map(([title, text]) => ({ title, lines: text.trim().split("\n").length }));
   expect(lengths.filter(({ lines }) => lines > 6)).toEqual([]);
+});
+
+/** All matches of a pattern's first group in the pages, with the page that has them. */
+async function named(pattern: RegExp): Promise<string[]> {
+  const texts = await Promise.all(pages.map(read));
+  const found = texts.flatMap((text, i) => [...text.matchAll(pattern)].map(([, name]) => `${pages[i]}: ${name}`));
+  expect(found).not.toEqual([]);
+  return [...new Set(found)];
+}
+const nameOf = (line: string) => line.replace(/^.*?: /, "");
+
+test("the files that pages name are there", async () => {
+  const files = await named(/`((?:bench|docs|kernels|lib|native|test|\.ci)\/[\w./]+)`/g);
+  const real = files.filter((line) => !/FAMILY|NAME/.test(line));
+  expect(real.filter((line) => !existsSync(join(root, nameOf(line))))).toEqual([]);
+});
+
+test("the npm scripts that pages name are those of package.json", async () => {
+  const { scripts } = JSON.parse(await read("package.json")) as { scripts: Record<string, string> };
+  const lines = await named(/npm run ([\w:]+)/g);
+  expect(lines.filter((line) => !(nameOf(line) in scripts))).toEqual([]);
+});
+
+test("every command that `rlhf --help` lists stands in docs/cli.md", async () => {
+  const { stdout } = spawnSync(process.execPath, ["dist/lib/cli/main.js", "--help"], { cwd: root, encoding: "utf8" });
+  const commands = [...stdout.matchAll(/^ {2}([a-z]+)\b/gm)].map(([, name]) => name).filter((name) => name !== "help");
+  expect(commands).toEqual(expect.arrayContaining(["demo", "sft", "ppo", "plan"]));
+  const page = await read("docs/cli.md");
+  expect(commands.filter((name) => !page.includes(`| \`rlhf ${name}\``))).toEqual([]);
 });
