@@ -2,9 +2,9 @@ import { BYTES } from "../lib/device/ops.js";
 import { Transformer, weightShapes } from "../lib/model/transformer.js";
 import type { ModelConfig } from "../lib/model/config.js";
 import { generate, type Request } from "../lib/model/generate.js";
-import { AdamW } from "../lib/rlhf/learn/optimizer.js";
-import { ppo, ppoState, type PpoConfig } from "../lib/rlhf/policy/ppo.js";
+import { Learner } from "../lib/rlhf/learn/learner.js";
 import { sft } from "../lib/rlhf/offline/sft.js";
+import { ppo, type PpoOptions } from "../lib/rlhf/policy/ppo.js";
 import type { Device } from "../lib/index.js";
 import { gpt2, llama } from "../test/models.js";
 import type { Cost } from "./limit.js";
@@ -96,7 +96,17 @@ export const timed =
     return performance.now() - start;
   };
 
-export const optimizer = { betas: [0.9, 0.999] as const, clipNorm: 1 };
+/** What AdamW does in a step, which the loop takes from its learner. */
+const optimizer = { betas: [0.9, 0.999], clipNorm: 1, schedule: "constant", warmup: 0 } as const;
+
+/** A learner that always has one more round to go. */
+export const endless = (trained: Record<string, Transformer>, learningRate: number): Learner =>
+  new Learner(trained, { ...optimizer, learningRate, steps: Infinity });
+
+/** One round of a loop. */
+export async function once(loop: AsyncGenerator<unknown>): Promise<void> {
+  for await (const _ of loop) break;
+}
 
 /** Generation, a step of SFT and an update of PPO. */
 export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
@@ -127,20 +137,13 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
     cost: { flops: 3 * forward(shape, length - 1, batch * (length - 1)), ...adamBytes(shape, 1) },
     prepare(on) {
       const policy = model(on);
-      const adam = new AdamW([...policy.parameters.values()], optimizer);
+      const learner = endless({ model: policy }, 1e-4);
       const episodes = Array.from({ length: batch }, (_, i) => {
         const all = ids(length, vocabulary, i + 1);
         return { prompt: all.subarray(0, 1), completion: all.subarray(1) };
       });
-      const step = async () => {
-        for await (const _ of sft(
-          policy,
-          () => episodes,
-          { learningRate: 1e-4, schedule: "constant", warmup: 0, steps: adam.steps + 1 },
-          adam,
-        ));
-      };
-      return { timer: timed(step), dispose: () => (adam.dispose(), policy.dispose()) };
+      const step = () => once(sft(policy, () => episodes, { microBatch: batch }, learner));
+      return { timer: timed(step), dispose: () => (learner[Symbol.dispose](), policy.dispose()) };
     },
   };
   const epochs = 4;
@@ -165,44 +168,13 @@ export function steps(name: string, shape: Shape): [StepRow, StepRow, StepRow] {
         reward: model(on, "score"),
         critic: model(on, "score"),
       };
-      const config: PpoConfig = {
-        seed: 0,
-        updates: 1,
-        epochs,
-        minibatches: 4,
-        learningRate: 1e-5,
-        schedule: "constant",
-        warmup: 0,
-        maxTokens: response,
-        temperature: 1,
-        klCoef: 0.05,
-        klController: "fixed",
-        klEstimator: "k1",
-        gamma: 1,
-        lambda: 0.95,
-        clipRatioLow: 0.2,
-        clipRatioHigh: 0.2,
-        aggregation: "token-mean",
-        valueClip: 0.2,
-        entropyCoef: 0,
-        ptxCoef: 0,
-        whitenAdvantages: true,
-        whitenRewards: false,
-        rewardNormalise: false,
-        rewardClip: Infinity,
-        missingEosPenalty: 0,
-        targetKl: Infinity,
-        ...optimizer,
-      };
-      const state = ppoState(models, config);
-      const update = async () => {
-        for await (const _ of ppo(models, () => prompts(shape), { ...config, updates: state.updates + 1 }, state));
-      };
+      const options: PpoOptions = { epochs, minibatches: 4, maxTokens: response, klCoef: 0.05, microBatch: batch };
+      const learner = endless({ policy: models.policy, critic: models.critic }, 1e-5);
+      const update = () => once(ppo(models, () => prompts(shape), options, learner));
       return {
         timer: timed(update),
         dispose() {
-          state.policy.dispose();
-          state.critic.dispose();
+          learner[Symbol.dispose]();
           for (const one of Object.values(models)) one.dispose();
         },
       };

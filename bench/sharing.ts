@@ -1,8 +1,8 @@
 import { PlannedDevice } from "../lib/device/planned.js";
-import { AdamW, ranking, rewardModel, sft, Transformer, type Device } from "../lib/index.js";
+import { ranking, rewardModel, sft, Transformer, type Device } from "../lib/index.js";
 import type { Prepared } from "./kernels.js";
 import { interleaved } from "./measure.js";
-import { configOf, ids, optimizer, shapes, timed, type Shape } from "./models.js";
+import { configOf, endless, ids, once, shapes, timed, type Shape } from "./models.js";
 import type { Sharing } from "./result.js";
 
 // A training step that computes a prompt once for all its completions, beside a step that computes
@@ -25,28 +25,21 @@ function step(
 ): Omit<Prepared, "cost"> {
   const { batch, prompt, response, vocabulary } = shape;
   const model = Transformer.random(configOf(shape), trained === "SFT step" ? "logits" : "score", on, 0);
-  const adam = new AdamW([...model.parameters.values()], optimizer);
+  const learner = endless({ model }, 1e-4);
   const groups = Array.from({ length: batch / completions }, (_, g) =>
     Array.from({ length: completions }, (_, i) => ({
       prompt: ids(prompt, vocabulary, g + 1),
       completion: ids(response, vocabulary, batch + g * completions + i),
     })),
   );
-  const run = async () => {
-    const config = {
-      learningRate: 1e-4,
-      schedule: "constant",
-      warmup: 0,
-      steps: adam.steps + 1,
-      sharePrompts,
-    } as const;
-    const loop =
+  const options = { microBatch: batch, sharePrompts };
+  const run = () =>
+    once(
       trained === "SFT step"
-        ? sft(model, () => groups.flat(), config, adam)
-        : rewardModel(model, () => groups.map(ranking), config, adam);
-    for await (const _ of loop);
-  };
-  return { timer: timed(run), dispose: () => (adam.dispose(), model.dispose()) };
+        ? sft(model, () => groups.flat(), options, learner)
+        : rewardModel(model, () => groups.map(ranking), { ...options, steps: 1, centerCoef: 0 }, learner),
+    );
+  return { timer: timed(run), dispose: () => (learner[Symbol.dispose](), model.dispose()) };
 }
 
 /** Prepares the step. Its FLOPs are counted on a device that runs nothing. */

@@ -33,24 +33,28 @@ export {
   type RankingRow,
 } from "./data/preferences.js";
 
-export { klController, type KlController } from "./rlhf/reward/controller.js";
-export { packEpisodes, packWhole, type Episode } from "./rlhf/batch/episode.js";
-export { bitsPerByte, klPerCompletion } from "./rlhf/measure/evaluate.js";
-export { fullKl, logps, scores, values } from "./rlhf/measure/logp.js";
-export { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./rlhf/learn/optimizer.js";
-export { ppo, ppoState, type PpoConfig, type PpoMetrics, type PpoModels } from "./rlhf/policy/ppo.js";
-export {
-  preferences,
-  probability,
-  ranking,
-  rewardModel,
-  type Comparison,
-  type RewardConfig,
-} from "./rlhf/reward/model.js";
-export { type RewardFunction } from "./rlhf/reward/criteria.js";
-export { sft, type SftConfig } from "./rlhf/offline/sft.js";
+export { algorithms, type Algorithm, type AlgorithmName } from "./rlhf/algorithms.js";
+export { Batch } from "./rlhf/batch/batch.js";
+export { ranking, type Comparison } from "./rlhf/batch/comparison.js";
+export { type Episode } from "./rlhf/batch/episode.js";
 export { itemBatches, textBatches, windows } from "./rlhf/batch/order.js";
-export { accumulate, microBatches } from "./rlhf/learn/update.js";
+export { packEpisodes, packWhole } from "./rlhf/batch/pack.js";
+export { Comparisons, Demonstrations, Documents, Prompts } from "./rlhf/batch/rows.js";
+export { microBatches } from "./rlhf/batch/units.js";
+export { Learner } from "./rlhf/learn/learner.js";
+export { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "./rlhf/learn/optimizer.js";
+export { accumulate } from "./rlhf/learn/update.js";
+export { bitsPerByte, klPerCompletion } from "./rlhf/measure/evaluate.js";
+export { fullKl, logps } from "./rlhf/measure/logp.js";
+export { scores, values } from "./rlhf/measure/score.js";
+export { sft, sftLearner, type SftOptions } from "./rlhf/offline/sft.js";
+export { groupAdvantages, type GroupNormalisation } from "./rlhf/policy/advantages.js";
+export { grpo, grpoLearner, type GrpoMetrics, type GrpoModels, type GrpoOptions } from "./rlhf/policy/grpo.js";
+export { ppo, ppoLearner, type PpoMetrics, type PpoModels, type PpoOptions } from "./rlhf/policy/ppo.js";
+export { TextRewards, type Reward, type RewardFunction, type TextReward } from "./rlhf/reward/criteria.js";
+export { judge } from "./rlhf/reward/judge.js";
+export { preferences, probability, rewardLearner, rewardModel, type RewardOptions } from "./rlhf/reward/model.js";
+export { klController, type KlController } from "./rlhf/reward/shape.js";
 
 // What the above mention.
 export type { DeviceMemory, Placed } from "./device/device.js";
@@ -68,10 +72,14 @@ export type { Candidates } from "./data/labels.js";
 export type { Calibration, WinRate } from "./data/metrics.js";
 export type { Chat, CompletedRow, DemonstrationRow, PromptRow } from "./data/preferences.js";
 export type { Indexed } from "./data/spool.js";
-export type { Group, Scored } from "./rlhf/batch/episode.js";
+export type { Chart, Material, Materials, Options, Role, Rule, UsedWhen } from "./rlhf/algorithms.js";
+export type { Column, Minibatch, Part, PlacedCompletion, RolloutMetrics } from "./rlhf/batch/batch.js";
+export type { Group } from "./rlhf/batch/episode.js";
+export type { Scored } from "./rlhf/batch/pack.js";
 export type { TokenLogps } from "./rlhf/measure/logp.js";
+export type { Carried } from "./rlhf/learn/learner.js";
 export type { Moment } from "./rlhf/learn/optimizer.js";
-export type { PpoState, RunningMoments } from "./rlhf/policy/ppo.js";
+export type { OptionList } from "./rlhf/options.js";
 export type { RewardMetrics } from "./rlhf/reward/model.js";
 export type { SftMetrics } from "./rlhf/offline/sft.js";
 export type { Tokens } from "./rlhf/batch/order.js";

@@ -2,23 +2,24 @@ import { createHash } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import {
   accumulate,
-  AdamW,
   generate,
   logps,
   ops,
   ppo,
-  ppoState,
+  ppoLearner,
   Random as Philox,
   rewardModel,
   sft,
+  sftLearner,
   Tensor,
   Transformer,
   type Device,
   type ModelConfig,
 } from "../lib/index.js";
 import { pack } from "../lib/model/transformer.js";
-import { nll, tokensIn } from "../lib/rlhf/offline/sft.js";
-import { everyCpu, episodes, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
+import { tokensIn } from "../lib/rlhf/batch/units.js";
+import { nll } from "../lib/rlhf/offline/sft.js";
+import { everyCpu, episodes, gpt2, lively, llama, plainAdam, ppoConfig, weightsOf } from "./models.js";
 import { Random } from "./random.js";
 
 // The law of arithmetic, end to end: nothing but the numbers themselves decides a bit.
@@ -116,7 +117,7 @@ describe.each(configs)("%s", (_, config) => {
         models,
         () => prompts,
         config_,
-        ppoState(models, config_),
+        ppoLearner(models, config_),
         () => mix,
       ))
         seen.push(metrics.kl, metrics.policyLoss, metrics.klCoef, metrics.clipFraction);
@@ -177,7 +178,7 @@ async function shortTraining(on: Device): Promise<string> {
     Array.from({ length: n }, () => ({ prompt: ids(1 + random.below(9)), completion: ids(1 + random.below(20)) }));
   const model = Transformer.random(llama, "logits", on, 1);
   const batches = Array.from({ length: 12 }, () => made(6));
-  const schedule = { learningRate: 3e-3, schedule: "cosine" as const, warmup: 3 };
+  const schedule = { ...plainAdam, learningRate: 3e-3, schedule: "cosine" as const, warmup: 3 };
   for await (const _ of sft(model, (step) => batches[step], { ...schedule, steps: 12, weightDecay: 0.1, clipNorm: 1 }));
   const reward = model.copy("score", 1);
   const comparisons = Array.from({ length: 6 }, () => [
@@ -206,16 +207,17 @@ test("resumed from its state, a training goes on to the same bits", async () => 
   const on = devices[0];
   const random = new Random("resume");
   const batches = Array.from({ length: 8 }, () => episodes(random, 4));
-  const config = { learningRate: 1e-3, schedule: "linear" as const, warmup: 2, steps: 8 };
+  const config = { ...plainAdam, learningRate: 1e-3, schedule: "linear" as const, warmup: 2, steps: 8 };
   const unbroken = await lively(llama, on);
   for await (const _ of sft(unbroken, (step) => batches[step], config));
 
   const before = await lively(llama, on);
-  const optimizer = new AdamW([...before.parameters.values()]);
-  for await (const { step } of sft(before, (i) => batches[i], config, optimizer)) if (step === 3) break;
+  const learner = sftLearner(before, config);
+  for await (const { step } of sft(before, (i) => batches[i], config, learner)) if (step === 3) break;
   const after = before.copy();
-  const restored = new AdamW([...after.parameters.values()]);
-  restored.restore(optimizer.steps, await optimizer.state());
+  const restored = sftLearner(after, config);
+  restored.restore(learner.state());
+  restored.optimizers.model.restore(learner.optimizers.model.steps, await learner.optimizers.model.state());
   for await (const _ of sft(after, (step) => batches[step], config, restored));
   expect((await weightsOf(after)).equals(await weightsOf(unbroken))).toBe(true);
 });

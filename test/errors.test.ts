@@ -24,13 +24,14 @@ import {
   readPrompts,
   scope,
   sft,
+  sftLearner,
   Tape,
   textBatches,
   Tensor,
   Transformer,
   windows,
   type Device,
-  type PpoConfig,
+  type PpoOptions,
   type Request,
   type RewardFunction,
 } from "../lib/index.js";
@@ -552,13 +553,14 @@ describe("a model", () => {
     value.write(before.map((x, i) => (i === 40 ? NaN : x)));
     const random = new Random("nan");
     const config = { learningRate: 1e-3, schedule: "constant" as const, warmup: 0, steps: 9 };
-    const optimizer = new AdamW([...model.parameters.values()]);
-    optimizer.steps = 4;
+    const learner = sftLearner(model, config);
+    const optimizer = learner.optimizers.model;
+    learner.round = optimizer.steps = 4;
     const last = [...model.parameters.values()].at(-1)!.value;
     const kept = Buffer.from((await last.read()).buffer);
     await expectError(
       async () => {
-        for await (const _ of sft(model, () => episodes(random, 8), config, optimizer));
+        for await (const _ of sft(model, () => episodes(random, 8), config, learner));
       },
       RangeError,
       "NAN",
@@ -665,7 +667,7 @@ describe("a tape", () => {
 
 describe("PPO", () => {
   const request = () => [{ prompt: [1, 2], index: 0, sample: 0 }];
-  const first = async (config: Partial<PpoConfig>, prompts: () => Request[] = request, reward?: RewardFunction) => {
+  const first = async (config: PpoOptions, prompts: () => Request[] = request, reward?: RewardFunction) => {
     const [policy, reference, scorer, critic] = [
       await lively(llama, on),
       await lively(llama, on),
@@ -686,12 +688,13 @@ describe("PPO", () => {
     await expectError(() => first({ ptxCoef: 1 }), TypeError, "ARGUMENT", "ptxCoef", "pretraining");
     const adaptive = { klCoef: 0.1, klController: "adaptive" as const };
     await expectError(
-      () => first({ ...adaptive, klTarget: undefined, klHorizon: 9 }),
+      () => klController({ ...adaptive, klTarget: undefined, klHorizon: 9 }),
       RangeError,
       "RANGE",
       "klTarget",
       "adaptive",
     );
+    await expectError(() => first({ ...adaptive, klTarget: 0 }), RangeError, "RANGE", "klTarget", "0");
     await expectError(() => klController({ ...adaptive, klTarget: 6 }), RangeError, "RANGE", "klHorizon", "adaptive");
     await expectError(() => klController({ klCoef: NaN, klController: "fixed" }), RangeError, "RANGE", "klCoef", "NaN");
     await expectError(

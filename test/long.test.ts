@@ -79,7 +79,7 @@ test("episodes of 300,000 tokens are packed; a model whose context is shorter re
   expect(packWhole([long]).rows).toEqual(Int32Array.of(2 * LENGTH - 1));
   const model = Transformer.random({ ...gpt2, layers: 1 }, "logits", on, 1);
   const judge = Transformer.random({ ...gpt2, layers: 1 }, "score", on, 1);
-  const schedule = { steps: 1, learningRate: 1e-3, schedule: "constant", warmup: 0 } as const;
+  const schedule = { steps: 1 };
   const refused = { code: "CONTEXT", message: expect.stringMatching(/\d/) };
   await expect(
     generate(model, [{ prompt: ids, index: 0, sample: 0 }], { maxTokens: 1, seed: 1 }),

@@ -15,12 +15,13 @@ import {
   ops,
   pack,
   ppo,
-  ppoState,
+  ppoLearner,
   rewardModel,
   saveAdapter,
   saveModel,
   scores,
   sft,
+  sftLearner,
   Tensor,
   Transformer,
   type Device,
@@ -30,10 +31,12 @@ import {
 } from "../lib/index.js";
 import { loraA } from "../lib/model/lora.js";
 import { readSafetensorsFile, writeSafetensors } from "../lib/model/safetensors.js";
-import { packWhole, promptGroups } from "../lib/rlhf/batch/episode.js";
-import { nll, tokensIn } from "../lib/rlhf/offline/sft.js";
+import { promptGroups } from "../lib/rlhf/batch/episode.js";
+import { packWhole } from "../lib/rlhf/batch/pack.js";
+import { tokensIn } from "../lib/rlhf/batch/units.js";
+import { nll } from "../lib/rlhf/offline/sft.js";
 import { holdToGradient } from "./hold.js";
-import { episodes, everyCpu, gpt2, lively, llama, ppoConfig, weightsOf } from "./models.js";
+import { episodes, everyCpu, gpt2, lively, llama, plainAdam, ppoConfig, weightsOf } from "./models.js";
 import { Random } from "./random.js";
 import { normal, type Case, type Widened } from "./truth.js";
 
@@ -309,10 +312,9 @@ test("policy and reference, reward model and critic are one copy of the weights;
   const trained = policy.trained.reduce((sum, { value }) => sum + 4 * value.size, 0);
   expect(trained).toBeLessThan(weights / 10);
   expect(adapters).toBeLessThan(3 * 1.25 * trained); // an allocation is up to a fifth larger than asked
-  const state = ppoState({ policy, reference, reward, critic }, ppoConfig);
+  const learner = ppoLearner({ policy, critic }, ppoConfig);
   expect(used() - start - weights - adapters).toBeLessThan(2 * 2 * 1.25 * trained);
-  state.policy.dispose();
-  state.critic.dispose();
+  learner[Symbol.dispose]();
   for (const model of [reference, policy, reward, critic]) model.dispose();
   expect(used()).toBe(start);
 });
@@ -326,18 +328,19 @@ test("learns by SFT and from comparisons, resumed to the same bits", async () =>
     episodes(random, 6),
     Array.from({ length: 4 }, () => ({ episodes: episodes(random, 2), pairs: [{ chosen: 0, rejected: 1 }] })),
   ];
-  const schedule = { learningRate: 1e-2, schedule: "constant" as const, warmup: 0, steps: 30 };
+  const schedule = { ...plainAdam, learningRate: 1e-2, schedule: "constant" as const, warmup: 0, steps: 30 };
   const losses: number[] = [];
   const whole = base.adapted(options, 1);
   for await (const { loss } of sft(whole, () => batch, schedule)) losses.push(loss);
   expect(losses.at(-1)!).toBeLessThan(0.7 * losses[0]);
 
   const part = base.adapted(options, 1);
-  const optimizer = new AdamW(part.trained);
-  for await (const { step } of sft(part, () => batch, schedule, optimizer)) if (step === 11) break;
+  const learner = sftLearner(part, schedule);
+  for await (const { step } of sft(part, () => batch, schedule, learner)) if (step === 11) break;
   const rest = part.adapted();
-  const again = new AdamW(rest.trained);
-  again.restore(optimizer.steps, await optimizer.state());
+  const again = sftLearner(rest, schedule);
+  again.restore(learner.state());
+  again.optimizers.model.restore(learner.optimizers.model.steps, await learner.optimizers.model.state());
   for await (const _ of sft(rest, () => batch, schedule, again));
   expect((await trainedBits(rest)).equals(await trainedBits(whole))).toBe(true);
 

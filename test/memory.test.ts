@@ -142,7 +142,7 @@ async function held(loop: AsyncGenerator<unknown>, on: Device): Promise<{ curren
 }
 
 const requests = () => Array.from({ length: 8 }, (_, index) => ({ prompt: [1, 2 + index], index, sample: 0 }));
-const tiny = { ...ppoConfig, updates: 200, learningRate: 1e-4 };
+const tiny = { ...ppoConfig, updates: 200, learningRate: 1e-4, valueLearningRate: 1e-4 };
 const lora = { rank: 2, alpha: 4 };
 const learning = { learningRate: 1e-4, schedule: "constant" as const, warmup: 0, steps: 200 };
 const random = new Random("memory");

@@ -1,7 +1,6 @@
 import { native } from "../lib/device/native.js";
-import { device, Transformer, type Device, type Episode, type ModelConfig } from "../lib/index.js";
+import { device, Transformer, type Device, type Episode, type ModelConfig, type PpoOptions } from "../lib/index.js";
 import { families } from "../lib/model/config.js";
-import type { PpoConfig } from "../lib/rlhf/policy/ppo.js";
 import type { Random } from "./random.js";
 
 /** Small models of both families for the tests of whole loops. */
@@ -40,37 +39,26 @@ export const episodes = (random: Random, count: number, vocabulary = llama.vocab
     completion: Array.from({ length: 1 + random.below(20) }, () => random.below(vocabulary)),
   }));
 
-export const ppoConfig: PpoConfig = {
+/** AdamW as it is without the defaults that the training loops add. */
+export const plainAdam = { betas: [0.9, 0.999], weightDecay: 0, clipNorm: Infinity } as const;
+
+/** A short PPO whose adaptive controller and entropy term have something to do. The rest are defaults. */
+export const ppoConfig = {
   seed: 3,
   updates: 2,
   epochs: 2,
-  minibatches: 2,
   learningRate: 1e-3,
+  valueLearningRate: 1e-3,
+  betas: [0.9, 0.999],
   schedule: "constant",
-  warmup: 0,
   maxTokens: 12,
   temperature: 0.9,
   klCoef: 0.1,
   klController: "adaptive",
   klTarget: 3,
   klHorizon: 100,
-  klEstimator: "k1",
-  gamma: 1,
-  lambda: 0.95,
-  clipRatioLow: 0.2,
-  clipRatioHigh: 0.2,
-  aggregation: "token-mean",
-  valueClip: 0.2,
   entropyCoef: 0.01,
-  ptxCoef: 0,
-  whitenAdvantages: true,
-  whitenRewards: false,
-  rewardNormalise: false,
-  rewardClip: Infinity,
-  missingEosPenalty: 0,
-  targetKl: Infinity,
-  clipNorm: 1,
-};
+} satisfies PpoOptions;
 
 /** All weights, for comparison of bits. */
 export async function weightsOf(model: Transformer): Promise<Buffer> {

@@ -16,7 +16,7 @@ import {
   sft,
   Tensor,
   type Device,
-  type PpoConfig,
+  type PpoOptions,
 } from "../lib/index.js";
 import { readSafetensorsFile, writeSafetensors } from "../lib/model/safetensors.js";
 import { run } from "../lib/tensor/op.js";
@@ -127,7 +127,7 @@ test("no rows, one row and more than 65,535 rows", async () => {
 
 // ---- every option declares what it touches
 
-const objective: Partial<Record<keyof PpoConfig, Partial<PpoConfig>>> = {
+const objective: Partial<Record<keyof PpoOptions, PpoOptions>> = {
   seed: { seed: 4 },
   epochs: { epochs: 3 },
   minibatches: { minibatches: 1 },
@@ -169,13 +169,13 @@ const objective: Partial<Record<keyof PpoConfig, Partial<PpoConfig>>> = {
   updates: { updates: 3 },
   weights: { weights: "bf16" },
 };
-const memoryOnly: Partial<PpoConfig>[] = [{ microBatch: 1 }, { microBatch: 3 }, { recompute: true }];
+const memoryOnly: PpoOptions[] = [{ microBatch: 1 }, { microBatch: 3 }, { recompute: true }];
 
 test("an option of the objective changes the result, an option of memory no bit", async () => {
   const random = new Random("options", 5);
   const prompts = episodes(random, 8).map(({ prompt }, index) => ({ prompt, index, sample: 0 }));
   const mix = episodes(random, 3);
-  const trained = async (change: Partial<PpoConfig>) => {
+  const trained = async (change: PpoOptions) => {
     const [policy, reference] = [await lively(llama, on), await lively(llama, on, "logits", 2)]; // a KL from the start
     const [reward, critic] = [await lively(llama, on, "score", 3), await lively(llama, on, "score", 3)];
     const models = { policy, reference, reward, critic };
@@ -211,19 +211,19 @@ test("recompute and sharePrompts do what they say in sft, reward and PPO: layers
     episodes(random, 3).map(({ completion }) => ({ prompt, completion })),
   );
   const requests = groups.flatMap((group, index) => group.map(({ prompt }, sample) => ({ prompt, index, sample })));
-  const step = { ...ppoConfig, updates: 1, epochs: 1, minibatches: 1, steps: 1 };
+  const step = { ...ppoConfig, updates: 1, epochs: 1, minibatches: 1 };
   type Change = { recompute?: boolean; sharePrompts?: boolean };
   const loops = {
     sft: async (change: Change) => {
       const model = await lively(llama, on);
-      return { trained: [model], held: [], metrics: sft(model, () => groups.flat(), { ...step, ...change }) };
+      return { trained: [model], held: [], metrics: sft(model, () => groups.flat(), { steps: 1, ...change }) };
     },
     reward: async (change: Change) => {
       const model = await lively(llama, on, "score");
       return {
         trained: [model],
         held: [],
-        metrics: rewardModel(model, () => groups.map(ranking), { ...step, ...change }),
+        metrics: rewardModel(model, () => groups.map(ranking), { steps: 1, ...change }),
       };
     },
     ppo: async (change: Change) => {

@@ -3,7 +3,8 @@ import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 import { device, Tensor, type Device } from "../lib/index.js";
-import { klController } from "../lib/rlhf/reward/controller.js";
+import { groupAdvantages, type GroupNormalisation } from "../lib/rlhf/policy/advantages.js";
+import { klController } from "../lib/rlhf/reward/shape.js";
 import { learningRateAt, type Schedule } from "../lib/rlhf/learn/optimizer.js";
 import { run } from "../lib/tensor/op.js";
 
@@ -220,6 +221,24 @@ test.each(cases.filter(({ op }) => op === "adamw").map((pin) => [pin.name, pin] 
   }
   expectPinned(norms, pin, "norms");
   expectPinned(weights, pin, "weights");
+});
+
+test.each(cases.filter(({ op }) => op === "groupAdvantages").map((pin) => [pin.name, pin] as const))("%s", (_, pin) => {
+  const places = new Map<number, number[]>();
+  data(pin.inputs.group).forEach((group, i) => places.set(group, [...(places.get(group) ?? []), i]));
+  const scores = Float32Array.from(data(pin.inputs.scores));
+  const { advantages } = groupAdvantages(scores, [...places.values()], pin.options.form as GroupNormalisation);
+  expectPinned(advantages, pin, "advantages");
+});
+
+test("GRPO is pinned to each of its hosts, with every estimator of the KL that it has", () => {
+  const pinned = (op: string, name: string) => cases.filter((pin) => pin.op === op && pin.name.startsWith(name));
+  for (const host of ["trl", "verl", "openrlhf"])
+    expect(pinned("groupAdvantages", `group advantages, ${host}`).length).toBeGreaterThan(1);
+  const estimators = (host: string) =>
+    new Set(pinned("policyLoss", `grpo loss, ${host},`).map(({ options }) => options.estimator));
+  expect(estimators("trl")).toEqual(new Set(["k3"]));
+  for (const host of ["verl", "openrlhf"]) expect(estimators(host)).toEqual(new Set(["k1", "k2", "k3"]));
 });
 
 // Our warm-up ends where theirs does, but its first step already moves: step s has their factor of s + 1.

@@ -1,33 +1,29 @@
+import { completionRow } from "../data/completions.js";
 import { cutPrompts, stateOfTheUnion, type Address } from "../data/corpus.js";
-import { byPrompt, completionRow } from "../data/completions.js";
 import { jsonl } from "../data/jsonl.js";
-import { comparisonRow } from "../data/preferences.js";
 import { rowFile } from "../data/rows.js";
 import type { Device } from "../device/device.js";
+import { typeError } from "../device/errors.js";
 import { native } from "../device/native.js";
 import { Random } from "../device/philox.js";
-import { loadModel, loadModels } from "../model/checkpoint.js";
-import { requestsFor } from "../model/generate.js";
 import { readListed, sha256 } from "../files/sums.js";
-import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { Comparisons, Documents, type Prompt } from "../rlhf/batch/rows.js";
-import { textBatches } from "../rlhf/batch/order.js";
-import { cpuName } from "./info.js";
-import { copyTokenizer, ppoModels, saveTrained, toTrain, withModels } from "./model.js";
-import { duration, type Progress } from "./progress.js";
-import { report } from "./report/report.js";
-import { Run } from "./run/run.js";
+import { algorithms, type AlgorithmName } from "../rlhf/algorithms.js";
+import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import type { Config } from "./config/schema.js";
-import { completionRows, sampleAll } from "./stages/collect.js";
-import { evaluate, type EvalRow } from "./stages/eval.js";
+import { comparisonsOf } from "./files.js";
+import { cpuName } from "./info.js";
+import { duration, type Progress } from "./progress.js";
+import { report, type Parts } from "./report/report.js";
+import { Run } from "./run/run.js";
+import { collectRows } from "./stages/collect.js";
+import type { Context } from "./stages/context.js";
+import { evaluateModels, type EvalRow } from "./stages/eval.js";
 import { labelAll } from "./stages/label.js";
-import { ppoStage } from "./stages/ppo.js";
-import { rewardStage } from "./stages/reward.js";
-import { sftStage } from "./stages/sft.js";
 import { table } from "./table.js";
+import { train as trained } from "./train.js";
 
-const PROMPT_STREAMS = { collect: 32, ppo: 33, eval: 34 };
-/** The updates that the samplers outside PPO count as, so that no two stages share random numbers. */
+const PROMPT_STREAMS = { collect: 32, policy: 33, eval: 34 };
+/** The updates that the samplers outside the policy's training count as: no two stages share random numbers. */
 const SAMPLING_ROUND = { collect: 2 ** 30, eval: 2 ** 30 + 1 };
 /** What the demo writes to its folder, beside what every run does. */
 const OUTPUTS = [
@@ -49,134 +45,132 @@ export interface Summary extends Record<string, unknown> {
   policySha256: string;
 }
 
-/** All of RLHF on two centuries of speeches: from text to a policy that the annotators prefer. */
+/**
+ * The algorithm of this name that can train the demo's policy.
+ * @throws TypeError `ARGUMENT` for another name
+ */
+export function policyAlgorithm(name: string): AlgorithmName {
+  const names = (Object.keys(algorithms) as AlgorithmName[]).filter((one) => algorithms[one].material === "prompts");
+  const found = names.find((one) => one === name);
+  if (!found) throw typeError("ARGUMENT", `--policy: ${name} trains no policy, wanted ${names.join(" or ")}`);
+  return found;
+}
+
+/**
+ * All of RLHF on two centuries of speeches: from text to a policy that the annotators prefer.
+ * @param policy the algorithm that trains the policy
+ */
 export async function demo(
   folder: string,
   config: Config,
   device: Device,
   progress: Progress,
   resume: boolean,
+  policy: AlgorithmName = "ppo",
 ): Promise<Summary> {
-  using run = await Run.open(folder, config, device, resume, undefined, OUTPUTS);
-  const context = { config, device, run, progress };
-  const { seed } = config;
+  const inputs = { files: {}, words: { "--policy": policy } };
+  using run = await Run.open(folder, config, device, resume, inputs, OUTPUTS);
+  const parts = await stages({ config, device, run, progress }, policy);
+  const summary = await summarised(run, parts, policy);
+  const page = await report(run, policy, { ...parts, summary });
+  await run.write({ "summary.json": JSON.stringify(summary, null, 2) + "\n", "report.html": page });
+  return summary;
+}
+
+/** The commands of the demo, one after another, each with its files. */
+async function stages(context: Context, policy: AlgorithmName): Promise<Omit<Parts, "summary">> {
+  const { config, run } = context;
   const corpus = stateOfTheUnion();
-  const [baseDir, rewardDir, policyDir] = ["base", "reward", "policy"].map((name) => run.path(name));
-  const writeRows = (name: string, rows: Iterable<object>) => run.write({ [name]: jsonl(run.path(name), rows) });
-  const load = (directory: string, weights?: "f32" | "bf16") => loadModel(directory, device, weights);
-
-  const sft = await run.stage("sft", async () => {
-    const heldOut = firstBytes(corpus.heldOut, HELD_OUT_BYTES);
-    await run.write({ "held-out.txt": heldOut });
-    return sftStage(context, { text: corpus.train.map(({ text }) => text), heldOut: [heldOut], out: baseDir });
-  });
-  const tokenizer = await Tokenizer.load(baseDir);
-  const prompts = (stage: keyof typeof PROMPT_STREAMS, count: number): Prompt[] =>
-    cutPrompts(stage === "eval" ? corpus.evaluation : corpus.heldOut, tokenizer, {
-      ...config.prompts,
-      count,
-      random: new Random(seed, PROMPT_STREAMS[stage]),
-    });
-  const stop = [tokenizer.eosId!];
-
-  const collect = await run.stage("collect", async () => {
-    const base = await load(baseDir, config.collect.weights);
-    return withModels([base], async () => {
-      const sampling = { ...config.collect, seed, stop, update: SAMPLING_ROUND.collect };
-      const asked = prompts("collect", config.collect.prompts);
-      using completions = await sampleAll(base, asked, sampling, context, "collect");
-      const rows = [...completionRows(asked, completions, tokenizer, sampling)];
-      await writeRows("completions.jsonl", rows);
-      const [first] = byPrompt(rows);
-      return {
-        prompts: asked.length,
-        completions: rows.length,
-        example: { prompt: first[0].prompt, completions: first.slice(0, 2).map(({ completion }) => completion) },
-      };
-    });
-  });
-
-  const label = await run.stage("label", async () => {
-    const rows = await labelAll(rowFile(run.path("completions.jsonl"), completionRow), config);
-    await writeRows("preferences.jsonl", rows);
-    const bar = progress.stage("label", rows.length, "comparisons");
-    bar.done(`${rows.length} comparisons`);
-    const disagreed = rows.filter(({ agreement }) => agreement !== 1).length;
-    return { comparisons: rows.length, disagreed, annotators: config.label.annotators, example: rows[0] };
-  });
-
-  const reward = await run.stage("reward", async () => {
-    const base = await load(baseDir);
-    const model = toTrain(base, config, "score");
-    return withModels([base, model], async () => {
-      const rows = rowFile(run.path("preferences.jsonl"), (row) => comparisonRow(row));
-      using compared = await Comparisons.read(rows, tokenizer, { softLabels: config.reward.softLabels, folder });
-      const result = await rewardStage(context, model, compared);
-      await saveTrained(model, rewardDir, baseDir);
-      await copyTokenizer(baseDir, rewardDir);
-      return result;
-    });
-  });
-
-  const ppo = await run.stage("ppo", async () => {
-    const models = await ppoModels(device, config, { model: baseDir, reward: rewardDir });
-    return withModels(Object.values(models), async () => {
-      const { rolloutBatch, samples, updates, ptxCoef, ptxBatchTokens } = config.ppo;
-      const each = rolloutBatch / samples; // prompts of an update
-      const asked = prompts("ppo", each * updates).map(({ ids }) => ids);
-      const batch = (update: number) => requestsFor(asked.slice(update * each, (update + 1) * each), samples);
-      const { sequenceLength: length } = config.sft;
-      const texts = corpus.train.map(({ text }) => text);
-      using tokens = ptxCoef > 0 ? await Documents.read(texts, tokenizer, folder) : undefined;
-      const pretraining =
-        tokens && textBatches(tokens, { length, batch: Math.max(1, Math.round(ptxBatchTokens / length)), seed });
-      const result = await ppoStage(context, models, batch, { ...config.ppo, seed, stop }, pretraining);
-      await saveTrained(models.policy, policyDir, baseDir);
-      await copyTokenizer(baseDir, policyDir);
-      return result;
-    });
-  });
-
-  const evaluation = await run.stage("eval", async () => {
-    const [base, policy, rewardModel] = await loadModels([baseDir, policyDir, rewardDir], device, config.eval.weights);
-    return withModels([base, policy, rewardModel], async () => {
-      const sampling = { ...config.eval, samples: 1, seed, stop, update: SAMPLING_ROUND.eval };
-      const { result, rows } = await evaluate(
+  const [base, reward, out] = ["base", "reward", "policy"].map((name) => run.path(name));
+  const files = { completions: run.path("completions.jsonl"), preferences: run.path("preferences.jsonl") };
+  const write = (name: string) => (rows: Iterable<object>) => run.write({ [name]: jsonl(run.path(name), rows) });
+  const train = corpus.train.map(({ text }) => text);
+  const cut = (from: readonly Address[], stage: keyof typeof PROMPT_STREAMS, count: number) => (tokenizer: Tokenizer) =>
+    cutPrompts(from, tokenizer, { ...config.prompts, count, random: new Random(config.seed, PROMPT_STREAMS[stage]) });
+  const { ptxCoef = 0, rolloutBatch, samples, updates } = config[policy];
+  const asked = cut(corpus.heldOut, "policy", (rolloutBatch / samples) * updates);
+  return {
+    sft: await run.stage("sft", async () => {
+      const heldOut = firstBytes(corpus.heldOut, HELD_OUT_BYTES);
+      await run.write({ "held-out.txt": heldOut });
+      return trained(context, "sft", { out: base }, { text: train, heldOut: [heldOut] });
+    }),
+    collect: await run.stage("collect", () =>
+      collectRows(context, base, {
+        weights: config.collect.weights,
+        sampling: { ...config.collect, update: SAMPLING_ROUND.collect },
+        prompts: cut(corpus.heldOut, "collect", config.collect.prompts),
+        write: write("completions.jsonl"),
+      }),
+    ),
+    label: await run.stage("label", () => labelled(context, files.completions, write("preferences.jsonl"))),
+    reward: await run.stage("reward", () =>
+      trained(
         context,
-        { base, policy, reward: rewardModel },
-        tokenizer,
-        prompts("eval", config.eval.prompts),
-        sampling,
+        "reward",
+        { model: base, out: reward },
+        { data: comparisonsOf(files.preferences), heldOut: undefined },
+      ),
+    ),
+    policy: await run.stage(policy, () =>
+      trained(
+        context,
+        policy,
+        { model: base, reward, out },
+        {
+          prompts: (tokenizer) => Promise.resolve(asked(tokenizer)),
+          asTheyAre: true,
+          ...(ptxCoef > 0 ? { pretraining: train } : {}),
+        },
+      ),
+    ),
+    eval: await run.stage("eval", async () => {
+      const { result, rows } = await evaluateModels(
+        context,
+        { base, policy: out, reward },
+        {
+          sampling: { ...config.eval, update: SAMPLING_ROUND.eval },
+          prompts: cut(corpus.evaluation, "eval", config.eval.prompts),
+          write: write("eval.jsonl"),
+        },
         "sentiment lexicon",
       );
-      await writeRows("eval.jsonl", rows);
       return { ...result, samples: rows.slice(0, 6) };
-    });
-  });
+    }),
+  } as unknown as Omit<Parts, "summary">;
+}
 
+async function labelled({ config, progress }: Context, file: string, write: (rows: Iterable<object>) => Promise<void>) {
+  const rows = await labelAll(rowFile(file, completionRow), config);
+  await write(rows);
+  progress.stage("label", rows.length, "comparisons").done(`${rows.length} comparisons`);
+  const disagreed = rows.filter(({ agreement }) => agreement !== 1).length;
+  return { comparisons: rows.length, disagreed, annotators: config.label.annotators, example: rows[0] };
+}
+
+/** The figures that the demo ends with. */
+async function summarised(run: Run, parts: Omit<Parts, "summary">, policy: AlgorithmName): Promise<Summary> {
+  const { config, device } = run;
   const stages = Object.fromEntries(run.done.map(({ name, seconds }) => [name, seconds]));
-  const { samples: _samples, ...figures } = evaluation;
-  const summary = {
+  const { samples: _samples, ...figures } = parts.eval;
+  const weights = run.path("policy", `${config.lora.rank > 0 ? "adapter_model" : "model"}.safetensors`);
+  return {
     seconds: Object.values(stages).reduce((a, b) => a + b, 0),
     stages,
+    algorithm: policy,
     ...figures,
-    bitsPerByte: sft.bitsPerByte,
-    rewardModelAccuracy: reward.accuracy,
-    rewardModelCalibrationError: reward.calibration.error,
-    referenceSha256: ppo.referenceSha256,
-    policySha256: sha256(
-      await readListed(`${policyDir}/${config.lora.rank > 0 ? "adapter_model" : "model"}.safetensors`),
-    ),
-    seed,
+    bitsPerByte: parts.sft.bitsPerByte,
+    rewardModelAccuracy: parts.reward.accuracy,
+    rewardModelCalibrationError: parts.reward.calibration.error,
+    referenceSha256: parts.policy.referenceSha256,
+    policySha256: sha256(await readListed(weights)),
+    seed: config.seed,
     lawVersion: native.lawVersion,
     peakBytes: Math.max(...run.done.map(({ peakBytes }) => peakBytes)),
     isa: device.isa,
     threads: device.threads,
     cpu: cpuName(),
   };
-  const page = await report(run, { sft, collect, label, reward, ppo, eval: evaluation, summary });
-  await run.write({ "summary.json": JSON.stringify(summary, null, 2) + "\n", "report.html": page });
-  return summary;
 }
 
 /** What the demo ends with. */

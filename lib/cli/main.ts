@@ -4,6 +4,9 @@ import { constants } from "node:os";
 import { join } from "node:path";
 import { say, sayJson, warn } from "./terminal.js";
 import { visible } from "../device/errors.js";
+import type { DeviceKind } from "../device/device.js";
+import type { Algorithm, AlgorithmName } from "../rlhf/algorithms.js";
+import type { AlgorithmFiles } from "./files.js";
 
 const whole =
   (least: number, most = Infinity) =>
@@ -28,33 +31,61 @@ const program = new Command("rlhf")
   .showHelpAfterError("(rlhf --help lists the commands)")
   .configureOutput({ writeErr: (text) => void process.stderr.write(visible(text, { lines: true })) });
 
-/** What every command that is configured takes, */
+const threads = new Option("--threads <n>", "compute threads").argParser(whole(1));
+const onDevice = new Option(
+  "--device <kind>",
+  "where it computes; without it the best device that has every op",
+).choices(["cpu", "cuda", "webgpu"] as const);
+const resume = new Option("--resume", "go on from the last checkpoint, with the same configuration and files").default(
+  false,
+);
+
+/** A command that is configured. */
 const configurable = (name: string, description: string) =>
   program
     .command(name)
     .description(description)
     .option("--config <file>", "YAML configuration")
-    .option("--set <name=value>", "override one option, as in --set ppo.klCoef=0.1", collected, [] as string[])
-    .option("--threads <n>", "compute threads", whole(1));
-/** and every stage. */
+    .option("--set <name=value>", "override one option, as in --set ppo.klCoef=0.1", collected, [] as string[]);
+/** A stage of a run. */
 const stage = (name: string, description: string) =>
   configurable(name, description).option("--seed <n>", "seed of all random numbers", whole(0));
-const resume = new Option("--resume", "go on from the last checkpoint, with the same configuration and files").default(
-  false,
-);
 
-stage("demo", "the whole of RLHF in minutes: base model, completions, comparisons, reward model, PPO, evaluation")
+/** The commands of the algorithms, by the list. */
+async function addAlgorithms(): Promise<void> {
+  const [{ algorithms }, { fileOptions }] = await Promise.all([import("../rlhf/algorithms.js"), import("./files.js")]);
+  for (const [name, entry] of Object.entries(algorithms) as [AlgorithmName, Algorithm][]) {
+    const command: Command = stage(name, entry.about)
+      .helpGroup("Algorithms:")
+      .addOption(threads)
+      .addOption(onDevice)
+      .addOption(resume) as never;
+    for (const { flags, about, required } of fileOptions(entry))
+      if (required) command.requiredOption(flags, about);
+      else command.option(flags, about);
+    command.action(async (given) => {
+      const { resume: resumed, ...options } = given as Common & AlgorithmFiles & { resume: boolean };
+      await (await import("./commands.js")).trainFiles(await opened(options), name, options, resumed);
+    });
+  }
+}
+
+stage("demo", "the whole of RLHF in minutes: base model, completions, comparisons, reward model, policy, evaluation")
   .option("--name <name>", "the run's name", "demo")
   .option("--runs <dir>", "where runs are kept", "runs")
+  .option("--policy <algorithm>", "the algorithm that trains the policy", "ppo")
+  .addOption(threads)
+  .addOption(onDevice)
   .addOption(resume)
-  .action(async ({ name, runs, resume: resumed, ...options }) => {
-    const [{ demo, sampleText, summaryTable }, { readFile }] = await Promise.all([
+  .action(async ({ name, runs, policy, resume: resumed, ...options }) => {
+    const [{ demo, policyAlgorithm, sampleText, summaryTable }, { readFile }] = await Promise.all([
       import("./demo.js"),
       import("node:fs/promises"),
     ]);
+    const algorithm = policyAlgorithm(policy);
     const { config, device, progress } = await opened(options);
     const folder = join(runs, name);
-    const summary = await demo(folder, config, device, progress, resumed);
+    const summary = await demo(folder, config, device, progress, resumed, algorithm);
     const samples = (await readFile(join(folder, "eval.jsonl"), "utf8"))
       .trimEnd()
       .split("\n")
@@ -63,19 +94,6 @@ stage("demo", "the whole of RLHF in minutes: base model, completions, comparison
     say(`\n${samples.join("\n")}\n\n${summaryTable(summary, folder)}`);
     await device.close();
   });
-
-stage("sft", "train a language model on text, from nothing or from a model")
-  .requiredOption(
-    "--data <file>",
-    "text (.txt, .md), or rows (.jsonl, .json, .parquet) with text, or with prompt and completion (then the completion is learnt)",
-  )
-  .option("--held-out <file>", "text or rows that judge the model")
-  .option("--model <dir>", "start from this model")
-  .requiredOption("--out <dir>", "Hugging Face directory to write")
-  .addOption(resume)
-  .action(async ({ data, heldOut, model, out, resume: resumed, ...options }) =>
-    (await import("./commands.js")).sft(await opened(options), { data, heldOut, model, out }, resumed),
-  );
 
 program
   .command("collect")
@@ -95,10 +113,11 @@ program
       .default("f32" as const),
   )
   .option("--seed <s>", "seed of all random numbers", whole(0), 0)
-  .option("--threads <n>", "compute threads", whole(1))
+  .addOption(threads)
+  .addOption(onDevice)
   .addOption(resume)
-  .action(async ({ threads, resume: resumed, ...options }) =>
-    (await import("./commands.js")).collect(await opened({ threads, seed: options.seed }), options, resumed),
+  .action(async ({ threads, device, resume: resumed, ...options }) =>
+    (await import("./commands.js")).collect(await opened({ threads, device, seed: options.seed }), options, resumed),
   );
 
 stage(
@@ -118,35 +137,10 @@ stage(
   .option("--tty", "a person labels at this terminal", false)
   .option("--annotator <name>", "who labels at the terminal", process.env.USER ?? "me")
   .action(async ({ data, out, ui, tty, annotator, port, ...options }) => {
-    if (!ui && !tty) return (await import("./commands.js")).label(await opened(options), { data, out });
+    if (!ui && !tty) return (await import("./commands.js")).label(await configured(options), { data, out });
     const { labelByPeople } = await import("./labelling/people.js");
     await labelByPeople(await configured(options), { data, out, ui, tty, annotator, port });
   });
-
-stage("reward", "train a reward model on comparisons")
-  .requiredOption("--model <dir>", "the language model to start from")
-  .requiredOption(
-    "--data <file>",
-    "JSONL or Parquet with prompt, chosen, rejected (agreement, margin), or prompt, ranking; the end of text is put after those without sampled: true",
-  )
-  .option("--held-out <file>", "comparisons that judge it, in place of reward.heldOut of the data")
-  .option("--criterion <name>", "learn this column's share in place of agreement's")
-  .requiredOption("--out <dir>", "Hugging Face directory to write")
-  .addOption(resume)
-  .action(async ({ model, data, heldOut, criterion, out, resume: resumed, ...options }) =>
-    (await import("./commands.js")).reward(await opened(options), { model, data, heldOut, criterion, out }, resumed),
-  );
-
-stage("ppo", "fine-tune a policy against a reward model, near its base")
-  .requiredOption("--model <dir>", "the policy's start and its reference")
-  .requiredOption("--reward <dir>", "the reward model, which the value function starts from")
-  .requiredOption("--prompts <file>", "JSONL with prompt")
-  .option("--pretraining <file>", "text, or rows with text, of the pretraining mix, with ppo.ptxCoef")
-  .requiredOption("--out <dir>", "Hugging Face directory to write")
-  .addOption(resume)
-  .action(async ({ model, reward, prompts, pretraining, out, resume: resumed, ...options }) =>
-    (await import("./commands.js")).ppo(await opened(options), { model, reward, prompts, pretraining, out }, resumed),
-  );
 
 stage(
   "eval",
@@ -157,6 +151,8 @@ stage(
   .requiredOption("--prompts <file>", "JSONL with prompt")
   .option("--reward <dir>", "a reward model that judges, in place of the sentiment lexicon")
   .requiredOption("--out <file>", "JSONL with both completions of each prompt")
+  .addOption(threads)
+  .addOption(onDevice)
   .addOption(resume)
   .action(async ({ base, policy, prompts, reward, out, resume: resumed, ...options }) =>
     (await import("./commands.js")).evaluation(await opened(options), { base, policy, prompts, reward, out }, resumed),
@@ -169,11 +165,14 @@ program
   )
   .requiredOption(
     "--model <dirs...>",
-    "an adapter, as sft, reward and ppo write it with lora.rank, or PEFT; or several models, adapters or not",
+    "an adapter, as training writes it with lora.rank, or PEFT; or several models, adapters or not",
   )
   .requiredOption("--out <dir>", "Hugging Face directory to write")
-  .option("--threads <n>", "compute threads", whole(1))
-  .action(async ({ threads, ...options }) => (await import("./commands.js")).merge(await opened({ threads }), options));
+  .addOption(threads)
+  .addOption(onDevice)
+  .action(async ({ threads, device, ...options }) =>
+    (await import("./commands.js")).merge(await opened({ threads, device }), options),
+  );
 
 program
   .command("logp")
@@ -183,8 +182,11 @@ program
   .requiredOption("--out <file>", "the same lines with logprobs, entropy, and value where the model has a head for it")
   .option("--micro-batch <m>", "completions at once", whole(1), 64)
   .option("--temperature <t>", "instead of each line's own", number(0))
-  .option("--threads <n>", "compute threads", whole(1))
-  .action(async ({ threads, ...options }) => (await import("./commands.js")).logp(await opened({ threads }), options));
+  .addOption(threads)
+  .addOption(onDevice)
+  .action(async ({ threads, device, ...options }) =>
+    (await import("./commands.js")).logp(await opened({ threads, device }), options),
+  );
 
 program
   .command("score")
@@ -196,8 +198,11 @@ program
     "-",
   )
   .option("--out <file>", "JSONL to write, standard output without it")
-  .option("--threads <n>", "compute threads", whole(1))
-  .action(async ({ threads, ...options }) => (await import("./commands.js")).score(await opened({ threads }), options));
+  .addOption(threads)
+  .addOption(onDevice)
+  .action(async ({ threads, device, ...options }) =>
+    (await import("./commands.js")).score(await opened({ threads, device }), options),
+  );
 
 const data = program.command("data").description("about files of data");
 data
@@ -262,6 +267,7 @@ configurable(
   "plan",
   "what a run needs before it begins: parameters, memory, FLOPs and time of each stage, its completions at their longest, on this machine's CPU",
 )
+  .addOption(threads)
   .option("--json", "as JSON", false)
   .action(async ({ threads, json, ...options }) => {
     const { plan, planTable } = await import("./plan.js");
@@ -317,11 +323,25 @@ program
     );
   });
 
+program
+  .command("algorithms")
+  .description("the list of algorithms: models, material, and every option with its default and range")
+  .option("--json", "as JSON", false)
+  .action(async ({ json }) => {
+    const [{ algorithmList, algorithmTable }, { table }] = await Promise.all([
+      import("./list.js"),
+      import("./table.js"),
+    ]);
+    if (json) sayJson(algorithmList(), 2);
+    else say(table(["algorithm", "title", "models", "material", "source"], algorithmTable()));
+  });
+
 interface Common {
   config?: string;
   set?: string[];
   seed?: number;
   threads?: number;
+  device?: DeviceKind;
 }
 
 async function configured({ config: file, set = [], seed }: Common) {
@@ -329,16 +349,17 @@ async function configured({ config: file, set = [], seed }: Common) {
   return readConfig(file, seed === undefined ? set : [...set, `seed=${seed}`]);
 }
 
-async function opened({ threads, ...options }: Common) {
+async function opened({ threads, device: kind, ...options }: Common) {
   const [config, { device }, { progressTo }] = await Promise.all([
     configured(options),
     import("../device/open.js"),
     import("./progress.js"),
   ]);
-  return { config, device: await device(undefined, { threads }), progress: progressTo() };
+  return { config, device: await device(kind, { threads }), progress: progressTo() };
 }
 
 try {
+  await addAlgorithms();
   await program.parseAsync();
 } catch (error) {
   const { code, message, stack, signal } = error as Error & { code?: string; signal?: "SIGINT" | "SIGTERM" };

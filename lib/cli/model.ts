@@ -1,8 +1,7 @@
 import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { typeError } from "../device/errors.js";
-import type { Device } from "../device/device.js";
-import { loadModel, loadModels, MODEL_FILES, saveModel } from "../model/checkpoint.js";
+import { MODEL_FILES, saveModel } from "../model/checkpoint.js";
 import { families, type ModelConfig } from "../model/config.js";
 import { baseFolder } from "../files/adapter.js";
 import { readObject, tokenIds } from "../files/json.js";
@@ -11,6 +10,7 @@ import { ADAPTER_FILES, saveAdapter } from "../model/peft.js";
 import { readListed, SUMS } from "../files/sums.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import type { Transformer } from "../model/transformer.js";
+import type { Role } from "../rlhf/algorithms.js";
 import type { Config } from "./config/schema.js";
 
 const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
@@ -97,26 +97,71 @@ export async function copyTokenizer(model: string, to: string): Promise<void> {
 }
 
 /**
- * What is trained lies apart from what training begins with: a run that is killed begins with that again.
+ * Training writes to another folder than that of the model it begins with: a killed run begins with that model again.
  * @throws TypeError `LORA` or `MODEL`, before the work
  */
-export async function apart({ lora }: Config, out: string, option: string, from: string): Promise<void> {
+export async function checkFolders({ lora }: Config, out: string, option: string, from: string): Promise<void> {
   if (lora.rank > 0 && resolve(out) === resolve(await baseFolder(from)))
     throw typeError("LORA", `--out: ${out} holds the weights that the adapter is for, wanted another folder`);
   if (resolve(out) === resolve(from))
     throw typeError("MODEL", `--out: ${out} is the folder of ${option}, wanted another one`);
 }
 
-/** The four models of PPO. With adapters, policy and reference are one copy of their weights, as are reward model and critic, or all four if they have one base. */
-export async function ppoModels(device: Device, config: Config, { model, reward }: { model: string; reward: string }) {
-  const { weights } = config.ppo;
-  if (config.lora.rank > 0) {
-    const [reference, scores] = await loadModels([model, reward], device, weights);
-    return { policy: toTrain(reference, config), reference, reward: scores, critic: toTrain(scores, config) };
+/** Loads the models that roles begin with: with adapters all at once, so that they share weights, else one by one. */
+export type LoadModels = (from: Role["from"][], weights: "f32" | "bf16") => Promise<Transformer[]>;
+
+/**
+ * The models of an algorithm by their roles. With adapters, roles that begin with one model are one copy of its weights.
+ * What is trained is loaded in f32.
+ * @param weights the dtype of what is frozen
+ */
+export async function modelsByRole(
+  roles: Record<string, Role>,
+  config: Pick<Config, "lora" | "seed">,
+  weights: "f32" | "bf16",
+  load: LoadModels,
+): Promise<Record<string, Transformer>> {
+  const all = Object.entries(roles);
+  if (config.lora.rank === 0) {
+    const own = async (role: Role): Promise<Transformer> => {
+      const [loaded] = await load([role.from], role.trained ? "f32" : weights);
+      const model = role.trained ? toTrain(loaded, config, role.head) : loaded;
+      if (model !== loaded) loaded.dispose();
+      return model;
+    };
+    return Object.fromEntries(await Promise.all(all.map(async ([name, role]) => [name, await own(role)] as const)));
   }
-  const loaded = [[model], [model, weights], [reward, weights], [reward]] as const;
-  const [policy, reference, scores, critic] = await Promise.all(
-    loaded.map(([folder, dtype]) => loadModel(folder, device, dtype)),
-  );
-  return { policy: toTrain(policy, config), reference, reward: scores, critic: toTrain(critic, config) };
+  const from = [...new Set(all.map(([, role]) => role.from))];
+  const loaded = await load(from, weights);
+  const models: Record<string, Transformer> = {};
+  for (const [name, role] of all) {
+    const base = loaded[from.indexOf(role.from)];
+    models[name] = role.trained ? toTrain(base, config, role.head) : base;
+  }
+  const used = new Set(Object.values(models));
+  for (const base of loaded) if (!used.has(base)) base.dispose();
+  return models;
+}
+
+/**
+ * A model that an option names must have the head that its part wants, and a vocabulary for every id of the tokenizer.
+ * @throws TypeError `MODEL` naming the option and its folder
+ */
+export function checkModel(
+  option: string,
+  folder: string,
+  model: Transformer,
+  head: Transformer["headKind"] | "any",
+  tokenizer?: Tokenizer,
+): void {
+  const wrong = (what: string) => typeError("MODEL", `${option}: ${folder} ${what}`);
+  if (head !== "any" && model.headKind !== head)
+    throw wrong(
+      head === "score" ? "has no score head, wanted a reward model" : "has a score head, wanted a language model",
+    );
+  const { vocabulary } = model.config;
+  if (tokenizer && tokenizer.vocabularySize > vocabulary)
+    throw wrong(
+      `has a vocabulary of ${vocabulary}, the tokenizer has ids up to ${tokenizer.vocabularySize - 1}: it is of another model`,
+    );
 }

@@ -2,25 +2,31 @@ import type { Device } from "../device/device.js";
 import { device } from "../device/open.js";
 import { fmaPeak, readBandwidth } from "../device/limits.js";
 import { PlannedDevice } from "../device/planned.js";
-import { generate, requestsFor } from "../model/generate.js";
-import { loraOf, loraShapes } from "../model/lora.js";
-import { Transformer } from "../model/transformer.js";
-import type { Episode } from "../rlhf/batch/episode.js";
+import { generate } from "../model/generate.js";
+import type { Transformer } from "../model/transformer.js";
+import { algorithms, type Algorithm, type AlgorithmName } from "../rlhf/algorithms.js";
 import { klPerCompletion } from "../rlhf/measure/evaluate.js";
-import { logps, scores } from "../rlhf/measure/logp.js";
-import { AdamW } from "../rlhf/learn/optimizer.js";
-import { ppo, ppoState } from "../rlhf/policy/ppo.js";
-import { ranking, rewardModel } from "../rlhf/reward/model.js";
-import { sft } from "../rlhf/offline/sft.js";
-import { modelConfig, toTrain, withModels } from "./model.js";
-import { duration } from "./progress.js";
+import { scores } from "../rlhf/measure/score.js";
 import type { Config } from "./config/schema.js";
+import { modelsByRole, withModels } from "./model.js";
+import { duration } from "./progress.js";
 import { SLOTS } from "./stages/collect.js";
-import { judge } from "./stages/reward.js";
+import {
+  adapterSize,
+  languageModel,
+  requests,
+  stored,
+  synthetic,
+  syntheticModels,
+  trainedBeside,
+} from "./synthetic.js";
 import { table } from "./table.js";
 
+/** What a stage needs. */
 export interface StagePlan {
   stage: string;
+  /** No stage of the demo: an algorithm that could stand in one's place. */
+  isAlternative?: true;
   /** Numbers that are trained or held, all models of the stage. */
   parameters: number;
   weightBytes: number;
@@ -33,6 +39,8 @@ export interface StagePlan {
   seconds: number;
 }
 
+const names = Object.keys(algorithms) as AlgorithmName[];
+
 /** Shares of the machine's limits that the demo's stages reach (two cores of an AMD EPYC with AVX-512). */
 const REACHED = { flops: 0.55, bandwidth: 0.55 };
 const CALL_SECONDS = 1.5e-5;
@@ -40,14 +48,15 @@ const CALL_SECONDS = 1.5e-5;
 /** What a stage does, on models of random weights. */
 interface Stage {
   name: string;
+  isAlternative?: true;
   numbers: { trained: number; held: number };
   /** Of the models that it holds; f32 where nothing else is said. */
   weights?: "f32" | "bf16";
   /** What it does once, beside its steps. */
   once?: (on: Device) => Promise<unknown>;
-  /** One of its steps, */
+  /** One of its steps. */
   step: (on: Device) => Promise<unknown>;
-  /** and how many there are. */
+  /** How many steps there are. */
   steps: number;
 }
 
@@ -64,13 +73,13 @@ export async function plan(config: Config, threads?: number): Promise<StagePlan[
   };
   await using on = new PlannedDevice(machine.threads, speed);
   await machine.close();
-  const any = Transformer.random(modelConfig(config, undefined), "logits", on, 0);
+  const any = languageModel(config, on);
   const { size } = any;
   const matrices = any.matrices.reduce((sum, { value }) => sum + value.size, 0);
   const heldBytes = { f32: 4, bf16: 4 - (2 * matrices) / size }; // of a number, in the mean
   any.dispose();
   const plans: StagePlan[] = [];
-  for (const { name, numbers, weights = "f32", once, step, steps } of stages(config, size)) {
+  for (const { name, isAlternative, numbers, weights = "f32", once, step, steps } of stages(config, size)) {
     on.resetPeak();
     await once?.(on);
     on.take();
@@ -84,6 +93,7 @@ export async function plan(config: Config, threads?: number): Promise<StagePlan[
     ];
     plans.push({
       stage: name,
+      ...(isAlternative ? { isAlternative } : {}),
       parameters: trained + held,
       weightBytes,
       momentBytes,
@@ -96,18 +106,21 @@ export async function plan(config: Config, threads?: number): Promise<StagePlan[
   return plans;
 }
 
-/** The plan for people to read. */
+/** The plan for people to read: the demo's stages with their total, then what could train the policy in place of PPO. */
 export function planTable(plans: readonly StagePlan[]): string {
   const bytes = (n: number) => (n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(2)} GiB` : `${(n / 2 ** 20).toFixed(1)} MiB`);
-  const rows = plans.map(({ stage, parameters, weightBytes, momentBytes, otherBytes, peakBytes, flops, seconds }) => [
+  const row = ({ stage, parameters, weightBytes, momentBytes, otherBytes, peakBytes, flops, seconds }: StagePlan) => [
     stage,
     `${(parameters / 1e6).toFixed(2)} M`,
     ...[weightBytes, momentBytes, otherBytes, peakBytes].map(bytes),
     `${(flops / 1e12).toFixed(2)} T`,
     duration(seconds),
-  ]);
-  const total = plans.reduce((sum, { seconds }) => sum + seconds, 0);
-  const names = [
+  ];
+  const own = plans.filter(({ isAlternative }) => !isAlternative);
+  const others = plans.filter(({ isAlternative }) => isAlternative);
+  const total = own.reduce((sum, { seconds }) => sum + seconds, 0);
+  const peak = Math.max(...own.map(({ peakBytes }) => peakBytes));
+  const titles = [
     "stage",
     "parameters",
     "weights",
@@ -117,171 +130,112 @@ export function planTable(plans: readonly StagePlan[]): string {
     "FLOPs",
     "expected",
   ];
-  return `${table(names, rows)}\n\n${bytes(Math.max(...plans.map(({ peakBytes }) => peakBytes)))} at most, ${duration(total)} on this machine`;
+  const lines = [table(titles, own.map(row)), `${bytes(peak)} at most, ${duration(total)} on this machine`];
+  if (others.length > 0) lines.push(`In place of ppo:\n${table(titles, others.map(row))}`);
+  return lines.join("\n\n");
 }
 
+/** The stages of the demo in their order, then the algorithms that are none of them. */
 function stages(config: Config, size: number): Stage[] {
-  const { seed, prompts, collect, reward, ppo: options, eval: judged, lora } = config;
-  const described = modelConfig(config, undefined);
-  const adapter =
-    lora.rank > 0
-      ? loraShapes(described, loraOf(described, lora)).reduce(
-          (sum, { shape: [rows, columns] }) => sum + rows * columns,
-          0,
-        )
-      : 0;
-  /** Models with their own weights each, or on one base, where `adapters` more are held. */
-  const numbers = (trained: number, held: number, adapters: number) =>
-    adapter
-      ? { trained: trained * adapter, held: size + adapters * adapter }
-      : { trained: trained * size, held: held * size };
-  const ids = (length: number) => new Int32Array(length);
-  const made = (on: Device) => Transformer.random(modelConfig(config, undefined), "logits", on, seed);
-  /** As a run loads it: it never holds the f32 of a bf16 model. */
-  const stored = (model: Transformer, weights: "f32" | "bf16") => {
-    if (weights === "f32") return model;
-    model.narrow();
-    model.device.resetPeak();
-    return model;
-  };
-  const scoring = (on: Device) => {
-    const base = made(on);
-    const model = base.copy("score", seed);
-    base.dispose();
-    return model;
-  };
-  const beside = (base: Transformer, on: Device, head = base.headKind) =>
-    adapter ? toTrain(base, config, head) : head === "score" ? scoring(on) : made(on);
-  /** Prompts differ, as they do in a run, or they would be computed once for all. */
-  const begun = (i: number, length: number) => ids(length).fill(i % config.model.vocabulary, 0, 1);
-  const drawn = (i: number) => begun(i, prompts.minTokens + (i % (prompts.maxTokens - prompts.minTokens + 1)));
-  /** Samples of one prompt share it. */
-  const requests = (count: number, samples = 1) => {
-    const asked = Array.from({ length: Math.ceil(count / samples) }, (_, i) => drawn(i));
-    return requestsFor(asked, samples).slice(0, count);
-  };
-  const episode = (i: number): Episode => ({ prompt: drawn(i), completion: ids(collect.maxTokens) });
-  /** All completions of a prompt, for so many prompts. */
-  const compared = (count: number) =>
-    Array.from({ length: count }, (_, i) => ranking(Array<Episode>(collect.samples).fill(episode(i))));
-  const text = (tokens: number) => {
-    const { sequenceLength: length } = config.sft;
-    return Array.from({ length: Math.max(1, Math.round(tokens / length)) }, (_, i): Episode => ({
-      prompt: begun(i, 1),
-      completion: ids(length),
-    }));
-  };
-  const all = async (loop: AsyncGenerator<unknown>) => {
-    for await (const _ of loop);
-  };
-
-  const units = Math.ceil(collect.prompts * (1 - reward.heldOut));
-  const wave = Math.min(SLOTS, collect.prompts * collect.samples);
-  const evalWave = Math.min(SLOTS, judged.prompts);
+  const policies = names.filter((name) => algorithms[name].material === "prompts" && name !== "ppo");
   return [
-    {
-      name: "sft",
-      numbers: { trained: size, held: 0 },
-      once: (on) => {
-        const model = made(on);
-        const half = model.config.context >> 1;
-        const windows = Array.from({ length: 64 }, (_, i): Episode => ({
-          prompt: begun(i, half),
-          completion: ids(half),
-        }));
-        return withModels([model], async () => logps(model, windows));
-      },
-      step: (on) => {
-        const model = made(on);
-        return withModels([model], async () => {
-          const optimizer = new AdamW(model.trained, config.sft);
-          await all(sft(model, () => text(config.sft.batchTokens), { ...config.sft, steps: 1 }, optimizer));
-          optimizer.dispose();
-        });
-      },
-      steps: config.sft.steps,
-    },
-    {
-      name: "collect",
-      numbers: { trained: 0, held: size },
-      weights: collect.weights,
-      step: (on) => {
-        const model = stored(made(on), collect.weights);
-        return withModels([model], () =>
-          generate(model, requests(wave, collect.samples), { ...collect, seed, slots: SLOTS }),
-        );
-      },
-      steps: (collect.prompts * collect.samples) / wave,
-    },
-    {
-      name: "reward",
-      numbers: numbers(1, 1, 0),
-      step: (on) => {
-        const base = made(on);
-        const model = beside(base, on, "score");
-        return withModels([base, model], async () => {
-          const optimizer = new AdamW(model.trained, reward);
-          const batch = compared(Math.min(reward.batch, units));
-          await all(rewardModel(model, () => batch, { ...reward, steps: 1 }, optimizer));
-          optimizer.dispose();
-        });
-      },
-      once: (on) => {
-        const base = made(on);
-        const model = beside(base, on, "score");
-        return withModels([base, model], () => judge(model, compared(Math.min(collect.prompts - units, 64))));
-      },
-      steps: Math.ceil(units / reward.batch) * reward.epochs,
-    },
-    {
-      name: "ppo",
-      numbers: numbers(2, 2, 1),
-      weights: options.weights,
-      step: (on) => {
-        const reference = stored(made(on), options.weights);
-        const scores = stored(beside(reference, on, "score"), options.weights);
-        const models = { policy: beside(reference, on), reference, reward: scores, critic: beside(scores, on) };
-        return withModels(Object.values(models), async () => {
-          const settings = { ...options, seed, updates: 1 };
-          const state = ppoState(models, settings);
-          await all(
-            ppo(
-              models,
-              () => requests(options.rolloutBatch, options.samples),
-              settings,
-              state,
-              () => text(options.ptxBatchTokens),
-            ),
-          );
-          state.policy.dispose();
-          state.critic.dispose();
-        });
-      },
-      steps: options.updates,
-    },
-    {
-      name: "eval",
-      numbers: numbers(0, 3, 2),
-      weights: judged.weights,
-      step: (on) => {
-        const base = stored(made(on), judged.weights);
-        const [policy, rewards] = [
-          stored(beside(base, on), judged.weights),
-          stored(beside(base, on, "score"), judged.weights),
-        ];
-        return withModels([base, policy, rewards], async () => {
-          const completions = [];
-          for (const model of [base, policy])
-            completions.push(await generate(model, requests(evalWave), { ...judged, seed, slots: SLOTS }));
-          await klPerCompletion(policy, base, completions[1]);
-          const [before, after] = completions;
-          await scores(
-            rewards,
-            before.flatMap((one, i) => [one, after[i]]),
-          );
-        });
-      },
-      steps: judged.prompts / evalWave,
-    },
+    training("sft", config, size),
+    sampling(config, size),
+    training("reward", config, size),
+    training("ppo", config, size),
+    evaluation(config, size),
+    ...policies.map((name) => ({ ...training(name, config, size), isAlternative: true as const })),
   ];
+}
+
+/** Models with their own weights each, or adapters on one base: what is trained, what is held, and adapters held of that. */
+function numbersOf(config: Config, size: number, trained: number, held: number, adapters: number): Stage["numbers"] {
+  const adapter = adapterSize(config);
+  return adapter
+    ? { trained: trained * adapter, held: size + adapters * adapter }
+    : { trained: trained * size, held: held * size };
+}
+
+/** A round of an algorithm of the list, by its own loop on models of random weights. */
+function training(name: AlgorithmName, config: Config, size: number): Stage {
+  const entry: Algorithm = algorithms[name];
+  const section = config[name];
+  const weights = (section.weights ?? "f32") as "f32" | "bf16";
+  const { material, rounds, judge } = synthetic[entry.material](section, config);
+  const active = Object.entries(entry.models).filter(([, { when }]) => when?.holds(section) ?? true);
+  const roles = Object.fromEntries(active);
+  const all = Object.values(roles);
+  const frozen = all.filter(({ trained }) => !trained);
+  const fromNothing = entry.material === "texts"; // its model is drawn, and has no adapter
+  const cast = async (on: Device): Promise<Record<string, Transformer>> =>
+    fromNothing
+      ? { [entry.saves]: languageModel(config, on) }
+      : modelsByRole(roles, config, weights, syntheticModels(config, on));
+  const work = async (on: Device, use: (models: Record<string, Transformer>) => Promise<unknown>) => {
+    const models = await cast(on);
+    return withModels(Object.values(models), () => use(models));
+  };
+  const options = { ...section, seed: config.seed, [entry.rounds]: 1 };
+  return {
+    name,
+    numbers: fromNothing
+      ? { trained: size, held: 0 }
+      : numbersOf(
+          config,
+          size,
+          all.length - frozen.length,
+          frozen.length,
+          frozen.filter(({ from }) => from === "reward").length,
+        ),
+    weights,
+    once: (on) => work(on, (models) => judge?.(models[entry.saves]) ?? Promise.resolve()),
+    step: (on) =>
+      work(on, async (models) => {
+        using learner = entry.learner(models, options);
+        for await (const _ of entry.run(models, material, options, learner));
+      }),
+    steps: rounds,
+  };
+}
+
+function sampling(config: Config, size: number): Stage {
+  const { collect, seed } = config;
+  const wave = Math.min(SLOTS, collect.prompts * collect.samples);
+  return {
+    name: "collect",
+    numbers: { trained: 0, held: size },
+    weights: collect.weights,
+    step: (on) => {
+      const model = stored(languageModel(config, on), collect.weights);
+      const asked = requests(wave, collect.samples, config);
+      return withModels([model], () => generate(model, asked, { ...collect, seed, slots: SLOTS }));
+    },
+    steps: (collect.prompts * collect.samples) / wave,
+  };
+}
+
+function evaluation(config: Config, size: number): Stage {
+  const { eval: options, seed } = config;
+  const wave = Math.min(SLOTS, options.prompts);
+  return {
+    name: "eval",
+    numbers: numbersOf(config, size, 0, 3, 2),
+    weights: options.weights,
+    step: (on) => {
+      const base = stored(languageModel(config, on), options.weights);
+      const policy = stored(trainedBeside(base, config), options.weights);
+      const reward = stored(trainedBeside(base, config, "score"), options.weights);
+      return withModels([base, policy, reward], async () => {
+        const sample = (model: Transformer) =>
+          generate(model, requests(wave, 1, config), { ...options, seed, slots: SLOTS });
+        const [before, after] = [await sample(base), await sample(policy)];
+        await klPerCompletion(policy, base, after);
+        await scores(
+          reward,
+          before.flatMap((one, i) => [one, after[i]]),
+        );
+      });
+    },
+    steps: options.prompts / wave,
+  };
 }

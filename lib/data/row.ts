@@ -16,7 +16,7 @@ export class Row {
     throw this.error(`the column "${name}" is ${shown(value)}, wanted ${wanted}`);
   }
 
-  /** As `column`, where the column may be absent or null. */
+  /** Reads a column like `column`; the column may be absent or null. */
   optional<T>(name: string, wanted: string, accepts: (value: unknown) => value is T): T | undefined {
     return this.has(name) ? this.column(name, wanted, accepts) : undefined;
   }

@@ -5,15 +5,16 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, jest, tes
 import { readConfig } from "../../lib/cli/config/config.js";
 import { Run } from "../../lib/cli/run/run.js";
 import {
-  AdamW,
   device,
   ppo,
-  ppoState,
+  ppoLearner,
   saveModel,
   sft,
+  sftLearner,
   Transformer,
   type Completion,
   type Device,
+  type Learner,
 } from "../../lib/index.js";
 import { episodes, lively, llama, ppoConfig } from "../models.js";
 import { Random } from "../random.js";
@@ -43,6 +44,16 @@ const opened = async (resume: boolean, ...sets: string[]) =>
   Run.open(folder, await readConfig(undefined, ["checkpoint.every=0", ...sets]), on, resume);
 const checkpoints = async () => (await readdir(join(folder, "checkpoints"))).sort();
 
+/** What a checkpoint keeps of a learner. */
+const partsOf = (learner: Learner) => ({
+  models: learner.trained,
+  optimizers: learner.optimizers,
+  state: {
+    get: () => learner.state() as unknown as Record<string, unknown>,
+    set: (saved: Record<string, unknown>) => learner.restore(saved as unknown as ReturnType<typeof learner.state>),
+  },
+});
+
 /** Trains until `steps` steps are done, with a checkpoint after each, and gives back the weights. */
 async function trained(
   run: Run,
@@ -50,11 +61,12 @@ async function trained(
   model = Transformer.random(tiny, "logits", on, 1),
   rate = options.learningRate,
 ) {
-  const optimizer = new AdamW([...model.parameters.values()]);
-  const checkpoint = run.checkpoint("sft", { models: { model }, optimizers: { model: optimizer } });
+  const settings = { ...options, learningRate: rate, steps };
+  using learner = sftLearner(model, settings);
+  const checkpoint = run.checkpoint("sft", partsOf(learner));
   await checkpoint.restore();
-  const began = optimizer.steps;
-  for await (const metrics of sft(model, batches, { ...options, learningRate: rate, steps }, optimizer)) {
+  const began = learner.round;
+  for await (const metrics of sft(model, batches, settings, learner)) {
     await run.log({ stage: "sft", ...metrics });
     await checkpoint.due(metrics.step, steps);
   }
@@ -63,7 +75,6 @@ async function trained(
       [...model.parameters.values()].map(async ({ value }) => Buffer.from((await value.read()).buffer)),
     ),
   );
-  optimizer.dispose();
   model.dispose();
   return { began, weights };
 }
@@ -104,17 +115,18 @@ describe("checkpoints", () => {
     const whole = await readFile(path);
     using run = await opened(true);
     const model = Transformer.random(tiny, "logits", on, 1);
-    const optimizer = new AdamW([...model.parameters.values()]);
+    using learner = sftLearner(model, { ...options, steps: 8 });
+    const optimizer = learner.optimizers.model;
     for (let length = 0; length < whole.length; length++) {
       await writeFile(path, whole.subarray(0, length));
-      await run.checkpoint("sft", { models: { model }, optimizers: { model: optimizer } }).restore();
-      expect([length, optimizer.steps]).toEqual([length, 7]);
+      await run.checkpoint("sft", partsOf(learner)).restore();
+      expect([length, optimizer.steps, learner.round]).toEqual([length, 7, 7]);
       await rename(`${path}.damaged`, path);
     }
     const garbled = Buffer.from(whole);
     garbled.write("9", whole.indexOf('\\"model\\":8') + '\\"model\\":'.length); // a header as before, of another step
     await writeFile(path, garbled);
-    await run.checkpoint("sft", { models: { model }, optimizers: { model: optimizer } }).restore();
+    await run.checkpoint("sft", partsOf(learner)).restore();
     expect([optimizer.steps, String(said.mock.calls.at(-1))]).toEqual([
       7,
       expect.stringContaining("it is damaged: its SHA-256 is"),
@@ -234,7 +246,7 @@ describe("a reward function", () => {
     };
     const config = { ...ppoConfig, klController: "fixed" as const, updates: 1, ...change };
     const all = [];
-    for await (const metrics of ppo(models, () => kept, config, ppoState(models, config))) all.push(metrics);
+    for await (const metrics of ppo(models, () => kept, config, ppoLearner(models, config))) all.push(metrics);
     await saveModel(models.policy, folder);
     for (const model of [models.policy, models.reference, models.critic]) model.dispose();
     return { metrics: all, weights: await readFile(join(folder, "model.safetensors")) };

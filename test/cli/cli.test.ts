@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { root } from "../../lib/device/native.js";
-import { device, loadModel, Tokenizer } from "../../lib/index.js";
+import { algorithms, device, loadModel, Tokenizer } from "../../lib/index.js";
 
 // The command as users run it: a demo of a minute's hundredth, then every stage by itself on its files.
 
@@ -33,6 +33,7 @@ prompts: { minTokens: 4, maxTokens: 8 }
 collect: { prompts: 20, samples: 3, maxTokens: 10 }
 reward: { epochs: 1, warmup: 0 }
 ppo: { updates: 3, rolloutBatch: 8, samples: 2, maxTokens: 10, ptxCoef: 0.1, ptxBatchTokens: 128 }
+grpo: { updates: 3, rolloutBatch: 8, samples: 2, maxTokens: 10 }
 eval: { prompts: 12, maxTokens: 10 }
 checkpoint: { every: 0 }
 `;
@@ -40,6 +41,7 @@ checkpoint: { every: 0 }
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "rlhf-cli-"));
   await writeFile(at("small.yaml"), small);
+  await writeFile(at("plain.yaml"), small.replace(", ptxCoef: 0.1, ptxBatchTokens: 128", ""));
   await rlhf(["demo", "--config", at("small.yaml"), "--runs", folder, "--name", "first"]);
 });
 afterAll(() => rm(folder, { recursive: true }));
@@ -91,6 +93,25 @@ describe("rlhf demo", () => {
     expect((await json("scalar", "summary.json")).policySha256).toBe(
       (await json("first", "summary.json")).policySha256,
     );
+  });
+
+  test("has another algorithm of the list for its policy, if asked", async () => {
+    const args = ["demo", "--config", at("small.yaml"), "--runs", folder, "--name", "grpo"];
+    await rlhf([...args, "--policy", "grpo"]);
+    const [ppo, grpo] = [await json("first", "summary.json"), await json("grpo", "summary.json")];
+    expect(Object.keys(grpo.stages as object)).toEqual(["sft", "collect", "label", "reward", "grpo", "eval"]);
+    expect([ppo.algorithm, grpo.algorithm]).toEqual(["ppo", "grpo"]);
+    expect(grpo.policySha256).not.toBe(ppo.policySha256);
+    const page = await readFile(at("grpo", "report.html"), "utf8");
+    for (const part of ["<h3>GRPO</h3>", "Group relative policy optimisation: Reward against KL"])
+      expect(page).toContain(part);
+    for (const name of ["base", "reward"])
+      expect(await readFile(at("grpo", name, "model.safetensors"))).toEqual(
+        await readFile(at("first", name, "model.safetensors")),
+      );
+    const wrong = (...more: string[]) => rlhf([...args, ...more]).catch(({ stderr }: { stderr: string }) => stderr);
+    expect(await wrong("--resume")).toMatch(/--resume: --policy: ppo is not what .*grpo began with/);
+    expect(await wrong("--policy", "sft")).toMatch(/^rlhf: --policy: sft trains no policy, wanted ppo or grpo/m);
   });
 
   test("does not resume a run of another configuration", async () => {
@@ -233,6 +254,85 @@ describe("a stage by itself", () => {
       ...config(),
     ]);
     expect(trained).toMatch(/bits per held-out byte/);
+  });
+
+  const grpo = (reward: string, out: string) => [
+    "grpo",
+    "--model",
+    first("base"),
+    "--reward",
+    reward,
+    "--prompts",
+    at("prompts.jsonl"),
+    "--out",
+    at(out),
+    ...config(),
+  ];
+
+  test("grpo learns from a reward model, and its page has every curve", async () => {
+    const { stdout } = await rlhf(grpo(first("reward"), "g"));
+    expect(stdout).toMatch(/g: 3 updates of 8 completions$/m);
+    const told = await rows("g", "metrics.jsonl");
+    expect(told.map(({ stage, step, kl }) => [stage, step, typeof kl])).toEqual(
+      [1, 2, 3].map((step) => ["grpo", step, "number"]),
+    );
+    expect(told[0].kl).toBe(0);
+    expect(new Set(told.map(({ reference }) => reference)).size).toBe(1);
+    const page = await readFile(at("g", "report.html"), "utf8");
+    for (const { title } of algorithms.grpo.charts) expect(page).toContain(`<b>${title}</b>`);
+    const weights = (name: string) => readFile(at(name, "model.safetensors"));
+    expect(await weights("g")).not.toEqual(await readFile(first("base", "model.safetensors")));
+    await rlhf(grpo(first("reward"), "g2"), { RLHF_ISA: "scalar", RLHF_NUM_THREADS: "3" });
+    expect(await weights("g2")).toEqual(await weights("g"));
+  });
+
+  test("grpo learns from the functions of a file, with prompts and completions as texts", async () => {
+    const file = at("reward.mjs");
+    await writeFile(
+      file,
+      `import { appendFileSync } from "node:fs";
+      export const length = (prompts, completions, about) => {
+        appendFileSync(${JSON.stringify(at("asked.jsonl"))}, JSON.stringify({ prompts, completions, stopped: about.map((one) => one.stopped) }) + "\\n");
+        return completions.map((text) => text.length / 100);
+      };
+      export const one = async (prompts) => prompts.map(() => 1);
+      export const notAFunction = 3;`,
+    );
+    await rlhf([...grpo(file, "gf"), "--set", "grpo.klCoef=0"]);
+    const asked = (await rows("asked.jsonl")) as { prompts: string[]; completions: string[]; stopped: boolean[] }[];
+    expect(
+      asked.map(({ prompts, completions, stopped }) => [prompts.length, completions.length, stopped.length]),
+    ).toEqual(Array(3).fill([8, 8, 8]));
+    expect(["We the people", " The state of the union is", " our"]).toContain(asked[0].prompts[0]);
+    const told = (await rows("gf", "metrics.jsonl")) as Record<string, number>[];
+    asked.forEach(({ completions }, i) =>
+      expect(told[i].reward).toBeCloseTo(completions.reduce((sum, text) => sum + 1 + text.length / 100, 0) / 8, 5),
+    );
+    expect(told[0]).not.toHaveProperty("kl"); // klCoef is 0: there is no reference
+    expect(told[0]).not.toHaveProperty("reference");
+    await writeFile(at("bad.mjs"), "export const short = () => [1];");
+    await expect(rlhf(grpo(at("bad.mjs"), "gb"))).rejects.toMatchObject({
+      stderr: expect.stringContaining("short gave 1 scores for 8 completions"),
+    });
+    await writeFile(at("none.mjs"), "export const name = 1;");
+    await expect(rlhf(grpo(at("none.mjs"), "gn"))).rejects.toMatchObject({
+      stderr: expect.stringMatching(/^rlhf: .*none\.mjs exports no function/m),
+    });
+    await expect(
+      rlhf(["ppo", ...grpo(file, "gp").slice(1), "--set", "ppo.ptxCoef=0", "--config", at("plain.yaml")]),
+    ).rejects.toMatchObject({
+      stderr: expect.stringMatching(/--reward: .*reward\.mjs holds functions, ppo wants a reward model/),
+    });
+  });
+
+  test("a device that is not there, or lacks an op, is refused by name", async () => {
+    const refused = async (...args: string[]) =>
+      ((await rlhf([...grpo(first("reward"), "gd"), ...args]).catch((error: unknown) => error)) as { stderr: string })
+        .stderr;
+    expect(await refused("--device", "tpu")).toMatch(/'--device <kind>' argument 'tpu' is invalid.*cpu, cuda, webgpu/);
+    expect(await refused("--device", "cpu", "--threads", "2000")).toMatch(/^rlhf: threads is 2000/m);
+    await rlhf([...grpo(first("reward"), "gd"), "--device", "cpu"]);
+    expect(await readFile(at("gd", "model.safetensors"))).toEqual(await readFile(at("g", "model.safetensors")));
   });
 
   test("sft takes rows from .json, and refuses a file whose name does not say what it is", async () => {

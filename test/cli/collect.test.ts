@@ -7,7 +7,7 @@ import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import { silent } from "../../lib/cli/progress.js";
 import { Run } from "../../lib/cli/run/run.js";
-import { schema } from "../../lib/cli/config/schema.js";
+import { readConfig } from "../../lib/cli/config/config.js";
 import { sampleAll } from "../../lib/cli/stages/collect.js";
 import { sliceOf } from "../../lib/data/spool.js";
 import { root } from "../../lib/device/native.js";
@@ -56,7 +56,7 @@ test("completions are those of one call, however many are sampled at once, and t
   const sampling = { samples: 3, maxTokens: 7, temperature: 0.8, topK: 9, seed: 5, stop: [3] };
   const asked = prompts.map(({ ids }) => ids);
   const wanted = await generate(model, requestsFor(asked, 3), sampling);
-  using run = await Run.open(at("run"), schema.parse({}), on, false);
+  using run = await Run.open(at("run"), await readConfig(undefined), on, false);
   for (const [title, atOnce] of [
     ["all", 1000],
     ["some", 10],

@@ -8,7 +8,7 @@ import { jsonElement, markup } from "../../lib/cli/report/html.js";
 import { report, stageReport, type Parts } from "../../lib/cli/report/report.js";
 import { Run } from "../../lib/cli/run/run.js";
 import { sealed } from "../../lib/cli/run/seal.js";
-import { device, type Device } from "../../lib/index.js";
+import { algorithms, device, type Algorithm, type AlgorithmName, type Device } from "../../lib/index.js";
 import { Browser, chromium } from "../chromium.js";
 
 // The page of a run: whatever stands in its samples, metrics and names is text there, and nothing but the page's own script runs.
@@ -38,7 +38,12 @@ beforeAll(async () => {
     kl: step,
     entropy: 1,
     length: 3,
+    clipFraction: 0.1,
+    valueLoss: 1,
+    explainedVariance: 0.2,
+    groupsWithoutVariance: 0.3,
     gradientNorm: 1,
+    valueGradientNorm: 1,
   });
   const metrics = ["sft", "reward", "ppo"].flatMap((stage) => [1, 2, 3].map((step) => line(stage, step)));
   const hostile = { ...line("sft", 4), loss: attack, [attack]: attack };
@@ -56,7 +61,7 @@ beforeAll(async () => {
     policyScore: 2,
   } as Parts["eval"]["samples"][number];
   const number = attack as unknown as number; // of a stages.json that someone wrote
-  page = await report(run, {
+  page = await report(run, "ppo", {
     sft: { parameters: number, tokens: number, bitsPerByte: 1, loss: 1 },
     collect: { prompts: number, completions: number, example: { prompt: attack, completions: [attack, attack] } },
     label: {
@@ -66,7 +71,7 @@ beforeAll(async () => {
       example: { prompt: attack, chosen: attack, rejected: text },
     },
     reward: { comparisons: number, heldOut: 7, accuracy: 0.5, calibration },
-    ppo: { updates: number, episodes: number, tokens: number },
+    policy: { updates: number, episodes: number, tokens: number },
     eval: { prompts: number, winRate: 0.5, winRateInterval: [0.4, 0.6], klPerCompletion: 1, samples: [sample, sample] },
     summary: { cpu: attack, isa: attack, threads: attack, seconds: 1, [attack]: attack },
   });
@@ -98,6 +103,24 @@ test("the page has no element, script or attribute that its texts brought along,
   }
 });
 
+test("a stage by itself has the curves that its entry names, and none of metrics that it does not tell", async () => {
+  const titles = async (name: AlgorithmName, without: string[] = []) => {
+    using alone = await Run.open(join(folder, `alone-${name}`), await readConfig(undefined), on, false);
+    const told = Object.values<Algorithm>(algorithms).flatMap(({ charts }) =>
+      charts.flatMap(({ series, against }) => [...series, ...(against ? [against] : [])].map(([metric]) => metric)),
+    );
+    const metrics = Object.fromEntries(told.filter((metric) => !without.includes(metric)).map((metric) => [metric, 1]));
+    await writeFile(alone.path("metrics.jsonl"), `${sealed({ stage: name, step: 1, ...metrics })}\n`);
+    return [...(await stageReport(alone, name)).matchAll(/<figcaption><b>([^<]*)<\/b>/g)].map(([, title]) => title);
+  };
+  for (const [name, { charts }] of Object.entries<Algorithm>(algorithms))
+    expect(await titles(name as AlgorithmName)).toEqual(charts.map(({ title }) => title));
+  const grpo = await titles("grpo", ["kl"]); // klCoef is 0
+  expect(grpo).toEqual(
+    algorithms.grpo.charts.map(({ title }) => title).filter((title) => !["KL", "Reward against KL"].includes(title)),
+  );
+});
+
 const withBrowser = chromium ? describe : describe.skip;
 if (!chromium) console.warn("skipped: the report in a browser, for no Chromium was found (RLHF_CHROMIUM names one)");
 
@@ -116,7 +139,7 @@ withBrowser("in Chromium", () => {
   test("the page draws its curves, shows hostile samples as texts, and complains of nothing", async () => {
     const tab = await opened(page);
     await tab.until(`document.querySelectorAll("canvas").length === document.querySelectorAll("figure").length`);
-    expect(await tab.value(`document.querySelectorAll("figure").length`)).toBeGreaterThan(10);
+    expect(await tab.value(`document.querySelectorAll("figure").length`)).toBe(13); // sft 1, reward 3, ppo 9
     expect(
       await tab.value(
         `[...document.querySelectorAll(".samples td")].every((cell) => cell.innerText.includes("<script>document.title"))`,

@@ -43,6 +43,7 @@ model: { layers: 2, width: 32, heads: 2, kvHeads: 2, mlp: 48, vocabulary: 280, c
 sft: { steps: 24, batchTokens: 512, sequenceLength: 64, warmup: 2 }
 reward: { epochs: 4, batch: 4, warmup: 0 }
 ppo: { updates: 8, rolloutBatch: 8, samples: 4, maxTokens: 10, ptxCoef: 0.1, ptxBatchTokens: 128, klController: adaptive, rewardNormalise: true }
+grpo: { updates: 8, rolloutBatch: 8, samples: 4, maxTokens: 10, rewardNormalise: true }
 eval: { maxTokens: 30 }
 checkpoint: { every: 0 }
 `;
@@ -87,6 +88,17 @@ const stages: Record<string, () => string[]> = {
     ...configured(),
   ],
   lora: () => [...stages.ppo(), "--reward", at("adapter"), "--set", "lora.rank=2"],
+  grpo: () => [
+    "grpo",
+    "--model",
+    at("sft"),
+    "--reward",
+    at("reward"),
+    "--prompts",
+    at("prompts.jsonl"),
+    ...configured(),
+  ],
+  functions: () => [...stages.grpo(), "--reward", at("reward.mjs"), "--set", "lora.rank=2"],
   eval: () => [
     "eval",
     "--base",
@@ -101,6 +113,9 @@ const stages: Record<string, () => string[]> = {
   ],
 };
 const seconds: Record<string, number> = {};
+/** A file of reward functions: how often a letter occurs, later. */
+const functions = (letter: string) =>
+  `export const often = async (prompts, completions) => completions.map((text) => text.split("${letter}").length - 1);\n`;
 
 /** All that a stage leaves, times and memory aside. */
 async function left(name: string): Promise<Record<string, string>> {
@@ -122,6 +137,7 @@ async function left(name: string): Promise<Record<string, string>> {
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "rlhf-resume-"));
   await writeFile(at("config.yaml"), config);
+  await writeFile(at("reward.mjs"), functions("e"));
   const words = Array.from({ length: 60 }, () =>
     Array.from({ length: 2 + random.below(6) }, () => String.fromCharCode(97 + random.below(26))).join(""),
   );
@@ -263,6 +279,12 @@ describe("a run", () => {
       /^rlhf: --resume: --criterion: agreement is not what/,
     );
     await rlhf([...scored(at("sft")), "--resume"]);
+    // functions of the same name
+    await writeFile(at("other.mjs"), functions("a"));
+    const rewarded = (file: string) => [...stages.functions(), "--reward", at(file), "--out", at("rewarded")];
+    await rlhf(rewarded("reward.mjs"));
+    await refused(rewarded("other.mjs"), /^rlhf: --resume: --reward: .*other\.mjs is not what/);
+    await rlhf([...rewarded("reward.mjs"), "--resume"]);
   });
 
   test("that finds no room says so, and goes on from its last checkpoint once there is", async () => {

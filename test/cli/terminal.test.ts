@@ -102,6 +102,7 @@ describe("what commands print", () => {
     label: ["--data", named, "--out", "o.jsonl"],
     reward: ["--model", model, "--data", named, "--out", "o"],
     ppo: ["--model", model, "--reward", model, "--prompts", named, "--out", "o"],
+    grpo: ["--model", model, "--reward", `${inArguments}.mjs`, "--prompts", named, "--out", "o"],
     eval: ["--base", model, "--policy", model, "--prompts", named, "--out", "o.jsonl"],
     merge: ["--model", model, model, "--out", "o"],
     logp: ["--model", model, "--data", named, "--out", "o.jsonl"],
@@ -113,6 +114,7 @@ describe("what commands print", () => {
     config: [`--${inArguments}`],
     info: [`--${inArguments}`],
     ops: [`--${inArguments}`],
+    algorithms: [`--${inArguments}`],
   };
 
   test("is every command there is", async () => {

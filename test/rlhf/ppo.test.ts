@@ -2,13 +2,13 @@ import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import {
   device,
   generate,
+  Learner,
   logps,
   ppo,
-  ppoState,
   requestsFor,
   type Device,
-  type PpoConfig,
   type PpoModels,
+  type PpoOptions,
   type Request,
 } from "../../lib/index.js";
 import { llama, lively, ppoConfig } from "../models.js";
@@ -27,17 +27,14 @@ beforeAll(async () => {
 afterAll(() => on.close());
 
 /** Nothing is learnt, so that what is told can be measured again. */
-const still: PpoConfig = { ...ppoConfig, learningRate: 0, updates: 1, epochs: 1, stop: [3, 4, 5, 6, 7, 8, 9, 10] };
+const still = { ...ppoConfig, updates: 1, epochs: 1, stop: [3, 4, 5, 6, 7, 8, 9, 10] } satisfies PpoOptions;
 const prompts = Array.from({ length: 16 }, (_, i) => [i + 20, 1, 2]);
 
-async function update(requests: readonly Request[], config: PpoConfig) {
-  const state = ppoState(models, config);
-  for await (const metrics of ppo(models, () => requests, config, state)) {
-    const { steps } = state.policy;
-    state.policy.dispose();
-    state.critic.dispose();
-    return { ...metrics, steps };
-  }
+async function update(requests: readonly Request[], options: PpoOptions) {
+  const { policy, critic } = models;
+  using learner = new Learner({ policy, critic }, { ...still, warmup: 0, learningRate: 0, steps: 1 });
+  for await (const metrics of ppo(models, () => requests, options, learner))
+    return { ...metrics, steps: learner.optimizers.policy.steps };
   throw new Error("no update");
 }
 
@@ -58,7 +55,7 @@ describe("the minibatches of a pass", () => {
 });
 
 describe("aggregation", () => {
-  const told = (aggregation: PpoConfig["aggregation"]) =>
+  const told = (aggregation: PpoOptions["aggregation"]) =>
     update(requestsFor(prompts, 2), { ...still, aggregation, entropyCoef: 0, whitenAdvantages: false });
 
   test.each(["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] as const)(

@@ -1,6 +1,14 @@
 import { afterAll, beforeAll, expect, test } from "@jest/globals";
-import { judge } from "../../lib/cli/stages/reward.js";
-import { device, rewardModel, scores, type Comparison, type Device, type Transformer } from "../../lib/index.js";
+import {
+  device,
+  judge,
+  Learner,
+  rewardModel,
+  scores,
+  type Comparison,
+  type Device,
+  type Transformer,
+} from "../../lib/index.js";
 import { episodes, llama, lively } from "../models.js";
 import { Random } from "../random.js";
 
@@ -40,8 +48,9 @@ test.each([
   expect((await judge(model, compared)).accuracy).toBe(accuracy);
   const copy = await lively(llama, on, "score");
   for (const microBatch of [5, undefined]) {
-    const config = { learningRate: 0, schedule: "constant" as const, warmup: 0, steps: 1, microBatch };
-    for await (const metrics of rewardModel(copy, () => compared, config)) {
+    const still = { learningRate: 0, schedule: "constant" as const, warmup: 0, steps: 1 };
+    using learner = new Learner({ model: copy }, still);
+    for await (const metrics of rewardModel(copy, () => compared, { steps: 1, microBatch }, learner)) {
       expect(metrics.accuracy).toBe(accuracy);
       expect(metrics.difference > 0).toBe(wins);
     }

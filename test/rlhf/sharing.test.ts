@@ -18,8 +18,10 @@ import {
   type ModelConfig,
 } from "../../lib/index.js";
 import { pack } from "../../lib/model/transformer.js";
-import { packEpisodes, promptGroups } from "../../lib/rlhf/batch/episode.js";
-import { nll, tokensIn } from "../../lib/rlhf/offline/sft.js";
+import { promptGroups } from "../../lib/rlhf/batch/episode.js";
+import { packEpisodes } from "../../lib/rlhf/batch/pack.js";
+import { tokensIn } from "../../lib/rlhf/batch/units.js";
+import { nll } from "../../lib/rlhf/offline/sft.js";
 import { everyCpu, gpt2, lively, llama, ppoConfig, weightsOf } from "../models.js";
 import { Random } from "../random.js";
 

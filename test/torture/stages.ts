@@ -28,6 +28,7 @@ prompts: { minTokens: 4, maxTokens: 8 }
 collect: { prompts: 4, samples: 2, maxTokens: 4 }
 reward: { epochs: 2, batch: 4, warmup: 0 }
 ppo: { updates: 3, rolloutBatch: 4, samples: 2, maxTokens: 4, ptxCoef: 0.1, ptxBatchTokens: 32, klController: adaptive, rewardNormalise: true }
+grpo: { updates: 3, rolloutBatch: 4, samples: 2, maxTokens: 4, rewardNormalise: true }
 eval: { prompts: 2, maxTokens: 4 }
 checkpoint: { every: 0 }
 `;
@@ -47,6 +48,16 @@ const ppo = (at: Files, model: string) => [
   at("prompts.jsonl"),
   "--pretraining",
   at("text.txt"),
+  ...configured(at),
+];
+const grpo = (at: Files, reward: string) => [
+  "grpo",
+  "--model",
+  at("base"),
+  "--reward",
+  at(reward),
+  "--prompts",
+  at("prompts.jsonl"),
   ...configured(at),
 ];
 const adapted = ["--set", "lora.rank=2"];
@@ -86,6 +97,8 @@ export const stages: Stage[] = [
   { name: "reward", args: reward, out: "models/run", resumes: true },
   { name: "ppo", args: (at) => ppo(at, "reward"), out: "run", resumes: true },
   { name: "ppo, LoRA", args: (at) => [...ppo(at, "adapter"), ...adapted], out: "run", resumes: true },
+  { name: "grpo", args: (at) => grpo(at, "reward"), out: "run", resumes: true },
+  { name: "grpo, functions, LoRA", args: (at) => [...grpo(at, "reward.mjs"), ...adapted], out: "run", resumes: true },
   {
     name: "eval",
     args: (at) => [
@@ -146,6 +159,10 @@ export async function prepare(inputs: string, rlhf: (args: string[]) => Promise<
   await writeFile(
     at("preferences.jsonl"),
     rows(8, () => ({ prompt: said(1), chosen: ` ${said(1)}`, rejected: ` ${said(1)}`, agreement: 0.75 })),
+  );
+  await writeFile(
+    at("reward.mjs"),
+    "export const e = (_, completions) => completions.map((text) => text.split('e').length);\n",
   );
   await rlhf([...sft(at), "--out", at("base")]);
   await rlhf([...reward(at), "--out", at("reward")]);

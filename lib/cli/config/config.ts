@@ -2,7 +2,8 @@ import { Document, isMap, isNode, isScalar, isSeq, LineCounter, parse, parseDocu
 import type { z } from "zod";
 import { brief, shown, typeError } from "../../device/errors.js";
 import { readWithin } from "../../files/sums.js";
-import { rules, schema, usedOnlyWhen, type Config } from "./schema.js";
+import { meaningOf, nearest, valueAt, wanted } from "../../rlhf/options.js";
+import { ownSections, rules, schema, usedOnlyWhen, type Config } from "./schema.js";
 
 // The YAML library takes time that grows as the square of a file's keys and anchors. With this many bytes that is under a second.
 const MOST_BYTES = 2 ** 16;
@@ -51,12 +52,12 @@ function parsed(text: string, file: string | undefined, lineCounter: LineCounter
 /** A configuration as YAML: the same text for the same options. */
 export const configText = (config: Config): string => stringify(config);
 
-/** Whether a text is what `configText` gave, of whatever configuration: every section, and nothing beside it. */
+/** Whether a text is what `configText` gave: it has all sections but those of algorithms that the list got since, and nothing else. */
 export function isConfigText(text: string): boolean {
   if (text.length > MOST_BYTES) return false;
   try {
     const options = parse(text) as Config;
-    return Object.keys(schema.shape).every((section) => section in options) && configText(options) === text;
+    return Object.keys(ownSections).every((section) => section in options) && configText(options) === text;
   } catch {
     return false; // no YAML
   }
@@ -108,17 +109,15 @@ function place(document: Document, lines: LineCounter, path: Path, file = "the c
 function checked(given: Record<string, unknown>, where: Where): Config {
   const result = schema.safeParse(given);
   if (!result.success) throw typeError("CONFIG", message(result.error.issues[0], given, where));
-  const config = result.data;
-  const isGiven = (option: string) =>
-    option.split(".").reduce<unknown>((at, name) => (at as Record<string, unknown> | undefined)?.[name], given) !==
-    undefined;
+  const config = result.data as unknown as Config;
+  const isGiven = (option: string) => valueAt(given, option.split(".")) !== undefined;
   for (const { options, when, because } of usedOnlyWhen)
     for (const option of options)
       if (isGiven(option) && !when(config))
         throw typeError("CONFIG", `${where(option.split("."))}: ${option} has no use here: ${because}`);
   for (const { option, holds, wanted } of rules)
     if (!holds(config)) {
-      const value = option.split(".").reduce<unknown>((at, name) => (at as Record<string, unknown>)[name], config);
+      const value = valueAt(config, option.split("."));
       throw typeError("CONFIG", `${where(option.split("."))}: ${option} is ${String(value)}, wanted ${wanted}`);
     }
   return config;
@@ -135,19 +134,13 @@ function message(issue: z.core.$ZodIssue, given: unknown, where: Where): string 
     const hint = close ? [...path, close].join(".") : (elsewhere ?? `one of ${known.join(", ")}`);
     return `${where([...path, key])}: there is no option "${full}", did you mean ${hint}?`;
   }
-  const value = path.reduce<unknown>((at, name) => (at as Record<string | number, unknown> | undefined)?.[name], given);
-  const wanted = issue.message
-    .replace(/^Invalid input: expected /, "")
-    .replace(/^Invalid option: expected /, "")
-    .replace(/, received .*$/, "")
-    .replace(/^Too (small|big): expected \w+ to be /, "a number ");
-  return `${where(path)}: ${path.join(".")} is ${shown(value)}, wanted ${wanted}`;
+  return `${where(path)}: ${path.join(".")} is ${shown(valueAt(given, path))}, wanted ${wanted(issue)}`;
 }
 
 const sections = Object.entries(schema.shape).map(([name, type]) => {
   const inner = "unwrap" in type ? (type.unwrap() as { shape?: object }) : undefined;
-  const fields = Object.entries((inner?.shape ?? {}) as Record<string, { description?: string }>).map(
-    ([option, { description }]) => [option, description] as const,
+  const fields = Object.entries((inner?.shape ?? {}) as Record<string, z.ZodType>).map(
+    ([option, type]) => [option, meaningOf(type)] as const,
   );
   return { name, fields, options: fields.map(([option]) => option) };
 });
@@ -156,22 +149,3 @@ const keysAt = (path: Path): string[] =>
   path.length === 0 ? sections.map(({ name }) => name) : (sections.find(({ name }) => name === path[0])?.options ?? []);
 
 const allKeys = () => sections.flatMap(({ name, options }) => options.map((option) => `${name}.${option}`));
-
-/** The name with the smallest edit distance (Levenshtein), if it is near. */
-export function nearest(name: string, names: readonly string[]): string | undefined {
-  const [best] = names
-    .map((other) => ({ other, distance: distance(name.toLowerCase(), other.toLowerCase()) }))
-    .sort((a, b) => a.distance - b.distance);
-  return best && best.distance <= Math.max(2, name.length / 2) ? best.other : undefined;
-}
-
-function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++)
-      next[j] = Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + Number(a[i - 1] !== b[j - 1]));
-    row = next;
-  }
-  return row[b.length];
-}

@@ -7,7 +7,8 @@ import { duration } from "../progress.js";
 import type { Run } from "../run/run.js";
 import { readLines } from "../run/seal.js";
 import type { EvalRow } from "../stages/eval.js";
-import { verdict } from "../stages/reward.js";
+import { rewardVerdict } from "../material.js";
+import { algorithms, type Algorithm, type AlgorithmName, type Chart as MetricChart } from "../../rlhf/algorithms.js";
 
 /** What the stages of a run tell. */
 export interface Parts {
@@ -20,7 +21,7 @@ export interface Parts {
     example: { prompt: string; chosen: string; rejected: string; agreement?: number };
   };
   reward: { comparisons: number; heldOut: number; accuracy: number; calibration: Calibration };
-  ppo: { updates: number; episodes: number; tokens: number };
+  policy: { updates: number; episodes: number; tokens: number; referenceSha256?: string };
   eval: {
     prompts: number;
     winRate: number;
@@ -46,8 +47,11 @@ interface Chart {
   points?: boolean;
 }
 
-/** The demo's page: the chain of stages, the curves, the samples. */
-export async function report(run: Run, parts: Parts): Promise<string> {
+/**
+ * The demo's page: the chain of stages, the curves, the samples.
+ * @param policy the algorithm that trained the policy
+ */
+export async function report(run: Run, policy: AlgorithmName, parts: Parts): Promise<string> {
   const seconds = Object.fromEntries(run.done.map((stage) => [stage.name, stage.seconds]));
   const { heldOut, calibration } = parts.reward;
   const charts = await curves(run, heldOut > 0 ? calibration : undefined);
@@ -58,7 +62,7 @@ export async function report(run: Run, parts: Parts): Promise<string> {
 ${String(summary.cpu)}, ${String(summary.isa)}, ${String(summary.threads)} threads, ${duration(summary.seconds as number)}.`,
     charts,
     body: markup`<h2>The chain</h2>
-<div class="chain">${boxes(parts, seconds).map((box, i) => (i > 0 ? markup`<div class="arrow" aria-hidden="true">\u2192</div>${box}` : box))}</div>
+<div class="chain">${boxes(policy, parts, seconds).map((box, i) => (i > 0 ? markup`<div class="arrow" aria-hidden="true">\u2192</div>${box}` : box))}</div>
 <h2>Curves</h2>
 ${figures(charts)}
 <h2>Samples</h2>
@@ -107,8 +111,8 @@ ${jsonElement("charts", charts)}`,
   });
 }
 
-function boxes(parts: Parts, seconds: Record<string, number>): Html[] {
-  const { sft, collect, label, reward, ppo, summary } = parts;
+function boxes(policy: AlgorithmName, parts: Parts, seconds: Record<string, number>): Html[] {
+  const { sft, collect, label, reward, policy: learnt, summary } = parts;
   const { prompt, completions } = collect.example;
   const [sample] = parts.eval.samples;
   const box = (stage: string, title: string, about: string, counts: string, example: Html) =>
@@ -140,13 +144,13 @@ function boxes(parts: Parts, seconds: Record<string, number>): Html[] {
       "reward model",
       "The base model with a scalar head learns to score as the annotators choose (Bradley and Terry).",
       `${count(reward.comparisons)} pairs, ${count(reward.heldOut)} held out`,
-      markup`${verdict(reward)}`,
+      markup`${rewardVerdict(reward)}`,
     ),
     box(
-      "ppo",
-      "PPO",
+      policy,
+      policy.toUpperCase(),
       "The policy is moved toward what the reward model scores high, and pays for every nat that it leaves the base model.",
-      `${ppo.updates} updates, ${count(ppo.episodes)} completions`,
+      `${learnt.updates} updates, ${count(learnt.episodes)} completions`,
       markup`reward ${fixed(summary.rewardBefore)} \u2192 ${fixed(summary.rewardAfter)}`,
     ),
     box(
@@ -159,90 +163,51 @@ function boxes(parts: Parts, seconds: Record<string, number>): Html[] {
   ];
 }
 
+/** The curves of a run: those that the entries of its stages name, and how well a reward model is calibrated. */
 async function curves(run: Run, calibration?: Calibration): Promise<Chart[]> {
   const stages = new Map<string, Record<string, number>[]>();
   for (const line of await readLines<Record<string, number> & { stage: string }>(run.path("metrics.jsonl"))) {
     if (!stages.has(line.stage)) stages.set(line.stage, []);
     stages.get(line.stage)!.push(line);
   }
-  const of = (stage: string) => stages.get(stage) ?? [];
-  const series = (stage: string, name: string, label = name): Series =>
-    thin({ label, x: of(stage).map(({ step }) => step), y: of(stage).map((line) => line[name]) });
-  const ppo = (title: string, about: string, ...names: [string, string][]): Chart => ({
-    title,
-    about,
-    x: "update",
-    series: names.map(([name, label]) => series("ppo", name, label)),
-  });
   const drawn: Chart[] = [];
-  if (stages.has("sft"))
-    drawn.push({
-      title: "Base model",
-      about: "loss, nats per token",
-      x: "step",
-      series: smoothed(series("sft", "loss")),
-    });
-  if (stages.has("reward"))
-    drawn.push(
-      {
-        title: "Reward model",
-        about: "share of each batch's comparisons that it gets right",
-        x: "step",
-        series: smoothed(series("reward", "accuracy")),
-      },
-      {
-        title: "Reward model's loss",
-        about: "nats per comparison",
-        x: "step",
-        series: smoothed(series("reward", "loss")),
-      },
+  for (const [name, entry] of Object.entries<Algorithm>(algorithms)) {
+    const lines = stages.get(name);
+    if (!lines) continue;
+    const told = entry.charts.filter(({ series, against }) =>
+      [...series, ...(against ? [against] : [])].every(([metric]) => lines.some((line) => metric in line)),
     );
-  if (calibration)
-    drawn.push({
-      title: "Calibration",
-      about: `held-out: how often A was preferred, where the model says so with this probability; expected error ${calibration.error.toFixed(3)}`,
-      x: "P(A preferred)",
-      points: true,
-      series: [
-        {
-          label: "observed",
-          x: calibration.bins.map(({ probability }) => probability),
-          y: calibration.bins.map(({ outcome }) => outcome),
-        },
-        {
-          label: "ideal",
-          x: calibration.bins.map(({ probability }) => probability),
-          y: calibration.bins.map(({ probability }) => probability),
-        },
-      ],
-    });
-  if (stages.has("ppo"))
-    drawn.push(
-      ppo("Reward", "mean score of the reward model", ["reward", "reward"]),
-      ppo("KL", "to the base model, nats per completion", ["kl", "KL"]),
-      {
-        title: "Reward against KL",
-        about: "what a nat buys",
-        x: "KL, nats per completion",
-        points: true,
-        series: [
-          {
-            label: "reward",
-            ...sorted(
-              of("ppo").map(({ kl }) => kl),
-              of("ppo").map(({ reward }) => reward),
-            ),
-          },
-        ],
-      },
-      ppo("Entropy", "of the policy, nats per token", ["entropy", "entropy"]),
-      ppo("Clip fraction", "share of tokens whose ratio was clipped", ["clipFraction", "clip fraction"]),
-      ppo("Value loss", "half the mean squared error", ["valueLoss", "value loss"]),
-      ppo("Explained variance", "of the returns, by the value function", ["explainedVariance", "explained variance"]),
-      ppo("Length", "tokens per completion", ["length", "tokens"]),
-      ppo("Gradient norm", "before clipping", ["gradientNorm", "policy"], ["valueGradientNorm", "value"]),
-    );
+    const prefix = stages.size > 1 ? `${entry.title}: ` : "";
+    for (const chart of told) drawn.push({ ...curve(chart, entry, lines), title: `${prefix}${chart.title}` });
+    if (calibration && entry.material === "comparisons") drawn.push(calibrationChart(calibration));
+  }
   return drawn;
+}
+
+/** A chart of an entry with the metrics of its stage. */
+function curve(chart: MetricChart, { rounds }: Algorithm, lines: Record<string, number>[]): Chart {
+  const { title, about, against, smoothed: isSmoothed } = chart;
+  const of = (metric: string) => lines.map((line) => line[metric]);
+  if (against) {
+    const series = chart.series.map(([metric, label]) => ({ label, ...sorted(of(against[0]), of(metric)) }));
+    return { title, about, x: against[1], points: true, series };
+  }
+  const series = chart.series.map(([metric, label]) => thin({ label, x: of("step"), y: of(metric) }));
+  return { title, about, x: rounds.replace(/s$/, ""), series: isSmoothed ? series.flatMap(smoothed) : series };
+}
+
+function calibrationChart({ error, bins }: Calibration): Chart {
+  const x = bins.map(({ probability }) => probability);
+  return {
+    title: "Calibration",
+    about: `held-out: how often A was preferred, where the model says so with this probability; expected error ${error.toFixed(3)}`,
+    x: "P(A preferred)",
+    points: true,
+    series: [
+      { label: "observed", x, y: bins.map(({ outcome }) => outcome) },
+      { label: "ideal", x, y: x },
+    ],
+  };
 }
 
 /** A noisy series with its exponential average over some twenty steps. */

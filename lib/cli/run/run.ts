@@ -64,9 +64,11 @@ export class Run {
     outputs: readonly string[] = [],
   ): Promise<Run> {
     const run = new Run(await Folder.open(folder, [...RUN_FILES, ...outputs]), config, device);
+    const kind = device.kind === "cpu" ? undefined : device.kind; // other devices have other bits
+    const all = { ...inputs, words: { ...inputs.words, "--device": kind } };
     try {
-      const found = await fingerprints(inputs, folder);
-      await writing(folder, () => run.begin(resume, inputs, found));
+      const found = await fingerprints(all, folder);
+      await writing(folder, () => run.begin(resume, all, found));
     } catch (error) {
       run[Symbol.dispose]();
       throw error;

@@ -1,10 +1,12 @@
 import type { CompletionRow } from "../../data/completions.js";
 import { Records, sliceOf, type Indexed } from "../../data/spool.js";
 import { checkRequests, generate, requestsFor, type Completion, type Request } from "../../model/generate.js";
-import type { Tokenizer } from "../../tokenizer/tokenizer.js";
+import { loadModel } from "../../model/checkpoint.js";
+import { Tokenizer } from "../../tokenizer/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
 import type { Prompt } from "../../rlhf/batch/rows.js";
 import { allFinite } from "../../rlhf/learn/update.js";
+import { checkModel, stopIds, withModels } from "../model.js";
 import type { Context } from "./context.js";
 
 /** Who shows progress, and the run whose folder keeps it. */
@@ -117,6 +119,44 @@ export async function sampleAll(
 }
 
 const isSampled = (one: Request | Completion): one is Completion => "completion" in one;
+
+/** What a stage of sampling is given beside its models. */
+export interface SamplingStage<Row> {
+  /** Whatever is left out is as it is in `SamplingOptions`; the run's seed is the default. */
+  sampling: Omit<Sampling, "samples" | "seed" | "stop"> & { samples?: number; seed?: number };
+  prompts: (tokenizer: Tokenizer) => MaybePromise<Indexed<Prompt> & Partial<Disposable>>;
+  /** Writes the lines. */
+  write: (rows: Iterable<Row>) => Promise<void>;
+}
+type MaybePromise<T> = T | Promise<T>;
+
+/** Samples completions of prompts by the model in a folder, and writes their lines. It is the work of a stage. */
+export async function collectRows(
+  context: Context,
+  folder: string,
+  { weights, sampling, prompts, write }: SamplingStage<CompletionRow> & { weights: "f32" | "bf16" },
+): Promise<{ prompts: number; completions: number; example: { prompt: string; completions: string[] } }> {
+  const { config, device } = context;
+  const [model, tokenizer] = await Promise.all([loadModel(folder, device, weights), Tokenizer.load(folder)]);
+  return withModels([model], async () => {
+    checkModel("--model", folder, model, "logits", tokenizer);
+    const options = { samples: 1, seed: config.seed, ...sampling, stop: await stopIds(folder, model, tokenizer) };
+    const asked = await prompts(tokenizer);
+    try {
+      using completions = await sampleAll(model, asked, options, context, "collect");
+      await write(completionRows(asked, completions, tokenizer, options));
+      const first = Math.min(options.samples, 2, completions.length);
+      const text = (i: number) => tokenizer.decode(completions.at(i).completion);
+      const example = {
+        prompt: asked.at(0)?.text ?? "",
+        completions: Array.from({ length: first }, (_, i) => text(i)),
+      };
+      return { prompts: asked.length, completions: completions.length, example };
+    } finally {
+      asked[Symbol.dispose]?.();
+    }
+  });
+}
 
 /** The lines of completions.jsonl, made one by one. */
 export function* completionRows(

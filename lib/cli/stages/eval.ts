@@ -2,12 +2,16 @@ import { sentiment } from "../../data/annotator.js";
 import { distinctN, winRate } from "../../data/metrics.js";
 import { sliceOf, type Indexed } from "../../data/spool.js";
 import type { Completion } from "../../model/generate.js";
-import type { Tokenizer } from "../../tokenizer/tokenizer.js";
+import { loadModels } from "../../model/checkpoint.js";
+import { Tokenizer } from "../../tokenizer/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
 import { klPerCompletion } from "../../rlhf/measure/evaluate.js";
-import { scores } from "../../rlhf/measure/logp.js";
+import { scores } from "../../rlhf/measure/score.js";
 import type { Prompt } from "../../rlhf/batch/rows.js";
-import { sampleAll, type Sampler, type Sampling } from "./collect.js";
+import type { Config } from "../config/schema.js";
+import { checkModel, stopIds, withModels } from "../model.js";
+import { sampleAll, type Sampler, type Sampling, type SamplingStage } from "./collect.js";
+import type { Context } from "./context.js";
 
 /** A line of eval.jsonl: one prompt, before and after. */
 export interface EvalRow {
@@ -95,6 +99,38 @@ export async function evaluate(
     distinct2After: distinctN(tokensOf(after), 2),
   };
   return { result, rows };
+}
+
+/** Evaluates the models in folders, and writes the rows. It is the work of a stage. */
+export async function evaluateModels(
+  context: Context,
+  folders: { base: string; policy: string; reward?: string },
+  { sampling, prompts, write }: SamplingStage<EvalRow> & { sampling: Config["eval"] },
+  judge?: Judge,
+): Promise<{ result: EvalResult; rows: EvalRow[] }> {
+  const { config, device } = context;
+  const named = Object.entries(folders).filter(([, folder]) => folder !== undefined);
+  const tokenizer = await Tokenizer.load(folders.policy);
+  const loaded = await loadModels(
+    named.map(([, folder]) => folder),
+    device,
+    sampling.weights,
+  );
+  return withModels(loaded, async () => {
+    const models = Object.fromEntries(named.map(([name], i) => [name, loaded[i]])) as Parameters<typeof evaluate>[1];
+    for (const [i, [name, folder]] of named.entries())
+      checkModel(`--${name}`, folder, loaded[i], name === "reward" ? "score" : "logits", tokenizer);
+    const stop = await stopIds(folders.policy, models.policy, tokenizer);
+    const asked = await prompts(tokenizer);
+    try {
+      const options = { ...sampling, samples: 1, seed: config.seed, stop };
+      const evaluated = await evaluate(context, models, tokenizer, asked, options, judge);
+      await write(evaluated.rows);
+      return evaluated;
+    } finally {
+      asked[Symbol.dispose]?.();
+    }
+  });
 }
 
 const AT_ONCE = 1024; // prompts

@@ -6,7 +6,7 @@ import { longestSequence } from "../../model/config.js";
 import type { Tokenizer } from "../../tokenizer/tokenizer.js";
 import type { Transformer } from "../../model/transformer.js";
 import type { Episode } from "../../rlhf/batch/episode.js";
-import { scores } from "../../rlhf/measure/logp.js";
+import { scores } from "../../rlhf/measure/score.js";
 import { probability } from "../../rlhf/reward/model.js";
 
 const AT_ONCE = 256; // rows

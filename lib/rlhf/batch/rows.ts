@@ -5,7 +5,7 @@ import { filled, Grown, Records, Spool, type Indexed } from "../../data/spool.js
 import { rangeError } from "../../device/errors.js";
 import type { Tokenizer } from "../../tokenizer/tokenizer.js";
 import type { Episode } from "./episode.js";
-import type { Comparison } from "../reward/model.js";
+import type { Comparison } from "./comparison.js";
 import type { Tokens } from "./order.js";
 
 // Rows of data as the losses want them. One pass tokenises them into a temporary file (Spool). So every error is told
@@ -187,14 +187,18 @@ export class Demonstrations implements Indexed<Episode> {
     this.records = new Records(options.folder);
   }
 
-  /** @throws RangeError `CONTEXT` for a prompt that leaves no room for its completion, TypeError `TOKENIZER`, `WRITE` */
+  /**
+   * Tokenises a row and keeps it.
+   * @throws RangeError `CONTEXT` for a prompt that leaves no room for its completion, TypeError `TOKENIZER`, `WRITE`
+   */
   add(row: DemonstrationRow): void {
     const { tokenizer, options } = this;
     const prompt = tokenizer.encodePrompt(row.prompt, row);
     if (prompt.length > options.length)
       throw rangeError(
         "CONTEXT",
-        `demonstration ${this.length}: the prompt has ${prompt.length} tokens, which leaves no room for its completion in ${options.length}`,
+        `demonstration ${this.length}: the prompt has ${prompt.length} tokens, ` +
+          `which leaves no room for its completion in ${options.length}`,
       );
     const whole = tokenizer.encodeCompletion(row.completion, { open: row.rendered || row.sampled });
     const completion = whole.subarray(0, options.length + 1 - prompt.length);

@@ -5,11 +5,11 @@ import { zeros } from "../../tensor/direct.js";
 import type { Parameter } from "../../tensor/parameter.js";
 import { Tensor, type Data } from "../../tensor/tensor.js";
 
-/** Options of AdamW. */
+/** How AdamW steps. */
 export interface AdamWOptions {
   /** Decay rates of the two moments; by default 0.9 and 0.999. */
   betas?: readonly [number, number];
-  /** By default 1e-8. */
+  /** Added to the root of the second moment; by default 1e-8. */
   eps?: number;
   /** Decoupled, on matrices only; by default 0. */
   weightDecay?: number;
@@ -19,7 +19,7 @@ export interface AdamWOptions {
 
 /** A moment of a weight, as a checkpoint keeps it. */
 export interface Moment {
-  /** The weight's. */
+  /** The shape of the weight. */
   shape: readonly number[];
   /** f32, row-major. */
   data: Data;
@@ -45,7 +45,8 @@ export class AdamW {
 
   /**
    * Steps with the gradients that the parameters hold, forgets them, and returns their global norm once it is known.
-   * @throws RangeError `NAN` if a gradient is not finite; the weights are untouched then. The error of an op that failed, if a gradient came of it
+   * @throws RangeError `NAN` if a gradient is not finite: the weights are untouched then. If a gradient came from an op
+   *   that failed, the error of that op
    */
   async step(learningRate: number): Promise<number> {
     const { betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, clipNorm = Infinity } = this.options;
@@ -110,9 +111,9 @@ export class AdamW {
       const gradient = gradients[i];
       if (gradient && !(await isFinite(gradient))) names.push(`the gradient of ${name}`);
     }
-    return names.length > 0
-      ? `: not finite ${names.length > 1 ? "are" : "is"} ${names.slice(0, 4).join(", ")}${names.length > 4 ? ` and ${names.length - 4} more` : ""}`
-      : "";
+    if (names.length === 0) return "";
+    const more = names.length > 4 ? ` and ${names.length - 4} more` : "";
+    return `: not finite ${names.length > 1 ? "are" : "is"} ${names.slice(0, 4).join(", ")}${more}`;
   }
 
   /** First and second moments by the names of the weights, for a checkpoint. */

@@ -1,25 +1,7 @@
 import { rangeError } from "../../device/errors.js";
 import { Tape } from "../../tensor/tape.js";
 import type { Tensor } from "../../tensor/tensor.js";
-
-/**
- * Splits the units of a minibatch (sequences, prompt groups, pairs, rankings) into runs of at most `size`, in their order; a group counts
- * as many as are in it, and stays whole where it is larger. The split bounds memory and changes nothing else.
- */
-export function microBatches<T>(units: readonly T[], size = Infinity): T[][] {
-  const parts: T[][] = [];
-  let room = 0;
-  for (const unit of units) {
-    const count = Array.isArray(unit) ? unit.length : 1;
-    if (parts.length === 0 || count > room) {
-      parts.push([]);
-      room = size;
-    }
-    parts.at(-1)!.push(unit);
-    room -= count;
-  }
-  return parts;
-}
+import { microBatches } from "../batch/units.js";
 
 /**
  * Adds the gradients of a loss over the units of a minibatch to the parameters, micro-batch by micro-batch.
@@ -32,7 +14,12 @@ export function accumulate<T>(
   loss: (part: T[]) => Tensor | Tensor[],
   term = 0,
 ): void {
-  for (const part of microBatches(units, microBatch)) {
+  backward(microBatches(units, microBatch), loss, term);
+}
+
+/** Adds the gradients of a loss over micro-batches to the parameters; see `accumulate`. */
+export function backward<P>(parts: readonly P[], loss: (part: P) => Tensor | Tensor[], term = 0): void {
+  for (const part of parts) {
     const tape = new Tape(term);
     const losses = [tape.record(() => loss(part))].flat();
     tape.backward(...losses);
@@ -40,7 +27,10 @@ export function accumulate<T>(
   }
 }
 
-/** @throws RangeError `NAN` naming what is not finite, and the step, if it is one's; the error carries its batch */
+/**
+ * The value, if it is finite.
+ * @throws RangeError `NAN` naming what it is and the step. The error carries the batch
+ */
 export function finite(what: string, value: number, step?: number, batch?: readonly unknown[]): number {
   if (!Number.isFinite(value))
     throw Object.assign(rangeError("NAN", `${step === undefined ? "" : `step ${step}: `}${what} is ${value}`), {
@@ -49,7 +39,7 @@ export function finite(what: string, value: number, step?: number, batch?: reado
   return value;
 }
 
-/** As `finite`, for the numbers of an array. */
+/** Checks every number of an array, one per token. See `finite`. */
 export function allFinite(what: string, values: Float32Array, step?: number, batch?: readonly unknown[]): void {
   const at = values.findIndex((value) => !Number.isFinite(value));
   if (at >= 0) finite(`${what}, at token ${at},`, values[at], step, batch);

@@ -1,25 +1,17 @@
 import * as ops from "../../tensor/ops/index.js";
 import { run } from "../../tensor/op.js";
-import { scope, type Tensor } from "../../tensor/tensor.js";
-import type { HiddenOptions, Packed, Transformer } from "../../model/transformer.js";
-import { packEpisodes, packWhole, promptGroups, split, type Episode } from "../batch/episode.js";
-import { microBatches } from "../learn/update.js";
-
-/**
- * Micro-batches of a forward pass, of at most `microBatch` episodes. Those that follow one another with the same prompt share its
- * computation, unless `sharePrompts` is false: no bit changes, so a group larger than a micro-batch is split, where training would not.
- */
-const parts = (episodes: readonly Episode[], microBatch: number, sharePrompts: boolean) =>
-  microBatches(
-    promptGroups(episodes, sharePrompts).flatMap((group) => microBatches(group, microBatch)),
-    microBatch,
-  );
+import { scope } from "../../tensor/tensor.js";
+import type { Transformer } from "../../model/transformer.js";
+import type { Batch } from "../batch/batch.js";
+import type { Episode } from "../batch/episode.js";
+import { packEpisodes, split } from "../batch/pack.js";
+import { forwardParts } from "../batch/units.js";
 
 /** Figures of the tokens of completions, nats. */
 export interface TokenLogps {
   /** Per episode, for each token of its completion. */
   logp: Float32Array[];
-  /** Of the distribution that each token was drawn from. */
+  /** Entropy of the distribution that each token was drawn from. */
   entropy: Float32Array[];
 }
 
@@ -35,7 +27,7 @@ export async function logps(
   { microBatch = 64, temperature = 1, sharePrompts = true } = {},
 ): Promise<TokenLogps> {
   const result: TokenLogps = { logp: [], entropy: [] };
-  for (const part of parts(episodes, microBatch, sharePrompts)) {
+  for (const part of forwardParts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);
     const { logp, entropy } = scope(() => {
       const { hidden, rows } = model.scored(batch);
@@ -50,57 +42,17 @@ export async function logps(
   return result;
 }
 
-/** The model's score at the rows of a batch: f32 [rows]. */
-export function scoreOf(model: Transformer, batch: Packed & { rows: Int32Array }, options?: HiddenOptions): Tensor {
-  const { hidden, rows } = model.scored(batch, options);
-  return model.score(hidden, rows);
+/** Sets the column `refLogp` to the log-probs of a batch's tokens under the reference. */
+export function setRefLogp(batch: Batch, reference: Transformer, { temperature = 1 } = {}): void {
+  batch.measure("refLogp", ({ packed }, logp) => {
+    const { hidden, rows } = reference.scored(packed);
+    run("linearLogprob", { h: hidden, weight: reference.head, rows, y: packed.y, temperature, logp });
+  });
 }
 
 /**
- * The score of whole episodes, at their last token.
- * @param model one with a score for a head
- * @returns f32 [episodes]
- * @throws RangeError `EMPTY` for a completion without tokens, `ID`
- */
-export async function scores(
-  model: Transformer,
-  episodes: readonly Episode[],
-  { microBatch = 64, sharePrompts = true } = {},
-): Promise<Float32Array> {
-  const all = new Float32Array(episodes.length);
-  let at = 0;
-  for (const part of parts(episodes, microBatch, sharePrompts)) {
-    const batch = packWhole(part);
-    using value = scope(() => scoreOf(model, batch));
-    all.set(await value.read(), at);
-    at += batch.rows.length;
-  }
-  return all;
-}
-
-/**
- * The value before each token of the completions.
- * @param model one with a score for a head
- * @returns per episode, f32 [its completion's tokens]
- * @throws RangeError `EMPTY` for an episode without a prompt or a completion, `ID`
- */
-export async function values(
-  model: Transformer,
-  episodes: readonly Episode[],
-  { microBatch = 64, sharePrompts = true } = {},
-): Promise<Float32Array[]> {
-  const all: Float32Array[] = [];
-  for (const part of parts(episodes, microBatch, sharePrompts)) {
-    const batch = packEpisodes(part);
-    using value = scope(() => scoreOf(model, batch));
-    for (const one of split((await value.read()) as Float32Array, batch.cuRows)) all.push(one);
-  }
-  return all;
-}
-
-/**
- * KL(model || reference) at each token of the completions, over the whole vocabulary, in nats: the sum of p (expm1(d) - d), d = log q - log p,
- * so never negative.
+ * KL(model || reference) at each token of the completions, over the whole vocabulary, in nats. It is the sum of
+ * p (expm1(d) - d), d = log q - log p, so it is never negative.
  * @returns per episode, f32 [its completion's tokens]
  * @throws RangeError `EMPTY` for an episode without a prompt or a completion, `ID`
  */
@@ -111,7 +63,7 @@ export async function fullKl(
   { microBatch = 16, temperature = 1, sharePrompts = true } = {},
 ): Promise<Float32Array[]> {
   const all: Float32Array[] = [];
-  for (const part of parts(episodes, microBatch, sharePrompts)) {
+  for (const part of forwardParts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);
     using kl = scope(() => {
       const [logits, refLogits] = [model, reference].map((one) => {

@@ -1,35 +1,47 @@
+import { z } from "zod";
 import type { Transformer } from "../../model/transformer.js";
 import * as ops from "../../tensor/ops/index.js";
-import { Tensor } from "../../tensor/tensor.js";
-import { packEpisodes, promptGroups, type Episode, type Group } from "../batch/episode.js";
-import { AdamW, learningRateAt, type AdamWOptions, type Schedule } from "../learn/optimizer.js";
-import { accumulate, finite, stepOn } from "../learn/update.js";
+import { readStats, zeroStats } from "../../tensor/ops/stats.js";
+import type { Tensor } from "../../tensor/tensor.js";
+import { promptGroups, type Episode, type Group } from "../batch/episode.js";
+import { packEpisodes } from "../batch/pack.js";
+import { tokensIn } from "../batch/units.js";
+import { Learner } from "../learn/learner.js";
+import { accumulate, finite } from "../learn/update.js";
+import { memoryOptions, optimizerOptions, positive, resolve, whole } from "../options.js";
 
-/** Options of supervised fine-tuning. */
-export interface SftConfig extends Schedule, AdamWOptions {
-  /** Episodes of a micro-batch; all of them by default. Bounds memory, changes no bit. */
-  microBatch?: number;
-  /** Backward runs each layer again instead of keeping what it computed. Bounds memory, changes no bit. */
-  recompute?: boolean;
-  /** Episodes that follow one another with the same prompt share its computation: on by default. Memory and speed; gradients agree to rounding. */
-  sharePrompts?: boolean;
-}
+/** The options of supervised fine-tuning. */
+export const sftOptions = z.strictObject({
+  steps: whole(1).default(1350).describe("optimizer steps"),
+  learningRate: positive.default(3e-3).describe("the highest learning rate"),
+  ...optimizerOptions,
+  weightDecay: optimizerOptions.weightDecay.default(0.1),
+  warmup: optimizerOptions.warmup.default(20),
+  ...memoryOptions("sequences"),
+});
 
-/** What a step tells. */
+/** Options of supervised fine-tuning; `rlhf config` lists them with their defaults. */
+export type SftOptions = z.input<typeof sftOptions>;
+
+/** What a step of supervised fine-tuning tells. */
 export interface SftMetrics {
   /** Counted from 1. */
   step: number;
   /** Mean negative log-prob of the completion tokens, nats. */
   loss: number;
-  /** Of all weights, before it was clipped. */
+  /** Norm of the gradient of all weights before clipping. */
   gradientNorm: number;
-  /** Of this step. */
+  /** The learning rate of this step. */
   learningRate: number;
   /** Completion tokens of the batch. */
   tokens: number;
 }
 
-/** The loss of next-token prediction over an update: mean negative log-prob of the completion tokens times `scale`. */
+/** The optimizer and the counters of supervised fine-tuning, for `sft` to begin or go on with. */
+export const sftLearner = (model: Transformer, options: SftOptions): Learner =>
+  new Learner({ model }, resolve("sft", sftOptions, options));
+
+/** The loss of next-token prediction: the mean negative log-prob of the completion tokens, times `scale`. */
 export function nll(
   model: Transformer,
   part: readonly (Episode | Group)[],
@@ -42,35 +54,33 @@ export function nll(
   return ops.linearNll(hidden, model.head, rows, batch.y, { cuSeqlens: batch.cuRows, denominator, scale, stats }).loss;
 }
 
-export const tokensIn = (episodes: readonly Episode[]) =>
-  episodes.reduce((n, { completion }) => n + completion.length, 0);
-
 /**
- * Supervised fine-tuning (and, with empty-handed prompts, pre-training): one optimizer step per batch, and its metrics.
+ * Supervised fine-tuning, and pre-training where a prompt is one token: one optimizer step per batch, then its metrics.
  *
- * @param batches   the episodes of a step, counted from 0; the loss is the mean over their completions' tokens
- * @param given     an optimizer, which goes on where it stands; without one, the loop has its own
- * @throws RangeError `NAN` for a loss or gradient that is not finite; its `batch` is the offending one, the weights are the last good ones
+ * @param batches the episodes of a step, counted from 0; the loss is the mean over their completions' tokens
+ * @param options `SftOptions`; what is left out has its default
+ * @param given   a learner, which goes on where it stands; without one, the loop has its own
+ * @throws RangeError `NAN` for a loss or gradient that is not finite; its `batch` is the offending one, the weights are
+ *   the last good ones
  */
 export async function* sft(
   model: Transformer,
   batches: (step: number) => readonly Episode[],
-  config: SftConfig,
-  given?: AdamW,
+  options: SftOptions = {},
+  given?: Learner,
 ): AsyncGenerator<SftMetrics> {
-  using own = given ? undefined : new AdamW(model.trained, config);
-  const optimizer = given ?? own!;
-  while (optimizer.steps < config.steps) {
-    const step = optimizer.steps;
+  const { microBatch, sharePrompts, recompute } = resolve("sft", sftOptions, options);
+  using own = given ? undefined : sftLearner(model, options);
+  const learner = given ?? own!;
+  for (const step of learner.rounds()) {
     const episodes = batches(step);
     const tokens = tokensIn(episodes);
-    using stats = Tensor.from(new Float64Array(12), [12], model.device);
-    accumulate(promptGroups(episodes, config.sharePrompts), config.microBatch, (part) =>
-      nll(model, part, tokens, stats, { recompute: config.recompute }),
-    );
-    const learningRate = learningRateAt(step, config);
-    const gradientNorm = await stepOn(episodes, optimizer.step(learningRate));
-    const [loss] = await stats.read();
-    yield { step: step + 1, loss: finite("the loss", loss, step + 1, episodes), gradientNorm, learningRate, tokens };
+    using stats = zeroStats("policy", model.device);
+    const units = promptGroups(episodes, sharePrompts);
+    accumulate(units, microBatch, (part) => nll(model, part, tokens, stats, { recompute }));
+    const learningRate = learner.learningRate("model");
+    const gradientNorm = await learner.step("model", episodes);
+    const { loss } = await readStats("policy", stats);
+    yield learner.told({ loss: finite("the loss", loss, step + 1, episodes), gradientNorm, learningRate, tokens });
   }
 }

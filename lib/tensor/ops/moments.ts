@@ -8,7 +8,7 @@ import type { Tensor } from "../tensor.js";
  * @param x         f32 [N]
  * @param cuSeqlens int32 [B+1], from 0 to N; sums run sequence by sequence
  * @param options   `mask` int32 [N], 0 leaves a token out; `shiftMean` false adds the mean back
- * @returns f32 [N], 0 where masked; no gradient flows through it
+ * @returns f32 [N], 0 where masked: a target, so no gradient flows from it to x
  */
 export function whiten(
   x: Input,

@@ -4,7 +4,7 @@ import { Parameter } from "../parameter.js";
 import { Tensor } from "../tensor.js";
 import type { KlEstimator } from "./policy_loss.js";
 
-/** What `tokenRewards` gives; no gradient flows through it. */
+/** What `tokenRewards` gives. These are targets: no gradient flows from them to log-probs or scores. */
 export interface TokenRewards {
   /** f32 [M] */
   rewards: Tensor;
@@ -20,7 +20,8 @@ export interface TokenRewards {
  * @param scores    f32 [B]
  * @param cuSeqlens int32 [B+1], from 0 to M; a sequence without tokens has nowhere to put its score, which is dropped where
  *   cuSeqlens is a tensor, whose numbers are not looked at here
- * @returns rewards and kl, f32 [M]; no gradient flows through them
+ * @returns rewards and kl, f32 [M]: targets, so no gradient flows from them to log-probs or scores. A KL term that is to
+ *   be learnt belongs into the loss (`klCoef` of `policyLoss`)
  * @throws RangeError `EMPTY` for a sequence without tokens, `SHAPE` `OFFSETS` `RANGE`
  */
 export function tokenRewards(
