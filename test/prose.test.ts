@@ -3,7 +3,9 @@ import { existsSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { expect, test } from "@jest/globals";
+import { parse } from "yaml";
 import { root } from "../lib/device/native.js";
+import { algorithms } from "../lib/index.js";
 import { blocks, sections, sentences } from "./prose.js";
 
 // Pages for people are plain: short sentences, short recipes, lines of 120 columns, links that lead
@@ -104,4 +106,27 @@ test("every command that `rlhf --help` lists stands in docs/cli.md", async () =>
   expect(commands).toEqual(expect.arrayContaining(["demo", "sft", "ppo", "plan"]));
   const page = await read("docs/cli.md");
   expect(commands.filter((name) => !page.includes(`| \`rlhf ${name}\``))).toEqual([]);
+});
+
+test("the README has every algorithm of the list", async () => {
+  const [, table] = (await read("README.md")).match(/## Algorithms\n(.*?)\n## /s)!;
+  const commands = [...table.matchAll(/\| `rlhf (\w+)` \|/g)].map(([, name]) => name);
+  expect(commands).toEqual(Object.keys(algorithms));
+});
+
+test("the options that pages name are those of `rlhf config`", async () => {
+  const { stdout } = spawnSync(process.execPath, ["dist/lib/cli/main.js", "config"], { cwd: root, encoding: "utf8" });
+  const config = parse(stdout) as Record<string, Record<string, unknown>>;
+  const files = ["json", "jsonl", "md", "mjs", "ts", "txt", "yaml", "html"];
+  const lines = await named(/`[^`\n]*?\b([a-z]+\.[a-z][A-Za-z]+)\b[^`\n]*`/g);
+  const options = lines.filter((line) => {
+    const [section, option] = nameOf(line).split(".");
+    return section in config && !files.includes(option);
+  });
+  expect(options.map(nameOf)).toEqual(expect.arrayContaining(["ppo.klCoef", "lora.rank", "checkpoint.every"]));
+  const known = (line: string) => {
+    const [section, option] = nameOf(line).split(".");
+    return option in config[section];
+  };
+  expect(options.filter((line) => !known(line))).toEqual([]);
 });

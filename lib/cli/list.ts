@@ -155,7 +155,7 @@ function pageOf(name: string, entry: Algorithm): string {
   ];
   const parts = [
     `# ${title}`,
-    `The command \`rlhf ${name}\`: ${about}.`,
+    `${about[0].toUpperCase()}${about.slice(1)}.`,
     `Source: ${source}.`,
     `## Command`,
     `\`\`\`sh\nrlhf ${name} ${command.join(" ")}\n\`\`\``,
