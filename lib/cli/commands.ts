@@ -61,7 +61,10 @@ export async function trainFiles(
   await device.close();
 }
 
-/** Does the work of a command that writes one file, in a run that lies beside that until the file is whole. */
+/**
+ * Does the work of a command that writes one file, in a run that lies beside that until the file is
+ * whole.
+ */
 async function runBeside<T extends Record<string, unknown>>(
   { config, device }: Opened,
   { stage, out, resume, inputs }: { stage: string; out: string; resume: boolean; inputs: Inputs },

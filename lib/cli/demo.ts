@@ -23,7 +23,10 @@ import { table } from "./table.js";
 import { train as trained } from "./train.js";
 
 const PROMPT_STREAMS = { collect: 32, policy: 33, eval: 34 };
-/** The updates that the samplers outside the policy's training count as: no two stages share random numbers. */
+/**
+ * The updates that the samplers outside the policy's training count as: no two stages share random
+ * numbers.
+ */
 const SAMPLING_ROUND = { collect: 2 ** 30, eval: 2 ** 30 + 1 };
 /** What the demo writes to its folder, beside what every run does. */
 const OUTPUTS = [

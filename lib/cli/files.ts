@@ -118,7 +118,10 @@ function hasRows(file: string): boolean {
 const documents = (file: string): AsyncIterable<string> =>
   hasRows(file) ? rowFile(file, (row) => row.text("text")) : textFile(file);
 
-/** Documents, or demonstrations where the first row has a prompt, rendered for the model in the folder. */
+/**
+ * Documents, or demonstrations where the first row has a prompt, rendered for the model in the
+ * folder.
+ */
 async function textsOf(file: string | undefined, folder?: string): Promise<Sources["texts"]["text"]> {
   if (file === undefined) return [];
   if (!hasRows(file)) return documents(file);

@@ -32,7 +32,10 @@ async function gpuName(): Promise<string> {
   return opened.isa;
 }
 
-/** The processor by its name and, where the system tells, family and model: names in clouds do not tell one generation from the next. */
+/**
+ * The processor by its name and, where the system tells, family and model: names in clouds do not
+ * tell one generation from the next.
+ */
 export function cpuName(): string {
   const name = cpus()[0]?.model.trim() ?? process.arch;
   try {
@@ -45,7 +48,10 @@ export function cpuName(): string {
   return name;
 }
 
-/** Each op with the shapes that it takes and gives, the dtypes that each device has it at, and what a real GPU said of its CUDA kernels. */
+/**
+ * Each op with the shapes that it takes and gives, the dtypes that each device has it at, and what
+ * a real GPU said of its CUDA kernels.
+ */
 export function opList() {
   const shaped = ({ name, dimsText }: { name: string; dimsText: string }) => (dimsText ? `${name}[${dimsText}]` : name);
   const receipt = receipts();

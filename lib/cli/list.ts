@@ -8,7 +8,7 @@ import { fileOptions } from "./files.js";
 /** An option in words. */
 export interface ListedOption {
   name: string;
-  /** As the configuration file has it: `.inf` for infinity. */
+  /** The default, as the configuration file has it: `.inf` for infinity. */
   default: unknown;
   range: string;
   meaning: string;

@@ -21,11 +21,17 @@ export type TextSource = Source<string | DemonstrationRow>;
 
 /** Where the material of an algorithm comes from. */
 export interface Sources {
-  /** Texts to learn from, and texts that judge the model. Without a model to start from the first are read twice. */
+  /**
+   * Texts to learn from, and texts that judge the model. Without a model to start from the first
+   * are read twice.
+   */
   texts: { text: TextSource; heldOut: TextSource };
   /** Comparisons to learn from, and those that judge the model in place of a share of the first. */
   comparisons: Record<"data" | "heldOut", ((tokenizer: Tokenizer) => Source<ComparisonRow>) | undefined>;
-  /** Prompts to sample from, in an order that is drawn or as they are, and texts of the pretraining mix. */
+  /**
+   * Prompts to sample from, in an order that is drawn or as they are, and texts of the pretraining
+   * mix.
+   */
   prompts: {
     prompts: (tokenizer: Tokenizer, folder: string) => Promise<Indexed<Pick<Prompt, "ids">> & Partial<Disposable>>;
     asTheyAre?: boolean;
@@ -107,7 +113,10 @@ async function openTexts(
   };
 }
 
-/** Reads and tokenises all of a text, demonstrations cut to `length` tokens. The first item says which of both it is. */
+/**
+ * Reads and tokenises all of a text, demonstrations cut to `length` tokens. The first item says
+ * which of both it is.
+ */
 async function tokenised(
   text: TextSource,
   tokenizer: Tokenizer,
@@ -129,7 +138,10 @@ export const rewardVerdict = (judged: { heldOut: number; accuracy: number; calib
     ? `${(100 * judged.accuracy).toFixed(1)} % of ${judged.heldOut} held-out comparisons right, calibration error ${judged.calibration.error.toFixed(3)}`
     : "no comparisons held out to judge it";
 
-/** By default the last share of the comparisons judges the model, in whole prompts. One at least is left to learn from. */
+/**
+ * Opens comparisons. Without a file that judges the model, the last share of them does, in whole
+ * prompts. At least one is left to learn from.
+ */
 async function openComparisons(
   { config: { seed }, run }: Context,
   { entry, options, tokenizer, models }: Given,

@@ -38,7 +38,10 @@ export function modelConfig({ model }: Config, eosId: number | undefined): Model
   };
 }
 
-/** What ends a completion of the model in the folder: all that its tokenizer, its config.json and its generation_config.json say. */
+/**
+ * What ends a completion of the model in the folder: all that its tokenizer, its config.json and
+ * its generation_config.json say.
+ */
 export async function stopIds(folder: string, { config }: Transformer, tokenizer: Tokenizer): Promise<number[]> {
   const file = [folder, await baseFolder(folder)].map((one) => join(one, GENERATION_FILE)).find(existsSync);
   const generation = file === undefined ? [] : tokenIds((await readObject(file)).eos_token_id);
@@ -56,7 +59,8 @@ export async function withModels<T>(models: readonly Transformer[], work: () => 
 }
 
 /**
- * What a stage trains of a model: an adapter where the configuration asks for one, else all of it; to another head, it is drawn.
+ * What a stage trains of a model: an adapter where the configuration asks for one, else all of it;
+ * to another head, it is drawn.
  * @throws TypeError `LORA` for an adapter that the configuration does not ask for
  */
 export function toTrain(
@@ -76,7 +80,10 @@ export function toTrain(
 /** What `saveTrained` and `copyTokenizer` may write or remove. */
 export const TRAINED_FILES = [...MODEL_FILES, ...ADAPTER_FILES, ...TOKENIZER_FILES, GENERATION_FILE, SUMS];
 
-/** Writes what was trained of the model in `from`, the adapter alone where there is one, in place of what an earlier command saved in the folder. */
+/**
+ * Writes what was trained of the model in `from`, the adapter alone where there is one, in place of
+ * what an earlier command saved in the folder.
+ */
 export async function saveTrained(model: Transformer, out: string, from?: string): Promise<void> {
   const adapts = model.lora && from !== undefined;
   const stale = adapts ? MODEL_FILES : ADAPTER_FILES;
@@ -84,7 +91,10 @@ export async function saveTrained(model: Transformer, out: string, from?: string
   await (adapts ? saveAdapter(model, out, await baseFolder(from)) : saveModel(model, out));
 }
 
-/** A model's tokenizer, and how it is to be sampled, go where the model goes; an adapter that has none has its base's. */
+/**
+ * A model's tokenizer, and how it is to be sampled, go where the model goes; an adapter that has
+ * none has its base's.
+ */
 export async function copyTokenizer(model: string, to: string): Promise<void> {
   const base = await baseFolder(model);
   const from = existsSync(join(model, "tokenizer.json")) ? model : base;
@@ -97,7 +107,8 @@ export async function copyTokenizer(model: string, to: string): Promise<void> {
 }
 
 /**
- * Training writes to another folder than that of the model it begins with: a killed run begins with that model again.
+ * Training writes to another folder than that of the model it begins with: a killed run begins with
+ * that model again.
  * @throws TypeError `LORA` or `MODEL`, before the work
  */
 export async function checkFolders({ lora }: Config, out: string, option: string, from: string): Promise<void> {
@@ -107,12 +118,15 @@ export async function checkFolders({ lora }: Config, out: string, option: string
     throw typeError("MODEL", `--out: ${out} is the folder of ${option}, wanted another one`);
 }
 
-/** Loads the models that roles begin with: with adapters all at once, so that they share weights, else one by one. */
+/**
+ * Loads the models that roles begin with: with adapters all at once, so that they share weights,
+ * else one by one.
+ */
 export type LoadModels = (from: Role["from"][], weights: "f32" | "bf16") => Promise<Transformer[]>;
 
 /**
- * The models of an algorithm by their roles. With adapters, roles that begin with one model are one copy of its weights.
- * What is trained is loaded in f32.
+ * The models of an algorithm by their roles. With adapters, roles that begin with one model are one
+ * copy of its weights. What is trained is loaded in f32.
  * @param weights the dtype of what is frozen
  */
 export async function modelsByRole(
@@ -144,7 +158,8 @@ export async function modelsByRole(
 }
 
 /**
- * A model that an option names must have the head that its part wants, and a vocabulary for every id of the tokenizer.
+ * A model that an option names must have the head that its part wants, and a vocabulary for every
+ * id of the tokenizer.
  * @throws TypeError `MODEL` naming the option and its folder
  */
 export function checkModel(

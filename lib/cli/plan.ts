@@ -41,7 +41,10 @@ export interface StagePlan {
 
 const names = Object.keys(algorithms) as AlgorithmName[];
 
-/** Shares of the machine's limits that the demo's stages reach (two cores of an AMD EPYC with AVX-512). */
+/**
+ * Shares of the machine's limits that the demo's stages reach (two cores of an AMD EPYC with
+ * AVX-512).
+ */
 const REACHED = { flops: 0.55, bandwidth: 0.55 };
 const CALL_SECONDS = 1.5e-5;
 
@@ -50,19 +53,20 @@ interface Stage {
   name: string;
   isAlternative?: true;
   numbers: { trained: number; held: number };
-  /** Of the models that it holds; f32 where nothing else is said. */
+  /** The dtype of the models that it holds, f32 by default. */
   weights?: "f32" | "bf16";
   /** What it does once, beside its steps. */
   once?: (on: Device) => Promise<unknown>;
-  /** One of its steps. */
+  /** The work of one step. */
   step: (on: Device) => Promise<unknown>;
   /** How many steps there are. */
   steps: number;
 }
 
 /**
- * The stages of a run on a device that runs nothing, prompts as they are drawn, completions at their longest: parameters, memory at its peak, FLOPs,
- * and the time that this machine needs for them.
+ * The stages of a run on a device that runs nothing, prompts as they are drawn, completions at
+ * their longest: parameters, memory at its peak, FLOPs, and the time that this machine needs for
+ * them.
  */
 export async function plan(config: Config, threads?: number): Promise<StagePlan[]> {
   const machine = await device("cpu", { threads });
@@ -106,7 +110,10 @@ export async function plan(config: Config, threads?: number): Promise<StagePlan[
   return plans;
 }
 
-/** The plan for people to read: the demo's stages with their total, then what could train the policy in place of PPO. */
+/**
+ * The plan for people to read: the demo's stages with their total, then what could train the policy
+ * in place of PPO.
+ */
 export function planTable(plans: readonly StagePlan[]): string {
   const bytes = (n: number) => (n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(2)} GiB` : `${(n / 2 ** 20).toFixed(1)} MiB`);
   const row = ({ stage, parameters, weightBytes, momentBytes, otherBytes, peakBytes, flops, seconds }: StagePlan) => [
@@ -148,7 +155,10 @@ function stages(config: Config, size: number): Stage[] {
   ];
 }
 
-/** Models with their own weights each, or adapters on one base: what is trained, what is held, and adapters held of that. */
+/**
+ * Models with their own weights each, or adapters on one base: what is trained, what is held, and
+ * adapters held of that.
+ */
 function numbersOf(config: Config, size: number, trained: number, held: number, adapters: number): Stage["numbers"] {
   const adapter = adapterSize(config);
   return adapter

@@ -20,7 +20,10 @@ const WIDTH = 24;
 const REDRAW = 100; // ms
 const LINE_EVERY = 10_000; // ms, where the output is no terminal
 
-/** Bars with rate and time left on a terminal; elsewhere a plain line now and then. Writes to stderr. */
+/**
+ * Bars with rate and time left on a terminal; elsewhere a plain line now and then. Writes to
+ * stderr.
+ */
 export function progressTo(output: NodeJS.WriteStream = process.stderr): Progress {
   return {
     stage(name, total, unit) {

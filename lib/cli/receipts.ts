@@ -3,7 +3,8 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { root } from "../device/native.js";
 
-// What is known of the CUDA kernels on real GPUs: the receipts that bench/receipt/receipt.py wrote there, bench/results/cuda-*.json.
+// What is known of the CUDA kernels on real GPUs: the receipts that bench/receipt/receipt.py wrote
+// there, bench/results/cuda-*.json.
 
 interface Receipt {
   kernels: string;
@@ -30,7 +31,10 @@ export function kernelsHash(): string {
   return hash.digest("hex");
 }
 
-/** For an op and the dtypes that the device takes it at, on which GPUs this very source held: a function over what lies there now. */
+/**
+ * For an op and the dtypes that the device takes it at, on which GPUs this very source held: a
+ * function over what lies there now.
+ */
 export function receipts(
   folder = join(root, "bench/results"),
 ): (op: string, dtypes: readonly string[]) => string | null {

@@ -10,7 +10,8 @@ import { judge } from "../rlhf/reward/judge.js";
 import type { Config } from "./config/schema.js";
 import { modelConfig, toTrain, type LoadModels } from "./model.js";
 
-// Models and data of the sizes that a run would have, for its plan. Prompts are as they are drawn, completions at their longest.
+// Models and data of the sizes that a run would have, for its plan. Prompts are as they are drawn,
+// completions at their longest.
 
 /** Numbers of an adapter, 0 where the configuration asks for none. */
 export function adapterSize(config: Config): number {
@@ -77,7 +78,9 @@ function texts(tokens: number, config: Config, length = config.sft.sequenceLengt
   return Array.from({ length: count }, (_, i) => ({ prompt: begun(i, 1, config), completion: ids(length) }));
 }
 
-/** What an algorithm learns from in a round, how many rounds there are, and what judges its model. */
+/**
+ * What an algorithm learns from in a round, how many rounds there are, and what judges its model.
+ */
 export interface SyntheticMaterial {
   material: Materials[Material];
   rounds: number;

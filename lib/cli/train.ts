@@ -37,7 +37,9 @@ export interface ModelFolders {
 /** What a stage of training tells. */
 export type Trained = Record<string, unknown> & Pick<Judgement, "verdict"> & Judgement["figures"];
 
-/** Trains the models of an algorithm and saves the one that it is for. It is the work of a stage. */
+/**
+ * Trains the models of an algorithm and saves the one that it is for. It is the work of a stage.
+ */
 export async function train(
   context: Context,
   name: AlgorithmName,
@@ -116,7 +118,10 @@ async function rounds({
   return { tokens, tokensPerSecond: (tokens - before) / seconds, last };
 }
 
-/** The models that the options ask for, by role, and the reward functions where a file of them is given. */
+/**
+ * The models that the options ask for, by role, and the reward functions where a file of them is
+ * given.
+ */
 async function openModels(
   device: Device,
   config: Config,

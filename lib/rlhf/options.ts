@@ -78,7 +78,7 @@ export function resolve<T extends OptionList>(what: string, list: T, given: z.in
   throw faultOf(what, result.error.issues[0], given, Object.keys(list.shape));
 }
 
-/** Those of the options that are in the list: a section has the loop's options beside those of its material. */
+/** Picks the options of a list. A section has the options of the loop beside those of its material. */
 export function picked<T extends OptionList>(list: T, options: Record<string, unknown>): z.input<T> {
   const own = Object.entries(options).filter(([name]) => name in list.shape);
   return Object.fromEntries(own) as z.input<T>;

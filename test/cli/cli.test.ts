@@ -331,6 +331,11 @@ describe("a stage by itself", () => {
         .stderr;
     expect(await refused("--device", "tpu")).toMatch(/'--device <kind>' argument 'tpu' is invalid.*cpu, cuda, webgpu/);
     expect(await refused("--device", "cpu", "--threads", "2000")).toMatch(/^rlhf: threads is 2000/m);
+    const hasGpu = await device("cuda").then(
+      (on) => on.close().then(() => true),
+      () => false,
+    );
+    if (!hasGpu) expect(await refused("--device", "cuda")).toMatch(/^rlhf: cuda: /m);
     await rlhf([...grpo(first("reward"), "gd"), "--device", "cpu"]);
     expect(await readFile(at("gd", "model.safetensors"))).toEqual(await readFile(at("g", "model.safetensors")));
   });

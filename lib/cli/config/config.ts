@@ -5,7 +5,8 @@ import { readWithin } from "../../files/sums.js";
 import { meaningOf, nearest, valueAt, wanted } from "../../rlhf/options.js";
 import { ownSections, rules, schema, usedOnlyWhen, type Config } from "./schema.js";
 
-// The YAML library takes time that grows as the square of a file's keys and anchors. With this many bytes that is under a second.
+// The YAML library takes time that grows as the square of a file's keys and anchors. With this many
+// bytes that is under a second.
 const MOST_BYTES = 2 ** 16;
 
 type Path = (string | number)[];
@@ -15,7 +16,8 @@ type Where = (path: Path) => string;
 
 /**
  * Reads a configuration: defaults, then the YAML file, then `--set` overrides.
- * @throws TypeError `CONFIG` that names the key, its place, and for an unknown one the nearest known
+ * @throws TypeError `CONFIG` that names the key, its place, and for an unknown one the nearest
+ *   known
  */
 export async function readConfig(file: string | undefined, sets: readonly string[] = []): Promise<Config> {
   const lines = new LineCounter();
@@ -52,7 +54,10 @@ function parsed(text: string, file: string | undefined, lineCounter: LineCounter
 /** A configuration as YAML: the same text for the same options. */
 export const configText = (config: Config): string => stringify(config);
 
-/** Whether a text is what `configText` gave: it has all sections but those of algorithms that the list got since, and nothing else. */
+/**
+ * Whether a text is what `configText` gave: it has all sections but those of algorithms that the
+ * list got since, and nothing else.
+ */
 export function isConfigText(text: string): boolean {
   if (text.length > MOST_BYTES) return false;
   try {

@@ -3,18 +3,23 @@ import { LORA_TARGETS } from "../../model/lora.js";
 import { algorithms, type Algorithm, type AlgorithmName, type Options } from "../../rlhf/algorithms.js";
 import { atLeast0, positive, samplingOptions, share, weightsOption, whole } from "../../rlhf/options.js";
 
-// A run's configuration: every option once, with its default and what it means. The defaults are the demo's.
+// A run's configuration: every option once, with its default and what it means. The defaults are
+// the demo's. The options of the algorithms are those of the list.
 //
-// Tried for them, seed 0, two cores of an AMD EPYC with AVX-512, in about the same three minutes:
-//   model    4 layers of 192, 400 steps of 2,048 tokens at 2.5e-3: 1.553 bits per byte; 800 steps of 1,024: 1.682, the noise of a step is too large
-//            at that rate. 4 layers of 128 see twice the text for the same FLOPs: 1,500 steps of 1,024 at 3e-3: 1.356
-//   reward   4 completions of each of 2,048 prompts: 66.7 % of held-out comparisons right, and no better at a rate of 5e-4 (66.5 %) or with
-//            batches of 4 (64.8 %), all near 50 % for an epoch. On the base model of 1.356, 8 completions of each of 1,536: 73.1 %
-//   PPO      60 updates of 64 prompts, klCoef 0.09: 86.5 % win rate at 6.28 nats. On the models above, 80 updates of 4 completions of each of
-//            16 prompts, klCoef 0.15: 92.0 % at 6.17 nats, but 3:13 in all
-// Seeds 0, 1, 2 before: 1.553, 1.617, 1.578 bits per byte; win rates of 86.5, 84.9, 84.2 % at 6.28, 4.88, 5.45 nats; 3:12, 3:10, 3:09. These
-// defaults: 1.377, 1.398, 1.427; 88.9, 88.9, 82.8 % at 5.05, 5.05, 3.68; 2:53, 2:41, 3:16. In the mean 85.2 % at 5.53 became 86.9 % at 4.59; seed
-// 2 wins less, nearer to its base.
+// Tried for the defaults, seed 0, two cores of an AMD EPYC with AVX-512, in about three minutes:
+// model   4 layers of 192, 400 steps of 2,048 tokens at 2.5e-3: 1.553 bits per byte. 800 steps of
+//         1,024: 1.682. The noise of a step is too large at that rate. 4 layers of 128 see twice
+//         the text for the same FLOPs. 1,500 steps of 1,024 at 3e-3: 1.356.
+// reward  4 completions of each of 2,048 prompts: 66.7 % of held-out comparisons right. At a rate
+//         of 5e-4 it is 66.5 %, with batches of 4 it is 64.8 %, all near 50 % for an epoch.
+//         On the base model of 1.356, 8 completions of each of 1,536: 73.1 %.
+// ppo     60 updates of 64 prompts, klCoef 0.09: win rate 86.5 % at 6.28 nats. On the models above,
+//         80 updates of 4 completions of each of 16 prompts, klCoef 0.15: 92.0 % at 6.17 nats, but
+//         3:13 in all.
+//
+//                                  bits per byte        win rate, %       nats              time
+// before, seeds 0, 1, 2            1.553 1.617 1.578    86.5 84.9 84.2    6.28 4.88 5.45    3:12 3:10 3:09
+// these defaults, seeds 0, 1, 2    1.377 1.398 1.427    88.9 88.9 82.8    5.05 5.05 3.68    2:53 2:41 3:16
 
 const section = <T extends z.ZodRawShape>(shape: T) => z.strictObject(shape).prefault({} as never);
 
@@ -35,9 +40,7 @@ export const ownSections = {
     tied: z.boolean().default(true).describe("the head is the embedding"),
   }),
   lora: section({
-    rank: whole(0)
-      .default(0)
-      .describe("of the adapters that sft --model, reward and ppo train beside frozen weights; 0 trains all weights"),
+    rank: whole(0).default(0).describe("of the adapters that are trained beside frozen weights; 0 trains all weights"),
     alpha: positive.default(16).describe("an adapter's product counts alpha / rank"),
     targets: z
       .union([z.literal("all-linear"), z.array(z.enum(LORA_TARGETS)).min(1)], {
@@ -108,7 +111,9 @@ export const schema = z.strictObject({
 /** A run's configuration. The sections of the algorithms hold the options of the list. */
 export type Config = z.infer<z.ZodObject<typeof ownSections>> & Record<AlgorithmName, Options>;
 
-/** Options that mean something only where another is set so: given without it, they are an error. */
+/**
+ * Options that mean something only where another is set so: given without it, they are an error.
+ */
 export const usedOnlyWhen: { options: string[]; when: (config: Config) => boolean; because: string }[] = [
   {
     options: ["model.kvHeads"],
@@ -130,12 +135,15 @@ export const usedOnlyWhen: { options: string[]; when: (config: Config) => boolea
   ),
 ];
 
-/** Words of an entry of the list, which name its options in backquotes, with the names that a configuration has for them. */
+/**
+ * Words of an entry of the list, which name its options in backquotes, with the names that a
+ * configuration has for them.
+ */
 function inSection(name: string, words: string): string {
   return words.replace(/`(\w+)`/g, `${name}.$1`);
 }
 
-/** Those that a line of labels has besides its criteria. */
+/** Columns that a line of labels has besides its criteria. */
 const COLUMNS = [
   "prompt",
   "chosen",

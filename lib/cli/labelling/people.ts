@@ -27,8 +27,9 @@ export interface PeopleOptions {
 export const logFile = (out: string): string => `${out.replace(/\.jsonl$/, "")}.labels.jsonl`;
 
 /**
- * People compare completions, in a browser or at the terminal. What they have said so far is written as preferences at the end. It is
- * derived from the log, so after an end that did not come to it, the next start writes it.
+ * People compare completions, in a browser or at the terminal. What they have said so far is
+ * written as preferences at the end. It is derived from the log, so after an end that did not come
+ * to it, the next start writes it.
  */
 export async function labelByPeople(
   { label, seed }: Pick<Config, "label" | "seed">,

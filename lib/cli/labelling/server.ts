@@ -52,13 +52,17 @@ const routesOf = (labelling: Labelling): Routes => ({
 export interface LabelServer {
   /** With the token: whoever knows it may label. */
   address: string;
-  /** Takes no more requests, waits for a moment until those that change something are answered, and ends every connection. */
+  /**
+   * Takes no more requests, waits for a moment until those that change something are answered, and
+   * ends every connection.
+   */
   close(): Promise<void>;
 }
 
 /**
- * Serves the labelling page on the loopback interface. The address holds a random token; a request must also name this server
- * as its host (against DNS rebinding) and a post must come from its own page, so that no other page in the user's browser can label.
+ * Serves the labelling page on the loopback interface. The address holds a random token; a request
+ * must also name this server as its host (against DNS rebinding) and a post must come from its own
+ * page, so that no other page in the user's browser can label.
  * @param port 0 for any that is free
  */
 export async function serveLabels(labelling: Labelling, port = 0): Promise<LabelServer> {
@@ -124,7 +128,10 @@ export async function serveLabels(labelling: Labelling, port = 0): Promise<Label
   };
 }
 
-/** The page in one piece, and the policy under which it may run nothing else and talk to nobody else. */
+/**
+ * The page in one piece, and the policy under which it may run nothing else and talk to nobody
+ * else.
+ */
 async function wholePage(): Promise<{ html: string; policy: string }> {
   const [html, css, js] = await Promise.all(
     ["html", "css", "js"].map((kind) => readFile(join(root, `lib/cli/labelling/page/page.${kind}`), "utf8")),

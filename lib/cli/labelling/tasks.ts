@@ -6,8 +6,9 @@ import { endsOf } from "../../data/preferences.js";
 import { textsOf, type Text, type Texts } from "../../data/texts.js";
 
 /**
- * What a file gives people to compare: pairs of the completions of a prompt or, with a size above 2, so many of them at once.
- * Lines of `rlhf collect`, or with chosen and rejected, which are compared again. Equal and empty texts are left out.
+ * What a file gives people to compare: pairs of the completions of a prompt or, with a size above
+ * 2, so many of them at once. Lines of `rlhf collect`, or with chosen and rejected, which are
+ * compared again. Equal and empty texts are left out.
  * @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`
  */
 export async function tasksOf(
@@ -45,6 +46,9 @@ export async function tasksOf(
   return tasks;
 }
 
-/** What a preference must say of its texts; of a conversation, which is rendered when it is read, nothing. */
+/**
+ * What a preference must say of its texts; of a conversation, which is rendered when it is read,
+ * nothing.
+ */
 const writtenEnds = (row: Row, texts: Texts<Text>): Task["ends"] =>
   typeof texts.prompt === "string" ? endsOf(row, texts) : {};

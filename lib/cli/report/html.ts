@@ -8,7 +8,10 @@ export class Html {
 
 type Inserted = string | number | Html | readonly Html[];
 
-/** HTML from a template. What is inserted is text, safe in elements and in quoted attributes, unless it is HTML itself. */
+/**
+ * HTML from a template. What is inserted is text, safe in elements and in quoted attributes, unless
+ * it is HTML itself.
+ */
 export function markup(parts: TemplateStringsArray, ...inserted: readonly Inserted[]): Html {
   return new Html(parts.map((part, i) => part + (i < inserted.length ? sourceOf(inserted[i]) : "")).join(""));
 }
@@ -28,7 +31,10 @@ export function jsonElement(id: string, value: unknown): Html {
   return markup`<script type="application/json" id="${id}">${new Html(text)}</script>`;
 }
 
-/** A page that is opened from a disk: it may run this script and have these styles, and load nothing. */
+/**
+ * A page that is opened from a disk: it may run this script and have these styles, and load
+ * nothing.
+ */
 export function pageOf({
   title,
   style,

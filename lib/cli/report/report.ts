@@ -163,7 +163,10 @@ function boxes(policy: AlgorithmName, parts: Parts, seconds: Record<string, numb
   ];
 }
 
-/** The curves of a run: those that the entries of its stages name, and how well a reward model is calibrated. */
+/**
+ * The curves of a run: those that the entries of its stages name, and how well a reward model is
+ * calibrated.
+ */
 async function curves(run: Run, calibration?: Calibration): Promise<Chart[]> {
   const stages = new Map<string, Record<string, number>[]>();
   for (const line of await readLines<Record<string, number> & { stage: string }>(run.path("metrics.jsonl"))) {

@@ -56,7 +56,10 @@ async function folderOf(path: string): Promise<Folder> {
   return { path, sums: await sumsOf(path), isRun: isRun(path), isCheckpoints };
 }
 
-/** The folder and those in it. Names that begin with a dot are nobody's outcome: locks, and what was being written. */
+/**
+ * The folder and those in it. Names that begin with a dot are nobody's outcome: locks, and what was
+ * being written.
+ */
 async function foldersOf(path: string): Promise<Folder[]> {
   const within = (await readdir(path, { withFileTypes: true })).filter(
     (entry) => entry.isDirectory() && !entry.name.startsWith("."),
@@ -99,7 +102,10 @@ async function checkFile(folder: Folder, name: string): Promise<Checked> {
   }
 }
 
-/** Undefined where there is no digest, else what there is to say of a file that is whole. @throws for one that is damaged */
+/**
+ * Undefined where there is no digest, else what there is to say of a file that is whole.
+ * @throws for one that is damaged
+ */
 async function verify(folder: Folder, name: string, file: string): Promise<string | undefined> {
   if (name === MARKER) {
     await readMarker(folder.path);
@@ -179,10 +185,11 @@ async function checkLines(file: string, least: number): Promise<string> {
 }
 
 /**
- * Takes the files of a run or a model as they are: those that are not what their digests say, and those of a model without one, get new
- * digests. Lines of metrics.jsonl that are no JSON are
- * given up. Checkpoints are never taken: an older one stands in for one that is damaged.
- * @throws TypeError `LOCKED` if a run is at work there, `RESUME` for a record of the run that is no JSON
+ * Takes the files of a run or a model as they are: those that are not what their digests say, and
+ * those of a model without one, get new digests. Lines of metrics.jsonl that are no JSON are given
+ * up. Checkpoints are never taken: an older one stands in for one that is damaged.
+ * @throws TypeError `LOCKED` if a run is at work there, `RESUME` for a record of the run that is no
+ *   JSON
  */
 export async function accept(path: string): Promise<Checked[]> {
   const whole = await isFolder(path);

@@ -32,7 +32,10 @@ interface Metrics {
 /** A stage's share of its expected time between checkpoints, where `checkpoint.every` is auto. */
 const SHARE = 0.05;
 
-/** Weights, moments and counters of a training loop: `<stage>-<step>.safetensors`, the last few of them. */
+/**
+ * Weights, moments and counters of a training loop: `<stage>-<step>.safetensors`, the last few of
+ * them.
+ */
 export class Checkpoint {
   private readonly start = performance.now();
   private last = this.start;
@@ -48,9 +51,10 @@ export class Checkpoint {
   ) {}
 
   /**
-   * Restores the newest checkpoint of this stage that is whole, if there is one; metrics of steps that will be done again are
-   * dropped. A damaged one is set aside and told of.
-   * @throws TypeError `RESUME` if there are checkpoints and none is whole, or they follow another law of arithmetic
+   * Restores the newest checkpoint of this stage that is whole, if there is one; metrics of steps
+   * that will be done again are dropped. A damaged one is set aside and told of.
+   * @throws TypeError `RESUME` if there are checkpoints and none is whole, or they follow another
+   *   law of arithmetic
    */
   async restore(): Promise<void> {
     const names = await this.names();

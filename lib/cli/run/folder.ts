@@ -36,14 +36,20 @@ const markerIn = (folder: string) =>
     throw typeError("FOLDER", `${join(folder, MARKER)} cannot be read: ${error.message}`);
   });
 
-/** Whether a damaged marker was one: most of its first line stands, or nothing but zeros, or it was emptied. */
+/**
+ * Whether a damaged marker was one: most of its first line stands, or nothing but zeros, or it was
+ * emptied.
+ */
 function wasMarker(text: string): boolean {
   if (/^\0*$/.test(text)) return true;
   const same = Array.from(FIRST_LINE).filter((character, i) => text[i] === character).length;
   return same > FIRST_LINE.length / 2;
 }
 
-/** A folder that a command writes to, one command at a time. What lies in it and was not made by such a command stays as it is. */
+/**
+ * A folder that a command writes to, one command at a time. What lies in it and was not made by
+ * such a command stays as it is.
+ */
 export class Folder {
   private own = new Set<string>();
 
@@ -53,9 +59,11 @@ export class Folder {
   ) {}
 
   /**
-   * Makes the folder, or takes up one that is there. The names are kept in its marker, durably, before anything by one of them is written.
+   * Makes the folder, or takes up one that is there. The names are kept in its marker, durably,
+   * before anything by one of them is written.
    * @param names what the command will write, replace or remove
-   * @throws TypeError `FOLDER` if it cannot be written, or holds any of these and no command made it; `LOCKED` if another process has it
+   * @throws TypeError `FOLDER` if it cannot be written, or holds any of these and no command made
+   *   it; `LOCKED` if another process has it
    */
   static async open(path: string, names: readonly string[]): Promise<Folder> {
     let lock: Lock;
@@ -91,7 +99,10 @@ export class Folder {
     for (const folder of [this.path, ...[...this.own].map((name) => join(this.path, name))]) await sweep(folder);
   }
 
-  /** What the marker names. A damaged one is told of, and written anew with the names of this command. */
+  /**
+   * What the marker names. A damaged one is told of, and written anew with the names of this
+   * command.
+   */
   private async marked(names: readonly string[]): Promise<Set<string>> {
     try {
       return (await readMarker(this.path)) ?? new Set();
@@ -120,7 +131,10 @@ export class Folder {
     this.own = all;
   }
 
-  /** Removes what is ours, durably the first before the others, and the folder if nothing else is in it. */
+  /**
+   * Removes what is ours, durably the first before the others, and the folder if nothing else is in
+   * it.
+   */
   async remove(...first: string[]): Promise<void> {
     const gone = async (...names: string[]) => {
       for (const name of names) await rm(join(this.path, name), { recursive: true, force: true });

@@ -4,7 +4,10 @@ import { join, resolve } from "node:path";
 import { baseFolder } from "../../files/adapter.js";
 import { digestIn, startOf } from "../../model/safetensors.js";
 
-/** What a run is given beside its configuration: files and folders of models by the option that names them, and words. */
+/**
+ * What a run is given beside its configuration: files and folders of models by the option that
+ * names them, and words.
+ */
 export interface Inputs {
   files: Record<string, string | undefined>;
   words?: Record<string, string | undefined>;
@@ -16,8 +19,9 @@ export const MODEL_FILE =
 const CHUNK = 2 ** 20;
 
 /**
- * SHA-256 of the content of each input. A file of weights that holds a digest of itself is named by it: loading holds the file to it.
- * What can be read but once (standard input, a pipe), is not there, or is the run's own folder has none.
+ * SHA-256 of the content of each input. A file of weights that holds a digest of itself is named by
+ * it: loading holds the file to it. What can be read but once (standard input, a pipe), is not
+ * there, or is the run's own folder has none.
  */
 export async function fingerprints({ files, words = {} }: Inputs, folder: string): Promise<Record<string, string>> {
   const found: Record<string, string> = {};

@@ -13,7 +13,10 @@ export class Interrupted extends Error {
 
 const SIGNALS = ["SIGINT", "SIGTERM"] as const;
 
-/** Ctrl-C and SIGTERM: the first asks the run to finish its step and save; a second one finds no handler and ends the process at once. */
+/**
+ * Ctrl-C and SIGTERM: the first asks the run to finish its step and save; a second one finds no
+ * handler and ends the process at once.
+ */
 export class Interrupt {
   asked: NodeJS.Signals | undefined;
   private readonly handler = (signal: NodeJS.Signals) => {
@@ -38,7 +41,10 @@ export class Interrupt {
   }
 }
 
-/** Ctrl-C, SIGTERM and a terminal that closes: the first asks a command to end. The second says what is still done; the third ends the process at once. */
+/**
+ * Ctrl-C, SIGTERM and a terminal that closes: the first asks a command to end. The second says what
+ * is still done; the third ends the process at once.
+ */
 export class Ending {
   private readonly controller = new AbortController();
   private readonly signals = [...SIGNALS, "SIGHUP"] as const;

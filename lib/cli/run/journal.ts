@@ -10,13 +10,19 @@ type Saved = Pick<Completion, "index" | "sample" | "stopped"> &
 
 const SYNC_EVERY = 1000; // ms
 
-/** Completions as they end, a line with its checksum each: a run that is killed while it samples draws none of them twice. */
+/**
+ * Completions as they end, a line with its checksum each: a run that is killed while it samples
+ * draws none of them twice.
+ */
 export class Journal {
   private readonly saved = new Map<string, Saved>();
   private readonly file: number;
   private synced = performance.now();
 
-  /** Takes up what the file holds. What a damaged line held is sampled again, to the same bits; a last line that was cut off is dropped. */
+  /**
+   * Takes up what the file holds. What a damaged line held is sampled again, to the same bits; a
+   * last line that was cut off is dropped.
+   */
   constructor(
     private readonly path: string,
     private readonly interrupt: Interrupt,

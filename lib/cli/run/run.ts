@@ -36,7 +36,10 @@ export interface StageResult {
   result: Record<string, unknown>;
 }
 
-/** A run's folder: its metrics, the stages that are done, the checkpoints of the one that is not. One run at a time. */
+/**
+ * A run's folder: its metrics, the stages that are done, the checkpoints of the one that is not.
+ * One run at a time.
+ */
 export class Run {
   readonly done: StageResult[] = [];
   private metricsBytes = 0;
@@ -51,8 +54,10 @@ export class Run {
   /**
    * Opens the folder; without `resume`, the progress of an earlier run in it is forgotten.
    * @param outputs names of what the command writes to the folder, beside what every run does
-   * @throws TypeError `FOLDER` if it cannot be written, or holds files by these names that no run made, `LOCKED` if another run has it, `RESUME` if the
-   *   earlier run had another configuration or other inputs, by the option that names them, `CONFIG` if it has a config.yaml that somebody wrote
+   * @throws TypeError `FOLDER` if it cannot be written, or holds files by these names that no run
+   *   made, `LOCKED` if another run has it, `RESUME` if the
+   *   earlier run had another configuration or other inputs, by the option that names them,
+   * `CONFIG` if it has a config.yaml that somebody wrote
    *   and that says otherwise
    */
   static async open(
@@ -80,7 +85,10 @@ export class Run {
     return this.home.path;
   }
 
-  /** inputs.json is the first file of a run's progress to be written and the first to be removed: without it there is none. */
+  /**
+   * inputs.json is the first file of a run's progress to be written and the first to be removed:
+   * without it there is none.
+   */
   private async begin(resume: boolean, inputs: Inputs, found: Record<string, string>): Promise<void> {
     const isBegun = existsSync(this.path("inputs.json"));
     if (isBegun) await this.takeUp(resume);
@@ -152,7 +160,10 @@ export class Run {
       }
   }
 
-  /** Whether config.yaml has this configuration, in whatever words: then it stays as it is, for it may be the one that was given. */
+  /**
+   * Whether config.yaml has this configuration, in whatever words: then it stays as it is, for it
+   * may be the one that was given.
+   */
   private async keepsConfig(resume: boolean): Promise<boolean> {
     const file = this.path(CONFIG);
     if (!existsSync(file)) return false;
@@ -265,7 +276,10 @@ export class Run {
     return journal;
   }
 
-  /** Removes what the run made here, for its outcome lies elsewhere, and the folder with it if nothing else is there. */
+  /**
+   * Removes what the run made here, for its outcome lies elsewhere, and the folder with it if
+   * nothing else is there.
+   */
   async remove(): Promise<void> {
     await this.home.remove("checkpoints");
   }

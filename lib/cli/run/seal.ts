@@ -3,11 +3,15 @@ import { dirname } from "node:path";
 import { crcOf, ZEROS } from "../../files/crc.js";
 import { typeError } from "../../device/errors.js";
 
-// JSON with a checksum as its last member: the CRC-32 of the whole text, with the eight digits of the checksum as zeros.
+// JSON with a checksum as its last member: the CRC-32 of the whole text, with the eight digits of
+// the checksum as zeros.
 
 const SEAL = /(?<=[,{]\s*"crc":\s?")[0-9a-f]{8}(?="\s*\}\s*$)/;
 
-/** The object as JSON with its checksum: a line without its end or, with `space`, the text of a file. */
+/**
+ * The object as JSON with its checksum: a line without its end or, with `space`, the text of a
+ * file.
+ */
 export function sealed(value: object, space?: number): string {
   const text = JSON.stringify({ ...value, crc: ZEROS }, null, space) + (space ? "\n" : "");
   return text.replace(SEAL, crcOf(text));
@@ -41,7 +45,9 @@ export type SealedLine<T> = { line: number; start: number; end: number } & (
   | { value?: undefined; fault: Error }
 );
 
-/** Each line that ends with a line feed. What follows the last one was cut off as it was written. */
+/**
+ * Each line that ends with a line feed. What follows the last one was cut off as it was written.
+ */
 export function* sealedLines<T extends object>(content: Buffer, file: string): Generator<SealedLine<T>> {
   let [line, start] = [0, 0];
   for (let end = content.indexOf(LINE_FEED); end >= 0; end = content.indexOf(LINE_FEED, start)) {
@@ -84,7 +90,10 @@ export async function readLines<T extends object>(file: string): Promise<T[]> {
 /** Where the last whole line ends. */
 export const heldEnd = (content: Buffer) => content.lastIndexOf(LINE_FEED) + 1;
 
-/** A line of so many bytes, with its checksum, which says that what stood there is given up. Undefined where there is no room for it. */
+/**
+ * A line of so many bytes, with its checksum, which says that what stood there is given up.
+ * Undefined where there is no room for it.
+ */
 export function givenUp(bytes: number): string | undefined {
   const short = sealed({ damaged: true, room: "" });
   return bytes < short.length ? undefined : sealed({ damaged: true, room: " ".repeat(bytes - short.length) });

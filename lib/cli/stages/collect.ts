@@ -28,7 +28,10 @@ export interface Sampling {
 /** Completions sampled at once, at most. */
 export const SLOTS = 128;
 
-/** Requests that are made one after another, at most: what they give is in memory until all of them are done. */
+/**
+ * Requests that are made one after another, at most: what they give is in memory until all of them
+ * are done.
+ */
 const REQUESTS = 128 * SLOTS;
 
 /** Completions in the order of their requests; all but the last ones lie in a temporary file. */
@@ -80,7 +83,8 @@ export class Completions implements Indexed<Completion> {
 }
 
 /**
- * Samples completions of prompts, prompt by prompt; those that were sampled before the run was killed are taken from its folder.
+ * Samples completions of prompts, prompt by prompt; those that were sampled before the run was
+ * killed are taken from its folder.
  * @param atOnce requests at most whose completions are in memory; it changes none of them
  */
 export async function sampleAll(
@@ -130,7 +134,10 @@ export interface SamplingStage<Row> {
 }
 type MaybePromise<T> = T | Promise<T>;
 
-/** Samples completions of prompts by the model in a folder, and writes their lines. It is the work of a stage. */
+/**
+ * Samples completions of prompts by the model in a folder, and writes their lines. It is the work
+ * of a stage.
+ */
 export async function collectRows(
   context: Context,
   folder: string,

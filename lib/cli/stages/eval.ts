@@ -18,10 +18,10 @@ export interface EvalRow {
   prompt: string;
   base: string;
   policy: string;
-  /** By the annotator. */
+  /** What the annotator says of the base model's completion. */
   baseScore: number;
   policyScore: number;
-  /** By the reward model. */
+  /** What the reward model says of the base model's completion. */
   baseReward?: number;
   policyReward?: number;
   /** Exact KL to the base model, summed over the policy's completion, nats. */
@@ -33,7 +33,7 @@ export type Judge = "reward model" | "sentiment lexicon";
 
 export interface EvalResult extends Record<string, unknown> {
   prompts: number;
-  /** Of the win rate. */
+  /** Who decides the win rate. */
   judge: Judge;
   winRate: number;
   winRateInterval: [number, number];
@@ -52,7 +52,8 @@ export interface EvalResult extends Record<string, unknown> {
 }
 
 /**
- * Policy against base model on the same prompts: what the annotator without noise, the reward model and the KL say.
+ * Policy against base model on the same prompts: what the annotator without noise, the reward model
+ * and the KL say.
  * @param judge who decides the wins: by default the reward model, where there is one
  */
 export async function evaluate(

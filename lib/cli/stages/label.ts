@@ -8,7 +8,10 @@ import type { Config } from "../config/schema.js";
 
 const LABEL_STREAM = 40;
 
-/** The scripted annotators compare the completions of each prompt. Of the rows the texts alone are kept. */
+/**
+ * The scripted annotators compare the completions of each prompt. Of the rows the texts alone are
+ * kept.
+ */
 export async function labelAll(
   rows: Source<CompletionRow>,
   { label: { annotators, noise, pairs }, seed }: Pick<Config, "label" | "seed">,

@@ -12,8 +12,10 @@ import { probability } from "../../rlhf/reward/model.js";
 const AT_ONCE = 256; // rows
 
 /**
- * Rows with what a reward model says of them, at the token that ends a text, which a completion gets unless it was sampled without. A completion gets its `score` and `r`, the probability that it is preferred to a
- * score of 0; a pair (a and b, or chosen and rejected) gets the `r` of both and `p`, the probability that the first is preferred.
+ * Rows with what a reward model says of them, at the token that ends a text, which a completion
+ * gets unless it was sampled without. A completion gets its `score` and `r`, the probability that
+ * it is preferred to a score of 0; a pair (a and b, or chosen and rejected) gets the `r` of both
+ * and `p`, the probability that the first is preferred.
  */
 export async function* scoreRows(model: Transformer, tokenizer: Tokenizer, file: string): AsyncGenerator<object> {
   let waiting: Row[] = [];
