@@ -20,7 +20,7 @@ import type { Context } from "./stages/context.js";
 import { evaluateModels, type EvalRow } from "./stages/eval.js";
 import { labelAll } from "./stages/label.js";
 import { table } from "./table.js";
-import { train as trained } from "./train.js";
+import { train } from "./train.js";
 
 const PROMPT_STREAMS = { collect: 32, policy: 33, eval: 34 };
 /**
@@ -87,7 +87,7 @@ async function stages(context: Context, policy: AlgorithmName): Promise<Omit<Par
   const [base, reward, out] = ["base", "reward", "policy"].map((name) => run.path(name));
   const files = { completions: run.path("completions.jsonl"), preferences: run.path("preferences.jsonl") };
   const write = (name: string) => (rows: Iterable<object>) => run.write({ [name]: jsonl(run.path(name), rows) });
-  const train = corpus.train.map(({ text }) => text);
+  const texts = corpus.train.map(({ text }) => text);
   const cut = (from: readonly Address[], stage: keyof typeof PROMPT_STREAMS, count: number) => (tokenizer: Tokenizer) =>
     cutPrompts(from, tokenizer, { ...config.prompts, count, random: new Random(config.seed, PROMPT_STREAMS[stage]) });
   const { ptxCoef = 0, rolloutBatch, samples, updates } = config[policy];
@@ -96,7 +96,7 @@ async function stages(context: Context, policy: AlgorithmName): Promise<Omit<Par
     sft: await run.stage("sft", async () => {
       const heldOut = firstBytes(corpus.heldOut, HELD_OUT_BYTES);
       await run.write({ "held-out.txt": heldOut });
-      return trained(context, "sft", { out: base }, { text: train, heldOut: [heldOut] });
+      return train(context, "sft", { out: base }, { text: texts, heldOut: [heldOut] });
     }),
     collect: await run.stage("collect", () =>
       collectRows(context, base, {
@@ -108,7 +108,7 @@ async function stages(context: Context, policy: AlgorithmName): Promise<Omit<Par
     ),
     label: await run.stage("label", () => labelled(context, files.completions, write("preferences.jsonl"))),
     reward: await run.stage("reward", () =>
-      trained(
+      train(
         context,
         "reward",
         { model: base, out: reward },
@@ -116,14 +116,14 @@ async function stages(context: Context, policy: AlgorithmName): Promise<Omit<Par
       ),
     ),
     policy: await run.stage(policy, () =>
-      trained(
+      train(
         context,
         policy,
         { model: base, reward, out },
         {
           prompts: (tokenizer) => Promise.resolve(asked(tokenizer)),
           asTheyAre: true,
-          ...(ptxCoef > 0 ? { pretraining: train } : {}),
+          ...(ptxCoef > 0 ? { pretraining: texts } : {}),
         },
       ),
     ),

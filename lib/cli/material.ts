@@ -158,21 +158,21 @@ async function openComparisons(
   const read = (source: (tokenizer: Tokenizer) => Source<ComparisonRow>) =>
     Comparisons.read(source(tokenizer), tokenizer, { softLabels, folder: run.folder });
   const all = await read(sources.data!);
-  const apart = sources.heldOut && (await read(sources.heldOut));
-  const held = apart ? 0 : Math.min(all.length - 1, Math.round(all.length * share));
+  const judging = sources.heldOut && (await read(sources.heldOut));
+  const held = judging ? 0 : Math.min(all.length - 1, Math.round(all.length * share));
   const training = part(all, 0, all.length - held);
   return {
     material: { batches: itemBatches(training, { batch, seed }) },
     options: { [entry.rounds]: Math.ceil(training.length / batch) * epochs },
     async judge() {
-      const judged = await judge(models[entry.saves], apart ?? part(all, training.length, all.length));
-      const { pairs: heldOut, ...figures } = judged;
-      const told = { comparisons: all.pairs - (apart ? 0 : heldOut), heldOut, ...figures };
-      return { verdict: rewardVerdict(told), figures: told };
+      const judged = await judge(models[entry.saves], judging ?? part(all, training.length, all.length));
+      const { pairs: heldOut, ...others } = judged;
+      const figures = { comparisons: all.pairs - (judging ? 0 : heldOut), heldOut, ...others };
+      return { verdict: rewardVerdict(figures), figures };
     },
     [Symbol.dispose]() {
       all[Symbol.dispose]();
-      apart?.[Symbol.dispose]();
+      judging?.[Symbol.dispose]();
     },
   };
 }

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
-import { documentedDefaults, readConfig } from "../../lib/cli/config/config.js";
+import { configText, documentedDefaults, isConfigText, readConfig } from "../../lib/cli/config/config.js";
 import { algorithmList, algorithmPages } from "../../lib/cli/list.js";
 import { root } from "../../lib/device/native.js";
 import { algorithms, type Algorithm } from "../../lib/index.js";
@@ -91,6 +91,17 @@ test("the pages of the docs are those of the list", async () => {
   for (const [name, text] of Object.entries(pages)) expect(await readFile(join(there, name), "utf8")).toBe(text);
 });
 
+test("a configuration that a run wrote is known as one, also from before the list got an algorithm", async () => {
+  const whole = await readConfig(undefined);
+  const { grpo: _grpo, ...before } = whole;
+  const { model: _model, ...without } = whole;
+  const known = [whole, before, without, { ...whole, other: {} }].map((config) =>
+    isConfigText(configText(config as never)),
+  );
+  expect(known).toEqual([true, true, false, true]);
+  expect(isConfigText(`${configText(whole)}# mine\n`)).toBe(false);
+});
+
 describe.each(entries)("the section %s", (name, { options, usedWhen, rules }) => {
   const all = Object.keys(options.shape);
 
@@ -117,7 +128,7 @@ describe.each(entries)("the section %s", (name, { options, usedWhen, rules }) =>
   if (unused.length > 0)
     test.each(unused)("says that %s has no use where %s", async (option, because) => {
       const [, other, state] = /^`(\w+)` is (.*)$/.exec(because)!;
-      const value = String((options.parse({}) as Record<string, unknown>)[option]);
+      const value = String(options.parse({})[option]);
       expect(await refusal(`${name}:\n  ${option}: ${value}\n  ${other}: ${state}\n`)).toBe(
         `CONFIG /config.yaml:2: ${name}.${option} has no use here: ${name}.${other} is ${state}`,
       );

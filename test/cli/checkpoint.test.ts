@@ -168,6 +168,17 @@ describe("checkpoints", () => {
     await refused(/no checkpoint of sft is whole: .*sft-00000003.*sft-00000002/);
   });
 
+  test("are for the kind of device that the run began on", async () => {
+    const config = await readConfig(undefined);
+    const other = Object.create(on, { kind: { value: "cuda" } }) as Device;
+    (await Run.open(folder, config, on, false))[Symbol.dispose]();
+    await expect(Run.open(folder, config, other, true)).rejects.toMatchObject({
+      code: "RESUME",
+      message: expect.stringContaining("--device: cuda is not what"),
+    });
+    (await Run.open(folder, config, on, true))[Symbol.dispose]();
+  });
+
   test("stages.json that is cut off is refused by its name", async () => {
     (await opened(false))[Symbol.dispose]();
     await writeFile(join(folder, "stages.json"), '{ "stages": [');

@@ -55,8 +55,8 @@ function parsed(text: string, file: string | undefined, lineCounter: LineCounter
 export const configText = (config: Config): string => stringify(config);
 
 /**
- * Whether a text is what `configText` gave: it has all sections but those of algorithms that the
- * list got since, and nothing else.
+ * Whether a text is what `configText` gave of some configuration. The sections of algorithms may be
+ * those of another version's list.
  */
 export function isConfigText(text: string): boolean {
   if (text.length > MOST_BYTES) return false;

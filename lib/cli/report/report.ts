@@ -177,11 +177,11 @@ async function curves(run: Run, calibration?: Calibration): Promise<Chart[]> {
   for (const [name, entry] of Object.entries<Algorithm>(algorithms)) {
     const lines = stages.get(name);
     if (!lines) continue;
-    const told = entry.charts.filter(({ series, against }) =>
+    const drawable = entry.charts.filter(({ series, against }) =>
       [...series, ...(against ? [against] : [])].every(([metric]) => lines.some((line) => metric in line)),
     );
     const prefix = stages.size > 1 ? `${entry.title}: ` : "";
-    for (const chart of told) drawn.push({ ...curve(chart, entry, lines), title: `${prefix}${chart.title}` });
+    for (const chart of drawable) drawn.push({ ...curve(chart, entry, lines), title: `${prefix}${chart.title}` });
     if (calibration && entry.material === "comparisons") drawn.push(calibrationChart(calibration));
   }
   return drawn;
