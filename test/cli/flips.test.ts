@@ -87,7 +87,7 @@ beforeAll(async () => {
   config = await readConfig(at("small.yaml"));
   await expect(outcome(at("sampling"), false, until("collect", 5))).rejects.toThrow("pulled the plug");
   await cp(at("sampling"), at("learning"), { recursive: true });
-  await expect(outcome(at("learning"), true, until("PPO", 3))).rejects.toThrow("pulled the plug");
+  await expect(outcome(at("learning"), true, until("ppo", 3))).rejects.toThrow("pulled the plug");
   await cp(at("learning"), at("finished"), { recursive: true });
   wanted = await outcome(at("finished"));
 });
