@@ -6,19 +6,26 @@ import { afterAll, beforeAll, expect, test } from "@jest/globals";
 import {
   device,
   fullKl,
+  grpo,
   loadModel,
   ops,
   packEpisodes,
   ppo,
   ranking,
+  requestsFor,
   rewardModel,
   saveModel,
   sft,
   Tensor,
   type Device,
+  type Completion,
+  type GrpoOptions,
   type PpoOptions,
+  type Transformer,
 } from "../lib/index.js";
 import { readSafetensorsFile, writeSafetensors } from "../lib/model/safetensors.js";
+import { grpoOptions } from "../lib/rlhf/policy/grpo.js";
+import { ppoOptions } from "../lib/rlhf/policy/ppo.js";
 import { run } from "../lib/tensor/op.js";
 import { holdToAbsentTerms } from "./hold.js";
 import { episodes, lively, llama, ppoConfig, weightsOf } from "./models.js";
@@ -127,12 +134,13 @@ test("no rows, one row and more than 65,535 rows", async () => {
 
 // ---- every option declares what it touches
 
-const objective: Partial<Record<keyof PpoOptions, PpoOptions>> = {
+/** What both policies' options change. */
+const policyObjective = {
   seed: { seed: 4 },
+  updates: { updates: 3 },
   epochs: { epochs: 3 },
   minibatches: { minibatches: 1 },
   learningRate: { learningRate: 2e-3 },
-  valueLearningRate: { valueLearningRate: 2e-3 },
   schedule: { schedule: "linear" },
   warmup: { warmup: 3 },
   betas: { betas: [0.8, 0.9] },
@@ -146,32 +154,59 @@ const objective: Partial<Record<keyof PpoOptions, PpoOptions>> = {
   minP: { minP: 0.3 },
   stop: { stop: [1, 2, 3, 4, 5, 6, 7, 8, 9] },
   klCoef: { klCoef: 1 },
-  klController: { klController: "fixed" },
-  klTarget: { klTarget: 1e6 },
-  klHorizon: { klHorizon: 9 },
   klEstimator: { klEstimator: "k2" },
-  gamma: { gamma: 0.8 },
-  lambda: { lambda: 0.5 },
   clipRatioLow: { clipRatioLow: 0.01 },
   clipRatioHigh: { clipRatioHigh: 0.01 },
   clipRatioC: { clipRatioC: 1.0001 },
   logRatioClamp: { logRatioClamp: 0.001 },
   aggregation: { aggregation: "seq-mean-token-sum" },
-  valueClip: { valueClip: Infinity },
   entropyCoef: { entropyCoef: 0.5 },
+  rewardNormalise: { rewardNormalise: true },
+  rewardClip: { rewardClip: 0.01 },
+  missingEosPenalty: { missingEosPenalty: 2 },
+  targetKl: { targetKl: 1e-9 },
+  weights: { weights: "bf16" },
+} as const;
+const ppoObjective: Record<string, PpoOptions> = {
+  ...policyObjective,
+  valueLearningRate: { valueLearningRate: 2e-3 },
+  klController: { klController: "fixed" },
+  klTarget: { klTarget: 1e6 },
+  klHorizon: { klHorizon: 9 },
+  gamma: { gamma: 0.8 },
+  lambda: { lambda: 0.5 },
+  valueClip: { valueClip: Infinity },
   ptxCoef: { ptxCoef: 1 },
   whitenAdvantages: { whitenAdvantages: false },
   whitenRewards: { whitenRewards: true },
-  rewardNormalise: { rewardNormalise: true },
-  rewardClip: { rewardClip: 0.01 },
-  missingEosPenalty: { missingEosPenalty: 2, stop: [1] },
-  targetKl: { targetKl: 1e-9 },
-  updates: { updates: 3 },
-  weights: { weights: "bf16" },
 };
-const memoryOnly: PpoOptions[] = [{ microBatch: 1 }, { microBatch: 3 }, { recompute: true }];
+const grpoObjective: Record<string, GrpoOptions> = { ...policyObjective, normalisation: { normalisation: "verl" } };
+const memoryOnly = [{ microBatch: 1 }, { microBatch: 3 }, { recompute: true }];
+/** Changes what is run and, by rounding, gradients: a test of its own. */
+const otherwise = ["microBatch", "recompute", "sharePrompts", "rewardFailure"];
 
-test("an option of the objective changes the result, an option of memory no bit", async () => {
+const hashOf = async (models: Transformer[]) => {
+  const hash = createHash("sha256");
+  for (const model of models) hash.update(await weightsOf(model));
+  return hash.digest("hex");
+};
+
+/** The names of the options that change nothing, which must be none. */
+async function silent(changes: Record<string, object>, trained: (change: object) => Promise<string>) {
+  const plain = await trained({});
+  const stopped = await trained({ stop: [1] });
+  const names: string[] = [];
+  for (const [name, change] of Object.entries(changes)) {
+    const isOfEnds = name === "missingEosPenalty"; // all are the same where none ends
+    const changed = await trained(isOfEnds ? { ...change, stop: [1] } : change);
+    if (changed === (isOfEnds ? stopped : plain)) names.push(name);
+  }
+  for (const change of memoryOnly) expect(await trained(change)).toBe(plain);
+  return names;
+}
+
+test("an option of PPO's objective changes the result, an option of memory no bit", async () => {
+  expect(Object.keys(ppoOptions.shape).sort()).toEqual([...Object.keys(ppoObjective), ...otherwise].sort());
   const random = new Random("options", 5);
   const prompts = episodes(random, 8).map(({ prompt }, index) => ({ prompt, index, sample: 0 }));
   const mix = episodes(random, 3);
@@ -188,24 +223,57 @@ test("an option of the objective changes the result, an option of memory no bit"
       undefined,
       () => mix,
     ));
-    const hash = createHash("sha256")
-      .update(await weightsOf(policy))
-      .update(await weightsOf(critic))
-      .digest("hex");
+    const hash = await hashOf([policy, critic]);
     for (const model of Object.values(models)) model.dispose();
     return hash;
   };
-  const plain = await trained({});
-  const silent: string[] = [];
-  for (const [name, change] of Object.entries(objective)) {
-    const compared = name === "missingEosPenalty" ? await trained({ stop: [1] }) : plain;
-    if ((await trained(change)) === compared) silent.push(name);
-  }
-  expect(silent).toEqual([]);
-  for (const change of memoryOnly) expect(await trained(change)).toBe(plain);
+  expect(await silent(ppoObjective, trained)).toEqual([]);
 });
 
-test("recompute and sharePrompts do what they say in sft, reward and PPO: layers run again to the same bits, prompts once to the same losses", async () => {
+test("an option of GRPO's objective changes the result, an option of memory no bit", async () => {
+  expect(Object.keys(grpoOptions.shape).sort()).toEqual([...Object.keys(grpoObjective), ...otherwise].sort());
+  const random = new Random("options", 5);
+  const prompts = requestsFor(
+    episodes(random, 4).map(({ prompt }) => prompt),
+    3,
+  );
+  const trained = async (change: GrpoOptions) => {
+    const [policy, reference] = [await lively(llama, on), await lively(llama, on, "logits", 2)];
+    const reward = await lively(llama, on, "score", 3);
+    const { seed, updates, epochs, schedule, maxTokens } = ppoConfig;
+    const same = { seed, updates, epochs, schedule, maxTokens, learningRate: 1e-2 };
+    for await (const _ of grpo({ policy, reference, reward }, () => prompts, { ...same, ...change }));
+    const hash = await hashOf([policy]);
+    for (const model of [policy, reference, reward]) model.dispose();
+    return hash;
+  };
+  expect(await silent(grpoObjective, trained)).toEqual([]);
+});
+
+test("a failed reward stops PPO and GRPO, or is masked and counted", async () => {
+  const [policy, reference, critic] = [
+    await lively(llama, on),
+    await lively(llama, on, "logits", 2),
+    await lively(llama, on, "score"),
+  ];
+  const requests = requestsFor([[1, 2], [3], [4, 5]], 3);
+  const reward = ({ index, sample }: Completion) => (index === 1 && sample === 2 ? NaN : sample);
+  const updates = (rewardFailure: "stop" | "mask") => {
+    const step = { seed: 3, updates: 1, maxTokens: 12, rewardFailure };
+    return [
+      ppo({ policy, reference, reward, critic }, () => requests, step),
+      grpo({ policy, reference, reward }, () => requests, step),
+    ];
+  };
+  for (const update of updates("stop")) {
+    const message = expect.stringContaining("completion 5 is NaN");
+    await expect(update.next()).rejects.toMatchObject({ code: "NAN", message });
+  }
+  for (const update of updates("mask")) expect((await update.next()).value).toMatchObject({ masked: 1 });
+  for (const model of [policy, reference, critic]) model.dispose();
+});
+
+test("recompute and sharePrompts do what they say in sft, reward, PPO and GRPO: layers run again to the same bits, prompts once to the same losses", async () => {
   const random = new Random("memory", 5);
   const groups = episodes(random, 4).map(({ prompt }) =>
     episodes(random, 3).map(({ completion }) => ({ prompt, completion })),
@@ -233,6 +301,17 @@ test("recompute and sharePrompts do what they say in sft, reward and PPO: layers
         trained: [policy, critic],
         held: [reference, reward],
         metrics: ppo({ policy, reference, reward, critic }, () => requests, { ...step, ...change }),
+      };
+    },
+    grpo: async (change: Change) => {
+      const [policy, reference] = [await lively(llama, on), await lively(llama, on, "logits", 2)];
+      const reward = await lively(llama, on, "score", 3);
+      const { seed, updates, epochs, minibatches, maxTokens } = step;
+      const options = { seed, updates, epochs, minibatches, maxTokens, ...change };
+      return {
+        trained: [policy],
+        held: [reference, reward],
+        metrics: grpo({ policy, reference, reward }, () => requests, options),
       };
     },
   };
