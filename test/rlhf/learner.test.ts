@@ -153,7 +153,7 @@ describe("options", () => {
     const resolved = resolve(name, list, needed as never) as Record<string, unknown>;
     expect(Object.keys(resolved).sort()).toEqual(Object.keys(list.shape).sort());
     expect(Object.values(resolved)).not.toContain(undefined);
-    expect(resolve(name, list, { ...needed, learningRate: undefined } as never)).toEqual(resolved);
+    expect(resolve(name, list, Object.assign(needed, { learningRate: undefined }) as never)).toEqual(resolved);
   });
 
   test.each<[keyof typeof lists, object, string, string]>([

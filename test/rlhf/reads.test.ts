@@ -58,9 +58,14 @@ const loops: Record<string, { loop: Loop; figures: number[]; passes: Record<stri
   ppo: {
     loop: (requests, reward) => ppo({ ...models, reward }, () => requests, step),
     figures: [
-      ...[MOMENTS, MOMENTS], // the reference's log-probs and the values are finite
+      // the reference's log-probs and the values are finite
+      MOMENTS,
+      MOMENTS,
       ...Array.from({ length: 4 }, () => [NORM, POLICY, POLICY, NORM, VALUE]).flat(),
-      ...[MOMENTS, MOMENTS, MOMENTS], // KL, explained variance
+      // KL, explained variance
+      MOMENTS,
+      MOMENTS,
+      MOMENTS,
     ],
     passes: { linearLogprob: 1, linearPolicyLoss: 4, attention: llama.layers * (2 + 8) },
   },
