@@ -2,6 +2,7 @@ import { AddonDevice, inOurs } from "./addon.js";
 import type { Device, DeviceKind } from "./device.js";
 import { rangeError, shown, typeError, type CodedError } from "./errors.js";
 import { native } from "./native.js";
+import { specs, type Dtype, type OpSpec } from "./ops.js";
 
 const opened = new Set<Device>(); // and not closed, in this order
 const closed = (device: Device) => void opened.delete(device);
@@ -46,15 +47,54 @@ function openCuda(ordinal: number): Device {
   }
 }
 
+/** The kinds of devices, the best one first. */
+const BEST_FIRST: readonly DeviceKind[] = ["cuda", "webgpu", "cpu"];
+
+/** The dtypes that a kind of device takes an op at, none where it lacks it. No device is opened to find out. */
+async function dtypesOf(kind: DeviceKind): Promise<(op: OpSpec) => readonly Dtype[]> {
+  if (kind !== "webgpu") return ({ dtypes }) => dtypes[kind];
+  const { dtypes } = await import("./webgpu/ops/index.js");
+  return ({ name }) => dtypes(name);
+}
+
 /**
- * Opens a device: `cpu` (C++ kernels on own threads), `cuda` (an NVIDIA GPU), `webgpu` (WGSL kernels on Dawn's adapter); the last two
- * lack some ops, see `has`. Without a kind: `RLHF_DEVICE`, else the best that has every op.
+ * Opens the best device that has every op of the list; a kind that lacks one is not tried, and one that this machine does not have
+ * is passed over.
+ * @internal
+ * @throws RangeError `DEVICE` where no device has every op, or the error of the last that was tried
+ */
+export async function openBest(
+  opened: (kind: DeviceKind) => Promise<Device>,
+  abilities: (kind: DeviceKind) => Promise<(op: OpSpec) => readonly Dtype[]> = dtypesOf,
+): Promise<Device> {
+  const needed = [...specs.values()].filter(({ name }) => !name.startsWith("limit")); // those measure machines
+  let refused: unknown = rangeError("DEVICE", "no device of this build has every op");
+  for (const kind of BEST_FIRST) {
+    const dtypes = await abilities(kind);
+    if (needed.some((op) => dtypes(op).length === 0)) continue;
+    try {
+      return await opened(kind);
+    } catch (error) {
+      if ((error as CodedError).code !== "DEVICE") throw error;
+      refused = error;
+    }
+  }
+  throw refused;
+}
+
+/**
+ * Opens a device: `cpu` (C++ kernels on own threads), `cuda` (an NVIDIA GPU), `webgpu` (WGSL kernels on Dawn's adapter). The last two
+ * lack some ops, see `has`. Without a kind, it is the one that `RLHF_DEVICE` names, else the best one that has every op.
  * @throws RangeError `DEVICE` if this machine does not have it, `THREADS`, `ISA`
  */
 export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Promise<Device> {
   if (typeof options !== "object" || options === null)
     throw typeError("ARGUMENT", `options are ${shown(options)}, wanted an object`);
-  const wanted = kind ?? (process.env.RLHF_DEVICE as DeviceKind | undefined) ?? "cpu";
+  const wanted = kind ?? (process.env.RLHF_DEVICE as DeviceKind | undefined);
+  return wanted === undefined ? openBest((best) => openKind(best, options)) : openKind(wanted, options);
+}
+
+async function openKind(wanted: DeviceKind, options: DeviceOptions): Promise<Device> {
   if (wanted === "webgpu") {
     const { openWebGpu } = await import("./webgpu/open.js");
     return added(await openWebGpu({ ...options, closed }));

@@ -1,5 +1,6 @@
 import { expect, test } from "@jest/globals";
-import { device, ops, Tensor } from "../../lib/index.js";
+import { openBest } from "../../lib/device/open.js";
+import { device, ops, Tensor, type Device, type DeviceKind } from "../../lib/index.js";
 import { child, type ChildOptions } from "../child.js";
 import { failure } from "../hold.js";
 
@@ -34,6 +35,39 @@ test("a device that closes runs what is queued, and refuses all that comes later
   await on[Symbol.asyncDispose]();
   x.dispose();
   expect((await failure(() => x.read())).code).toBe("DISPOSED");
+});
+
+/** Opens the best device where each kind but `whole` lacks an op, and some are not there. @returns what was opened, and tried */
+async function best(whole: readonly DeviceKind[], absent: readonly DeviceKind[] = []) {
+  const tried: DeviceKind[] = [];
+  const open = async (kind: DeviceKind) => {
+    tried.push(kind);
+    if (absent.includes(kind)) throw Object.assign(new RangeError(`no ${kind}`), { code: "DEVICE" });
+    return { kind } as Device;
+  };
+  const abilities = async (kind: DeviceKind) => (op: { name: string }) =>
+    op.name === "sample" && !whole.includes(kind) ? [] : (["f32"] as const);
+  return openBest(open, abilities).then(
+    ({ kind }) => ({ kind, tried }),
+    ({ message }: Error) => ({ kind: "none", tried, message }),
+  );
+}
+
+test("without a kind, the best device that has every op is opened, and no other is touched", async () => {
+  expect(await best(["cpu"])).toEqual({ kind: "cpu", tried: ["cpu"] });
+  expect(await best(["webgpu", "cpu"])).toEqual({ kind: "webgpu", tried: ["webgpu"] });
+  expect(await best(["cuda", "webgpu", "cpu"])).toEqual({ kind: "cuda", tried: ["cuda"] });
+  expect(await best(["cuda", "webgpu", "cpu"], ["cuda"])).toEqual({ kind: "webgpu", tried: ["cuda", "webgpu"] });
+  expect(await best(["cuda"], ["cuda"])).toEqual({ kind: "none", tried: ["cuda"], message: "no cuda" });
+  expect(await best([])).toEqual({ kind: "none", tried: [], message: "no device of this build has every op" });
+});
+
+test("without a kind, the lists say which device is opened: the CPU's alone has every op today", async () => {
+  const tried: DeviceKind[] = [];
+  await using on = await openBest(async (kind) => (tried.push(kind), device(kind, { threads: 1 })));
+  expect([on.kind, tried]).toEqual(["cpu", ["cpu"]]);
+  await using own = await device(undefined, { threads: 1 });
+  expect(own.kind).toBe("cpu");
 });
 
 test("closing a device tells the error of an op that no read has told", async () => {
