@@ -1,5 +1,6 @@
 import { BYTES } from "../lib/device/ops.js";
-import { Transformer, weightShapes } from "../lib/model/transformer.js";
+import { Transformer } from "../lib/model/transformer.js";
+import { weightShapes } from "../lib/model/weights.js";
 import type { ModelConfig } from "../lib/model/config.js";
 import { generate, type Request } from "../lib/model/generate.js";
 import { Learner } from "../lib/rlhf/learn/learner.js";
@@ -208,8 +209,8 @@ function decode(dtype: "f32" | "bf16"): StepRow {
     cost: { flops: 2 * all * (prompt + response), read: BYTES[dtype] * all * response, write: 0 },
     prepare(on) {
       const model = Transformer.random(smollm2, "logits", on, 0);
-      if (dtype === "bf16") model.narrow();
-      model.pack(); // once, as a peer does when it loads
+      if (dtype === "bf16") model.toBf16();
+      model.packWeights(); // once, as a peer does when it loads
       const request = { prompt: ids(prompt, smollm2.vocabulary, 1), index: 0, sample: 0 };
       return {
         timer: timed(() => generate(model, [request], { maxTokens: response, temperature: 0, seed: 0 })),

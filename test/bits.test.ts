@@ -16,7 +16,7 @@ import {
   type Device,
   type ModelConfig,
 } from "../lib/index.js";
-import { pack } from "../lib/model/transformer.js";
+import { pack } from "../lib/model/packed.js";
 import { tokensIn } from "../lib/rlhf/batch/units.js";
 import { nll } from "../lib/rlhf/offline/sft.js";
 import { everyCpu, episodes, gpt2, lively, llama, plainAdam, ppoConfig, weightsOf } from "./models.js";

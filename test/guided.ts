@@ -26,6 +26,7 @@ import { families } from "../lib/model/config.js";
 import { readSafetensors } from "../lib/model/safetensors.js";
 import { llama } from "./models.js";
 import { Random } from "./random.js";
+import { withAdapter } from "../lib/model/adapt.js";
 
 export interface Found {
   taken: number;
@@ -61,7 +62,7 @@ async function saved(config: typeof small, where: string): Promise<void> {
 async function adapter(): Promise<void> {
   await saved(small, at("base"));
   const base = await loadModel(at("base"), on);
-  const model = base.adapted({ rank: 1, alpha: 2, targets: ["q", "v"] });
+  const model = withAdapter(base, { rank: 1, alpha: 2, targets: ["q", "v"] });
   await saveAdapter(model, folder, at("base"));
   await rm(at("SHA256SUMS"));
   for (const each of [base, model]) each.dispose();

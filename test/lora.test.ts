@@ -39,6 +39,7 @@ import { holdToGradient } from "./hold.js";
 import { episodes, everyCpu, gpt2, lively, llama, plainAdam, ppoConfig, weightsOf } from "./models.js";
 import { Random } from "./random.js";
 import { normal, type Case, type Widened } from "./truth.js";
+import { withAdapter, mergeAdapter } from "../lib/model/adapt.js";
 
 // LoRA: an adapter that is trained beside frozen weights, which all models of a stage share.
 
@@ -57,7 +58,7 @@ const options: LoraOptions = { rank: 3, alpha: 6 };
 
 /** An adapter that is not 0. */
 async function adapted(base: Transformer, chosen = options, seed = 5, head = base.headKind): Promise<Transformer> {
-  const model = base.adapted(chosen, seed, head);
+  const model = withAdapter(base, chosen, seed, head);
   const random = new Random("adapter", seed);
   for (const { name, value } of model.trained)
     if (name.endsWith("loraB")) value.write(Float32Array.from({ length: value.size }, () => 0.2 * random.normal()));
@@ -145,12 +146,12 @@ describe.each(configs)("%s", (_, config, chosen) => {
   test("begins with the bits of the base, whatever its A", async () => {
     const on = devices[0];
     const [base, scoring] = [await lively(config, on), await lively(config, on, "score")];
-    const [model, critic] = [base.adapted(chosen, 3), scoring.adapted(chosen, 3)];
+    const [model, critic] = [withAdapter(base, chosen, 3), withAdapter(scoring, chosen, 3)];
     const batch = grouped(new Random("begin"));
     expect(await logps(model, batch)).toEqual(await logps(base, batch));
     expect(await scores(critic, batch)).toEqual(await scores(scoring, batch));
-    expect((await trainedBits(model)).equals(await trainedBits(base.adapted(chosen, 3)))).toBe(true);
-    expect((await trainedBits(model)).equals(await trainedBits(base.adapted(chosen, 4)))).toBe(false);
+    expect((await trainedBits(model)).equals(await trainedBits(withAdapter(base, chosen, 3)))).toBe(true);
+    expect((await trainedBits(model)).equals(await trainedBits(withAdapter(base, chosen, 4)))).toBe(false);
     for (const one of [base, scoring, model, critic]) one.dispose();
   });
 
@@ -158,7 +159,7 @@ describe.each(configs)("%s", (_, config, chosen) => {
     const on = devices[0];
     const base = await lively(config, on);
     const model = await adapted(base, chosen);
-    const merged = model.merged();
+    const merged = mergeAdapter(model);
     const batch = grouped(new Random("merged"));
     const [{ logp }, { logp: wanted }, { logp: unlike }] = [
       await logps(model, batch),
@@ -269,11 +270,11 @@ describe.each(configs)("%s", (_, config, chosen) => {
         [devices[1], { microBatch: 1, recompute: true }],
       ] as const) {
         const base = await lively(config, on);
-        if (weights === "bf16") base.narrow();
+        if (weights === "bf16") base.toBf16();
         const reference = await adapted(base, chosen);
         const reward = await adapted(base, chosen, 6, "score");
-        if (weights === "bf16") for (const model of [reference, reward]) model.narrow();
-        const [policy, critic] = [reference.adapted(), reward.adapted()];
+        if (weights === "bf16") for (const model of [reference, reward]) model.toBf16();
+        const [policy, critic] = [withAdapter(reference), withAdapter(reward)];
         const [frozen, before] = [
           Buffer.concat([await weightsOf(base), await weightsOf(reference), await weightsOf(reward)]),
           await trainedBits(policy),
@@ -305,9 +306,9 @@ test("policy and reference, reward model and critic are one copy of the weights;
   const start = used();
   const reference = Transformer.random(wide, "logits", on, 1);
   const weights = used() - start;
-  const policy = reference.adapted({ rank: 4, alpha: 8 }, 1);
-  const reward = reference.adapted({ rank: 4, alpha: 8 }, 2, "score");
-  const critic = reward.adapted();
+  const policy = withAdapter(reference, { rank: 4, alpha: 8 }, 1);
+  const reward = withAdapter(reference, { rank: 4, alpha: 8 }, 2, "score");
+  const critic = withAdapter(reward);
   const adapters = used() - start - weights;
   const trained = policy.trained.reduce((sum, { value }) => sum + 4 * value.size, 0);
   expect(trained).toBeLessThan(weights / 10);
@@ -330,21 +331,21 @@ test("learns by SFT and from comparisons, resumed to the same bits", async () =>
   ];
   const schedule = { ...plainAdam, learningRate: 1e-2, schedule: "constant" as const, warmup: 0, steps: 30 };
   const losses: number[] = [];
-  const whole = base.adapted(options, 1);
+  const whole = withAdapter(base, options, 1);
   for await (const { loss } of sft(whole, () => batch, schedule)) losses.push(loss);
   expect(losses.at(-1)!).toBeLessThan(0.7 * losses[0]);
 
-  const part = base.adapted(options, 1);
+  const part = withAdapter(base, options, 1);
   const learner = sftLearner(part, schedule);
   for await (const { step } of sft(part, () => batch, schedule, learner)) if (step === 11) break;
-  const rest = part.adapted();
+  const rest = withAdapter(part);
   const again = sftLearner(rest, schedule);
   again.restore(learner.state());
   again.optimizers.model.restore(learner.optimizers.model.steps, await learner.optimizers.model.state());
   for await (const _ of sft(rest, () => batch, schedule, again));
   expect((await trainedBits(rest)).equals(await trainedBits(whole))).toBe(true);
 
-  const reward = base.adapted(options, 1, "score");
+  const reward = withAdapter(base, options, 1, "score");
   let accuracy = 0;
   for await (const metrics of rewardModel(reward, () => pairs, schedule)) ({ accuracy } = metrics);
   expect(accuracy).toBe(1);
@@ -384,7 +385,7 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
   const what = () => (model.headKind === "score" ? "values" : "logits");
   /** Writes tensors by the names of ours as those of an adapter, and reads them by PEFT's. */
   const named = async (values: ReadonlyMap<string, Tensor>) => {
-    const holder = model.adapted();
+    const holder = withAdapter(model);
     for (const { name } of model.trained) holder.set(name, values.get(name)!);
     const to = join(folder, `${name}-named`);
     await saveAdapter(holder, to, join(root, "test/fixtures/llama-tiny"));
@@ -392,7 +393,7 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
   };
 
   test("computes what PEFT computes, merged too, with its loss and its gradients", async () => {
-    const merged = model.merged();
+    const merged = mergeAdapter(model);
     for (const [i, sequence] of ids.entries()) {
       const wanted = expected.get(`${what()}.${i}`)!.data;
       expectNear(await outputs(model, sequence), wanted, `sequence ${i}`);
@@ -583,7 +584,7 @@ describe("an adapter's files", () => {
 
   test("are not written over the base, nor as a whole model, and what is frozen is not trained", async () => {
     const whole = await loadModel(base, devices[0]);
-    const model = whole.adapted(options);
+    const model = withAdapter(whole, options);
     await expect(saveAdapter(model, base, base)).rejects.toThrow(/holds the adapter's base/);
     await expect(saveAdapter(whole, folder, base)).rejects.toThrow(/has no adapter/);
     await expect(saveModel(model, folder)).rejects.toThrow(/saveAdapter writes it/);
@@ -596,17 +597,17 @@ describe("an adapter's files", () => {
 test("options that a model cannot have are refused by name", async () => {
   const on = devices[0];
   const [one, other] = [await lively(llama, on), await lively(gpt2, on)];
-  expect(() => one.adapted({ rank: 0, alpha: 1 })).toThrow("rank is 0, wanted a whole number from 1");
-  expect(() => one.adapted({ rank: 1, alpha: 0 })).toThrow("alpha is 0, wanted a number above 0");
-  expect(() => one.adapted()).toThrow("the model has no adapter");
-  expect(() => one.adapted({ ...options, targets: [] })).toThrow(
+  expect(() => withAdapter(one, { rank: 0, alpha: 1 })).toThrow("rank is 0, wanted a whole number from 1");
+  expect(() => withAdapter(one, { rank: 1, alpha: 0 })).toThrow("alpha is 0, wanted a number above 0");
+  expect(() => withAdapter(one)).toThrow("the model has no adapter");
+  expect(() => withAdapter(one, { ...options, targets: [] })).toThrow(
     "targets is [], wanted some of q, k, v, o, gate, up, down",
   );
-  expect(() => other.adapted({ ...options, targets: ["gate"] })).toThrow(
+  expect(() => withAdapter(other, { ...options, targets: ["gate"] })).toThrow(
     "targets is [gate], wanted some of q, k, v, o, up, down",
   );
-  expect(() => other.adapted({ ...options, targets: ["q", "v"] })).toThrow("wanted all of q, k, v or none");
-  const model = one.adapted(options);
-  expect(() => model.adapted({ ...options, rank: 4 })).toThrow("wants it merged first");
+  expect(() => withAdapter(other, { ...options, targets: ["q", "v"] })).toThrow("wanted all of q, k, v or none");
+  const model = withAdapter(one, options);
+  expect(() => withAdapter(model, { ...options, rank: 4 })).toThrow("wants it merged first");
   for (const each of [one, other, model]) each.dispose();
 });

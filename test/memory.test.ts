@@ -21,6 +21,7 @@ import {
 import { child } from "./child.js";
 import { episodes, lively, llama, ppoConfig } from "./models.js";
 import { Random } from "./random.js";
+import { withAdapter } from "../lib/model/adapt.js";
 
 let on: Device;
 let folder: string;
@@ -192,7 +193,7 @@ test.each<[string, boolean, (models: Transformer[]) => AsyncGenerator<unknown>]>
     await lively(llama, on),
     await lively(llama, on, "score"),
   ];
-  const models = adapted ? whole.map((model, i) => (i === 2 ? model : model.adapted(lora, i))) : whole;
+  const models = adapted ? whole.map((model, i) => (i === 2 ? model : withAdapter(model, lora, i))) : whole;
   const after = await held(loop(models), on);
   expect(after.length).toBe(200);
   expect(after.at(-1)!.current).toBe(after[19].current);

@@ -8,7 +8,7 @@ import { typeError } from "../device/errors.js";
 import { makeFolder } from "../files/durable.js";
 import { loadModel, loadModels } from "../model/checkpoint.js";
 import { baseFolder } from "../files/adapter.js";
-import { Transformer } from "../model/transformer.js";
+import { averageModels } from "../model/adapt.js";
 import { algorithms, type Algorithm, type AlgorithmName } from "../rlhf/algorithms.js";
 import { logps } from "../rlhf/measure/logp.js";
 import { values } from "../rlhf/measure/score.js";
@@ -224,7 +224,7 @@ export async function merge(
         `--out: ${out} holds ${resolve(out) === resolve(folder) ? "one of the models" : "the adapter's base"}, wanted another folder`,
       );
   using _ = await Folder.open(out, TRAINED_FILES);
-  const model = Transformer.average(models);
+  const model = averageModels(models);
   await saveTrained(model, out);
   await copyTokenizer(folders[0], out);
   say(`${out}: ${model.size} weights`);

@@ -12,6 +12,7 @@ import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import type { Transformer } from "../model/transformer.js";
 import type { Role } from "../rlhf/algorithms.js";
 import type { Config } from "./config/schema.js";
+import { withAdapter } from "../model/adapt.js";
 
 const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 const GENERATION_FILE = "generation_config.json";
@@ -68,7 +69,7 @@ export function toTrain(
   { lora, seed }: Pick<Config, "lora" | "seed">,
   head = model.headKind,
 ): Transformer {
-  if (lora.rank > 0) return model.adapted(lora, seed, head);
+  if (lora.rank > 0) return withAdapter(model, lora, seed, head);
   if (model.lora)
     throw typeError(
       "LORA",

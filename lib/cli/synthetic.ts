@@ -37,7 +37,7 @@ export function trainedBeside(base: Transformer, config: Config, head = base.hea
 /** The model in a run's dtype. A run never holds the f32 of a bf16 model. */
 export function stored(model: Transformer, weights: "f32" | "bf16"): Transformer {
   if (weights === "f32") return model;
-  model.narrow();
+  model.toBf16();
   model.device.resetPeak();
   return model;
 }

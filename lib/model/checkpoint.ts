@@ -11,7 +11,8 @@ import { writeListed } from "../files/listed.js";
 import { loadAdapter } from "./peft.js";
 import { place, type Place } from "./places.js";
 import { readSafetensors, safetensors, type Writable } from "./safetensors.js";
-import { Transformer, weightShapes } from "./transformer.js";
+import { Transformer } from "./transformer.js";
+import { weightShapes } from "./weights.js";
 
 /** What `saveModel` writes. */
 export const MODEL_FILES = ["model.safetensors", "config.json"];
@@ -56,7 +57,7 @@ export async function loadModels(
       bases.set(key, base);
       const model = isAdapter(folder) ? await loadAdapter(folder, base) : base.base();
       models.push(model);
-      if (weights === "bf16") model.narrow();
+      if (weights === "bf16") model.toBf16();
     }
     return models;
   } catch (error) {
@@ -90,7 +91,7 @@ async function loadWhole(folder: string, on: Device, weights: "f32" | "bf16"): P
   const model = new Transformer(config, head, on);
   for (const { name, shape, found, where } of all) {
     model.set(name, Tensor.from(taken(found, shape, where), shape, on));
-    if (weights === "bf16") model.narrow(name);
+    if (weights === "bf16") model.toBf16(name);
   }
   return model;
 }

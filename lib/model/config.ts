@@ -108,97 +108,123 @@ type Json = Record<string, unknown>;
 
 /** Reads `config.json` of a Hugging Face directory. @throws TypeError `MODEL` for what is not supported, by name */
 export function fromHuggingFace(json: Json, where: string): ModelConfig {
-  const wrong = (what: string) => typeError("MODEL", `${where}: ${what}`);
-  const number = (key: string, otherwise?: number): number => {
-    const value = json[key] ?? otherwise;
-    if (typeof value !== "number" || !(value > 0))
-      throw wrong(`${key} is ${shown(json[key])}, wanted a positive number`);
-    return value;
-  };
-  const whole = (key: string, otherwise?: number): number => {
-    const value = number(key, otherwise);
-    if (!Number.isInteger(value) || value >= 2 ** 31)
-      throw wrong(`${key} is ${value}, wanted a whole number below 2^31`);
-    return value;
-  };
-  const divided = (width: number, heads: number): number => {
-    if (width % heads !== 0) throw wrong(`there are ${heads} heads, wanted a divisor of the width ${width}`);
-    return width / heads;
-  };
+  const read = new Entries(json, where);
   const eosIds = tokenIds(json.eos_token_id);
   const [[eosId], [bosId], [padId]] = [eosIds, tokenIds(json.bos_token_id), tokenIds(json.pad_token_id)];
   const ids = { eosId, ...(eosIds.length > 1 ? { eosIds } : {}), bosId, padId };
   const kind = json.model_type;
   if (typeof kind !== "string" || !Object.hasOwn(families, kind))
-    throw wrong(`model_type is ${shown(kind)}, wanted one of ${Object.keys(families).join(", ")}`);
+    throw read.wrong(`model_type is ${shown(kind)}, wanted one of ${Object.keys(families).join(", ")}`);
   const family = families[kind as ModelConfig["kind"]];
-  if (family.kind === "gpt2") {
-    const activation = { gelu_new: "gelu-tanh", gelu_pytorch_tanh: "gelu-tanh", gelu: "gelu-erf" }[
-      String(json.activation_function ?? "gelu_new")
-    ];
-    if (!activation) throw wrong(`activation_function is ${shown(json.activation_function)}, wanted gelu_new or gelu`);
-    if (json.scale_attn_by_inverse_layer_idx) throw wrong("scale_attn_by_inverse_layer_idx is not supported");
-    if (json.add_cross_attention) throw wrong("add_cross_attention is not supported");
-    if (json.scale_attn_weights === false) throw wrong("scale_attn_weights is false, wanted true");
-    const width = whole("n_embd");
-    const heads = whole("n_head");
-    return {
-      ...family,
-      layers: whole("n_layer"),
-      width,
-      heads,
-      kvHeads: heads,
-      headSize: divided(width, heads),
-      mlp: whole("n_inner", 4 * width),
-      vocabulary: whole("vocab_size"),
-      context: whole("n_positions", 1024),
-      ropeTheta: 10000,
-      normEps: number("layer_norm_epsilon", 1e-5),
-      activation: activation as ModelConfig["activation"],
-      tied: json.tie_word_embeddings !== false,
-      ...ids,
-    };
+  return { ...family, ...(family.kind === "gpt2" ? gpt2(json, read) : llamaLike(json, read, family)), ...ids };
+}
+
+/** The entries of a config.json, with their errors. */
+class Entries {
+  constructor(
+    private readonly json: Json,
+    private readonly where: string,
+  ) {}
+
+  wrong(what: string) {
+    return typeError("MODEL", `${this.where}: ${what}`);
   }
+  number(key: string, otherwise?: number): number {
+    const value = this.json[key] ?? otherwise;
+    if (typeof value !== "number" || !(value > 0))
+      throw this.wrong(`${key} is ${shown(this.json[key])}, wanted a positive number`);
+    return value;
+  }
+  whole(key: string, otherwise?: number): number {
+    const value = this.number(key, otherwise);
+    if (!Number.isInteger(value) || value >= 2 ** 31)
+      throw this.wrong(`${key} is ${value}, wanted a whole number below 2^31`);
+    return value;
+  }
+  divided(width: number, heads: number): number {
+    if (width % heads !== 0) throw this.wrong(`there are ${heads} heads, wanted a divisor of the width ${width}`);
+    return width / heads;
+  }
+}
+
+type Sizes = Omit<ModelConfig, keyof Family> & Partial<Family>;
+
+function gpt2(json: Json, read: Entries): Sizes {
+  const activation = { gelu_new: "gelu-tanh", gelu_pytorch_tanh: "gelu-tanh", gelu: "gelu-erf" }[
+    String(json.activation_function ?? "gelu_new")
+  ];
+  if (!activation)
+    throw read.wrong(`activation_function is ${shown(json.activation_function)}, wanted gelu_new or gelu`);
+  if (json.scale_attn_by_inverse_layer_idx) throw read.wrong("scale_attn_by_inverse_layer_idx is not supported");
+  if (json.add_cross_attention) throw read.wrong("add_cross_attention is not supported");
+  if (json.scale_attn_weights === false) throw read.wrong("scale_attn_weights is false, wanted true");
+  const width = read.whole("n_embd");
+  const heads = read.whole("n_head");
+  return {
+    layers: read.whole("n_layer"),
+    width,
+    heads,
+    kvHeads: heads,
+    headSize: read.divided(width, heads),
+    mlp: read.whole("n_inner", 4 * width),
+    vocabulary: read.whole("vocab_size"),
+    context: read.whole("n_positions", 1024),
+    ropeTheta: 10000,
+    normEps: read.number("layer_norm_epsilon", 1e-5),
+    activation: activation as ModelConfig["activation"],
+    tied: json.tie_word_embeddings !== false,
+  };
+}
+
+function llamaLike(json: Json, read: Entries, { kind, qkvBias }: Family): Sizes {
   if (json.hidden_act !== undefined && json.hidden_act !== "silu")
-    throw wrong(`hidden_act is ${shown(json.hidden_act)}, wanted silu`);
-  const width = whole("hidden_size");
-  const heads = whole("num_attention_heads");
-  const layers = whole("num_hidden_layers");
-  const context = whole("max_position_embeddings");
+    throw read.wrong(`hidden_act is ${shown(json.hidden_act)}, wanted silu`);
+  const width = read.whole("hidden_size");
+  const heads = read.whole("num_attention_heads");
+  const layers = read.whole("num_hidden_layers");
+  const context = read.whole("max_position_embeddings");
   const headSize =
-    typeof json.head_dim === "number" ? whole("head_dim") : kind === "qwen3" ? 128 : divided(width, heads);
+    typeof json.head_dim === "number" ? read.whole("head_dim") : kind === "qwen3" ? 128 : read.divided(width, heads);
   if (headSize % 2 !== 0)
-    throw wrong(`a head has ${headSize} dimensions, wanted an even number, which rotary positions pair`);
-  const last = typeof json.max_window_layers === "number" ? json.max_window_layers : 28; // layers of Qwen before it have no window
-  const slides = Array.isArray(json.layer_types) ? json.layer_types.includes("sliding_attention") : layers > last;
-  const windowed = kind === "mistral" || (kind.startsWith("qwen") && json.use_sliding_window && slides);
-  const window = windowed && json.sliding_window !== null ? whole("sliding_window", 4096) : context;
-  if (window < context && kind !== "mistral") {
-    const where = json.layer_types ? "that layer_types names" : `from max_window_layers, ${last}, on`;
-    throw wrong(
-      `sliding_window is ${window} in the layers ${where}, wanted max_position_embeddings, ${context}, or more, or use_sliding_window false`,
-    );
-  }
+    throw read.wrong(`a head has ${headSize} dimensions, wanted an even number, which rotary positions pair`);
+  const window = windowOf(json, read, { kind, layers, context });
   const bias = (kind === "llama" || kind === "qwen3") && json.attention_bias === true;
   return {
-    ...family,
     layers,
     width,
     heads,
-    kvHeads: whole("num_key_value_heads", heads),
+    kvHeads: read.whole("num_key_value_heads", heads),
     headSize,
-    mlp: whole("intermediate_size"),
-    vocabulary: whole("vocab_size"),
+    mlp: read.whole("intermediate_size"),
+    vocabulary: read.whole("vocab_size"),
     context,
-    ...ropeOf(json, wrong),
-    normEps: number("rms_norm_eps", 1e-6),
-    qkvBias: family.qkvBias || bias,
+    ...ropeOf(json, (what) => read.wrong(what)),
+    normEps: read.number("rms_norm_eps", 1e-6),
+    qkvBias: qkvBias || bias,
     outBias: bias,
     mlpBias: kind === "llama" && json.mlp_bias === true,
     tied: json.tie_word_embeddings === true,
     ...(window < context ? { window } : {}),
-    ...ids,
   };
+}
+
+/** How many keys a query sees: the context where there is no sliding window. */
+function windowOf(
+  json: Json,
+  read: Entries,
+  { kind, layers, context }: Pick<ModelConfig, "kind" | "layers" | "context">,
+): number {
+  const last = typeof json.max_window_layers === "number" ? json.max_window_layers : 28; // layers of Qwen before it have no window
+  const slides = Array.isArray(json.layer_types) ? json.layer_types.includes("sliding_attention") : layers > last;
+  const windowed = kind === "mistral" || (kind.startsWith("qwen") && json.use_sliding_window && slides);
+  const window = windowed && json.sliding_window !== null ? read.whole("sliding_window", 4096) : context;
+  if (window < context && kind !== "mistral") {
+    const where = json.layer_types ? "that layer_types names" : `from max_window_layers, ${last}, on`;
+    throw read.wrong(
+      `sliding_window is ${window} in the layers ${where}, wanted max_position_embeddings, ${context}, or more, or use_sliding_window false`,
+    );
+  }
+  return window;
 }
 
 /** Rotary positions; `rope_theta` and `rope_scaling` are how files before transformers 5 spell `rope_parameters`. */

@@ -28,6 +28,7 @@ import { writeListed } from "../../lib/files/listed.js";
 import { readSafetensorsFile, writeSafetensors } from "../../lib/model/safetensors.js";
 import { llama } from "../models.js";
 import { Random, seed } from "../random.js";
+import { withAdapter } from "../../lib/model/adapt.js";
 
 // Files at rest that are damaged: a bit flipped, a sector zeroed, a file cut off. RLHF_FLIPS=1000 flips so many bits in each state of a
 // run and checks it, flips so many in all and resumes it, and says what came of them.
@@ -173,7 +174,7 @@ describe("a saved file", () => {
     const tiny = { ...llama, layers: 1, width: 8, heads: 2, kvHeads: 2, headSize: 4, mlp: 8, vocabulary: 11 };
     const whole = Transformer.random(tiny, "logits", on, 1);
     await saveModel(whole, at("model", "base"));
-    const adapted = whole.adapted({ rank: 1, alpha: 2 });
+    const adapted = withAdapter(whole, { rank: 1, alpha: 2 });
     await saveAdapter(adapted, at("model", "adapter"), at("model", "base"));
     await (await Tokenizer.load(at("finished", "base"))).save(at("model", "tokenizer"));
     for (const one of [whole, adapted]) one.dispose();

@@ -14,6 +14,7 @@ import { device, saveAdapter, saveModel, Transformer, type Device } from "../../
 import { makeFolder, writeFileDurably } from "../../lib/files/durable.js";
 import { llama } from "../models.js";
 import { Random } from "../random.js";
+import { withAdapter } from "../../lib/model/adapt.js";
 
 // What a run overwrites or removes, a run made. What a killed process left behind goes.
 
@@ -167,7 +168,7 @@ describe("a run", () => {
 
 describe("models", () => {
   const whole = () => Transformer.random(llama, "logits", on, 1);
-  const adapted = () => whole().adapted({ rank: 2, alpha: 4, targets: ["q"] }, 1);
+  const adapted = () => withAdapter(whole(), { rank: 2, alpha: 4, targets: ["q"] }, 1);
 
   test("an adapter and a whole model are not saved into one folder", async () => {
     await saveModel(whole(), at("whole"));

@@ -11,10 +11,10 @@ test("packed layers give the bits of the weights as they are now, are packed onc
   };
   const before = await bits();
   const { current } = on.memory();
-  const first = model.pack();
+  const first = model.packWeights();
   const held = on.memory().current;
   expect(held).toBeGreaterThan(current);
-  const second = model.pack();
+  const second = model.packWeights();
   expect(on.memory().current).toBe(held);
   expect(await bits()).toBe(before);
 
@@ -23,7 +23,7 @@ test("packed layers give the bits of the weights as they are now, are packed onc
   weight.changed();
   const after = await bits();
   expect(after).not.toBe(before);
-  const third = model.pack();
+  const third = model.packWeights();
   expect(on.memory().current).toBe(held);
   expect(await bits()).toBe(after);
   for (const panels of [first, second, third]) panels[Symbol.dispose]();

@@ -17,7 +17,7 @@ import {
   type Episode,
   type ModelConfig,
 } from "../../lib/index.js";
-import { pack } from "../../lib/model/transformer.js";
+import { pack } from "../../lib/model/packed.js";
 import { promptGroups } from "../../lib/rlhf/batch/episode.js";
 import { packEpisodes } from "../../lib/rlhf/batch/pack.js";
 import { tokensIn } from "../../lib/rlhf/batch/units.js";
@@ -149,7 +149,7 @@ describe.each(configs)("%s", (_, config) => {
           return { size, bits: [await logp.read(), ...(await taken(model)).values()] };
         };
         const whole = await learned(() => ({ hidden: model.hidden(batch, { recompute }), rows: batch.rows }));
-        const scored = await learned(() => model.scored(batch, { recompute }));
+        const scored = await learned(() => model.hiddenRows(batch, { recompute }));
         expect(scored.bits).toEqual(whole.bits);
         expect(scored.size).toBe(new Set(batch.rows).size);
         expect(scored.size).toBeLessThan(whole.size);

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { generate, loadModel, logps, ops, ppo, saveModel, Tensor, type Device } from "../../lib/index.js";
 import { readSafetensors } from "../../lib/model/safetensors.js";
-import { pack } from "../../lib/model/transformer.js";
+import { pack } from "../../lib/model/packed.js";
 import { run } from "../../lib/tensor/op.js";
 import { everyCpu, episodes, gpt2, lively, llama, ppoConfig, weightsOf } from "../models.js";
 import { Random } from "../random.js";
@@ -122,7 +122,7 @@ describe.each(
       const vectors = [...narrow.parameters.values()]
         .filter(({ value }) => value.shape.length < 2)
         .reduce((sum, { value }) => sum + 4 * value.size, 0);
-      narrow.narrow();
+      narrow.toBf16();
       expect(on.memory().current - before).toBeLessThan(vectors + (whole - vectors) * 0.65); // 64 bytes at least for each
       const wide = narrow.copy();
       for (const { name, value } of wide.matrices) {
@@ -153,7 +153,7 @@ describe.each(
     ] as const) {
       const [policy, reference] = [await lively(config, on), await lively(config, on)];
       const [reward, critic] = [await lively(config, on, "score", 2), await lively(config, on, "score", 2)];
-      for (const model of [reference, reward]) model.narrow();
+      for (const model of [reference, reward]) model.toBf16();
       const kl: number[] = [];
       // an update whose first ratios are not all exactly 1 throws
       for await (const metrics of ppo({ policy, reference, reward, critic }, () => prompts, {
@@ -185,7 +185,7 @@ describe.each(
       const ids = pack([[1, 2, 3, 4]]);
       await saveModel(model, folder);
       const rounded = await loadModel(folder, on, "bf16");
-      model.narrow();
+      model.toBf16();
       expect((await weightsOf(rounded)).equals(await weightsOf(model))).toBe(true);
       await saveModel(model, folder);
       const stored = await readSafetensors(folder, "keep");

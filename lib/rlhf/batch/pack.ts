@@ -1,5 +1,5 @@
 import { rangeError } from "../../device/errors.js";
-import { pack, type Packed } from "../../model/transformer.js";
+import { pack, type Packed } from "../../model/packed.js";
 import type { Episode, Group } from "./episode.js";
 
 /** Packed episodes with the rows whose hidden state predicts a completion token (M of them), and those tokens. */

@@ -30,7 +30,7 @@ export async function logps(
   for (const part of forwardParts(episodes, microBatch, sharePrompts)) {
     const batch = packEpisodes(part);
     const { logp, entropy } = scope(() => {
-      const { hidden, rows } = model.scored(batch);
+      const { hidden, rows } = model.hiddenRows(batch);
       const { logp, entropy } = ops.linearLogprob(hidden, model.head, rows, batch.y, { temperature });
       return { logp, entropy };
     });
@@ -45,7 +45,7 @@ export async function logps(
 /** Sets the column `refLogp` to the log-probs of a batch's tokens under the reference. */
 export function setRefLogp(batch: Batch, reference: Transformer, { temperature = 1 } = {}): void {
   batch.measure("refLogp", ({ packed }, logp) => {
-    const { hidden, rows } = reference.scored(packed);
+    const { hidden, rows } = reference.hiddenRows(packed);
     run("linearLogprob", { h: hidden, weight: reference.head, rows, y: packed.y, temperature, logp });
   });
 }
@@ -67,7 +67,7 @@ export async function fullKl(
     const batch = packEpisodes(part);
     using kl = scope(() => {
       const [logits, refLogits] = [model, reference].map((one) => {
-        const { hidden, rows } = one.scored(batch);
+        const { hidden, rows } = one.hiddenRows(batch);
         return one.logits(ops.embedding(rows, hidden));
       });
       return run("fullKl", { logits, refLogits, temperature }).kl;

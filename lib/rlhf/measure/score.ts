@@ -1,4 +1,5 @@
-import type { HiddenOptions, Packed, Transformer } from "../../model/transformer.js";
+import type { Packed } from "../../model/packed.js";
+import type { HiddenOptions, Transformer } from "../../model/transformer.js";
 import { run } from "../../tensor/op.js";
 import { scope, Tensor } from "../../tensor/tensor.js";
 import type { Batch } from "../batch/batch.js";
@@ -8,7 +9,7 @@ import { forwardParts } from "../batch/units.js";
 
 /** The model's score at the rows of a batch: f32 [rows]. */
 export function scoreOf(model: Transformer, batch: Packed & { rows: Int32Array }, options?: HiddenOptions): Tensor {
-  const { hidden, rows } = model.scored(batch, options);
+  const { hidden, rows } = model.hiddenRows(batch, options);
   return model.score(hidden, rows);
 }
 
@@ -28,7 +29,7 @@ export async function scores(
   for (const part of forwardParts(episodes, microBatch, sharePrompts)) {
     const batch = packWhole(part);
     scope(() => {
-      const { hidden, rows } = model.scored(batch);
+      const { hidden, rows } = model.hiddenRows(batch);
       const value = all.rows(at, (at += batch.rows.length));
       run("score", { h: hidden, weight: model.parameter("score"), rows, value });
     });
@@ -59,7 +60,7 @@ export async function values(
 /** Sets the column `values` to the critic's value before each token of a batch. */
 export function setValues(batch: Batch, critic: Transformer): void {
   batch.measure("values", ({ packed }, value) => {
-    const { hidden, rows } = critic.scored(packed);
+    const { hidden, rows } = critic.hiddenRows(packed);
     run("score", { h: hidden, weight: critic.parameter("score"), rows, value });
   });
 }

@@ -50,7 +50,7 @@ export function nll(
   { scale = 1, recompute = false }: { scale?: number; recompute?: boolean } = {},
 ): Tensor {
   const batch = packEpisodes(part);
-  const { hidden, rows } = model.scored(batch, { recompute });
+  const { hidden, rows } = model.hiddenRows(batch, { recompute });
   return ops.linearNll(hidden, model.head, rows, batch.y, { cuSeqlens: batch.cuRows, denominator, scale, stats }).loss;
 }
 

@@ -96,7 +96,7 @@ function policyLoss(
 ): Tensor {
   const { clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, aggregation, entropyCoef } = terms;
   const { y, cuRows: cuSeqlens } = part.packed;
-  const { hidden, rows } = policy.scored(part.packed, { recompute });
+  const { hidden, rows } = policy.hiddenRows(part.packed, { recompute });
   const [oldLogp, advantages] = [part.column("logp"), part.column("advantages")];
   const options = { clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, aggregation, entropyCoef, cuSeqlens };
   const kl = lossKlCoef ? { refLogp: part.column("refLogp"), klCoef: lossKlCoef, estimator: lossKlEstimator } : {};
@@ -133,7 +133,7 @@ export async function valueStep(
   const denominator = denominatorOf(minibatch, terms);
   using stats = zeroStats("value", critic.device);
   backward(minibatch.parts, (part) => {
-    const { hidden, rows } = critic.scored(part.packed, { recompute });
+    const { hidden, rows } = critic.hiddenRows(part.packed, { recompute });
     return ops.valueLoss(critic.score(hidden, rows), part.column("returns"), {
       oldValues: part.column("values"),
       clipRange: valueClip,

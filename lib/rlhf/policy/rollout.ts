@@ -1,5 +1,6 @@
 import { rangeError } from "../../device/errors.js";
-import { generate, type Request, type SamplingOptions } from "../../model/generate.js";
+import { generate, type Request } from "../../model/generate.js";
+import type { SamplingOptions } from "../../model/sampling.js";
 import type { Transformer } from "../../model/transformer.js";
 import { Batch } from "../batch/batch.js";
 import { allFinite } from "../learn/update.js";
