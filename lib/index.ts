@@ -67,7 +67,7 @@ export type { RandomState } from "./device/philox.js";
 export type { Data, Owner } from "./tensor/tensor.js";
 export type { BpeOptions } from "./tokenizer/bpe.js";
 export type { ChatTemplate, Message } from "./tokenizer/chat.js";
-export type { Step } from "./tokenizer/pipeline.js";
+export type { TokenizerRule } from "./tokenizer/pipeline.js";
 export type { AddedToken, TokenizerConfig, TokenizerFiles, TokenizerJson, TokenStream } from "./tokenizer/tokenizer.js";
 export type { Attend } from "./model/block.js";
 export type { HiddenOptions } from "./model/transformer.js";

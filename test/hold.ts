@@ -46,8 +46,8 @@ const bounded = (data: ArrayLike<number>) =>
 /** The arguments that a device takes in 16 bits, each by itself or all together. */
 function halves(on: Device, op: string): Map<string, Dtype> {
   const { arguments: all } = specs.get(op)!;
-  const apart = all.flatMap((a): [string, Dtype][] => (on.half(op, a) ? [[a.name, on.half(op, a)!]] : []));
-  return new Map(apart.length > 0 ? apart : all.filter((a) => a.narrow).map(({ name }) => [name, "bf16"]));
+  const alone = all.flatMap((a): [string, Dtype][] => (on.halfDtype(op, a) ? [[a.name, on.halfDtype(op, a)!]] : []));
+  return new Map(alone.length > 0 ? alone : all.filter((a) => a.bf16Together).map(({ name }) => [name, "bf16"]));
 }
 
 /** A case whose inputs that an op takes in 16 bits are representable in them. */

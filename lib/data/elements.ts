@@ -29,13 +29,13 @@ export class Elements {
         if (this.depth++ === 0) start = i + 1;
       } else if (byte === CLOSE || byte === CLOSE_BRACE) {
         if (--this.depth > 0) continue;
-        const last = this.take(chunk.subarray(start, i));
+        const last = this.joined(chunk.subarray(start, i));
         if (this.count > 0 || !isBlank(last)) yield last;
         this.ended = true;
         start = i + 1;
       } else if (byte === COMMA && this.depth === 1) {
         this.count++;
-        yield this.take(chunk.subarray(start, i));
+        yield this.joined(chunk.subarray(start, i));
         start = i + 1;
       }
     }
@@ -55,7 +55,7 @@ export class Elements {
       throw new Error(`it has more than ${this.limit} bytes, the limit of a row`);
   }
 
-  private take(part: Uint8Array): Uint8Array {
+  private joined(part: Uint8Array): Uint8Array {
     this.keep(part);
     const whole = Buffer.concat(this.parts);
     this.parts = [];

@@ -41,8 +41,8 @@ export class AddonDevice implements Device {
   has(op: string, dtype: Dtype = "f32"): boolean {
     return specs.get(op)?.dtypes[this.kind].includes(dtype) ?? false;
   }
-  half(_op: string, { either }: Argument): Dtype | undefined {
-    return this.kind === "cpu" && either ? "bf16" : undefined;
+  halfDtype(_op: string, { bf16Alone }: Argument): Dtype | undefined {
+    return this.kind === "cpu" && bf16Alone ? "bf16" : undefined;
   }
   allocate(bytes: number, owner?: object): number {
     const { recording } = this;
@@ -76,7 +76,7 @@ export class AddonDevice implements Device {
     coded(() => this.open.trust(address));
   }
   async read(address: number, bytes: number): Promise<ArrayBuffer> {
-    return told(() => this.open.read(address, bytes));
+    return codedAsync(() => this.open.read(address, bytes));
   }
   call(op: OpSpec, args: readonly (Placed | number | undefined)[]): void {
     if (!this.has(op?.name)) throw typeError("OP", `${op?.name}: the device ${this.kind} does not have this op`);
@@ -158,7 +158,7 @@ export class AddonDevice implements Device {
   private async finish(): Promise<void> {
     this.options.closed?.(this);
     try {
-      await told(() => this.native.wait());
+      await codedAsync(() => this.native.wait());
     } finally {
       this.native.close();
     }
@@ -185,7 +185,7 @@ function coded<T>(f: () => T): T {
     throw inOurs(error);
   }
 }
-async function told<T>(f: () => Promise<T>): Promise<T> {
+async function codedAsync<T>(f: () => Promise<T>): Promise<T> {
   try {
     return await f();
   } catch (error) {

@@ -30,8 +30,8 @@ export interface Device {
   readonly threads: number;
   /** Whether it has this op of the list, at a 16-bit dtype too; calling one that it lacks throws TypeError `OP`. */
   has(op: string, dtype?: Dtype): boolean;
-  /** The 16-bit dtype that an argument of the op may have whatever the others are; none where all must go together. */
-  half(op: string, argument: Argument): Dtype | undefined;
+  /** The 16-bit dtype that an argument of the op may have by itself; undefined where all must have it together. */
+  halfDtype(op: string, argument: Argument): Dtype | undefined;
   /**
    * Memory for a tensor. It is given back when `owner`, an object, is garbage; without an owner, by `release` alone.
    * @throws RangeError `MEMORY` if there is no more, TypeError `DEVICE` once the device is closed

@@ -20,10 +20,10 @@ export interface Argument {
   dtype: Dtype;
   /** Dimension 0 may be strided. */
   rows: boolean;
-  /** bf16 where the call is. */
-  narrow: boolean;
-  /** f32 or bf16 by itself, on a CPU. */
-  either: boolean;
+  /** On a GPU that takes the op at bf16: bf16, together with the others of its kind. */
+  bf16Together: boolean;
+  /** On a CPU: f32 or bf16, whatever the others are. */
+  bf16Alone: boolean;
   /** It may be packed. */
   weight: boolean;
   /** Of its shape; `any` is the one that all such arguments of a call share. */
@@ -83,8 +83,8 @@ export const specs: ReadonlyMap<string, OpSpec> = new Map(
         name: camel(a.name),
         dtype: a.type === "I32" ? "i32" : a.type === "F64" ? "f64" : "f32",
         rows: a.type === "ROWS",
-        narrow: ["ROWS", "WEIGHT", "SAME"].includes(a.type),
-        either: ["EITHER", "WEIGHT"].includes(a.type),
+        bf16Together: ["ROWS", "WEIGHT", "SAME"].includes(a.type),
+        bf16Alone: ["EITHER", "WEIGHT"].includes(a.type),
         weight: a.type === "WEIGHT",
         dims: dims(a.dims),
         dimsText: a.dims,

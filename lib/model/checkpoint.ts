@@ -90,7 +90,7 @@ async function loadWhole(folder: string, on: Device, weights: "f32" | "bf16"): P
   });
   const model = new Transformer(config, head, on);
   for (const { name, shape, found, where } of all) {
-    model.set(name, Tensor.from(taken(found, shape, where), shape, on));
+    model.set(name, Tensor.from(ours(found, shape, where), shape, on));
     if (weights === "bf16") model.toBf16(name);
   }
   return model;
@@ -143,11 +143,11 @@ function* places(shape: readonly number[], { transposed, third }: Place): Genera
     for (let c = 0; c < columns; c++) yield [r * columns + c, c * stride + (third ?? 0) * rows + r];
 }
 
-function taken({ data }: Writable, shape: readonly number[], where: Place): Data {
+function ours({ data }: Writable, shape: readonly number[], where: Place): Data {
   if (!where.transposed && where.third === undefined) return data;
-  const ours = new ARRAYS[dtypeOf(data)](shape.reduce((a, b) => a * b, 1));
-  for (const [i, j] of places(shape, where)) ours[i] = data[j];
-  return ours;
+  const numbers = new ARRAYS[dtypeOf(data)](shape.reduce((a, b) => a * b, 1));
+  for (const [i, j] of places(shape, where)) numbers[i] = data[j];
+  return numbers;
 }
 
 function put(target: Writable, data: Data, shape: readonly number[], where: Place): void {

@@ -74,14 +74,14 @@ export async function loadAdapter(folder: string, base: Transformer): Promise<Tr
   const wrong = (what: string) => typeError("MODEL", `${file}: ${what}`);
   const { tensors } = await readSafetensorsFile(file);
   const stored = new Map([...tensors].map(([key, tensor]) => [short(key), tensor]));
-  const taken = new Set<string>();
-  const take = (key: string, [rows, columns]: number[], third?: number): Tensor => {
+  const seen = new Set<string>();
+  const factor = (key: string, [rows, columns]: number[], third?: number): Tensor => {
     const found = stored.get(short(key));
     if (!found) throw wrong(`${key} is missing`);
     const wanted = [third === undefined ? rows : 3 * rows, columns];
     if (found.shape.join() !== wanted.join()) throw wrong(`${key} has shape [${found.shape}], wanted [${wanted}]`);
     if (!(found.data instanceof Float32Array)) throw wrong(`${key} holds no f32, f16 or bf16 numbers`);
-    taken.add(short(key));
+    seen.add(short(key));
     const begin = (third ?? 0) * rows * columns;
     return Tensor.from(found.data.subarray(begin, begin + rows * columns), [rows, columns], device);
   };
@@ -97,12 +97,12 @@ export async function loadAdapter(folder: string, base: Transformer): Promise<Tr
     if (!scores && !config.tied && !model.parameters.has("head"))
       throw wrong("it is for a model that ends in logits, its base ends in a score");
     if (scores && (stored.has(short(SCORE)) || !model.parameters.has("score"))) {
-      const score = take(SCORE, [1, config.width]);
+      const score = factor(SCORE, [1, config.width]);
       model.parameters.get("score")?.dispose();
       model.set("score", score);
     }
-    for (const { name, shape, key, third } of factors(config, model.lora!)) model.set(name, take(key, shape, third));
-    const left = [...tensors.keys()].find((key) => !taken.has(short(key)));
+    for (const { name, shape, key, third } of factors(config, model.lora!)) model.set(name, factor(key, shape, third));
+    const left = [...tensors.keys()].find((key) => !seen.has(short(key)));
     if (left !== undefined)
       throw wrong(
         `it holds ${left}, which is no part of an adapter of ${targets.join(", ")} in ${config.layers} blocks`,

@@ -75,7 +75,7 @@ class Call {
   private readonly tracked: Record<string, Tensor | Parameter> = {};
   private readonly args: Arguments;
   private readonly letters: Record<string, number>;
-  private readonly narrow: boolean; // its ROWS, WEIGHT and SAME are bf16
+  private readonly isBf16: boolean; // its ROWS, WEIGHT and SAME are
   private any: readonly number[] | undefined;
   readonly temporary: Tensor[] = [];
 
@@ -87,11 +87,11 @@ class Call {
     this.letters = { ...sizes };
     const args = (this.args = plainIn(given));
     this.device = this.findDevice();
-    const apart = spec.arguments.some((argument) => this.device.half(spec.name, argument));
-    this.narrow =
-      !apart &&
+    const alone = spec.arguments.some((argument) => this.device.halfDtype(spec.name, argument));
+    this.isBf16 =
+      !alone &&
       this.device.has(spec.name, "bf16") &&
-      spec.arguments.some(({ name, kind, rows }) => kind === "in" && rows && isNarrow(args[name]));
+      spec.arguments.some(({ name, kind, rows }) => kind === "in" && rows && isBf16(args[name]));
     for (const name of Object.keys(args))
       if (!spec.arguments.some((a) => a.name === name))
         throw typeError(
@@ -243,7 +243,7 @@ class Call {
 
   private checkDtype(argument: Argument, dtype: Dtype | undefined, given: string): void {
     const wanted = this.dtypeOf(argument);
-    const half = this.device.half(this.spec.name, argument);
+    const half = this.device.halfDtype(this.spec.name, argument);
     if (!dtype || (dtype !== wanted && dtype !== half))
       throw typeError(
         "DTYPE",
@@ -252,7 +252,7 @@ class Call {
   }
 
   private dtypeOf(argument: Argument): Dtype {
-    return this.narrow && argument.narrow ? "bf16" : argument.dtype;
+    return this.isBf16 && argument.bf16Together ? "bf16" : argument.dtype;
   }
 
   private zeros(argument: Argument): Tensor {
@@ -325,7 +325,7 @@ function checkOffsets(offsets: Data, where: string, total: number | undefined): 
 
 const isInto = (given: Arguments[string]): given is Into =>
   typeof given === "object" && given !== null && "into" in given;
-const isNarrow = (given: Arguments[string]) =>
+const isBf16 = (given: Arguments[string]) =>
   given instanceof Tensor
     ? given.dtype === "bf16"
     : given instanceof Parameter

@@ -5,7 +5,7 @@ import { wordPattern } from "./byte_level.js";
 // rewritten where it differs from HF's own tokenizers; tokens are joined here, since its byte fallback differs too.
 
 /** A step of a pipeline: its type and options of that type. */
-export interface Step {
+export interface TokenizerRule {
   /** Name of the step in Hugging Face's tokenizers. */
   type: string;
   [option: string]: unknown;
@@ -21,17 +21,17 @@ const QUICK_STEPS = 32;
  * JavaScript's \s. Its Digits knows decimal digits only, its Metaspace cuts nothing, and its Replace reads "$" as a special sign.
  * @throws Error for a step that it would carry out otherwise, or that makes a text grow without measure
  */
-export function exact(step: Step | null): Step | null {
+export function exact(step: TokenizerRule | null): TokenizerRule | null {
   checkGrowth(step);
   return rewritten(step);
 }
 
 /** The steps of a sequence, and the sequence, however it is nested. @throws Error for too many */
-export function stepsOf(step: Step | null | undefined): Step[] {
-  const found: Step[] = [];
+export function stepsOf(step: TokenizerRule | null | undefined): TokenizerRule[] {
+  const found: TokenizerRule[] = [];
   const left: unknown[] = [step];
   while (left.length > 0) {
-    const next = left.pop() as Step | null | undefined;
+    const next = left.pop() as TokenizerRule | null | undefined;
     if (next === null || next === undefined) continue;
     if (found.length === MOST_STEPS) throw new Error(`it has more than ${MOST_STEPS} steps`);
     found.push(next);
@@ -41,17 +41,17 @@ export function stepsOf(step: Step | null | undefined): Step[] {
   return found;
 }
 
-function partsOf(step: Step): unknown[] {
+function partsOf(step: TokenizerRule): unknown[] {
   const parts = step.normalizers ?? step.pretokenizers ?? step.decoders ?? step.processors;
   if (!Array.isArray(parts)) throw new Error(`a Sequence has ${shown(parts)}, wanted a list of steps`);
   return parts;
 }
 
-function rewritten(step: Step | null): Step | null {
+function rewritten(step: TokenizerRule | null): TokenizerRule | null {
   switch (step?.type) {
     case "Sequence": {
       const steps = "normalizers" in step ? "normalizers" : "pretokenizers";
-      return { ...step, [steps]: (step[steps] as (Step | null)[]).map(rewritten) };
+      return { ...step, [steps]: (step[steps] as (TokenizerRule | null)[]).map(rewritten) };
     }
     case "ByteLevel":
       return step.use_regex !== false && !step.add_prefix_space
@@ -89,10 +89,15 @@ function rewritten(step: Step | null): Step | null {
   }
 }
 
-const split = (Regex: string): Step => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false });
-const sequence = (...pretokenizers: Step[]): Step => ({ type: "Sequence", pretokenizers });
+const split = (Regex: string): TokenizerRule => ({
+  type: "Split",
+  pattern: { Regex },
+  behavior: "Isolated",
+  invert: false,
+});
+const sequence = (...pretokenizers: TokenizerRule[]): TokenizerRule => ({ type: "Sequence", pretokenizers });
 
-function checkPattern({ type, pattern }: Step): void {
+function checkPattern({ type, pattern }: TokenizerRule): void {
   const { Regex } = (pattern ?? {}) as { Regex?: unknown };
   if (typeof Regex === "string" && Regex.length > LONGEST_PATTERN)
     throw new Error(`a ${type} has a pattern of ${Regex.length} characters, wanted at most ${LONGEST_PATTERN}`);
@@ -112,7 +117,7 @@ export const familiarPatterns: readonly string[] = [
 ];
 
 /** Whether the steps are few and every pattern of theirs is a familiar one, so that they need no limit of time. */
-export function areQuick(...pipelines: readonly (Step | null | undefined)[]): boolean {
+export function areQuick(...pipelines: readonly (TokenizerRule | null | undefined)[]): boolean {
   const steps = pipelines.flatMap(stepsOf);
   return (
     steps.length <= QUICK_STEPS &&
@@ -127,7 +132,7 @@ export function areQuick(...pipelines: readonly (Step | null | undefined)[]): bo
 const FORMS: Record<string, number> = { Lowercase: 2, NFC: 3, NFD: 4, NFKC: 18, NFKD: 18, Precompiled: 18 };
 
 /** @throws Error for steps that make a text grow without measure */
-function checkGrowth(step: Step | null): void {
+function checkGrowth(step: TokenizerRule | null): void {
   let [times, more] = [1, 0]; // of the text, and at the beginning of each of its parts
   let folded = true; // what a form has made, no other makes longer: the first is not counted
   for (const one of stepsOf(step)) {
@@ -159,15 +164,15 @@ export type Join = (tokens: string[]) => string[];
 export const byteToken = /^<0x([0-9A-Fa-f]{2})>$/;
 
 /** The decoder that joins tokens to a text; undefined where a step is none of these. @throws Error as `exact` */
-export function joinOf(step: Step | null): Join | undefined {
+export function joinOf(step: TokenizerRule | null): Join | undefined {
   checkGrowth(step);
   return joined(step);
 }
 
-function joined(step: Step | null): Join | undefined {
+function joined(step: TokenizerRule | null): Join | undefined {
   switch (step?.type) {
     case "Sequence": {
-      const joins = (step.decoders as (Step | null)[]).map(joined);
+      const joins = (step.decoders as (TokenizerRule | null)[]).map(joined);
       return joins.includes(undefined) ? undefined : (tokens) => joins.reduce((joined, join) => join!(joined), tokens);
     }
     case "Replace": {

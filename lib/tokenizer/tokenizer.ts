@@ -8,7 +8,7 @@ import { chatTemplate, type ChatTemplate } from "./chat.js";
 import { baseFolder } from "../files/adapter.js";
 import { tokenIds } from "../files/json.js";
 import { writeListed } from "../files/listed.js";
-import { areQuick, byteToken, exact, joinOf, stepsOf, type Join, type Step } from "./pipeline.js";
+import { areQuick, byteToken, exact, joinOf, stepsOf, type Join, type TokenizerRule } from "./pipeline.js";
 import { readListed } from "../files/sums.js";
 import { TimeLimit } from "./time_limit.js";
 
@@ -35,15 +35,15 @@ export interface TokenizerJson {
   /** They are cut out of a text before all else. */
   added_tokens: AddedToken[];
   /** Changes the text. */
-  normalizer: Step | null;
+  normalizer: TokenizerRule | null;
   /** Cuts it into words. */
-  pre_tokenizer: Step | null;
+  pre_tokenizer: TokenizerRule | null;
   /** Puts special tokens around it. */
-  post_processor: Step | null;
+  post_processor: TokenizerRule | null;
   /** Makes text of tokens. */
-  decoder: Step | null;
+  decoder: TokenizerRule | null;
   /** Makes tokens of words. */
-  model: Step & {
+  model: TokenizerRule & {
     /** The id of each token. */
     vocab: Record<string, number>;
     /** Merges of byte-pair encoding: pairs of neighbours that become one, in order. */
@@ -467,7 +467,7 @@ async function readJson(file: string): Promise<Record<string, unknown> | undefin
 }
 
 /** Ids that a step of a post-processor puts before a text that stands alone. */
-function prefixOf(step: Step): number[] {
+function prefixOf(step: TokenizerRule): number[] {
   if (step.type !== "TemplateProcessing" || !Array.isArray(step.single)) return [];
   const parts = step.single as ({ SpecialToken?: { id?: string } | null } | null)[];
   const before = parts.slice(

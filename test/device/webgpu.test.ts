@@ -64,7 +64,7 @@ if (missing && !process.env.CI) {
             expectBits(await runOn(devices[way], entry, inputs), wanted, `${name} (${sizes(inputs)}), ${way}`);
         }
       });
-      if (specs.get(name)!.arguments.some((argument) => devices.full.half(name, argument)))
+      if (specs.get(name)!.arguments.some((argument) => devices.full.halfDtype(name, argument)))
         test("in f16 has the bits of what was widened, with and without the adapter's features, and equals the f64 reference of it", async () => {
           for (const drawn of casesOf(entry)) {
             const inputs = narrowed(devices.full, entry, drawn);

@@ -3,11 +3,11 @@ import { arrayClass, bytesIn, kindOf } from "../arrays.js";
 import { rangeError, typeError, type CodedError } from "../errors.js";
 import type { Argument, Dtype, OpSpec } from "../ops.js";
 import { bytesOf, Call } from "./call.js";
-import { narrowed, widened } from "./double.js";
+import { toPairs, fromPairs } from "./double.js";
 import { Faults, SLOTS } from "./faults.js";
 import { Ledger, type Entry } from "./ledger.js";
 import { Memory, type Allocation, type Region } from "./memory.js";
-import { dtypes, halves, ops } from "./ops/index.js";
+import { dtypes, f16Arguments, ops } from "./ops/index.js";
 import { Queue } from "./queue.js";
 
 export interface WebGpuOptions {
@@ -34,7 +34,7 @@ export class WebGpuDevice implements Device {
   private readonly faults: Faults;
   private readonly maxBinding: number;
   private readonly called = new Map<string, OpSpec>();
-  private readonly pending = new Set<Promise<void>>(); // error scopes that have not told yet
+  private readonly pending = new Set<Promise<void>>(); // error scopes whose errors are not known yet
   private readonly ledger = new Ledger();
   private settled: Promise<unknown> = Promise.resolve(); // reads before, each of which settles what was queued before it
   private unread = 0; // calls since the last of them
@@ -71,8 +71,8 @@ export class WebGpuDevice implements Device {
   has(op: string, dtype: Dtype = "f32"): boolean {
     return dtypes(op).includes(dtype);
   }
-  half(op: string, { name }: Argument): Dtype | undefined {
-    return halves[op] === name ? "f16" : undefined;
+  halfDtype(op: string, { name }: Argument): Dtype | undefined {
+    return f16Arguments[op] === name ? "f16" : undefined;
   }
 
   allocate(bytes: number, owner?: object): number {
@@ -97,7 +97,7 @@ export class WebGpuDevice implements Device {
   }
   write(address: number, data: ArrayBufferView): void {
     this.alive();
-    const bytes = bytesIn(arrayClass(data) === "Float64Array" ? narrowed(data as Float64Array) : data);
+    const bytes = bytesIn(arrayClass(data) === "Float64Array" ? toPairs(data as Float64Array) : data);
     if (!bytes) throw typeError("ARGUMENT", `write: data is ${kindOf(data)}, wanted a typed array or a DataView`);
     if (address % 4 !== 0 || bytes.length % 4 !== 0)
       throw typeError(
@@ -131,12 +131,12 @@ export class WebGpuDevice implements Device {
     const failure = this.ledger.tell(allocation);
     if (failure) throw failure;
     const data = result.slice(within, within + bytes);
-    return dtype === "f64" ? (widened(data).buffer as ArrayBuffer) : data;
+    return dtype === "f64" ? (fromPairs(data).buffer as ArrayBuffer) : data;
   }
 
   /** Reads the regions once all that is queued before is done, and finds which of that failed. */
   private settle(regions: Region[] = []): Promise<ArrayBuffer> {
-    const entries = this.ledger.take();
+    const entries = this.ledger.nextEntries();
     const reading = this.queue.read([this.faults.region, ...regions]);
     this.faults.clear(); // behind what is read
     this.unread = 0;

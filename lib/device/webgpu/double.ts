@@ -1,5 +1,5 @@
 /** f64 numbers as pairs of f32: the nearest, and the nearest to what is left. */
-export function narrowed(data: Float64Array): Float32Array {
+export function toPairs(data: Float64Array): Float32Array {
   const pairs = new Float32Array(2 * data.length);
   data.forEach((x, i) => {
     pairs[2 * i] = x;
@@ -8,7 +8,8 @@ export function narrowed(data: Float64Array): Float32Array {
   return pairs;
 }
 
-export function widened(bytes: ArrayBuffer): Float64Array {
+/** The numbers that pairs of f32 add up to. */
+export function fromPairs(bytes: ArrayBuffer): Float64Array {
   const pairs = new Float32Array(bytes);
   return Float64Array.from({ length: pairs.length / 2 }, (_, i) => pairs[2 * i] + pairs[2 * i + 1]);
 }

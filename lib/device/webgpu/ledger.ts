@@ -26,7 +26,7 @@ export class Ledger {
     return entry;
   }
   /** What was queued since the last time. */
-  take(): Entry[] {
+  nextEntries(): Entry[] {
     const { entries } = this;
     this.entries = [];
     return entries;

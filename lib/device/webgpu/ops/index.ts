@@ -28,7 +28,7 @@ export const ops: Record<string, Run> = {
 };
 
 /** The argument of an op that may be f16, whatever the others are. */
-export const halves: Readonly<Record<string, string>> = {
+export const f16Arguments: Readonly<Record<string, string>> = {
   logprob: "logits",
   logprobGrad: "logits",
   linearLogprob: "weight",
@@ -37,4 +37,4 @@ export const halves: Readonly<Record<string, string>> = {
 };
 
 /** What the device has an op at. */
-export const dtypes = (op: string): Dtype[] => (op in ops ? (op in halves ? ["f32", "f16"] : ["f32"]) : []);
+export const dtypes = (op: string): Dtype[] => (op in ops ? (op in f16Arguments ? ["f32", "f16"] : ["f32"]) : []);

@@ -5,18 +5,18 @@ import { f32, read, u32, write, type Binding } from "../queue.js";
 /** The files of a kernel one of whose operands may be f16. */
 export const files = (operand: Factor, ...others: string[]) => [
   ...others.slice(0, -1),
-  operand.half ? "operand_half" : "operand",
+  operand.isF16 ? "operand_half" : "operand",
   ...others.slice(-1),
 ];
-export const operand = ({ region, half }: Factor): Binding => read(region, half ? 2 : 4);
+export const operand = ({ region, isF16 }: Factor): Binding => read(region, isF16 ? 2 : 4);
 /** Rows of a tensor that may be f16. */
 export interface Factor {
   region: Region;
-  half?: boolean;
+  isF16?: boolean;
 }
 export const rowsOf = (call: Call, name: string, begin: number, end: number): Factor => ({
   region: call.rows(name, begin, end),
-  half: call.tensor(name).dtype === "f16",
+  isF16: call.tensor(name).dtype === "f16",
 });
 
 /** A slice of rows of logits: what the kernels of logprob.wgsl are told. */
