@@ -33,7 +33,7 @@ export function task(prompt: Text, completions: readonly Text[], ends?: Task["en
 export interface Shown {
   task: string;
   prompt: Text;
-  /** In the order shown. */
+  /** The completions in the order in which they are shown. */
   completions: Text[];
 }
 

@@ -37,9 +37,9 @@ function grams(sequence: ArrayLike<number | string>, n: number): string[] {
 export interface WinRate {
   /** Ties count half. */
   rate: number;
-  /** 95 %, by Wilson's score (Wilson 1927). */
+  /** 95 % interval of the share, by Wilson's score (Wilson 1927). */
   interval: [low: number, high: number];
-  /** Comparisons that it won. */
+  /** Comparisons that this side won. */
   wins: number;
   /** Comparisons without a winner. */
   ties: number;

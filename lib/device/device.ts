@@ -5,13 +5,13 @@ export type DeviceKind = "cpu" | "cuda" | "webgpu";
 
 /** Where an argument of a call lies: what the device needs to know of a tensor. */
 export interface Placed {
-  /** Where the device has it. */
+  /** The number by which the device finds the memory. */
   address: number;
-  /** Of each number. */
+  /** The type of each number. */
   dtype: Dtype;
   /** Row-major, or the panels that a packed weight is read in. */
   layout: "rows" | "panels" | "panels-transposed";
-  /** That of the matrix, also where it is packed. */
+  /** The sizes of the dimensions; a packed weight has those of its matrix. */
   shape: readonly number[];
   /** Numbers from one row of dimension 0 to the next. */
   stride: number;
@@ -22,13 +22,13 @@ export interface Placed {
  * Memory may be released while calls on it are queued.
  */
 export interface Device {
-  /** Where it computes. */
+  /** What computes: the CPU, an NVIDIA GPU, or the adapter of WebGPU. */
   readonly kind: DeviceKind;
   /** Instruction set (cpu), GPU (cuda) or adapter. */
   readonly isa: string;
   /** Compute threads (cpu). */
   readonly threads: number;
-  /** Whether it has this op of the list, at a 16-bit dtype too; calling one that it lacks throws TypeError `OP`. */
+  /** Whether the device has this op of the list at a dtype, f32 by default. Calling one that it lacks throws TypeError `OP`. */
   has(op: string, dtype?: Dtype): boolean;
   /** The 16-bit dtype that an argument of the op may have by itself; undefined where all must have it together. */
   halfDtype(op: string, argument: Argument): Dtype | undefined;
@@ -37,7 +37,7 @@ export interface Device {
    * @throws RangeError `MEMORY` if there is no more, TypeError `DEVICE` once the device is closed
    */
   allocate(bytes: number, owner?: object): number;
-  /** Gives it back. */
+  /** Gives memory back. */
   release(address: number): void;
   /**
    * Copies `data` there, in the order of the queue; it may change once this returns.
@@ -69,7 +69,7 @@ export interface Device {
    * it is asynchronous
    */
   record<T>(f: () => T): Recorded<T>;
-  /** What it has taken so far. */
+  /** The memory and the time that the device has taken so far. */
   memory(): DeviceMemory;
   /** Starts the peak anew, without the workspace of what was queued before. */
   resetPeak(): void;
@@ -84,13 +84,13 @@ export interface Device {
 
 /** What a device has taken, in bytes, and its time. */
 export interface DeviceMemory {
-  /** Of the tensors in use. */
+  /** Bytes of the tensors in use. */
   current: number;
-  /** The highest so far, with the workspace. `resetPeak` starts both anew. */
+  /** The most bytes so far, the workspace included. `resetPeak` starts both anew. */
   peak: number;
-  /** With what was freed and is kept for the next tensors. */
+  /** Bytes taken from the system: also those that were freed and are kept for the next tensors. */
   held: number;
-  /** What ops work in. */
+  /** Bytes that ops work in. */
   workspace: number;
   /** Seconds spent in ops. */
   busySeconds: number;

@@ -24,7 +24,7 @@ async function best(device: Device, seconds: number, work: () => void): Promise<
 export interface Probe {
   /** FLOP or bytes of one run. */
   amount: number;
-  /** Of them a second, at best. */
+  /** FLOP or bytes a second, at best. */
   rate: number;
   /** Enqueues one run. */
   run(): void;
@@ -114,7 +114,7 @@ export async function streamProbe(
   return probes.reduce((a, b) => (b.rate > a.rate ? b : a));
 }
 
-/** Bytes per second, read and written, of such streams. */
+/** Bytes per second that these streams read and write. */
 export const bandwidth = (device: Device, streams: Streams, bytes?: number): Promise<number> =>
   rateOf(streamProbe(device, streams, bytes));
 

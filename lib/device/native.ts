@@ -5,19 +5,19 @@ import { fileURLToPath } from "node:url";
 
 /** One argument of an op, as the list in native/ops.h has it and tells what the words mean. */
 export interface NativeArgument {
-  /** What is done with it. */
+  /** What the op does with the argument. */
   kind: "in" | "opt" | "out" | "opt_out" | "add" | "opt_add" | "ids" | "offsets" | "real" | "integer" | "choice";
-  /** `F32`, `F64`, `I32`, `ROWS`, `EITHER`, `WEIGHT` or `SAME`; of a choice the name of its list; else empty. */
+  /** `F32`, `F64`, `I32`, `ROWS`, `EITHER`, `WEIGHT` or `SAME`; for a choice the name of its list; else empty. */
   type: string;
-  /** As in C. */
+  /** The name in C. */
   name: string;
   /** A letter for each dimension, as `N,H,D`; empty for a number. */
   dims: string;
-  /** Of ids and offsets: the letter of what they stay below, or end with. */
+  /** For ids and offsets: the letter of the size that they stay below, or end with. */
   limit: string;
-  /** Of a real or an integer: the least that it may be. */
+  /** For a real or an integer: the least that it may be. */
   low: number;
-  /** And the most. */
+  /** For a real or an integer: the most that it may be. */
   high: number;
   /** Whether it must be more than `low`. */
   openLow: boolean;
@@ -26,7 +26,7 @@ export interface NativeArgument {
 }
 
 /**
- * A stream of the addon with its memory. Every address is looked up: what lies outside of what was allocated is refused. Errors have a code, and
+ * A device of the addon with its memory. Every address is looked up: what lies outside of what was allocated is refused. Errors have a code, and
  * name arguments as C does.
  */
 export interface NativeDevice {
@@ -40,7 +40,7 @@ export interface NativeDevice {
   write(address: number, bytes: Uint8Array): void;
   trust(address: number): void;
   read(address: number, bytes: number): Promise<ArrayBuffer>;
-  /** Until all that is queued is done; rejects with the first failure that no read told. */
+  /** Resolves when all that is queued is done; rejects with the first failure that no read told. */
   wait(): Promise<void>;
   /** An op's number and its arguments: the first so many numbers of the frame. */
   call(frame: Float64Array, numbers: number): void;
@@ -58,14 +58,14 @@ export interface LawMath {
   exp(x: number): number;
   /** The natural logarithm. */
   log(x: number): number;
-  /** Of radians below 1e6. */
+  /** The cosine of radians below 1e6. */
   cos(x: number): number;
   /** x^y, for x above 0. */
   pow(x: number, y: number): number;
 }
 
 interface Addon extends LawMath {
-  /** Of an instruction set and a number of threads, or of "cuda" and the GPU's ordinal; where it is planned, calls are not run. */
+  /** Opens a device: an instruction set and a number of threads, or "cuda" and the ordinal of the GPU. A planned one runs no calls. */
   Device: new (isa: string | undefined, number: number, planned?: boolean) => NativeDevice;
   /** The dtypes that each device takes the op at (a CPU: its weights); none where it lacks it. */
   ops: { name: string; arguments: NativeArgument[]; cpu: ("f32" | "bf16")[]; cuda: ("f32" | "bf16")[] }[];

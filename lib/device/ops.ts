@@ -12,11 +12,11 @@ export type Dim =
 
 /** An argument of an op, under its public name. */
 export interface Argument {
-  /** What is done with it. */
+  /** What the op does with the argument. */
   kind: NativeArgument["kind"];
-  /** The list's, in camel case. */
+  /** The name in the list, in camel case. */
   name: string;
-  /** What it has if nothing else is said. */
+  /** The type of the numbers, unless one of the two flags below says more. */
   dtype: Dtype;
   /** Dimension 0 may be strided. */
   rows: boolean;
@@ -24,33 +24,33 @@ export interface Argument {
   bf16Together: boolean;
   /** On a CPU: f32 or bf16, whatever the others are. */
   bf16Alone: boolean;
-  /** It may be packed. */
+  /** The argument may be packed. */
   weight: boolean;
-  /** Of its shape; `any` is the one that all such arguments of a call share. */
+  /** The dimensions; `any` stands for one shape that all such arguments of a call share. */
   dims: Dim[] | "any";
-  /** The same as the list has it, for messages. */
+  /** The dimensions as the list spells them, for messages. */
   dimsText: string;
-  /** Of ids and offsets: the letter of what they stay below, or end with. */
+  /** For ids and offsets: the letter of the size that they stay below, or end with. */
   limit: string;
   /** What a real or an integer may be. */
   range: Pick<NativeArgument, "low" | "high" | "openLow" | "openHigh">;
-  /** Of a choice: the names to choose from. */
+  /** For a choice: the names to choose from. */
   choices: string[];
 }
 
 /** An op of the list. */
 export interface OpSpec {
-  /** The list's, in camel case. */
+  /** The name in the list, in camel case. */
   name: string;
-  /** Its place in the list. */
+  /** The place of the op in the list. */
   index: number;
-  /** In the order in which a device is given them. */
+  /** All arguments, in the order in which a device is given them. */
   arguments: Argument[];
   /** The dtypes that each device of the addon takes the op at (a CPU: its weights); none where it lacks it. */
   dtypes: Record<"cpu" | "cuda", readonly Dtype[]>;
 }
 
-/** What the numbers of a tensor are: IEEE floats, int32, bfloat16. */
+/** The type of numbers: IEEE floats of 32, 64 and 16 bits, int32, bfloat16. */
 export type Dtype = "f32" | "f64" | "i32" | "bf16" | "f16";
 export const BYTES: Readonly<Record<Dtype, number>> = { f32: 4, f64: 8, i32: 4, bf16: 2, f16: 2 };
 

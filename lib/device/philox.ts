@@ -68,7 +68,7 @@ export class Random {
   constructor(
     /** The first word of the key. */
     readonly seed: number,
-    /** The second. */
+    /** The second word of the key. */
     readonly stream: number,
     ...counter: number[]
   ) {
@@ -79,7 +79,7 @@ export class Random {
     this.counter = [0, 1, 2].map((i) => counter[i] ?? 0);
   }
 
-  /** One that goes on from a state. */
+  /** Random numbers that go on from a state. */
   static from({ seed, stream, counter, drawn }: RandomState): Random {
     const random = new Random(seed, stream, ...counter);
     random.drawn = drawn;
@@ -87,7 +87,7 @@ export class Random {
     return random;
   }
 
-  /** What `from` goes on from. */
+  /** The state from which `from` goes on. */
   get state(): RandomState {
     return { seed: this.seed, stream: this.stream, counter: [...this.counter], drawn: this.drawn };
   }
@@ -97,7 +97,7 @@ export class Random {
     return new Random(this.seed, this.stream, ...counter);
   }
 
-  /** In [0, 1), 53 bits. */
+  /** The next number in [0, 1), of 53 bits. */
   uniform(): number {
     const half = this.drawn % 2;
     if (half === 0) this.fill();

@@ -79,7 +79,7 @@ export class PlannedDevice extends AddonDevice {
     this.work.seconds += seconds + Math.max(flops / this.speed.flops, bytes / this.speed.bandwidth);
   }
 
-  /** The work since the last time. */
+  /** The work since the last call of this. */
   take(): Work {
     const { work } = this;
     this.work = { calls: 0, flops: 0, bytes: 0, seconds: 0 };

@@ -2,7 +2,7 @@ import { dirname } from "node:path";
 import { shown, typeError } from "../device/errors.js";
 import { readListed } from "./sums.js";
 
-/** Bytes of a configuration in JSON at most. The largest that are known have a hundredth. */
+/** The most bytes of a configuration in JSON. The largest that are known have a hundredth. */
 const MOST = 2 ** 24;
 
 /** The object in a JSON file of a model directory. @throws TypeError `MODEL`, `DAMAGED` if it is not what SHA256SUMS beside it lists */

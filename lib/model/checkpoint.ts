@@ -14,7 +14,7 @@ import { readSafetensors, safetensors, type Writable } from "./safetensors.js";
 import { Transformer } from "./transformer.js";
 import { weightShapes } from "./weights.js";
 
-/** What `saveModel` writes. */
+/** The files that `saveModel` writes. */
 export const MODEL_FILES = ["model.safetensors", "config.json"];
 
 /** Reads config.json of a Hugging Face directory. @throws TypeError `MODEL` */
@@ -41,7 +41,7 @@ export async function loadModel(
   return isAdapter(folder) ? (await loadModels([folder], on, weights))[0] : loadWhole(folder, on, weights);
 }
 
-/** Loads models that are frozen, but for what `adapted` trains: those that rest on one folder's weights share them. */
+/** Loads models that are frozen, but for what `withAdapter` makes trainable. Models that rest on the weights of one folder share them. */
 export async function loadModels(
   folders: readonly string[],
   on: Device = defaultDevice(),

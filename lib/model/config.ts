@@ -18,7 +18,7 @@ export interface ModelConfig {
   headSize: number;
   /** Width of the MLP. */
   mlp: number;
-  /** Tokens, rows of the embedding. */
+  /** How many tokens there are: rows of the embedding. */
   vocabulary: number;
   /** The longest sequence. */
   context: number;
@@ -30,9 +30,9 @@ export interface ModelConfig {
   ropeScaling?: RopeScaling;
   /** LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019), before attention, before the MLP and at the end. */
   norm: "layer" | "rms";
-  /** Added to the variance, or to the mean square. */
+  /** The norms add this to the variance, or to the mean square. */
   normEps: number;
-  /** Of the MLP: GELU as tanh approximates it, GELU, or SwiGLU (Shazeer 2020), which has a gate. */
+  /** The activation of the MLP: GELU as tanh approximates it, GELU, or SwiGLU (Shazeer 2020), which has a gate. */
   activation: "gelu-tanh" | "gelu-erf" | "swiglu";
   /** Queries and keys are normed head by head before they are rotated (Qwen3). */
   qkNorm?: boolean;
@@ -48,21 +48,21 @@ export interface ModelConfig {
   window?: number;
   /** The sequence ends with this token; undefined if there is none. */
   eosId?: number;
-  /** All tokens that do, where there are several (chat models): `eosId` is the first. */
+  /** All tokens that end a sequence, where there are several (chat models): `eosId` is the first. */
   eosIds?: readonly number[];
   /** A text begins with this token; undefined if there is none. */
   bosId?: number;
-  /** What others pad with; nothing is padded here. */
+  /** The token that others pad with; nothing is padded here. */
   padId?: number;
 }
 
-/** As `rope_parameters` of type `llama3` has it. */
+/** Llama 3.1's stretch of rotary positions: `rope_parameters` of type `llama3`. */
 export interface RopeScaling {
-  /** Slow frequencies are divided by it. */
+  /** Slow frequencies are divided by this factor. */
   factor: number;
   /** A frequency is slow that turns at most so often over the original context. */
   lowFrequencyFactor: number;
-  /** One that turns at least so often stays; between the two it is interpolated. */
+  /** A frequency that turns at least so often stays; between the two it is interpolated. */
   highFrequencyFactor: number;
   /** The context that the model was first trained with. */
   originalContext: number;
@@ -83,7 +83,7 @@ const llama: Family = {
   mlpBias: false,
 };
 
-/** What sets the families apart but for their sizes; a Llama's and a Qwen3's config.json may add biases. */
+/** What the families differ in, except sizes; a Llama's and a Qwen3's config.json may add biases. */
 export const families: Record<ModelConfig["kind"], Family> = {
   gpt2: {
     kind: "gpt2",

@@ -10,15 +10,15 @@ export interface Request {
   /** Token ids, at least one. */
   prompt: ArrayLike<number>;
   /**
-   * Of the prompt, a whole number from 0: together with `sample` it draws the random numbers of this completion, whatever runs beside
-   * it. Two requests of the same draw the same.
+   * The number of the prompt, from 0. With `sample` it says which random numbers this completion draws, whatever runs beside it: two
+   * requests of the same numbers draw the same.
    */
   index: number;
-  /** Which of the prompt's completions. */
+  /** The number of the completion among those of the prompt, from 0. */
   sample: number;
 }
 
-/** So many requests for each prompt, prompt by prompt: it is run once for them. */
+/** Makes so many requests for each prompt. The prompt is computed once for all of them. */
 export const requestsFor = (prompts: readonly ArrayLike<number>[], samples: number): Request[] =>
   prompts.flatMap((prompt, index) => Array.from({ length: samples }, (_, sample) => ({ prompt, index, sample })));
 
@@ -28,9 +28,9 @@ export interface Completion extends Request {
   completion: Int32Array;
   /** f32 [tokens], nats: of each sampled token at the temperature, over the whole vocabulary. */
   logp: Float32Array;
-  /** The same over the truncated distribution; equal to logp where nothing was cut. */
+  /** f32 [tokens], nats: of each sampled token among those that top-k, top-p and min-p left. Equal to logp where nothing was cut. */
   truncatedLogp: Float32Array;
-  /** It ended with a stop id. */
+  /** Whether the completion ended with a stop id. */
   stopped: boolean;
 }
 

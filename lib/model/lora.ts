@@ -3,7 +3,7 @@ import type { ModelConfig } from "./config.js";
 
 /** Linear layers of a block: query, key, value, the attention's output, and the MLP's. */
 export const LORA_TARGETS = ["q", "k", "v", "o", "gate", "up", "down"] as const;
-/** One of them. */
+/** One of the linear layers that may have an adapter. */
 export type LoraTarget = (typeof LORA_TARGETS)[number];
 
 /**
@@ -11,21 +11,22 @@ export type LoraTarget = (typeof LORA_TARGETS)[number];
  * In GPT-2, whose query, key and value are one layer of 3 C outputs, the three share their A.
  */
 export interface Lora {
-  /** Rows of A, columns of B; from 1. */
+  /** Rows of A and columns of B; from 1. */
   rank: number;
-  /** The product is scaled by alpha / rank; above 0. */
+  /** The product of the factors is scaled by alpha / rank; above 0. */
   alpha: number;
   /** The layers that have an adapter, in every block. */
   targets: readonly LoraTarget[];
 }
 
-/** As `Lora`; `all-linear` are all that the model has. */
+/** Options of a LoRA adapter. */
 export interface LoraOptions extends Omit<Lora, "targets"> {
-  /** By default `all-linear`. */
+  /** The layers that get an adapter; `all-linear`, the default, means every one that the model has. */
   targets?: "all-linear" | readonly LoraTarget[];
 }
 
-/** @throws RangeError `RANGE` for a rank or alpha that is none, TypeError `LORA` for a target that the model does not have */
+/** Checks the options of an adapter against a model. @throws RangeError `RANGE` for a rank or alpha that is none, TypeError `LORA` for a
+ * target that the model does not have */
 export function loraOf({ kind, activation }: ModelConfig, { rank, alpha, targets = "all-linear" }: LoraOptions): Lora {
   if (!Number.isInteger(rank) || rank < 1) throw rangeError("RANGE", `rank is ${rank}, wanted a whole number from 1`);
   if (!(alpha > 0 && alpha < Infinity)) throw rangeError("RANGE", `alpha is ${alpha}, wanted a number above 0`);

@@ -14,7 +14,7 @@ import type { Transformer } from "./transformer.js";
 // A LoRA adapter as Hugging Face's PEFT keeps it: adapter_config.json, and adapter_model.safetensors with A and B by the names of the base's modules.
 
 const WEIGHTS = "adapter_model.safetensors";
-/** What `saveAdapter` writes. */
+/** The files that `saveAdapter` writes. */
 export const ADAPTER_FILES = [ADAPTER_CONFIG, WEIGHTS];
 const SCORE = "base_model.model.score.weight";
 

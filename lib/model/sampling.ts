@@ -3,7 +3,7 @@ import { word } from "../device/philox.js";
 
 /** How completions are sampled: temperature, then top-k, top-p, min-p on what is left, in this order. */
 export interface SamplingOptions {
-  /** Tokens of a completion at most. */
+  /** The most tokens that a completion may have. */
   maxTokens: number;
   /** Divides the logits; 0 takes the likeliest token. 1 by default. */
   temperature?: number;
@@ -15,7 +15,7 @@ export interface SamplingOptions {
   minP?: number;
   /** A completion ends with one of these ids. */
   stop?: readonly number[];
-  /** Of the random numbers: a whole number from 0 to 2^32 - 1. */
+  /** The seed of the random numbers: a whole number from 0 to 2^32 - 1. */
   seed: number;
   /** Part of the random counter: the update that samples. */
   update?: number;

@@ -13,7 +13,7 @@ import { Weights, weightShapes } from "./weights.js";
 
 /** How a pass is run; `hidden` tells what the options mean. */
 export interface HiddenOptions {
-  /** In place of causal attention over the batch. */
+  /** What attends in place of causal attention over the batch. */
   attend?: Attend;
   /** Backward runs each layer again instead of keeping what it computed. */
   recompute?: boolean;

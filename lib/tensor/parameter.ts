@@ -14,17 +14,17 @@ export interface Use {
  * pass, so that gradients do not depend on how an update is split into micro-batches.
  */
 export class Parameter {
-  /** No gradient flows to it while it is frozen. */
+  /** Whether training changes the weight. No gradient flows to it where this is false. */
   trainable = true;
-  /** One more for every change of what ops read. */
+  /** Counts the changes of what ops read. */
   version = 0;
   private readonly accumulators = new Map<number, Map<number, Tensor>>(); // by term, then by count
   private rounded: Tensor | undefined;
 
   constructor(
-    /** In its model. */
+    /** The name in the model. */
     readonly name: string,
-    /** What the optimizer changes. */
+    /** The numbers, which the optimizer changes. */
     readonly value: Tensor,
   ) {
     if (!(value instanceof Tensor))
@@ -35,14 +35,14 @@ export class Parameter {
   get working(): Tensor {
     return this.rounded ?? this.value;
   }
-  /** From now on ops read the value rounded to bf16, as it is now; gradients and steps stay those of the f32 value. One that is bf16 stays as it is. */
+  /** Makes ops read the value rounded to bf16. Gradients and steps stay those of the f32 value. A value that is bf16 stays as it is. */
   round(): void {
     if (this.value.dtype === "bf16") return;
     this.rounded ??= withOwner(NOBODY, () => Tensor.empty(this.value.shape, "bf16", this.value.device));
     direct("cast", this.value, this.rounded);
     this.version++;
   }
-  /** To be called after a change of the value. */
+  /** Tells the parameter that its value has changed, so that what was made from it is made anew. */
   changed(): void {
     this.version++;
     if (this.rounded) this.round();
@@ -73,7 +73,7 @@ export class Parameter {
     return y;
   }
 
-  /** Forgets the gradient. */
+  /** Drops the gradient. */
   zeroGrad(): void {
     for (const ofTerm of this.accumulators.values()) for (const accumulator of ofTerm.values()) accumulator.dispose();
     this.accumulators.clear();

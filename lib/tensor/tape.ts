@@ -219,8 +219,8 @@ function activeTape(): Tape | undefined {
 }
 
 /**
- * f(x), of which the tape keeps x alone: backward runs f again (gradient checkpointing, Chen et al. 2016). The gradients have the
- * bits that they have without. A loss has no place in f: its gradient comes with its forward pass, which runs twice.
+ * Computes f(x) and keeps x alone for the gradient: backward runs f again (gradient checkpointing, Chen et al. 2016). No bit of a
+ * gradient changes. A loss has no place in f: its gradient comes with its forward pass, which runs twice.
  */
 export function recomputed(x: Tensor, f: (x: Tensor) => Tensor): Tensor {
   const tape = activeTape();
@@ -244,7 +244,7 @@ function release(tensor: Tensor, gradients: Map<Tensor, Tensor>): void {
 
 const ends = new WeakSet<Tensor>(); // the gradients, 1, of the losses that backward starts from
 
-/** For losses, whose gradients come with them: refuses a loss that is not the end of the tape. */
+/** Refuses a loss that is not the end of the tape: a gradient that came with its loss cannot be multiplied later. */
 export function endOfTape(op: string, d: Record<string, Tensor | undefined>): void {
   for (const [name, gradient] of Object.entries(d))
     if (gradient && (name !== "loss" || !ends.has(gradient)))

@@ -49,7 +49,7 @@ export function withOwner<T>(owner: Owner, f: () => T): T {
 
 /** f32, f64, int32, bf16 or f16 numbers on a device, row-major. `using` or `dispose` frees it; a tensor that is lost is freed some time later. */
 export class Tensor implements Placed {
-  /** `rows`, or that of a packed weight. */
+  /** `rows`, or the panels of a packed weight. */
   readonly layout: Placed["layout"];
   /** Numbers from one row of dimension 0 to the next. */
   readonly stride: number;
@@ -60,9 +60,9 @@ export class Tensor implements Placed {
 
   private constructor(
     storage: Storage,
-    /** Of no dimension: one number. Frozen. */
+    /** The sizes of the dimensions, frozen. A shape of no dimension holds one number. */
     readonly shape: readonly number[],
-    /** Of each number. */
+    /** The type of each number. */
     readonly dtype: Dtype,
     options: { layout?: Placed["layout"]; offset?: number } = {},
   ) {
@@ -112,19 +112,19 @@ export class Tensor implements Placed {
     return tensor;
   }
 
-  /** Where it lies. @throws TypeError `DISPOSED`, as whatever uses it then */
+  /** The device on which the numbers lie. @throws TypeError `DISPOSED` once the tensor is disposed, as every use does */
   get device(): Device {
     return this.held().device;
   }
-  /** Of its first number on the device. */
+  /** Where the first number lies on the device. */
   get address(): number {
     return this.held().address + this.offset;
   }
-  /** How many numbers it has. */
+  /** How many numbers the tensor has. */
   get size(): number {
     return sizeOf(this.shape);
   }
-  /** Whether it was freed. */
+  /** Whether the tensor was freed. */
   get disposed(): boolean {
     return this.storage === undefined;
   }
@@ -141,7 +141,7 @@ export class Tensor implements Placed {
     return new Tensor(storage, shape, this.dtype, options);
   }
 
-  /** The same numbers under another shape, sharing memory. @throws RangeError `SHAPE`, TypeError `LAYOUT` for a packed tensor */
+  /** A view of the numbers under another shape, sharing memory. @throws RangeError `SHAPE`, TypeError `LAYOUT` for a packed tensor */
   reshape(shape: readonly number[]): Tensor {
     const own = shapeOf(shape);
     if (sizeOf(own) !== this.size)

@@ -4,7 +4,7 @@ import { wordPattern } from "./byte_level.js";
 // The steps by which a tokenizer.json turns text into words and tokens into text. @huggingface/tokenizers 0.2 carries out the first,
 // rewritten where it differs from HF's own tokenizers; tokens are joined here, since its byte fallback differs too.
 
-/** A step of a pipeline: its type and options of that type. */
+/** A rule of a tokenizer.json: its type and the options of that type. */
 export interface TokenizerRule {
   /** Name of the step in Hugging Face's tokenizers. */
   type: string;

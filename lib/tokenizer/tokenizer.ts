@@ -18,31 +18,31 @@ export interface AddedToken {
   id: number;
   /** Text of the token. */
   content: string;
-  /** Only where no letter stands beside it: not supported. */
+  /** Whether the token counts only where no letter stands beside it: not supported. */
   single_word?: boolean;
-  /** It takes the spaces before it. */
+  /** Whether the token takes the spaces before it. */
   lstrip?: boolean;
-  /** It takes the spaces after it. */
+  /** Whether the token takes the spaces after it. */
   rstrip?: boolean;
-  /** It is looked for in the normalized text. */
+  /** Whether the token is looked for in the normalized text. */
   normalized?: boolean;
-  /** A mark, which `encode` and `decode` may leave out. */
+  /** Whether the token is a mark, which `encode` and `decode` may leave out. */
   special?: boolean;
 }
 
 /** tokenizer.json, as far as it is read here. */
 export interface TokenizerJson {
-  /** They are cut out of a text before all else. */
+  /** Tokens that are cut out of a text before all else. */
   added_tokens: AddedToken[];
-  /** Changes the text. */
+  /** Rules that change the text. */
   normalizer: TokenizerRule | null;
-  /** Cuts it into words. */
+  /** Rules that cut the text into words. */
   pre_tokenizer: TokenizerRule | null;
-  /** Puts special tokens around it. */
+  /** Rules that put special tokens around the text. */
   post_processor: TokenizerRule | null;
-  /** Makes text of tokens. */
+  /** Rules that make text of tokens. */
   decoder: TokenizerRule | null;
-  /** Makes tokens of words. */
+  /** The model, which makes tokens of words. */
   model: TokenizerRule & {
     /** The id of each token. */
     vocab: Record<string, number>;
@@ -93,13 +93,13 @@ const LONGEST_TOKEN = 1024;
 
 /** A tokenizer of a Hugging Face directory. Byte-level BPE cut as GPT-2 does is encoded here, the rest by @huggingface/tokenizers. */
 export class Tokenizer {
-  /** Greatest id + 1. */
+  /** How many ids there are: the greatest one, and one more. */
   readonly vocabularySize: number;
   /** A text begins with this token; undefined if tokenizer_config.json names none. */
   readonly bosId?: number;
-  /** A text ends with it. */
+  /** A text ends with this token; undefined if tokenizer_config.json names none. */
   readonly eosId?: number;
-  /** What others pad with. */
+  /** The token that others pad with; nothing is padded here. */
   readonly padId?: number;
   /** Special tokens and their ids. */
   readonly special: ReadonlyMap<string, number>;
@@ -117,7 +117,7 @@ export class Tokenizer {
 
   /** @throws TypeError `TOKENIZER` for contents that are no tokenizer */
   constructor(
-    /** What it was made from. */
+    /** The contents of the files from which the tokenizer was made. */
     readonly files: TokenizerFiles,
     private readonly name = "tokenizer.json",
   ) {

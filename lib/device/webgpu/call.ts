@@ -23,7 +23,7 @@ export class Call {
     readonly maxBinding: number,
     /** The words where a kernel latches an error (faults.ts). */
     readonly faults: Region,
-    /** Its number among those that are checked. */
+    /** The number of the call, by which its faults are known. */
     readonly checked: number,
     values: readonly (Placed | number | undefined)[],
   ) {

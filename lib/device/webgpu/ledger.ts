@@ -3,9 +3,9 @@ import type { Allocation } from "./memory.js";
 
 /** What was queued: which memory it read and wrote, for its failure shows later. */
 export interface Entry {
-  /** Of the call that was checked on the device; 0 for what is no call. */
+  /** The number of a call, by which its faults are known; 0 for what is no call. */
   number: number;
-  /** Its op, or what else it is. */
+  /** The name of the op, or `write`. */
   name: string;
   reads: readonly Allocation[];
   /** `fresh`: all numbers are written anew. */
@@ -20,7 +20,7 @@ export class Ledger {
   private entries: Entry[] = [];
   private readonly untold = new Set<CodedError>();
 
-  /** In the order of the queue. */
+  /** Adds an entry, in the order of the queue. */
   add(entry: Entry): Entry {
     this.entries.push(entry);
     return entry;
@@ -54,7 +54,7 @@ export class Ledger {
     if (failure) this.untold.delete(failure);
     return failure;
   }
-  /** Takes it as good. */
+  /** Takes memory as good. */
   trust(allocation: Allocation): void {
     this.tell(allocation);
     allocation.failure = undefined;

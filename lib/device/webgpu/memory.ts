@@ -14,9 +14,9 @@ export interface Allocation {
   capacity: number;
   /** Bytes that were asked for. */
   asked: number;
-  /** Of the call that spoilt its numbers. */
+  /** The error of the call that spoilt the numbers. */
   failure?: CodedError;
-  /** Why there is no such buffer. */
+  /** The error with which the adapter refused the buffer. */
   broken?: CodedError;
 }
 

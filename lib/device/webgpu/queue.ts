@@ -12,7 +12,7 @@ export const pair = (value: number): Scalar[] => [f32(value), f32(value - Math.f
 export interface Binding {
   region: Region;
   write: boolean;
-  /** Of its elements. */
+  /** The size of an element. */
   bytes: number;
 }
 export const read = (region: Region, bytes = 4): Binding => ({ region, write: false, bytes });

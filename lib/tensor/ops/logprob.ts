@@ -7,7 +7,7 @@ export interface Logprobs {
   logp: Tensor;
   /** f32 [M], log sum exp(logits / temperature) */
   lse: Tensor;
-  /** f32 [M], nats */
+  /** f32 [M], nats: the entropy of each row */
   entropy: Tensor;
 }
 

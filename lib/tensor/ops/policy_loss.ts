@@ -9,14 +9,15 @@ import type { Tensor } from "../tensor.js";
  * sequence's unmasked tokens, over sequences. `seq-mean-token-sum-norm`: sum over tokens, over a constant (Liu et al. 2025, Dr. GRPO).
  */
 export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-mean" | "seq-mean-token-sum-norm";
-/** Of KL(p || q) from samples of p, d = log p - log q (Schulman 2020): k1 d, abs |d|, k2 d^2 / 2, k3 exp(-d) - 1 + d, at most 10 as in verl (TRL's GRPO sets no limit). Nats. */
+/** Estimators of KL(p || q) from samples of p, in nats, with d = log p - log q (Schulman 2020). k1 is d, abs is |d|, k2 is d^2 / 2, k3 is
+ * exp(-d) - 1 + d, at most 10 as in verl (TRL's GRPO sets no limit). */
 export type KlEstimator = "k1" | "abs" | "k2" | "k3";
 
 /** What a loss gives. */
 export interface Loss {
   /** f32 [1]; it ends the tape. */
   loss: Tensor;
-  /** f64, what is told beside it: those given in the options, continued, or new ones. */
+  /** f64, figures beside the loss: those given in the options, continued, or new ones. */
   stats: Tensor;
 }
 
@@ -26,23 +27,23 @@ export interface PolicyLossOptions {
   cuSeqlens: Input;
   /** What the sum is divided by, over the whole update: tokens (token-mean), sequences, or sequences times a constant (seq-mean-token-sum-norm). Never inferred from a slice. */
   denominator: number;
-  /** By default `token-mean`. */
+  /** How tokens become one loss; `token-mean` by default. */
   aggregation?: Aggregation;
-  /** The ratio is clipped to [1 - clipRatioLow, 1 + clipRatioHigh]; both are 0.2 by default. */
+  /** How far below 1 the ratio may go before it is clipped to [1 - clipRatioLow, 1 + clipRatioHigh]; 0.2 by default. */
   clipRatioLow?: number;
-  /** As clipRatioLow, from above. */
+  /** How far above 1 the ratio may go before it is clipped; 0.2 by default. */
   clipRatioHigh?: number;
   /** Dual clip (Ye et al. 2020): a lower bound of the loss where the advantage is negative, at least 1. Infinity, the default, is off; verl's default is 3. */
   clipRatioC?: number;
   /** logp - oldLogp is clamped to +- this, 20 by default. Infinity is off. */
   logRatioClamp?: number;
-  /** f32 [M]; with klCoef, the KL to it is part of the loss; without, it is only told, in stats */
+  /** f32 [M], log-probs of the reference. With klCoef, the KL to it is part of the loss; without, only stats tell it */
   refLogp?: Input;
-  /** Coefficient of that KL, per nat; 0 is off, the default. */
+  /** Coefficient of the KL to the reference, per nat; 0 is off, the default. */
   klCoef?: number;
-  /** Of that KL; by default `k3`. */
+  /** The estimator of the KL to the reference; `k3` by default. */
   estimator?: KlEstimator;
-  /** The loss has -entropyCoef entropy. */
+  /** Coefficient of the entropy, which the loss has with a minus: more entropy is less loss. */
   entropyCoef?: number;
   /** f32 [M]: constant weights of the tokens (truncated importance sampling) */
   importance?: Input;

@@ -11,7 +11,7 @@ export interface PreferenceLossOptions {
   form: "bradley-terry" | "dpo" | "ipo";
   /** What the sum over pairs is divided by: pairs or rankings of the whole update. */
   denominator: number;
-  /** dpo and ipo: f32 [M], of the reference */
+  /** dpo and ipo: f32 [M], the scores of the reference */
   refScores?: Input;
   /** dpo: factor of the difference of log-ratios; ipo: its target is 1 / (2 beta). 0.1 by default, as in TRL. */
   beta?: number;

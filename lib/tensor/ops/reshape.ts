@@ -2,7 +2,7 @@ import { wantTensor } from "../op.js";
 import { activeRecorder } from "../recorder.js";
 import { withOwner, type Tensor } from "../tensor.js";
 
-/** The same numbers under another shape of the same size; no copy. @throws RangeError `SHAPE` */
+/** Gives numbers another shape of the same size, without a copy. @throws RangeError `SHAPE` */
 export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   wantTensor("reshape: x", x);
   const recorder = activeRecorder();

@@ -11,9 +11,9 @@ export interface ValueLossOptions {
   clipRange?: number;
   /** int32 [B+1], from 0 to M */
   cuSeqlens: Input;
-  /** By default `token-mean`. */
+  /** How tokens become one loss; `token-mean` by default. */
   aggregation?: Aggregation;
-  /** As for the policy loss: over the whole update. */
+  /** What the sum is divided by, over the whole update: tokens, sequences, or sequences times a constant. */
   denominator: number;
   /** int32 [M]: tokens that count; what stands in the others changes no bit */
   mask?: Input;
