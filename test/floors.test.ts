@@ -3,7 +3,8 @@ import { join, posix } from "node:path";
 import { expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 
-// The floors of lib, and those of the rooms of rlhf. A file imports from its own room and from floors below it.
+// The floors of lib, and those of the rooms of rlhf. A file imports from its own room and from
+// floors below it.
 const FLOORS = ["device", "tensor", "files", "tokenizer", "model", "data", "rlhf", "cli", "index.ts"].map((one) => [
   one,
 ]);

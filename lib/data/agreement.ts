@@ -1,10 +1,13 @@
 /**
- * Krippendorff's alpha of values at interval level (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability"): 1 where
- * annotators agree, 0 where they agree as by chance; undefined where no unit has two values or all values are the same.
+ * Krippendorff's alpha of values at interval level (Krippendorff 2011, "Computing Krippendorff's
+ * Alpha-Reliability"): 1 where annotators agree, 0 where they agree as by chance; undefined where
+ * no unit has two values or all values are the same.
  *
- *   alpha = 1 - Do / De,   Do = 1/n sum over units of sum_{i != j} (v_i - v_j)^2 / (m - 1),   De = 1/(n (n - 1)) sum over all i != j
+ * alpha = 1 - Do / De, Do = 1/n sum over units of sum_{i != j} (v_i - v_j)^2 / (m - 1), De = 1/(n
+ * (n - 1)) sum over all i != j
  *
- * @param units the values that annotators gave to each thing judged: m of a unit, n in those units with more than one
+ * @param units the values that annotators gave to each thing judged: m of a unit, n in those units
+ *   with more than one
  */
 export function krippendorff(units: Iterable<readonly number[]>): number | undefined {
   const agreement = new Agreement();
@@ -12,12 +15,16 @@ export function krippendorff(units: Iterable<readonly number[]>): number | undef
   return agreement.alpha;
 }
 
-/** Krippendorff's alpha of units that come and go, from sums alone. The sums of halves, which labels are, are exact in any order. */
+/**
+ * Krippendorff's alpha of units that come and go, from sums alone. The sums of halves, which labels
+ * are, are exact in any order.
+ */
 export class Agreement {
   private values = 0;
   private sum = 0;
   private sumSquared = 0;
-  private readonly within = new Map<number, number>(); // sums over i != j of (v_i - v_j)^2 of all units with so many values
+  // sums over i != j of (v_i - v_j)^2 of all units with so many values
+  private readonly within = new Map<number, number>();
 
   /** @param sign 1 for a unit that comes, -1 for one that goes */
   count(values: readonly number[], sign: 1 | -1): void {

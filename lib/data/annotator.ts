@@ -26,8 +26,9 @@ const NEGATION_REACH = 3; // words
 const NEGATED = -0.75; // "not good" is less bad than "bad"
 
 /**
- * Sentiment of a text: the valences of its words and phrases by the lexicon AFINN-165 (Nielsen 2011), summed. A word up to
- * three words after a negation, in the same clause, counts with three quarters of its valence turned round.
+ * Sentiment of a text: the valences of its words and phrases by the lexicon AFINN-165 (Nielsen
+ * 2011), summed. A word up to three words after a negation, in the same clause, counts with three
+ * quarters of its valence turned round.
  */
 export function sentiment(text: string): number {
   let score = 0;
@@ -49,7 +50,10 @@ export function sentiment(text: string): number {
 
 const isNegation = (word: string) => negations.has(word) || word.endsWith("n't");
 
-/** Valence and number of words of the longest phrase of the lexicon that begins here. A negation has none of its own. */
+/**
+ * Valence and number of words of the longest phrase of the lexicon that begins here. A negation has
+ * none of its own.
+ */
 function phrase(words: readonly string[], at: number): [valence: number, length: number] {
   for (let length = Math.min(LONGEST_PHRASE, words.length - at); length > 0; length--) {
     const valence = valences.get(words.slice(at, at + length).join(" "));

@@ -1,6 +1,7 @@
 import { shown, typeError } from "../device/errors.js";
 
-// What annotators say, from a page or a terminal. Each field has its bounds; what is out of them is refused by the field's name.
+// What annotators say, from a page or a terminal. Each field has its bounds; what is out of them is
+// refused by the field's name.
 
 /** UTF-16 units, as the page's own bound counts them. */
 export const LONGEST_REASON = 2000;
@@ -12,7 +13,10 @@ export type Strength = "slightly" | "clearly";
 
 export interface Answer {
   kind: "label" | "skip" | "flag";
-  /** For each criterion the rank of each completion, in the order shown: 1 is best, equal ranks are a tie. */
+  /**
+   * For each criterion the rank of each completion, in the order shown: 1 is best, equal ranks are
+   * a tie.
+   */
   ranks?: Record<string, number[]>;
   /** For each criterion of a pair that is no tie. */
   strength?: Record<string, Strength>;
@@ -48,7 +52,11 @@ export function taskName(value: unknown): string {
   throw refusal("task", value, "16 hexadecimal digits");
 }
 
-/** A name that looks like no other: nothing in it is invisible but spaces and the joiners that some scripts need. @throws TypeError `ANSWER` */
+/**
+ * A name that looks like no other: nothing in it is invisible but spaces and the joiners that some
+ * scripts need.
+ * @throws TypeError `ANSWER`
+ */
 export function annotatorName(value: unknown): string {
   const isName =
     typeof value === "string" &&

@@ -9,7 +9,10 @@ import { Grown } from "./spool.js";
 import { textsOf, transcript, type Text } from "./texts.js";
 import { alphaOf, OVERALL } from "./votes.js";
 
-/** What a file of prompts, demonstrations, comparisons or labels holds, and what may be wrong with it. */
+/**
+ * What a file of prompts, demonstrations, comparisons or labels holds, and what may be wrong with
+ * it.
+ */
 export interface DataReport {
   /** Rows of each kind. */
   rows: Record<string, number>;
@@ -24,11 +27,17 @@ export interface DataReport {
     equal: number;
     /** Pairs of which an earlier row says the contrary. */
     contradictions: number;
-    /** Share of the pairs of different length in which the longer one is preferred, by characters, with its 95 % interval. */
+    /**
+     * Share of the pairs of different length in which the longer one is preferred, by characters,
+     * with its 95 % interval.
+     */
     longerPreferred: number | null;
     longerInterval: [number, number] | null;
     meanLength: { chosen: number; rejected: number };
-    /** Mean of the column `agreement`, how many rows have it, and in how many most prefer the rejected. */
+    /**
+     * Mean of the column `agreement`, how many rows have it, and in how many most prefer the
+     * rejected.
+     */
     agreement: { rows: number; mean: number | null; against: number };
     /** Krippendorff's alpha over pairs that occur more than once. */
     alpha: number | null;
@@ -37,7 +46,9 @@ export interface DataReport {
     annotators: Record<string, number>;
     skipped: number;
     flagged: number;
-    /** Share of the decided pairs in which the one shown first is preferred, with its 95 % interval. */
+    /**
+     * Share of the decided pairs in which the one shown first is preferred, with its 95 % interval.
+     */
     firstPreferred: number | null;
     firstInterval: [number, number] | null;
     secondsMedian: number | null;
@@ -160,7 +171,10 @@ class Pairs {
     };
   }
 
-  /** What was said of each pair that occurs more than once: 1 where the first of its texts is preferred, or 0. */
+  /**
+   * What was said of each pair that occurs more than once: 1 where the first of its texts is
+   * preferred, or 0.
+   */
   private *repeated(): Generator<number[]> {
     for (let pair = 0; pair < this.times.length; pair++) {
       const [times, firsts] = [this.times.values[pair], this.firsts.values[pair]];

@@ -44,13 +44,22 @@ export function completionRow(row: Row): CompletionRow {
   return result;
 }
 
-/** The rows of a file that `rlhf collect` wrote. @throws TypeError `COLUMN` naming the column and the line, `JSON`, `PARQUET`, `FILE` */
+/**
+ * The rows of a file that `rlhf collect` wrote.
+ * @throws TypeError `COLUMN` naming the column and the line, `JSON`, `PARQUET`, `FILE`
+ */
 export const readCompletions = (file: string): Promise<CompletionRow[]> => readRows(file, completionRow);
 
-/** Writes them as JSONL, beside, then renamed. @throws TypeError `JSON` for a number that JSON cannot hold, `WRITE` */
+/**
+ * Writes them as JSONL, beside, then renamed.
+ * @throws TypeError `JSON` for a number that JSON cannot hold, `WRITE`
+ */
 export const writeCompletions = (file: string, rows: Iterable<CompletionRow>): Promise<void> => writeJsonl(file, rows);
 
-/** Completions of the same prompt, in the order of the file; prompts in the order in which they first occur. */
+/**
+ * Completions of the same prompt, in the order of the file; prompts in the order in which they
+ * first occur.
+ */
 export function byPrompt(rows: Iterable<CompletionRow>): CompletionRow[][] {
   const groups = new Map<string, CompletionRow[]>();
   for (const row of rows) {

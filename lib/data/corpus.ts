@@ -24,7 +24,10 @@ export interface Corpus {
 
 const TENTH = 10;
 
-/** Two centuries of State of the Union addresses, split by address: 80 % train, 10 % held out, 10 % evaluation. */
+/**
+ * Two centuries of State of the Union addresses, split by address: 80 % train, 10 % held out, 10 %
+ * evaluation.
+ */
 export function stateOfTheUnion(): Corpus {
   const addresses = (sotu() as { year: number; name: string; text: string }[]).map(({ year, name, text }, index) => ({
     index,
@@ -36,7 +39,9 @@ export function stateOfTheUnion(): Corpus {
   return { train: among(0, 1, 2, 4, 5, 6, 7, 9), heldOut: among(3), evaluation: among(8) };
 }
 
-/** One spelling of quotes and hyphens, single spaces, no control characters, no stage directions. */
+/**
+ * One spelling of quotes and hyphens, single spaces, no control characters, no stage directions.
+ */
 export function clean(text: string): string {
   return text
     .replace(/[\u2018\u2019]/g, "'")
@@ -66,10 +71,12 @@ export interface PromptOptions {
 }
 
 /**
- * Cuts prompts from addresses: each begins at a random word and ends before a word, with a length drawn from minTokens to
- * maxTokens or the next shorter one at which a word ends. Every place of the text is as likely; none is taken twice.
+ * Cuts prompts from addresses: each begins at a random word and ends before a word, with a length
+ * drawn from minTokens to maxTokens or the next shorter one at which a word ends. Every place of
+ * the text is as likely; none is taken twice.
  *
- * @throws RangeError `RANGE` for lengths that are not 1 <= minTokens <= maxTokens, or if the text has no room for so many prompts
+ * @throws RangeError `RANGE` for lengths that are not 1 <= minTokens <= maxTokens, or if the text
+ *   has no room for so many prompts
  */
 export function cutPrompts(
   addresses: readonly Address[],
@@ -113,7 +120,10 @@ function wordStarts(text: string): number[] {
   return starts;
 }
 
-/** The longest run of words from `offset` on that has at most so many tokens and ends before a space. */
+/**
+ * The longest run of words from `offset` on that has at most so many tokens and ends before a
+ * space.
+ */
 function prefix(
   text: string,
   offset: number,

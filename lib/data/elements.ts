@@ -1,8 +1,12 @@
-// The elements of an array in JSON, found in its bytes as they come, so that only one of them is in memory.
+// The elements of an array in JSON, found in its bytes as they come, so that only one of them is in
+// memory.
 
 const [QUOTE, BACKSLASH, COMMA, OPEN, CLOSE, OPEN_BRACE, CLOSE_BRACE] = Buffer.from('"\\,[]{}');
 
-/** Takes an array's bytes chunk by chunk. It looks at strings and brackets only: whether an element is JSON, its reader sees. */
+/**
+ * Takes an array's bytes chunk by chunk. It looks at strings and brackets only: whether an element
+ * is JSON, its reader sees.
+ */
 export class Elements {
   private parts: Uint8Array[] = [];
   private length = 0; // of the parts
@@ -15,7 +19,10 @@ export class Elements {
   /** @param limit bytes of an element at most */
   constructor(private readonly limit: number) {}
 
-  /** The bytes of each element that ends in the chunk. @throws Error that says what is wrong with the array */
+  /**
+   * The bytes of each element that ends in the chunk.
+   * @throws Error that says what is wrong with the array
+   */
   *push(chunk: Uint8Array): Generator<Uint8Array> {
     let start = 0;
     for (let i = 0; i < chunk.length && !this.ended; i++) {

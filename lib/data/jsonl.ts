@@ -8,10 +8,12 @@ import { Elements } from "./elements.js";
 import { LONGEST_ROW, mostUnpacked, Row } from "./row.js";
 
 /**
- * Reads the rows of a JSONL file one by one, gzipped or not. Lines end with a line feed, alone or after a carriage return; blank ones are skipped.
+ * Reads the rows of a JSONL file one by one, gzipped or not. Lines end with a line feed, alone or
+ * after a carriage return; blank ones are skipped.
  * @param content what the file holds, where it has been read
- * @throws TypeError `FILE` for a file that cannot be read, or unpacks to more than data does; `JSON`, naming file and line, for a line that
- *   is not UTF-8, no JSON object, or longer than 16 MiB; `DAMAGED`, after the last row, for a file that is not what SHA256SUMS beside it lists
+ * @throws TypeError `FILE` for a file that cannot be read, or unpacks to more than data does;
+ *   `JSON`, naming file and line, for a line that is not UTF-8, no JSON object, or longer than 16
+ *   MiB; `DAMAGED`, after the last row, for a file that is not what SHA256SUMS beside it lists
  */
 export async function* readJsonl(file: string, content: Chunks = chunks(file)): AsyncGenerator<Row> {
   let line = 0;
@@ -30,8 +32,8 @@ export async function* readJsonl(file: string, content: Chunks = chunks(file)): 
 }
 
 /**
- * The rows of a file: Parquet by what it begins with, else JSONL, or the one array of objects that a file named .json may hold; of standard
- * input for "-". @throws also TypeError `PARQUET`
+ * The rows of a file: Parquet by what it begins with, else JSONL, or the one array of objects that
+ * a file named .json may hold; of standard input for "-". @throws also TypeError `PARQUET`
  */
 export async function* rowsOf(file: string): AsyncGenerator<Row> {
   if ((await beginning(file)).toString("latin1") !== "PAR1")

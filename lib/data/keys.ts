@@ -3,7 +3,9 @@ import { hash } from "node:crypto";
 const LEAST = 1024;
 const WORDS = 3; // of a slot: two of the key, and one more than its number, 0 where there is none
 
-/** Numbers by key, in 16 to 32 bytes a key: of a key are kept 64 bits of its SHA-256, not the text. */
+/**
+ * Numbers by key, in 16 to 32 bytes a key: of a key are kept 64 bits of its SHA-256, not the text.
+ */
 export class Keys {
   /** Different keys there are. */
   size = 0;

@@ -19,7 +19,10 @@ export interface LabelEntry {
   shown: number[];
   /** From showing to answer. */
   seconds: number;
-  /** For each criterion the rank of each completion, in the task's order: 1 is best, equal ranks are a tie. */
+  /**
+   * For each criterion the rank of each completion, in the task's order: 1 is best, equal ranks are
+   * a tie.
+   */
   ranks?: Record<string, number[]>;
   /** For each criterion; a tie has none, nor has a ranking of more than two. */
   strength?: Record<string, Strength>;
@@ -69,7 +72,10 @@ const isOrder = (value: unknown): value is number[] =>
 const LINE_FEED = 0x0a;
 const decoder = new TextDecoder("utf-8", { fatal: true });
 
-/** The entry of a line without its line feed; undefined of a blank one. @throws TypeError `JSON`, `COLUMN` */
+/**
+ * The entry of a line without its line feed; undefined of a blank one.
+ * @throws TypeError `JSON`, `COLUMN`
+ */
 function entryOf(bytes: Uint8Array, place: string): LabelEntry | undefined {
   let value: unknown;
   try {
@@ -95,7 +101,10 @@ function* linesOf(content: Buffer): Generator<Buffer> {
 /** What follows the last line feed: a line that was cut off. */
 const restOf = (content: Buffer) => content.subarray(content.lastIndexOf(LINE_FEED) + 1);
 
-/** A line that is whole but for its line feed was acknowledged: what stands there is damage. A line that was cut off is shorter. */
+/**
+ * A line that is whole but for its line feed was acknowledged: what stands there is damage. A line
+ * that was cut off is shorter.
+ */
 function lostLineFeed(rest: Buffer, place: string): boolean {
   try {
     return rest.length > 1 && entryOf(rest.subarray(0, -1), place) !== undefined;
@@ -108,8 +117,9 @@ const lockOf = (file: string) =>
   new Lock(join(dirname(file), `.${basename(file)}.lock`), "one server, which several annotators share");
 
 /**
- * The labels of a folder's annotators, one line each, only ever appended: a line is on the disk (fdatasync) before `append`
- * returns. A process that is killed in the middle of a line leaves a torn one, which nobody was told of; opening drops it.
+ * The labels of a folder's annotators, one line each, only ever appended: a line is on the disk
+ * (fdatasync) before `append` returns. A process that is killed in the middle of a line leaves a
+ * torn one, which nobody was told of; opening drops it.
  */
 export class LabelLog {
   private last: Promise<unknown> = Promise.resolve();
@@ -126,8 +136,9 @@ export class LabelLog {
   ) {}
 
   /**
-   * @throws TypeError `LOCKED` if another process has it open; `FILE`, `JSON`, `COLUMN` for what is no log, or has a damaged line: the message
-   *   names file and line, and what sets such lines aside
+   * @throws TypeError `LOCKED` if another process has it open; `FILE`, `JSON`, `COLUMN` for what is
+   *   no log, or has a damaged line: the message names file and line, and what sets such lines
+   *   aside
    */
   static async open(file: string): Promise<LabelLog> {
     const lock = lockOf(file);
@@ -155,7 +166,8 @@ export class LabelLog {
 
   /**
    * Appends an entry. Before this returns, the entry is on the disk and has been read back.
-   * @throws TypeError `ANSWER` for what `open` would not read again, `FILE` if the disk does not take it; then the log is as it was
+   * @throws TypeError `ANSWER` for what `open` would not read again, `FILE` if the disk does not
+   *   take it; then the log is as it was
    */
   append(entry: LabelEntry): Promise<void> {
     const line = Buffer.from(`${withCrc(JSON.stringify(entry))}\n`);
@@ -247,8 +259,10 @@ export interface Repaired {
 }
 
 /**
- * Sets the damaged lines of a log aside: they move to FILE.damaged, all others stay as they are, byte for byte.
- * @throws TypeError `LOCKED` while a server has it open; `FILE` if it cannot be read or holds no label at all
+ * Sets the damaged lines of a log aside: they move to FILE.damaged, all others stay as they are,
+ * byte for byte.
+ * @throws TypeError `LOCKED` while a server has it open; `FILE` if it cannot be read or holds no
+ *   label at all
  */
 export async function repairLog(file: string): Promise<Repaired> {
   using _lock = lockOf(file);

@@ -11,7 +11,10 @@ import type { CompletedRow } from "./preferences.js";
 import type { Text } from "./texts.js";
 import { OVERALL, votesOn } from "./votes.js";
 
-/** Completions of one prompt that people compare: a pair, or more for a ranking (Ouyang et al. 2022). */
+/**
+ * Completions of one prompt that people compare: a pair, or more for a ranking (Ouyang et al.
+ * 2022).
+ */
 export interface Task {
   /** Hash of the texts: a label belongs to them, not to a place in a file. */
   id: string;
@@ -71,7 +74,10 @@ export interface LabelledRow {
 
 /** What an annotator sees. */
 export interface View {
-  /** How often this annotator has answered or undone: an answer or an undo names it, so that each counts once. */
+  /**
+   * How often this annotator has answered or undone: an answer or an undo names it, so that each
+   * counts once.
+   */
   turn: number;
   /** Null when there is nothing left for this one. */
   shown: Shown | null;
@@ -109,11 +115,13 @@ interface Person {
 }
 
 /**
- * Hands tasks out to annotators and keeps what they say. Tasks come in an order drawn from the seed; which of them two
- * annotators label, and in which order each sees the completions, depend on the seed and the texts alone.
+ * Hands tasks out to annotators and keeps what they say. Tasks come in an order drawn from the
+ * seed; which of them two annotators label, and in which order each sees the completions, depend on
+ * the seed and the texts alone.
  *
- * Calls are done one after the other: each sees what the one before has changed. Their cost does not grow with the number of tasks or
- * labels, since counts are kept of everything that progress tells.
+ * Calls are done one after the other: each sees what the one before has changed. Their cost does
+ * not grow with the number of tasks or labels, since counts are kept of everything that progress
+ * tells.
  */
 export class Labelling {
   private readonly tasks: readonly Task[];
@@ -121,7 +129,8 @@ export class Labelling {
   private readonly order: Judged[] = [];
   private readonly people = new Map<string, Person>();
   private readonly needy: Positions; // tasks that want labels
-  private readonly open = new Map<string, Positions>(); // annotator who asked: tasks that want labels and have none of this one
+  // annotator who asked: tasks that want labels and have none of this one
+  private readonly open = new Map<string, Positions>();
   private readonly agreements: ReadonlyMap<string, Agreement>; // criterion
   private readonly counts = { labels: 0, wanted: 0, shared: 0 };
   private last: Promise<unknown> = Promise.resolve();
@@ -248,7 +257,8 @@ export class Labelling {
   }
 
   /**
-   * The next task of an annotator, the same until it is answered; undefined when there is nothing left for this one.
+   * The next task of an annotator, the same until it is answered; undefined when there is nothing
+   * left for this one.
    * @throws RangeError `LIMIT` for one annotator more than there may be
    */
   next(annotator: string, now = Date.now() / 1000): Promise<Shown | undefined> {
@@ -292,9 +302,12 @@ export class Labelling {
   }
 
   /**
-   * Keeps an answer to the task that the annotator has been shown; it is on the disk when this returns. The same answer sent again counts once.
-   * @param turn the annotator's turn that is answered, as `view` gave it; without it the present one
-   * @throws TypeError `STALE` if that is another one, `ANSWER` for what is no answer, `FILE` if the disk does not take it
+   * Keeps an answer to the task that the annotator has been shown; it is on the disk when this
+   * returns. The same answer sent again counts once.
+   * @param turn the annotator's turn that is answered, as `view` gave it; without it the present
+   *   one
+   * @throws TypeError `STALE` if that is another one, `ANSWER` for what is no answer, `FILE` if the
+   *   disk does not take it
    */
   answer(annotator: string, id: string, answer: Answer, turn?: number): Promise<void> {
     return this.serial(async () => {
@@ -332,8 +345,10 @@ export class Labelling {
 
   /**
    * Takes back the annotator's last answer; its task is the next one. Undefined if there is none.
-   * @param turn the annotator's turn, as `view` gave it: the same undo sent again takes nothing more back. Without it the present one
-   * @throws TypeError `STALE` if the annotator has done something since, `FILE` if the disk does not take it
+   * @param turn the annotator's turn, as `view` gave it: the same undo sent again takes nothing
+   *   more back. Without it the present one
+   * @throws TypeError `STALE` if the annotator has done something since, `FILE` if the disk does
+   *   not take it
    */
   undo(annotator: string, turn?: number): Promise<Shown | undefined> {
     return this.serial(async () => {
@@ -371,7 +386,10 @@ export class Labelling {
     return { mine: this.people.get(annotator)?.mine ?? 0, ...this.counts, alpha };
   }
 
-  /** What the reward stage learns from: all pairs of every task that someone labelled and nobody flagged. */
+  /**
+   * What the reward stage learns from: all pairs of every task that someone labelled and nobody
+   * flagged.
+   */
   preferences(): LabelledRow[] {
     return this.tasks.flatMap(({ id, prompt, completions, ends }) => {
       const { given, flags } = this.judged.get(id)!;

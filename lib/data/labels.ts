@@ -9,10 +9,11 @@ export interface Candidates extends CompletedRow {
 }
 
 /**
- * Compares the completions of each prompt: all pairs (Ouyang et al. 2022), or disjoint ones in their order, (0, 1), (2, 3), ...
- * A pair of equal or empty texts is left out: it tells nothing.
+ * Compares the completions of each prompt: all pairs (Ouyang et al. 2022), or disjoint ones in
+ * their order, (0, 1), (2, 3), ... A pair of equal or empty texts is left out: it tells nothing.
  *
- * @param random the numbers of prompt i: its own counter, so that a label depends on nothing but its prompt's place
+ * @param random the numbers of prompt i: its own counter, so that a label depends on nothing but
+ *   its prompt's place
  * @param options `margins`: also write `margin`, the difference of the scores
  */
 export function label(
@@ -41,7 +42,10 @@ export function label(
   });
 }
 
-/** Ranks all completions of each prompt, best first, by the pairs that each wins under the annotator (Ouyang et al. 2022). */
+/**
+ * Ranks all completions of each prompt, best first, by the pairs that each wins under the annotator
+ * (Ouyang et al. 2022).
+ */
 export function rank(groups: readonly Candidates[], annotator: Annotator, random: Random): RankingRow[] {
   return groups.flatMap(({ prompt, completions, ...marks }, index) => {
     const texts = [...new Set(completions)].filter((text) => text !== "");

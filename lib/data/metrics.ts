@@ -2,7 +2,10 @@ import { rangeError } from "../device/errors.js";
 
 // Figures for reports; none of them reaches a weight.
 
-/** Different n-grams over n-grams in all sequences together (Li et al. 2016): 1 where none repeats, NaN where there is none. */
+/**
+ * Different n-grams over n-grams in all sequences together (Li et al. 2016): 1 where none repeats,
+ * NaN where there is none.
+ */
 export function distinctN(sequences: Iterable<ArrayLike<number | string>>, n: number): number {
   const seen = new Set<string>();
   let total = 0;
@@ -14,7 +17,9 @@ export function distinctN(sequences: Iterable<ArrayLike<number | string>>, n: nu
   return seen.size / total;
 }
 
-/** Share of a sequence's n-grams that occurred in it before, mean over the sequences that have any. */
+/**
+ * Share of a sequence's n-grams that occurred in it before, mean over the sequences that have any.
+ */
 export function repetition(sequences: Iterable<ArrayLike<number | string>>, n: number): number {
   let sum = 0;
   let count = 0;
@@ -94,7 +99,10 @@ export interface Calibration {
     /** Mean of the outcomes. */
     outcome: number;
   }[];
-  /** Expected calibration error: mean distance of probability and outcome over the bins, by count (Naeini et al. 2015). */
+  /**
+   * Expected calibration error: mean distance of probability and outcome over the bins, by count
+   * (Naeini et al. 2015).
+   */
   error: number;
   /** Mean squared distance of probability and outcome (Brier 1950). */
   brier: number;

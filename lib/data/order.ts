@@ -1,8 +1,8 @@
 import type { Random } from "../device/philox.js";
 
 /**
- * The places 0 to `count` - 1 in an order that is drawn anew for each epoch. The order is kept, in 4 bytes a place, until
- * another epoch is asked for. Then it is overwritten.
+ * The places 0 to `count` - 1 in an order that is drawn anew for each epoch. The order is kept, in
+ * 4 bytes a place, until another epoch is asked for. Then it is overwritten.
  * @param random the random numbers of an epoch
  */
 export function orders(count: number, random: (epoch: number) => Random): (epoch: number) => Uint32Array {

@@ -4,11 +4,13 @@ import { fileURLToPath } from "node:url";
 import { typeError } from "../device/errors.js";
 import { mostUnpacked, Row } from "./row.js";
 
-// A few bytes of a hostile file can ask the reader for any number of rows, and some for ever. So it is a process of its own, which is
-// ended where it takes more memory or time than a file of this size may; a thread would take this one with it.
+// A few bytes of a hostile file can ask the reader for any number of rows, and some for ever. So it
+// is a process of its own, which is ended where it takes more memory or time than a file of this
+// size may; a thread would take this one with it.
 const MIB = 2 ** 20;
 const megabytes = (bytes: number) => 256 + Math.ceil((64 * bytes) / MIB);
-const seconds = (bytes: number) => 10 + Math.ceil((4 * bytes) / MIB); // for each answer; a usual row group takes a twentieth
+// for each answer; a usual row group takes a twentieth
+const seconds = (bytes: number) => 10 + Math.ceil((4 * bytes) / MIB);
 const WATCH = 100; // milliseconds
 
 /** What the reader answers: the next rows, none after the last, or what is wrong. */
@@ -20,7 +22,8 @@ export interface Answer {
 }
 
 /**
- * Reads the rows of a Parquet file; its reader holds a row group at a time. 64-bit integers that are exact as numbers become numbers.
+ * Reads the rows of a Parquet file; its reader holds a row group at a time. 64-bit integers that
+ * are exact as numbers become numbers.
  * @throws TypeError `PARQUET` naming the file
  */
 export async function* readParquet(file: string): AsyncGenerator<Row> {
@@ -74,7 +77,10 @@ function answer(reader: ChildProcess, size: number): Promise<Answer> {
   });
 }
 
-/** What a process has used, where the system tells: time of its threads, not that in which others had the machine, and its memory. */
+/**
+ * What a process has used, where the system tells: time of its threads, not that in which others
+ * had the machine, and its memory.
+ */
 async function usage({ pid }: ChildProcess): Promise<{ seconds: number; megabytes: number } | undefined> {
   const text = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
   const fields = text.slice(text.lastIndexOf(")") + 2).split(" "); // from the third on

@@ -3,8 +3,8 @@ import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "h
 import { compressors } from "hyparquet-compressors";
 import type { Answer } from "./parquet.js";
 
-// The process in which lib/data/parquet.ts has a file read: each message asks for the next rows. It ends with its parent, however that
-// ends.
+// The process in which lib/data/parquet.ts has a file read: each message asks for the next rows. It
+// ends with its parent, however that ends.
 
 const MOST = 2 ** 24; // characters and numbers of a row, and of an answer
 const [, , name, parent] = process.argv;
@@ -21,7 +21,10 @@ process.on("message", () => {
 });
 process.on("disconnect", () => process.exit());
 
-/** Rows, so many that an answer stays small: a dictionary may hold one long text for a million of them. */
+/**
+ * Rows, so many that an answer stays small: a dictionary may hold one long text for a million of
+ * them.
+ */
 async function* batches(path: string): AsyncGenerator<Answer, undefined> {
   let [rows, size, place]: [Record<string, unknown>[], number, number] = [[], 0, 0];
   for await (const group of rowGroups(path))
@@ -50,7 +53,9 @@ async function* rowGroups(path: string): AsyncGenerator<Record<string, unknown>[
   }
 }
 
-/** Characters and bytes of a value, and one for each part; no more than a little above the limit. */
+/**
+ * Characters and bytes of a value, and one for each part; no more than a little above the limit.
+ */
 function sizeOf(value: unknown): number {
   if (typeof value === "string") return 1 + value.length;
   if (typeof value !== "object" || value === null) return 1;

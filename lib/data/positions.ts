@@ -1,6 +1,9 @@
 const WORD = 5; // 32 bits
 
-/** A set of positions, in which the first from a place on is found in few steps: a bit each, and above every 32 bits one that says whether any is set. */
+/**
+ * A set of positions, in which the first from a place on is found in few steps: a bit each, and
+ * above every 32 bits one that says whether any is set.
+ */
 export class Positions {
   private readonly levels: Uint32Array[] = [];
 

@@ -3,8 +3,9 @@ import { readRows } from "./jsonl.js";
 import { isNumber, type Row } from "./row.js";
 import { rendered, textsOf, type Text, type Texts } from "./texts.js";
 
-// The rows of TRL's data sets: prompts, demonstrations, preferences; and rankings, InstructGPT's K completions in order. Texts are
-// plain here; the readers render conversations by the model's chat template.
+// The rows of TRL's data sets: prompts, demonstrations, preferences; and rankings, InstructGPT's K
+// completions in order. Texts are plain here; the readers render conversations by the model's chat
+// template.
 
 /** A row with a prompt. */
 export interface PromptRow {
@@ -16,7 +17,10 @@ export interface PromptRow {
 
 /** A row with completions. */
 export interface CompletedRow extends PromptRow {
-  /** The completions are as they were sampled, and spell their end where they have one: none is put after those that were cut. */
+  /**
+   * The completions are as they were sampled, and spell their end where they have one: none is put
+   * after those that were cut.
+   */
   sampled?: true;
 }
 
@@ -54,8 +58,9 @@ const renderedOf = (row: Row, { prompt }: Texts<Text>): { rendered?: true } =>
   typeof prompt !== "string" || isSaid(row, "rendered") ? { rendered: true } : {};
 
 /**
- * How the texts of a row begin and end: what `rlhf collect` and `rlhf label` wrote says so. Of other rows those are as sampled that have
- * the ids that were, or that were cut by their length (`finish_reason`).
+ * How the texts of a row begin and end: what `rlhf collect` and `rlhf label` wrote says so. Of
+ * other rows those are as sampled that have the ids that were, or that were cut by their length
+ * (`finish_reason`).
  */
 export const endsOf = (row: Row, texts: Texts<Text>): { rendered?: true; sampled?: true } => ({
   ...renderedOf(row, texts),
@@ -109,7 +114,10 @@ export function rankingRow(row: Row, chat?: Chat): RankingRow {
   return { prompt, ranking: completions, ...endsOf(row, texts) };
 }
 
-/** A preference or a ranking. @param criterion the column that the soft label of a preference is read from */
+/**
+ * A preference or a ranking.
+ * @param criterion the column that the soft label of a preference is read from
+ */
 export const comparisonRow = (row: Row, chat?: Chat, criterion?: string): ComparisonRow =>
   row.has("ranking") ? rankingRow(row, chat) : preferenceRow(row, chat, criterion);
 
@@ -121,11 +129,17 @@ export const comparisonRow = (row: Row, chat?: Chat, criterion?: string): Compar
 export const readComparisons = (file: string, chat?: Chat, criterion?: string): Promise<ComparisonRow[]> =>
   readRows(file, (row) => comparisonRow(row, chat, criterion));
 
-/** A file of prompts; other columns are passed over. @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT` */
+/**
+ * A file of prompts; other columns are passed over.
+ * @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT`
+ */
 export const readPrompts = (file: string, chat?: Chat): Promise<PromptRow[]> =>
   readRows(file, (row) => promptRow(row, chat));
 
-/** A file of prompts with completions. @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT` */
+/**
+ * A file of prompts with completions.
+ * @throws TypeError `COLUMN`, `JSON`, `PARQUET`, `FILE`, `CHAT`
+ */
 export const readDemonstrations = (file: string, chat?: Chat): Promise<DemonstrationRow[]> =>
   readRows(file, (row) => demonstrationRow(row, chat));
 

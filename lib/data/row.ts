@@ -8,7 +8,10 @@ export class Row {
     readonly place: string,
   ) {}
 
-  /** The value of a column. @throws TypeError `COLUMN` naming the column and the line, unless `accepts` the value */
+  /**
+   * The value of a column.
+   * @throws TypeError `COLUMN` naming the column and the line, unless `accepts` the value
+   */
   column<T>(name: string, wanted: string, accepts: (value: unknown) => value is T): T {
     const value = Object.hasOwn(this.value, name) ? this.value[name] : undefined;
     if (accepts(value)) return value;
@@ -41,7 +44,8 @@ export const isNumbers = (value: unknown): value is number[] => Array.isArray(va
 /** The most bytes of a row. Its values may take twenty times as much memory. */
 export const LONGEST_ROW = 2 ** 24;
 /**
- * The most bytes that a compressed file may hold. A megabyte can hold a thousand and more. It holds ten of text that people wrote, and a hundred
- * of text that repeats itself much. A small file may hold 256 MiB in any case.
+ * The most bytes that a compressed file may hold. A megabyte can hold a thousand and more. It holds
+ * ten of text that people wrote, and a hundred of text that repeats itself much. A small file may
+ * hold 256 MiB in any case.
  */
 export const mostUnpacked = (bytes: number): number => 2 ** 28 + 200 * bytes;

@@ -7,7 +7,10 @@ import type { Row } from "./row.js";
 /** Items that come one by one. */
 export type Source<T> = Iterable<T> | AsyncIterable<T>;
 
-/** What a file holds, one by one, as often as it is asked for. A file that changes meanwhile is an error. */
+/**
+ * What a file holds, one by one, as often as it is asked for. A file that changes meanwhile is an
+ * error.
+ */
 class FileSource<T> implements AsyncIterable<T> {
   private state?: string; // when it was read first
 
@@ -37,7 +40,8 @@ class FileSource<T> implements AsyncIterable<T> {
 
 /**
  * The rows of a file, each as `parse` makes it.
- * @returns throws TypeError `CHANGED`, what `parse` throws, and as `rowsOf`: `JSON`, `PARQUET`, `FILE`
+ * @returns throws TypeError `CHANGED`, what `parse` throws, and as `rowsOf`: `JSON`, `PARQUET`,
+ *   `FILE`
  */
 export const rowFile = <T>(file: string, parse: (row: Row) => T): AsyncIterable<T> =>
   new FileSource(file, async function* () {

@@ -5,7 +5,9 @@ import { crc32 } from "node:zlib";
 import { typeError } from "../device/errors.js";
 import { besideName } from "../files/durable.js";
 
-/** Items by their place, 0 to `length` - 1: an array, or what reads an item when it is asked for. */
+/**
+ * Items by their place, 0 to `length` - 1: an array, or what reads an item when it is asked for.
+ */
 export interface Indexed<T> {
   /** Items there are. */
   readonly length: number;
@@ -44,8 +46,9 @@ const PAGE_BYTES = 4 * PAGE;
 const ROOM = 4096 * PAGE; // values that are kept in memory: 16 MiB
 
 /**
- * A long row of int32 that grows at its end: tokens, or records of them. All but the last 16 MiB lie in a temporary
- * file, so memory does not grow with the data. The file has no name: the system frees it when the process ends.
+ * A long row of int32 that grows at its end: tokens, or records of them. All but the last 16 MiB
+ * lie in a temporary file, so memory does not grow with the data. The file has no name: the system
+ * frees it when the process ends.
  */
 export class Spool {
   /** Values there are. */
@@ -56,7 +59,8 @@ export class Spool {
   private file?: number;
 
   /**
-   * @param folder where the temporary file lies: not in a file system that is memory itself, as /tmp may be
+   * @param folder where the temporary file lies: not in a file system that is memory itself, as
+   *   /tmp may be
    * @param room   values that are kept in memory, a multiple of 1024
    */
   constructor(
@@ -146,7 +150,10 @@ export async function filled<A extends Disposable>(all: A, fill: (all: A) => Pro
   }
 }
 
-/** Opens a new file and takes its name away. A process that is killed between the two leaves what the next run in the folder sweeps. */
+/**
+ * Opens a new file and takes its name away. A process that is killed between the two leaves what
+ * the next run in the folder sweeps.
+ */
 function nameless(folder: string): number {
   const path = besideName(join(folder, "rows"));
   const file = openSync(path, "wx+", 0o600);
@@ -154,7 +161,10 @@ function nameless(folder: string): number {
   return file;
 }
 
-/** Records of int32, each read by its number. They take 8 bytes of memory each; what they hold lies in a `Spool`. */
+/**
+ * Records of int32, each read by its number. They take 8 bytes of memory each; what they hold lies
+ * in a `Spool`.
+ */
 export class Records implements Indexed<Int32Array> {
   private readonly starts = new Grown(new Float64Array(0));
   private readonly spool: Spool;

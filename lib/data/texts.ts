@@ -1,8 +1,8 @@
 import type { ChatTemplate, Message } from "../tokenizer/chat.js";
 import { isString, type Row } from "./row.js";
 
-// The text columns of TRL's data sets, in the four ways that they come: plain or conversational, the prompt in a column of its
-// own or at the beginning of the completions.
+// The text columns of TRL's data sets, in the four ways that they come: plain or conversational,
+// the prompt in a column of its own or at the beginning of the completions.
 
 const MOST_RANKED = 1024; // each two of them are a pair
 
@@ -16,8 +16,8 @@ export interface Texts<T = string> {
 }
 
 /**
- * The prompt of a row and its completions in the named columns (with `list`, in one column that holds them all). Without a
- * prompt column, completions are split at their common prefix.
+ * The prompt of a row and its completions in the named columns (with `list`, in one column that
+ * holds them all). Without a prompt column, completions are split at their common prefix.
  * @throws TypeError `COLUMN` naming the column and the line
  */
 export function textsOf(row: Row, names: readonly string[], { list = false, implicit = false } = {}): Texts<Text> {
@@ -38,7 +38,8 @@ export function textsOf(row: Row, names: readonly string[], { list = false, impl
 }
 
 /**
- * Conversations as the model's chat template renders them. The prompt is what all completions begin with (as in TRL).
+ * Conversations as the model's chat template renders them. The prompt is what all completions begin
+ * with (as in TRL).
  * @throws TypeError `COLUMN` where there is a conversation and no template
  */
 export function rendered(row: Row, { prompt, completions }: Texts<Text>, chat?: () => ChatTemplate): Texts {
@@ -63,8 +64,9 @@ export const transcript = (text: Text): string =>
 const ASSISTANT = "\n\nAssistant:";
 
 /**
- * Texts split at their common prefix. That of transcripts (HH-RLHF's, Bai et al. 2022) ends where the assistant's last common
- * turn opens, others before the word in which they part: a completion begins with a whole word, and is never empty.
+ * Texts split at their common prefix. That of transcripts (HH-RLHF's, Bai et al. 2022) ends where
+ * the assistant's last common turn opens, others before the word in which they part: a completion
+ * begins with a whole word, and is never empty.
  */
 function splitTexts(texts: readonly string[]): Texts {
   let length = commonLength(texts);

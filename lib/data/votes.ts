@@ -2,7 +2,10 @@ import { krippendorff } from "./agreement.js";
 import type { LabelEntry } from "./label_log.js";
 import { pairsOf } from "./labels.js";
 
-/** The one question where no criteria are named: which is better? It is `agreement` and has no column of its own. */
+/**
+ * The one question where no criteria are named: which is better? It is `agreement` and has no
+ * column of its own.
+ */
 export const OVERALL = "overall";
 
 /** Krippendorff's alpha of the labels of each task, pair by pair. */

@@ -4,7 +4,9 @@ import { notPromise, rangeError, typeError, wantFunction, type CodedError } from
 import { native, type NativeDevice } from "./native.js";
 import { inCamel, specs, type Argument, type Dtype, type OpSpec } from "./ops.js";
 
-/** What is being recorded: the calls, and the memory that is theirs, by its size where it is free. */
+/**
+ * What is being recorded: the calls, and the memory that is theirs, by its size where it is free.
+ */
 interface Recording {
   frames: number[];
   sizes: Map<number, number>;
@@ -172,7 +174,10 @@ export class AddonDevice implements Device {
   }
 }
 
-/** An error of the addon as one of ours, with the names that JavaScript has. One without a code came of an argument of a wrong kind. */
+/**
+ * An error of the addon as one of ours, with the names that JavaScript has. One without a code came
+ * of an argument of a wrong kind.
+ */
 export function inOurs(error: unknown, what = "device"): CodedError {
   const { name, code, message } = error as CodedError;
   if (typeof code !== "string") return typeError("ARGUMENT", `${what}: ${message}`);

@@ -3,7 +3,8 @@ import { types } from "node:util";
 type Numbers = Float32Array | Float64Array | Int32Array | Uint16Array | BigInt64Array;
 const CLASSES = { Float32Array, Float64Array, Int32Array, Uint16Array, BigInt64Array };
 
-// What a typed array is lies in slots that no property, subclass or proxy hides. These getters read the slots, in every realm.
+// What a typed array is lies in slots that no property, subclass or proxy hides. These getters read
+// the slots, in every realm.
 const ofArrays = Object.getPrototypeOf(Uint8Array.prototype) as object;
 const getter = (of: object, name: string | symbol) =>
   Object.getOwnPropertyDescriptor(of, name)!.get! as (this: unknown) => unknown;
@@ -15,7 +16,9 @@ const [ofTyped, ofView] = [slots(ofArrays), slots(DataView.prototype)];
 /** The class of a typed array; undefined for what is none, whatever it says. */
 export const arrayClass = (value: unknown): string | undefined => tag.call(value) as string | undefined;
 
-/** What a value is, for messages and to look up: the class of a typed array, else what its tag says. */
+/**
+ * What a value is, for messages and to look up: the class of a typed array, else what its tag says.
+ */
 export function kindOf(value: unknown): string {
   if (value === null || value === undefined) return String(value);
   const known = arrayClass(value) ?? (types.isDataView(value) ? "DataView" : undefined);
@@ -29,8 +32,9 @@ export function kindOf(value: unknown): string {
 }
 
 /**
- * The numbers of a typed array as an array of its class, without what a subclass or a property adds: over the same memory, but a copy of memory that
- * other threads may write. Undefined for what is none of these.
+ * The numbers of a typed array as an array of its class, without what a subclass or a property
+ * adds: over the same memory, but a copy of memory that other threads may write. Undefined for what
+ * is none of these.
  */
 export function plain(value: unknown): Numbers | undefined {
   const Class = CLASSES[arrayClass(value) as keyof typeof CLASSES];

@@ -1,4 +1,7 @@
-/** An error of a public call: `code` says which kind, the message names the argument, what was given and what was wanted. */
+/**
+ * An error of a public call: `code` says which kind, the message names the argument, what was given
+ * and what was wanted.
+ */
 export interface CodedError extends Error {
   /** In capitals, as the docstrings of what throws it tell. */
   code: string;
@@ -12,7 +15,10 @@ export function rangeError(code: string, message: string): RangeError & CodedErr
   return Object.assign(new RangeError(message), { code });
 }
 
-/** @throws TypeError `ASYNC` for the promise of an asynchronous function, where what it does must be done when it returns */
+/**
+ * @throws TypeError `ASYNC` for the promise of an asynchronous function, where what it does must be
+ *   done when it returns
+ */
 export function notPromise(what: string, value: unknown): void {
   if (typeof (value as PromiseLike<unknown> | null | undefined)?.then !== "function") return;
   void Promise.resolve(value).catch(() => undefined); // it goes on without what it made
@@ -27,8 +33,9 @@ const HIDDEN = new RegExp(
 );
 
 /**
- * A text that a terminal can only show. Control characters, marks of direction, halves of surrogate pairs and characters without
- * a shape are written as JSON escapes them (U+202E becomes \u202e), so JSON stays the same data.
+ * A text that a terminal can only show. Control characters, marks of direction, halves of surrogate
+ * pairs and characters without a shape are written as JSON escapes them (U+202E becomes \u202e), so
+ * JSON stays the same data.
  * @param lines keep line feeds and tabs
  */
 export function visible(text: string, { lines = false } = {}): string {
@@ -38,7 +45,9 @@ export function visible(text: string, { lines = false } = {}): string {
   );
 }
 
-/** What another's program says of itself, as messages show it: it may be long, and hold anything. */
+/**
+ * What another's program says of itself, as messages show it: it may be long, and hold anything.
+ */
 export const brief = (text: string): string => visible(text.length > 300 ? `${text.slice(0, 300)}...` : text);
 
 /** @throws TypeError `ARGUMENT` for what is no function */

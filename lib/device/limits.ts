@@ -14,7 +14,10 @@ async function timed(device: Device, repeats: number, work: () => void): Promise
   return times;
 }
 
-/** The least time of short runs, s, for so many seconds: others of a shared machine leave some of them alone. */
+/**
+ * The least time of short runs, s, for so many seconds: others of a shared machine leave some of
+ * them alone.
+ */
 async function best(device: Device, seconds: number, work: () => void): Promise<number> {
   const [first] = await timed(device, 1, work);
   return Math.min(...(await timed(device, Math.max(7, Math.ceil(seconds / first)), work)));
@@ -74,8 +77,8 @@ export function lastLevelCache(): number {
 const BLOCK = 256; // values, of each stream in turn
 
 /**
- * All of the device's threads together read, update and write arrays of `bytes` in all; with ordinary stores or past the caches,
- * whichever is faster. By default no cache holds the arrays.
+ * All of the device's threads together read, update and write arrays of `bytes` in all; with
+ * ordinary stores or past the caches, whichever is faster. By default no cache holds the arrays.
  */
 export async function streamProbe(
   device: Device,
@@ -84,7 +87,8 @@ export async function streamProbe(
 ): Promise<Probe> {
   const { threads } = device;
   const values = Math.max(1, Math.floor(bytes / 4 / (reads + updates + writes) / threads / BLOCK)) * threads * BLOCK;
-  const address = device.allocate(4 * (reads + updates + writes) * values); // one block, so that the next probe of so many bytes takes it again
+  // one block, so that the next probe of so many bytes takes it again
+  const address = device.allocate(4 * (reads + updates + writes) * values);
   const array = (before: number, streams: number) =>
     ({
       address: address + 4 * before * values,

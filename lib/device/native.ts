@@ -7,7 +7,10 @@ import { fileURLToPath } from "node:url";
 export interface NativeArgument {
   /** What the op does with the argument. */
   kind: "in" | "opt" | "out" | "opt_out" | "add" | "opt_add" | "ids" | "offsets" | "real" | "integer" | "choice";
-  /** `F32`, `F64`, `I32`, `ROWS`, `EITHER`, `WEIGHT` or `SAME`; for a choice the name of its list; else empty. */
+  /**
+   * `F32`, `F64`, `I32`, `ROWS`, `EITHER`, `WEIGHT` or `SAME`; for a choice the name of its list;
+   * else empty.
+   */
   type: string;
   /** The name in C. */
   name: string;
@@ -26,8 +29,8 @@ export interface NativeArgument {
 }
 
 /**
- * A device of the addon with its memory. Every address is looked up: what lies outside of what was allocated is refused. Errors have a code, and
- * name arguments as C does.
+ * A device of the addon with its memory. Every address is looked up: what lies outside of what was
+ * allocated is refused. Errors have a code, and name arguments as C does.
  */
 export interface NativeDevice {
   readonly isa: string;
@@ -52,7 +55,10 @@ export interface NativeDevice {
   close(): void;
 }
 
-/** Functions of the law of arithmetic, in f64, within 2 ulp: the same bits on every machine. What reaches a weight uses these. */
+/**
+ * Functions of the law of arithmetic, in f64, within 2 ulp: the same bits on every machine. What
+ * reaches a weight uses these.
+ */
 export interface LawMath {
   /** e^x, 0 below x = -708. */
   exp(x: number): number;
@@ -65,7 +71,10 @@ export interface LawMath {
 }
 
 interface Addon extends LawMath {
-  /** Opens a device: an instruction set and a number of threads, or "cuda" and the ordinal of the GPU. A planned one runs no calls. */
+  /**
+   * Opens a device: an instruction set and a number of threads, or "cuda" and the ordinal of the
+   * GPU. A planned one runs no calls.
+   */
   Device: new (isa: string | undefined, number: number, planned?: boolean) => NativeDevice;
   /** The dtypes that each device takes the op at (a CPU: its weights); none where it lacks it. */
   ops: { name: string; arguments: NativeArgument[]; cpu: ("f32" | "bf16")[]; cuda: ("f32" | "bf16")[] }[];

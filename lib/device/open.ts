@@ -11,9 +11,15 @@ const closed = (device: Device) => void opened.delete(device);
 export interface DeviceOptions {
   /** Compute threads; by default `RLHF_NUM_THREADS`, else one per core. */
   threads?: number;
-  /** `scalar`, `avx2`, `avx512` or `neon`; by default `RLHF_ISA`, else the best that the machine has. */
+  /**
+   * `scalar`, `avx2`, `avx512` or `neon`; by default `RLHF_ISA`, else the best that the machine
+   * has.
+   */
   isa?: string;
-  /** webgpu: the adapter's features that kernels use where it has them (`subgroups`, `timestamp-query`, `shader-f16`); by default all, `[]` for none. */
+  /**
+   * webgpu: the adapter's features that kernels use where it has them (`subgroups`,
+   * `timestamp-query`, `shader-f16`); by default all, `[]` for none.
+   */
   features?: readonly string[];
   /** webgpu: bytes that a storage binding may have, if less than the adapter allows. */
   maxBinding?: number;
@@ -21,7 +27,9 @@ export interface DeviceOptions {
   ordinal?: number;
 }
 
-/** The device of ops that are given no tensor: of those that are open, the first that was opened. */
+/**
+ * The device of ops that are given no tensor: of those that are open, the first that was opened.
+ */
 export function defaultDevice(): Device {
   const [first] = opened;
   if (!first) throw typeError("DEVICE", "no device is open: call `await device()` first, or pass tensors");
@@ -50,7 +58,10 @@ function openCuda(ordinal: number): Device {
 /** The kinds of devices, the best one first. */
 const BEST_FIRST: readonly DeviceKind[] = ["cuda", "webgpu", "cpu"];
 
-/** The dtypes that a kind of device takes an op at, none where it lacks it. No device is opened to find out. */
+/**
+ * The dtypes that a kind of device takes an op at, none where it lacks it. No device is opened to
+ * find out.
+ */
 async function dtypesOf(kind: DeviceKind): Promise<(op: OpSpec) => readonly Dtype[]> {
   if (kind !== "webgpu") return ({ dtypes }) => dtypes[kind];
   const { dtypes } = await import("./webgpu/ops/index.js");
@@ -58,8 +69,8 @@ async function dtypesOf(kind: DeviceKind): Promise<(op: OpSpec) => readonly Dtyp
 }
 
 /**
- * Opens the best device that has every op of the list; a kind that lacks one is not tried, and one that this machine does not have
- * is passed over.
+ * Opens the best device that has every op of the list; a kind that lacks one is not tried, and one
+ * that this machine does not have is passed over.
  * @internal
  * @throws RangeError `DEVICE` where no device has every op, or the error of the last that was tried
  */
@@ -83,8 +94,9 @@ export async function openBest(
 }
 
 /**
- * Opens a device: `cpu` (C++ kernels on own threads), `cuda` (an NVIDIA GPU), `webgpu` (WGSL kernels on Dawn's adapter). The last two
- * lack some ops, see `has`. Without a kind, it is the one that `RLHF_DEVICE` names, else the best one that has every op.
+ * Opens a device: `cpu` (C++ kernels on own threads), `cuda` (an NVIDIA GPU), `webgpu` (WGSL
+ * kernels on Dawn's adapter). The last two lack some ops, see `has`. Without a kind, it is the one
+ * that `RLHF_DEVICE` names, else the best one that has every op.
  * @throws RangeError `DEVICE` if this machine does not have it, `THREADS`, `ISA`
  */
 export async function device(kind?: DeviceKind, options: DeviceOptions = {}): Promise<Device> {

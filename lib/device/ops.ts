@@ -46,7 +46,10 @@ export interface OpSpec {
   index: number;
   /** All arguments, in the order in which a device is given them. */
   arguments: Argument[];
-  /** The dtypes that each device of the addon takes the op at (a CPU: its weights); none where it lacks it. */
+  /**
+   * The dtypes that each device of the addon takes the op at (a CPU: its weights); none where it
+   * lacks it.
+   */
   dtypes: Record<"cpu" | "cuda", readonly Dtype[]>;
 }
 

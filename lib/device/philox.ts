@@ -1,7 +1,8 @@
 import { rangeError, shown } from "./errors.js";
 
 /**
- * Philox 4x32 with ten rounds (Salmon et al. 2011): four random words for a counter of four words under a key of two.
+ * Philox 4x32 with ten rounds (Salmon et al. 2011): four random words for a counter of four words
+ * under a key of two.
  * @param out uint32 [4], overwritten
  */
 export function philox(
@@ -42,7 +43,10 @@ function multiplyHigh(a: number, b: number): number {
   return (aHigh * bHigh + Math.floor(middle / 0x10000) + Math.floor(carry / 0x10000)) | 0;
 }
 
-/** What a checkpoint keeps of a `Random`: restored, it goes on with the number that would have come next. */
+/**
+ * What a checkpoint keeps of a `Random`: restored, it goes on with the number that would have come
+ * next.
+ */
 export interface RandomState {
   /** The key's first word. */
   seed: number;
@@ -55,10 +59,12 @@ export interface RandomState {
 }
 
 /**
- * Random numbers from Philox keyed by (seed, stream). Up to three counter words name what the numbers are for (update,
- * prompt, ...); the last word of the counter runs. So a number depends on its name and place alone, not on what else was drawn.
+ * Random numbers from Philox keyed by (seed, stream). Up to three counter words name what the
+ * numbers are for (update, prompt, ...); the last word of the counter runs. So a number depends on
+ * its name and place alone, not on what else was drawn.
  *
- * @throws RangeError `RANGE` if seed, stream or a counter word is not a whole number from 0 to 2^32 - 1
+ * @throws RangeError `RANGE` if seed, stream or a counter word is not a whole number from 0 to 2^32
+ *   - 1
  */
 export class Random {
   private readonly counter: readonly number[];
@@ -112,7 +118,10 @@ export class Random {
     return Math.floor(this.uniform() * n);
   }
 
-  /** Shuffles the array in place (Fisher and Yates) and returns it. The order depends on its length alone, not on its kind. */
+  /**
+   * Shuffles the array in place (Fisher and Yates) and returns it. The order depends on its length
+   * alone, not on its kind.
+   */
   shuffle<A extends ArrayLike<unknown>>(array: A): A {
     const items = array as { [place: number]: unknown };
     for (let i = array.length - 1; i > 0; i--) {

@@ -30,8 +30,8 @@ const placed = (arg: Args[number]) =>
     : arg;
 
 /**
- * A CPU that runs nothing. Memory is handed out as on a real one (pages that nobody writes are not there), so its peak is a
- * run's, workspace included; calls are counted; what is read are zeros.
+ * A CPU that runs nothing. Memory is handed out as on a real one (pages that nobody writes are not
+ * there), so its peak is a run's, workspace included; calls are counted; what is read are zeros.
  */
 export class PlannedDevice extends AddonDevice {
   private work: Work = { calls: 0, flops: 0, bytes: 0, seconds: 0 };
@@ -92,7 +92,8 @@ export class PlannedDevice extends AddonDevice {
     const shape = (name: string) => given(name)!.shape;
     const numbers = (name: string) => this.integers.get(given(name)?.address ?? NaN) ?? new Int32Array(0);
     const product = (rows: number, name: string) => 2 * rows * shape(name).reduce((a, b) => a * b, 1);
-    const products = (...gradients: string[]) => 1 + gradients.filter(given).length; // the logits, and those of the gradients that are wanted
+    // the logits, and those of the gradients that are wanted
+    const products = (...gradients: string[]) => 1 + gradients.filter(given).length;
     const pairs = () => {
       const [offsets, prefix] = [numbers("cuSeqlens"), numbers("prefix")];
       const ends: number[] = []; // the position after each sequence: its keys

@@ -10,7 +10,8 @@ export const ADAPTER_CONFIG = "adapter_config.json";
 export const isAdapter = (folder: string): boolean => existsSync(join(folder, ADAPTER_CONFIG));
 
 /**
- * Where the weights of a model lie: the folder itself, or an adapter's base, which its config names by a path, from here or from the adapter's folder.
+ * Where the weights of a model lie: the folder itself, or an adapter's base, which its config names
+ * by a path, from here or from the adapter's folder.
  * @throws TypeError `MODEL` for a base that is not there
  */
 export async function baseFolder(folder: string): Promise<string> {

@@ -1,6 +1,7 @@
 import { crc32 } from "node:zlib";
 
-// Lines of JSON with a checksum as their last field, crc: the CRC-32 of the whole line with the eight digits of the checksum as zeros.
+// Lines of JSON with a checksum as their last field, crc: the CRC-32 of the whole line with the
+// eight digits of the checksum as zeros.
 
 /** What stands for the checksum while it is computed. */
 export const ZEROS = "00000000";
@@ -26,7 +27,8 @@ export function withoutCrc(line: string): string {
 }
 
 /**
- * The fields of a parsed line without its checksum. `JSON.stringify` gives them the same text again, which the checksum is of.
+ * The fields of a parsed line without its checksum. `JSON.stringify` gives them the same text
+ * again, which the checksum is of.
  * @returns also `damage`, which says how the checksum differs; a line without one has none
  */
 export function checkedFields(value: Record<string, unknown>): { fields: Record<string, unknown>; damage?: string } {

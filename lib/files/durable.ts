@@ -5,7 +5,8 @@ import { basename, dirname, join } from "node:path";
 import { typeError } from "../device/errors.js";
 import { native } from "../device/native.js";
 
-// Files and folders that outlive a kill and a power loss: contents are synced before a name points at them, names before anything builds on them.
+// Files and folders that outlive a kill and a power loss: contents are synced before a name points
+// at them, names before anything builds on them.
 
 const WRITE_LIMIT = 2 ** 30; // one write call takes less than 2^31 bytes
 
@@ -25,7 +26,8 @@ export interface Content {
 type Durable = string | Iterable<Uint8Array> | AsyncIterable<Uint8Array> | Pick<Content, "write">;
 
 /**
- * Writes a file beside, syncs it, then renames it over the old one: a reader sees the old or the new one, whole.
+ * Writes a file beside, syncs it, then renames it over the old one: a reader sees the old or the
+ * new one, whole.
  * @throws TypeError `WRITE` if the system refuses: no room, no permission, no such folder
  */
 export async function writeFileDurably(file: string, content: Durable): Promise<void> {
@@ -51,7 +53,9 @@ export async function writeFileDurably(file: string, content: Durable): Promise<
   });
 }
 
-/** Does what writes a file. A refusal of the system becomes a TypeError `WRITE` that names the file. */
+/**
+ * Does what writes a file. A refusal of the system becomes a TypeError `WRITE` that names the file.
+ */
 export async function writing<T>(file: string, work: () => Promise<T>): Promise<T> {
   try {
     return await work();
@@ -75,8 +79,9 @@ function refusal(file: string, error: unknown): unknown {
 }
 
 /**
- * A new file beside this one. Its writer holds a lock on it until it is renamed: an unlocked one was left by a process that ended.
- * Between the two calls another process may take it for such a leftover, and then a new name is drawn.
+ * A new file beside this one. Its writer holds a lock on it until it is renamed: an unlocked one
+ * was left by a process that ended. Between the two calls another process may take it for such a
+ * leftover, and then a new name is drawn.
  */
 async function openBeside(file: string): Promise<{ path: string; handle: FileHandle }> {
   for (;;) {

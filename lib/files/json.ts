@@ -5,7 +5,10 @@ import { readListed } from "./sums.js";
 /** The most bytes of a configuration in JSON. The largest that are known have a hundredth. */
 const MOST = 2 ** 24;
 
-/** The object in a JSON file of a model directory. @throws TypeError `MODEL`, `DAMAGED` if it is not what SHA256SUMS beside it lists */
+/**
+ * The object in a JSON file of a model directory.
+ * @throws TypeError `MODEL`, `DAMAGED` if it is not what SHA256SUMS beside it lists
+ */
 export async function readObject(file: string): Promise<Record<string, unknown>> {
   const content = await readListed(file, MOST).catch((error: NodeJS.ErrnoException) => {
     throw error.code === "DAMAGED"

@@ -8,8 +8,9 @@ import { sumLine, SUMS, sumsLines } from "./sums.js";
 export type ListedContent = string | Uint8Array | Iterable<Uint8Array> | Content;
 
 /**
- * Writes files of a folder, each beside, synced, then renamed, and lists their digests in its SHA256SUMS. A file whose content is
- * undefined is removed. While files are replaced they are not listed, so a process that is killed leaves no digest that is wrong.
+ * Writes files of a folder, each beside, synced, then renamed, and lists their digests in its
+ * SHA256SUMS. A file whose content is undefined is removed. While files are replaced they are not
+ * listed, so a process that is killed leaves no digest that is wrong.
  * @throws TypeError `WRITE` if the system refuses
  */
 export async function writeListed(folder: string, files: Record<string, ListedContent | undefined>): Promise<void> {
@@ -47,7 +48,10 @@ function selfWriting(content: ListedContent): Content {
 
 const NAME = 66; // where the name begins in a line
 
-/** Lists these digests in a folder's SHA256SUMS, in place of those that it had for these names; undefined is none. Names are in order. */
+/**
+ * Lists these digests in a folder's SHA256SUMS, in place of those that it had for these names;
+ * undefined is none. Names are in order.
+ */
 export async function list(folder: string, digests: Record<string, string | undefined>): Promise<void> {
   const before = await sumsLines(folder);
   const kept = before.filter((line) => !Object.hasOwn(digests, sumLine(line)?.name ?? ""));

@@ -5,13 +5,16 @@ import { native } from "../device/native.js";
 
 const OWNER = "process ";
 
-/** A file that one process has at a time. The system frees it when its owner ends, however it ends. */
+/**
+ * A file that one process has at a time. The system frees it when its owner ends, however it ends.
+ */
 export class Lock {
   private readonly file: number;
 
   /**
    * @param wanted what there may be one of, for the message
-   * @throws TypeError `LOCKED` naming the owner, `FILE` if the file cannot be made, or is somebody else's
+   * @throws TypeError `LOCKED` naming the owner, `FILE` if the file cannot be made, or is somebody
+   *   else's
    */
   constructor(
     private readonly path: string,

@@ -15,7 +15,10 @@ export function sumLine(line: string): { name: string; digest: string } | undefi
   return name === undefined ? undefined : { name, digest: digest.toLowerCase() };
 }
 
-/** The lines of a folder's SHA256SUMS, none where there is no such file. @throws TypeError `DAMAGED` if it cannot be read */
+/**
+ * The lines of a folder's SHA256SUMS, none where there is no such file.
+ * @throws TypeError `DAMAGED` if it cannot be read
+ */
 export async function sumsLines(folder: string): Promise<string[]> {
   const text = await readFile(join(folder, SUMS), "utf8").catch((error: NodeJS.ErrnoException) => {
     if (["ENOENT", "ENOTDIR", "EISDIR"].includes(error.code!)) return "";
@@ -44,7 +47,8 @@ export const damaged = (file: string, what = "is damaged, or was changed"): Type
 /**
  * Reads a file, and holds what it read to the digest that the folder lists for it, if there is one.
  * @param most bytes
- * @throws TypeError `DAMAGED` for a file that is another, or is missing though it is listed; Error for more bytes, or from the system
+ * @throws TypeError `DAMAGED` for a file that is another, or is missing though it is listed; Error
+ *   for more bytes, or from the system
  */
 export async function readListed(file: string, most = Infinity): Promise<Buffer> {
   const listed = await listedSum(file);
@@ -55,7 +59,10 @@ export async function readListed(file: string, most = Infinity): Promise<Buffer>
   return content;
 }
 
-/** Reads a file of at most so many bytes, and no more of a longer one. @throws Error for more bytes, or from the system */
+/**
+ * Reads a file of at most so many bytes, and no more of a longer one.
+ * @throws Error for more bytes, or from the system
+ */
 export async function readWithin(file: string, most: number): Promise<Buffer> {
   const handle = await open(file, "r");
   try {

@@ -11,13 +11,15 @@ import { weightShapes } from "./weights.js";
 const LORA_STREAM = 56;
 
 /**
- * A model with a LoRA adapter, over the same memory: only the adapter is trained, and the score's head, of which it has its own. A
- * model that has an adapter already gives a copy of it, so that it goes on from there beside this one.
+ * A model with a LoRA adapter, over the same memory: only the adapter is trained, and the score's
+ * head, of which it has its own. A model that has an adapter already gives a copy of it, so that it
+ * goes on from there beside this one.
  *
  * @param options  rank, alpha and targets; those of the adapter that is there by default
  * @param seed     of what is drawn: A, and another head than this model's
  * @param headKind logits or a score; that of the model by default
- * @throws TypeError `LORA` for a target that the model does not have, or an adapter unlike the one that is there; RangeError `RANGE`
+ * @throws TypeError `LORA` for a target that the model does not have, or an adapter unlike the one
+ *   that is there; RangeError `RANGE`
  */
 export function withAdapter(
   model: Transformer,
@@ -50,7 +52,10 @@ export function withAdapter(
   return other;
 }
 
-/** A model without adapter, f32, with its own weights: W + alpha / rank B A. Its outputs are the adapter's within rounding. */
+/**
+ * A model without adapter, f32, with its own weights: W + alpha / rank B A. Its outputs are the
+ * adapter's within rounding.
+ */
 export function mergeAdapter(model: Transformer): Transformer {
   const { config, headKind, device, lora } = model;
   const other = new Transformer(config, headKind, device);
@@ -68,9 +73,10 @@ export function mergeAdapter(model: Transformer): Transformer {
 }
 
 /**
- * The mean of models of one shape, weight by weight, in f32; adapters count as the models that they make. The mean of models that were
- * trained from one base, with other seeds or settings, is as a rule better than any of them, and as fast as one (Wortsman et al. 2022;
- * for reward models, Ramé et al. 2024).
+ * The mean of models of one shape, weight by weight, in f32; adapters count as the models that they
+ * make. The mean of models that were trained from one base, with other seeds or settings, is as a
+ * rule better than any of them, and as fast as one (Wortsman et al. 2022; for reward models, Ramé
+ * et al. 2024).
  * @throws TypeError `MODEL` for models of other shapes or another head
  */
 export function averageModels(models: readonly Transformer[]): Transformer {

@@ -19,7 +19,10 @@ export interface Pass {
   wanted?: Tensor;
 }
 
-/** A layer: x + attention(norm(x)), then the same with the MLP. f32 [N, C] to f32 [N, C], or [K, C] where rows are chosen. */
+/**
+ * A layer: x + attention(norm(x)), then the same with the MLP. f32 [N, C] to f32 [N, C], or [K, C]
+ * where rows are chosen.
+ */
 export function block(model: Weights, i: number, x: Tensor, { at, attend, inverseFrequency, wanted }: Pass): Tensor {
   const { config } = model;
   const layer = `layers.${i}`;

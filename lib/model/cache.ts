@@ -8,7 +8,9 @@ import type { Transformer } from "./transformer.js";
 
 /** A sequence in flight. */
 export interface Sequence {
-  /** The place of the prompt, and which of its completions this is: they draw the random numbers. */
+  /**
+   * The place of the prompt, and which of its completions this is: they draw the random numbers.
+   */
   request: { index: number; sample: number };
   /** Token ids: one object for all sequences of the same prompt. */
   prompt: ArrayLike<number>;
@@ -91,7 +93,10 @@ export class Cache {
     for (const [layer, kCache] of this.keys.entries()) run("kvCopy", { from, to, kCache, vCache: this.values[layer] });
   }
 
-  /** One more token of each sequence; with `ahead` 1, the one after that, which the same sequences drew before and nobody has read. */
+  /**
+   * One more token of each sequence; with `ahead` 1, the one after that, which the same sequences
+   * drew before and nobody has read.
+   */
   decode(running: readonly Sequence[], ahead: 0 | 1 = 0): Promise<Numbers> {
     if (this.step?.size !== running.length) {
       this.step?.dispose();
@@ -147,8 +152,9 @@ export class Cache {
 type Inputs = Record<"ids" | "positions" | "slots" | "lengths" | "counter", Tensor>;
 
 /**
- * One more token of so many sequences, from the embedding to the draw: recorded the first time, so that JavaScript does not ask for each op
- * again. What is drawn lies where the next step reads its ids.
+ * One more token of so many sequences, from the embedding to the draw: recorded the first time, so
+ * that JavaScript does not ask for each op again. What is drawn lies where the next step reads its
+ * ids.
  */
 class DecodeStep {
   private readonly inputs: Inputs;

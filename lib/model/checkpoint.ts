@@ -27,11 +27,13 @@ export async function readConfig(folder: string): Promise<{ config: ModelConfig;
 }
 
 /**
- * Loads a model from a Hugging Face directory: `config.json` and `model.safetensors` (also sharded), f32, f16 or bf16; or an adapter
- * from PEFT's, over its base.
- * @param weights `bf16` keeps the matrices in it alone, for inference: those of a bf16 file as they are, others rounded
- * @throws TypeError `MODEL` for a config that is not supported, a weight that is missing or has another shape; `DAMAGED` or `SAFETENSORS`
- *   for a file that is not what SHA256SUMS beside it, or its own digest, says
+ * Loads a model from a Hugging Face directory: `config.json` and `model.safetensors` (also
+ * sharded), f32, f16 or bf16; or an adapter from PEFT's, over its base.
+ * @param weights `bf16` keeps the matrices in it alone, for inference: those of a bf16 file as they
+ *   are, others rounded
+ * @throws TypeError `MODEL` for a config that is not supported, a weight that is missing or has
+ *   another shape; `DAMAGED` or `SAFETENSORS` for a file that is not what SHA256SUMS beside it, or
+ *   its own digest, says
  */
 export async function loadModel(
   folder: string,
@@ -41,7 +43,10 @@ export async function loadModel(
   return isAdapter(folder) ? (await loadModels([folder], on, weights))[0] : loadWhole(folder, on, weights);
 }
 
-/** Loads models that are frozen, but for what `withAdapter` makes trainable. Models that rest on the weights of one folder share them. */
+/**
+ * Loads models that are frozen, but for what `withAdapter` makes trainable. Models that rest on the
+ * weights of one folder share them.
+ */
 export async function loadModels(
   folders: readonly string[],
   on: Device = defaultDevice(),
@@ -97,9 +102,11 @@ async function loadWhole(folder: string, on: Device, weights: "f32" | "bf16"): P
 }
 
 /**
- * Writes a Hugging Face directory, config.json and model.safetensors, each beside, synced, then renamed, and lists their digests in its
- * SHA256SUMS. Other files of the model (tokenizer) are the caller's.
- * @throws TypeError `LORA` for a model with an adapter or a folder that holds one, `WRITE` if the system refuses
+ * Writes a Hugging Face directory, config.json and model.safetensors, each beside, synced, then
+ * renamed, and lists their digests in its SHA256SUMS. Other files of the model (tokenizer) are the
+ * caller's.
+ * @throws TypeError `LORA` for a model with an adapter or a folder that holds one, `WRITE` if the
+ *   system refuses
  */
 export async function saveModel(model: Transformer, folder: string): Promise<void> {
   if (model.lora)

@@ -2,7 +2,10 @@ import { shown, typeError } from "../device/errors.js";
 import { math } from "../device/native.js";
 import { tokenIds } from "../files/json.js";
 
-/** The shape of a decoder-only transformer: GPT-2, Llama (SmolLM2), Qwen2, Qwen3, Mistral and what else fits these choices. */
+/**
+ * The shape of a decoder-only transformer: GPT-2, Llama (SmolLM2), Qwen2, Qwen3, Mistral and what
+ * else fits these choices.
+ */
 export interface ModelConfig {
   /** `model_type` of Hugging Face. */
   kind: "gpt2" | "llama" | "qwen2" | "qwen3" | "mistral";
@@ -28,11 +31,17 @@ export interface ModelConfig {
   ropeTheta: number;
   /** Llama 3.1's stretch of the slow frequencies to a longer context. */
   ropeScaling?: RopeScaling;
-  /** LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019), before attention, before the MLP and at the end. */
+  /**
+   * LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019), before attention, before the
+   * MLP and at the end.
+   */
   norm: "layer" | "rms";
   /** The norms add this to the variance, or to the mean square. */
   normEps: number;
-  /** The activation of the MLP: GELU as tanh approximates it, GELU, or SwiGLU (Shazeer 2020), which has a gate. */
+  /**
+   * The activation of the MLP: GELU as tanh approximates it, GELU, or SwiGLU (Shazeer 2020), which
+   * has a gate.
+   */
   activation: "gelu-tanh" | "gelu-erf" | "swiglu";
   /** Queries and keys are normed head by head before they are rotated (Qwen3). */
   qkNorm?: boolean;
@@ -44,11 +53,16 @@ export interface ModelConfig {
   mlpBias: boolean;
   /** The head is the embedding. */
   tied: boolean;
-  /** A query sees this many keys, its own among them, where that is less than the context (Mistral's sliding window). */
+  /**
+   * A query sees this many keys, its own among them, where that is less than the context (Mistral's
+   * sliding window).
+   */
   window?: number;
   /** The sequence ends with this token; undefined if there is none. */
   eosId?: number;
-  /** All tokens that end a sequence, where there are several (chat models): `eosId` is the first. */
+  /**
+   * All tokens that end a sequence, where there are several (chat models): `eosId` is the first.
+   */
   eosIds?: readonly number[];
   /** A text begins with this token; undefined if there is none. */
   bosId?: number;
@@ -83,7 +97,9 @@ const llama: Family = {
   mlpBias: false,
 };
 
-/** What the families differ in, except sizes; a Llama's and a Qwen3's config.json may add biases. */
+/**
+ * What the families differ in, except sizes; a Llama's and a Qwen3's config.json may add biases.
+ */
 export const families: Record<ModelConfig["kind"], Family> = {
   gpt2: {
     kind: "gpt2",
@@ -100,13 +116,19 @@ export const families: Record<ModelConfig["kind"], Family> = {
   mistral: { ...llama, kind: "mistral" },
 };
 
-/** The longest sequence that a model computes as its config.json says: no limit but a table of positions, or the window, since all keys are seen. */
+/**
+ * The longest sequence that a model computes as its config.json says: no limit but a table of
+ * positions, or the window, since all keys are seen.
+ */
 export const longestSequence = ({ positions, context, window = Infinity }: ModelConfig): number =>
   positions === "learned" ? context : window;
 
 type Json = Record<string, unknown>;
 
-/** Reads `config.json` of a Hugging Face directory. @throws TypeError `MODEL` for what is not supported, by name */
+/**
+ * Reads `config.json` of a Hugging Face directory.
+ * @throws TypeError `MODEL` for what is not supported, by name
+ */
 export function fromHuggingFace(json: Json, where: string): ModelConfig {
   const read = new Entries(json, where);
   const eosIds = tokenIds(json.eos_token_id);
@@ -214,7 +236,8 @@ function windowOf(
   read: Entries,
   { kind, layers, context }: Pick<ModelConfig, "kind" | "layers" | "context">,
 ): number {
-  const last = typeof json.max_window_layers === "number" ? json.max_window_layers : 28; // layers of Qwen before it have no window
+  // layers of Qwen before it have no window
+  const last = typeof json.max_window_layers === "number" ? json.max_window_layers : 28;
   const slides = Array.isArray(json.layer_types) ? json.layer_types.includes("sliding_attention") : layers > last;
   const windowed = kind === "mistral" || (kind.startsWith("qwen") && json.use_sliding_window && slides);
   const window = windowed && json.sliding_window !== null ? read.whole("sliding_window", 4096) : context;
@@ -227,7 +250,10 @@ function windowOf(
   return window;
 }
 
-/** Rotary positions; `rope_theta` and `rope_scaling` are how files before transformers 5 spell `rope_parameters`. */
+/**
+ * Rotary positions; `rope_theta` and `rope_scaling` are how files before transformers 5 spell
+ * `rope_parameters`.
+ */
 function ropeOf(json: Json, wrong: (what: string) => Error): Pick<ModelConfig, "ropeTheta" | "ropeScaling"> {
   const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
   const number = (key: string, value: unknown = rope[key]) => {
@@ -251,7 +277,10 @@ function ropeOf(json: Json, wrong: (what: string) => Error): Pick<ModelConfig, "
   return { ropeTheta, ropeScaling };
 }
 
-/** Radians per position of each pair of a head's dimensions, f32 [D / 2] (Su et al. 2021; stretched as in Llama 3.1). */
+/**
+ * Radians per position of each pair of a head's dimensions, f32 [D / 2] (Su et al. 2021; stretched
+ * as in Llama 3.1).
+ */
 export function inverseFrequencies({ headSize, ropeTheta, ropeScaling }: ModelConfig): Float32Array {
   const half = headSize / 2;
   return Float32Array.from({ length: half }, (_, d) => {
@@ -278,7 +307,8 @@ export function toHuggingFace(config: ModelConfig, head: "logits" | "score"): Js
     tie_word_embeddings: config.tied,
     eos_token_id: config.eosIds ?? eosId,
     bos_token_id: bosId,
-    // transformers scores a sequence at its last token that is no padding: an end that is padding too would not be seen
+    // transformers scores a sequence at its last token that is no padding: an end that is padding
+    // too would not be seen
     pad_token_id: head === "score" && [...(config.eosIds ?? []), eosId].includes(padId) ? null : padId,
     ...(head === "score" ? { num_labels: 1, id2label: { 0: "LABEL_0" }, label2id: { LABEL_0: 0 } } : {}),
   };

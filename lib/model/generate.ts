@@ -10,8 +10,8 @@ export interface Request {
   /** Token ids, at least one. */
   prompt: ArrayLike<number>;
   /**
-   * The number of the prompt, from 0. With `sample` it says which random numbers this completion draws, whatever runs beside it: two
-   * requests of the same numbers draw the same.
+   * The number of the prompt, from 0. With `sample` it says which random numbers this completion
+   * draws, whatever runs beside it: two requests of the same numbers draw the same.
    */
   index: number;
   /** The number of the completion among those of the prompt, from 0. */
@@ -28,20 +28,24 @@ export interface Completion extends Request {
   completion: Int32Array;
   /** f32 [tokens], nats: of each sampled token at the temperature, over the whole vocabulary. */
   logp: Float32Array;
-  /** f32 [tokens], nats: of each sampled token among those that top-k, top-p and min-p left. Equal to logp where nothing was cut. */
+  /**
+   * f32 [tokens], nats: of each sampled token among those that top-k, top-p and min-p left. Equal
+   * to logp where nothing was cut.
+   */
   truncatedLogp: Float32Array;
   /** Whether the completion ended with a stop id. */
   stopped: boolean;
 }
 
 /**
- * Samples completions with a KV cache. Finished sequences leave the batch and waiting ones enter; what is sampled for a
- * request does not depend on what runs beside it.
+ * Samples completions with a KV cache. Finished sequences leave the batch and waiting ones enter;
+ * what is sampled for a request does not depend on what runs beside it.
  *
  * @param onDone called as each completion ends
  * @returns in the order of the requests
- * @throws RangeError `EMPTY` for a prompt without tokens, `CONTEXT` if prompt and completion exceed the model's context,
- *   `ID` for a token outside the vocabulary, `RANGE` for an option or a request's number outside its range
+ * @throws RangeError `EMPTY` for a prompt without tokens, `CONTEXT` if prompt and completion exceed
+ *   the model's context, `ID` for a token outside the vocabulary, `RANGE` for an option or a
+ *   request's number outside its range
  */
 export async function generate(
   model: Transformer,
@@ -120,8 +124,8 @@ class Sampler implements Disposable {
   }
 
   /**
-   * Samples until a sequence ends. Until one is as long as it may be, the next step is queued before this one is read, so that no thread
-   * waits for JavaScript.
+   * Samples until a sequence ends. Until one is as long as it may be, the next step is queued
+   * before this one is read, so that no thread waits for JavaScript.
    */
   private async decode(): Promise<void> {
     const { cache, options } = this;
@@ -138,7 +142,10 @@ class Sampler implements Disposable {
     }
   }
 
-  /** Gives free slots to waiting requests. Those whose prompt is in flight take over what its slot holds; other prompts are run. */
+  /**
+   * Gives free slots to waiting requests. Those whose prompt is in flight take over what its slot
+   * holds; other prompts are run.
+   */
   private async enter(): Promise<void> {
     const entering: Running[] = [];
     for (; this.free.length > 0 && this.next < this.requests.length; this.next++) {
@@ -149,7 +156,8 @@ class Sampler implements Disposable {
     const held = new Map(this.running.map(({ prompt, slot }) => [prompt, slot]));
     const joining = entering.filter(({ prompt }) => held.has(prompt));
     const fresh = entering.filter(({ prompt }) => !held.has(prompt));
-    this.cache.copy(joining.map(({ prompt, slot }) => ({ from: held.get(prompt)!, to: slot }))); // their first step is that of the prompt's last token
+    // their first step is that of the prompt's last token
+    this.cache.copy(joining.map(({ prompt, slot }) => ({ from: held.get(prompt)!, to: slot })));
     this.running = [...this.running, ...joining];
     if (fresh.length > 0) this.running = [...this.running, ...(await this.receive(fresh, this.cache.prefill(fresh)))];
   }

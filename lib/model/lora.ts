@@ -7,8 +7,9 @@ export const LORA_TARGETS = ["q", "k", "v", "o", "gate", "up", "down"] as const;
 export type LoraTarget = (typeof LORA_TARGETS)[number];
 
 /**
- * Low-rank adaptation (Hu et al. 2021): y = x W^T + alpha / rank (x A^T) B^T. W [O, I] is frozen, A [rank, I] and B [O, rank] are trained.
- * In GPT-2, whose query, key and value are one layer of 3 C outputs, the three share their A.
+ * Low-rank adaptation (Hu et al. 2021): y = x W^T + alpha / rank (x A^T) B^T. W [O, I] is frozen, A
+ * [rank, I] and B [O, rank] are trained. In GPT-2, whose query, key and value are one layer of 3 C
+ * outputs, the three share their A.
  */
 export interface Lora {
   /** Rows of A and columns of B; from 1. */
@@ -21,12 +22,16 @@ export interface Lora {
 
 /** Options of a LoRA adapter. */
 export interface LoraOptions extends Omit<Lora, "targets"> {
-  /** The layers that get an adapter; `all-linear`, the default, means every one that the model has. */
+  /**
+   * The layers that get an adapter; `all-linear`, the default, means every one that the model has.
+   */
   targets?: "all-linear" | readonly LoraTarget[];
 }
 
-/** Checks the options of an adapter against a model. @throws RangeError `RANGE` for a rank or alpha that is none, TypeError `LORA` for a
- * target that the model does not have */
+/**
+ * Checks the options of an adapter against a model. @throws RangeError `RANGE` for a rank or alpha
+ * that is none, TypeError `LORA` for a target that the model does not have
+ */
 export function loraOf({ kind, activation }: ModelConfig, { rank, alpha, targets = "all-linear" }: LoraOptions): Lora {
   if (!Number.isInteger(rank) || rank < 1) throw rangeError("RANGE", `rank is ${rank}, wanted a whole number from 1`);
   if (!(alpha > 0 && alpha < Infinity)) throw rangeError("RANGE", `alpha is ${alpha}, wanted a number above 0`);
@@ -51,7 +56,10 @@ export function loraOf({ kind, activation }: ModelConfig, { rank, alpha, targets
 export const loraA = (layer: string, { kind }: ModelConfig) =>
   `${kind === "gpt2" ? layer.replace(/\.[qkv]$/, ".qkv") : layer}.loraA`;
 
-/** The factors of an adapter: A is drawn uniformly from +- `bound` (He et al. 2015, as PEFT has it), B begins at 0. */
+/**
+ * The factors of an adapter: A is drawn uniformly from +- `bound` (He et al. 2015, as PEFT has it),
+ * B begins at 0.
+ */
 export function loraShapes(
   config: ModelConfig,
   { rank, targets }: Lora,

@@ -3,7 +3,10 @@ import { forget } from "../tensor/tape.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Weights } from "./weights.js";
 
-/** The MLP of a layer, `layers.0`: down(gelu(up(x))), or down(swiglu(gate(x), up(x))). f32 [N, C] to f32 [N, C]. */
+/**
+ * The MLP of a layer, `layers.0`: down(gelu(up(x))), or down(swiglu(gate(x), up(x))). f32 [N, C] to
+ * f32 [N, C].
+ */
 export function mlp(model: Weights, x: Tensor, layer: string): Tensor {
   const { activation } = model.config;
   const up = model.linear(x, `${layer}.up`);

@@ -9,14 +9,17 @@ export interface Packed {
   cuSeqlens: Int32Array;
   /** int32 [B]: the earlier sequence that this one continues, -1 for none */
   prefix?: Int32Array;
-  /** int32 [N]: the place of each token in its sequence; in one that continues another, they go on */
+  /**
+   * int32 [N]: the place of each token in its sequence; in one that continues another, they go on
+   */
   positions: Int32Array;
 }
 
 /**
  * Packs sequences of token ids.
  * @param prefix for each, the earlier sequence that it continues, -1 for none
- * @throws RangeError `EMPTY` for a sequence without a token, `PREFIX` for a prefix that is not earlier
+ * @throws RangeError `EMPTY` for a sequence without a token, `PREFIX` for a prefix that is not
+ *   earlier
  */
 export function pack(
   sequences: readonly ArrayLike<number>[],

@@ -7,7 +7,10 @@ export class Panels {
   private readonly kept = new Map<Parameter, { version: number; panel: Tensor }>();
   private holders = 0;
 
-  /** Packs these weights until what it returns is disposed; those that are packed already and did not change stay as they are. */
+  /**
+   * Packs these weights until what it returns is disposed; those that are packed already and did
+   * not change stay as they are.
+   */
   hold(weights: readonly Parameter[]): Disposable {
     for (const weight of weights) {
       const { working, version } = weight;

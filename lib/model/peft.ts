@@ -11,19 +11,26 @@ import { place } from "./places.js";
 import { readSafetensorsFile, safetensors, type Writable } from "./safetensors.js";
 import type { Transformer } from "./transformer.js";
 
-// A LoRA adapter as Hugging Face's PEFT keeps it: adapter_config.json, and adapter_model.safetensors with A and B by the names of the base's modules.
+// A LoRA adapter as Hugging Face's PEFT keeps it: adapter_config.json, and
+// adapter_model.safetensors with A and B by the names of the base's modules.
 
 const WEIGHTS = "adapter_model.safetensors";
 /** The files that `saveAdapter` writes. */
 export const ADAPTER_FILES = [ADAPTER_CONFIG, WEIGHTS];
 const SCORE = "base_model.model.score.weight";
 
-/** Options of variants, in which A and B mean something else or the base is changed: they must be empty. What only draws the first A is none. */
+/**
+ * Options of variants, in which A and B mean something else or the base is changed: they must be
+ * empty. What only draws the first A is none.
+ */
 const VARIANTS =
   /^(use_.*|(?!eva_).*_config|rank_pattern|alpha_pattern|layer_replication|lora_bias|alora_invocation_tokens)$/;
 const DRAWN = ["gaussian", "orthogonal", "eva"];
 
-/** Our factors: the key of each, and where the base has query, key and value in one layer, which third of its B. */
+/**
+ * Our factors: the key of each, and where the base has query, key and value in one layer, which
+ * third of its B.
+ */
 function* factors(
   config: ModelConfig,
   lora: Lora,
@@ -65,7 +72,8 @@ const short = (key: string) => key.replace(/^base_model\.model\./, "").replace(/
 
 /**
  * Reads an adapter over the weights of `base`, which it shares.
- * @throws TypeError `MODEL` for what is not supported, a tensor that is missing, unknown or of another shape; `SAFETENSORS`
+ * @throws TypeError `MODEL` for what is not supported, a tensor that is missing, unknown or of
+ *   another shape; `SAFETENSORS`
  */
 export async function loadAdapter(folder: string, base: Transformer): Promise<Transformer> {
   const { rank, alpha, scores } = await readConfig(folder);
@@ -115,10 +123,11 @@ export async function loadAdapter(folder: string, base: Transformer): Promise<Tr
 }
 
 /**
- * Writes the adapter of a model, and the score's head if it has one; other files (tokenizer) are the caller's. The folder's SHA256SUMS
- * lists the digests.
+ * Writes the adapter of a model, and the score's head if it has one; other files (tokenizer) are
+ * the caller's. The folder's SHA256SUMS lists the digests.
  * @param base the folder of the weights that it was trained on
- * @throws TypeError `LORA` for a model without adapter or a folder that holds a whole model, `WRITE` if the system refuses
+ * @throws TypeError `LORA` for a model without adapter or a folder that holds a whole model,
+ *   `WRITE` if the system refuses
  */
 export async function saveAdapter(model: Transformer, folder: string, base: string): Promise<void> {
   const { lora, config, headKind } = model;

@@ -1,8 +1,9 @@
 import type { ModelConfig } from "./config.js";
 
 /**
- * Where a weight of ours lies in a Hugging Face file: one tensor, perhaps transposed (GPT-2 stores its linear layers
- * [inputs, outputs]), perhaps a third of one (GPT-2 keeps query, key and value together).
+ * Where a weight of ours lies in a Hugging Face file: one tensor, perhaps transposed (GPT-2 stores
+ * its linear layers [inputs, outputs]), perhaps a third of one (GPT-2 keeps query, key and value
+ * together).
  */
 export interface Place {
   name: string;

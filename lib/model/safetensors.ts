@@ -6,7 +6,10 @@ import { fromHalf } from "../tensor/half.js";
 import { writeFileDurably, type Content } from "../files/durable.js";
 import { listedSum, readListed, SUMS } from "../files/sums.js";
 
-/** A tensor of a file: F32, F16 and BF16 as f32, small integers as int32, F64 and large integers as f64, all exact. */
+/**
+ * A tensor of a file: F32, F16 and BF16 as f32, small integers as int32, F64 and large integers as
+ * f64, all exact.
+ */
 export interface StoredTensor {
   shape: readonly number[];
   data: Float32Array | Float64Array | Int32Array;
@@ -45,7 +48,10 @@ const dtypes: Record<string, { bytes: number; widen: Widen }> = {
   BOOL: { bytes: 1, widen: (bytes) => Int32Array.from(new Uint8Array(bytes)) },
 };
 
-/** Bytes of a header, or an index: 200,000 tensors. JSON of empty objects takes twenty times as much memory. */
+/**
+ * Bytes of a header, or an index: 200,000 tensors. JSON of empty objects takes twenty times as much
+ * memory.
+ */
 const HEADER_LIMIT = 2 ** 25;
 const READ_LIMIT = 2 ** 30; // one read call takes less than 2^31 bytes
 
@@ -53,7 +59,10 @@ const READ_LIMIT = 2 ** 30; // one read call takes less than 2^31 bytes
 const DIGEST = "rlhf.sha256";
 const NO_DIGEST = "0".repeat(64);
 
-/** Where the start of a file holds the digest of the file. Undefined where it holds none, as in files of others. */
+/**
+ * Where the start of a file holds the digest of the file. Undefined where it holds none, as in
+ * files of others.
+ */
 export function digestIn(start: Uint8Array): { digest: string; at: number } | undefined {
   const text = Buffer.from(start.buffer, start.byteOffset, start.byteLength).toString("latin1");
   const found = /"rlhf\.sha256":"([0-9a-f]{64})"/.exec(text);
@@ -61,11 +70,13 @@ export function digestIn(start: Uint8Array): { digest: string; at: number } | un
 }
 
 /**
- * Reads the tensors of a folder's `model.safetensors`, also in shards by `model.safetensors.index.json`. A file that
- * its folder's SHA256SUMS lists, or that holds a digest of itself, is held to it.
+ * Reads the tensors of a folder's `model.safetensors`, also in shards by
+ * `model.safetensors.index.json`. A file that its folder's SHA256SUMS lists, or that holds a digest
+ * of itself, is held to it.
  *
  * @param brain `keep` leaves BF16 as it is, by its bits
- * @throws TypeError `SAFETENSORS` for a file that is missing, truncated, malformed or not what its digest says, naming the file and the tensor
+ * @throws TypeError `SAFETENSORS` for a file that is missing, truncated, malformed or not what its
+ *   digest says, naming the file and the tensor
  */
 export async function readSafetensors(folder: string, brain: "keep"): Promise<Map<string, Writable>>;
 export async function readSafetensors(folder: string): Promise<Map<string, StoredTensor>>;
@@ -126,7 +137,11 @@ export interface SafetensorsFile<T = StoredTensor> {
  */
 export const readSafetensorsFile = (file: string) => readFileOf(file) as Promise<SafetensorsFile>;
 
-/** Checks one `.safetensors` file as `readSafetensorsFile` does, and keeps no tensor: without a digest its header. @throws TypeError `SAFETENSORS` */
+/**
+ * Checks one `.safetensors` file as `readSafetensorsFile` does, and keeps no tensor: without a
+ * digest its header.
+ * @throws TypeError `SAFETENSORS`
+ */
 export const checkSafetensorsFile = (file: string): Promise<Omit<SafetensorsFile, "tensors">> =>
   readFileOf(file, "drop");
 
@@ -180,7 +195,10 @@ export async function startOf(handle: FileHandle, file: string, size: number): P
   return new Uint8Array(await bytesAt(handle, file, 0, 8 + length));
 }
 
-/** The digest that a file is held to, its hash begun with the header: what the folder lists, else what the file holds. */
+/**
+ * The digest that a file is held to, its hash begun with the header: what the folder lists, else
+ * what the file holds.
+ */
 async function digestOf(file: string, own: string | undefined, start: Uint8Array) {
   const hash = createHash("sha256");
   const listed = await listedSum(file);
@@ -271,8 +289,8 @@ function entries(file: string, header: Record<string, unknown>, size: number): E
 }
 
 /**
- * Writes a `.safetensors` file: f32 arrays as F32, f64 as F64, int32 as I32, uint16 as BF16; with a digest of itself in its metadata. It is
- * written beside, synced, then renamed.
+ * Writes a `.safetensors` file: f32 arrays as F32, f64 as F64, int32 as I32, uint16 as BF16; with a
+ * digest of itself in its metadata. It is written beside, synced, then renamed.
  * @throws TypeError `SAFETENSORS` for a tensor whose length is not that of its shape
  */
 export async function writeSafetensors(
@@ -283,7 +301,10 @@ export async function writeSafetensors(
   await writeFileDurably(file, safetensors(tensors, metadata));
 }
 
-/** The content of a `.safetensors` file, as `writeSafetensors` writes it. @throws TypeError `SAFETENSORS` */
+/**
+ * The content of a `.safetensors` file, as `writeSafetensors` writes it.
+ * @throws TypeError `SAFETENSORS`
+ */
 export function safetensors(tensors: ReadonlyMap<string, Writable>, metadata: Record<string, string> = {}): Content {
   const header: Record<string, unknown> = { __metadata__: { ...metadata, [DIGEST]: NO_DIGEST } };
   let at = 0;

@@ -1,7 +1,10 @@
 import { rangeError } from "../device/errors.js";
 import { word } from "../device/philox.js";
 
-/** How completions are sampled: temperature, then top-k, top-p, min-p on what is left, in this order. */
+/**
+ * How completions are sampled: temperature, then top-k, top-p, min-p on what is left, in this
+ * order.
+ */
 export interface SamplingOptions {
   /** The most tokens that a completion may have. */
   maxTokens: number;
@@ -9,9 +12,14 @@ export interface SamplingOptions {
   temperature?: number;
   /** The k likeliest tokens stay; 0 is off, the default. */
   topK?: number;
-  /** The likeliest tokens stay until they have this probability (Holtzman et al. 2020); 1 is off, the default. */
+  /**
+   * The likeliest tokens stay until they have this probability (Holtzman et al. 2020); 1 is off,
+   * the default.
+   */
   topP?: number;
-  /** Tokens of less than this share of the likeliest one's probability go; 0 is off, the default. */
+  /**
+   * Tokens of less than this share of the likeliest one's probability go; 0 is off, the default.
+   */
   minP?: number;
   /** A completion ends with one of these ids. */
   stop?: readonly number[];

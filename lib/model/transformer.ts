@@ -46,7 +46,10 @@ export class Transformer extends Weights {
     return model;
   }
 
-  /** A copy, with its own weights; to another head, the body is copied and a new head drawn from the seed. */
+  /**
+   * A copy, with its own weights; to another head, the body is copied and a new head drawn from the
+   * seed.
+   */
   copy(headKind = this.headKind, seed = 0): Transformer {
     const other = new Transformer(this.config, headKind, this.device, this.lora);
     weightShapes(this.config, headKind).forEach(({ name, shape, deviation }, stream) => {
@@ -60,7 +63,10 @@ export class Transformer extends Weights {
     return other;
   }
 
-  /** The model with its adapter switched off: the same memory, frozen. With `lora`, one whose adapter is to be set. */
+  /**
+   * The model with its adapter switched off: the same memory, frozen. With `lora`, one whose
+   * adapter is to be set.
+   */
   base(headKind = this.headKind, lora?: Lora): Transformer {
     const other = new Transformer(this.config, headKind, this.device, lora);
     for (const { name } of weightShapes(this.config, headKind)) {
@@ -76,10 +82,13 @@ export class Transformer extends Weights {
   }
   /**
    * The hidden state before the head, f32 [N, C].
-   * @param options `attend`: causal attention within each sequence and what it continues, unless a cache says otherwise;
-   *   `recompute`: of each layer, the tape keeps the input alone, and backward runs the layer again. Memory for speed, no bit changes;
-   *   `rows`: int32 [K], only these rows are wanted: f32 [K, C]. What no query is asked of goes no further than the last layer's keys and values
-   * @throws RangeError `CONTEXT` for a sequence longer than the table of positions or the sliding window
+   * @param options `attend`: causal attention within each sequence and what it continues, unless a
+   *   cache says otherwise; `recompute`: of each layer, the tape keeps the input alone, and
+   *   backward runs the layer again. Memory for speed, no bit changes; `rows`: int32 [K], only
+   *   these rows are wanted: f32 [K, C]. What no query is asked of goes no further than the last
+   *   layer's keys and values
+   * @throws RangeError `CONTEXT` for a sequence longer than the table of positions or the sliding
+   *   window
    */
   hidden(batch: Packed, { attend, rows, ...options }: HiddenOptions & { rows?: Int32Array } = {}): Tensor {
     const { ids, cuSeqlens, prefix, positions } = batch;
@@ -106,7 +115,10 @@ export class Transformer extends Weights {
     });
   }
 
-  /** The hidden state before the head of tokens whose positions are on the device, int32 [N], as are the wanted rows. */
+  /**
+   * The hidden state before the head of tokens whose positions are on the device, int32 [N], as are
+   * the wanted rows.
+   */
   hiddenAt(
     ids: Int32Array | Tensor,
     at: Tensor,
@@ -125,8 +137,10 @@ export class Transformer extends Weights {
   }
 
   /**
-   * The hidden state that losses and scores read, computed for their rows alone: no bit differs from `hidden`.
-   * @returns f32 [K, C], each of the rows once, ascending, and for each pair the place of its row in it
+   * The hidden state that losses and scores read, computed for their rows alone: no bit differs
+   * from `hidden`.
+   * @returns f32 [K, C], each of the rows once, ascending, and for each pair the place of its row
+   *   in it
    */
   hiddenRows(
     batch: Packed & { rows: Int32Array },

@@ -8,14 +8,18 @@ import type { ModelConfig } from "./config.js";
 import { loraA, type Lora } from "./lora.js";
 import { Panels } from "./panels.js";
 
-/** Name, shape and first values of each weight of a model: normal of this deviation, else `fill`. Linear layers are [outputs, inputs]. */
+/**
+ * Name, shape and first values of each weight of a model: normal of this deviation, else `fill`.
+ * Linear layers are [outputs, inputs].
+ */
 export function weightShapes(
   config: ModelConfig,
   head: "logits" | "score",
 ): { name: string; shape: number[]; deviation: number; fill: number }[] {
   const { width: C, headSize: D, mlp: F } = config;
   const shapes: { name: string; shape: number[]; deviation: number; fill: number }[] = [];
-  const residual = 0.02 / Math.sqrt(2 * config.layers); // GPT-2: what is added to the residual stream is scaled by its depth
+  // GPT-2: what is added to the residual stream is scaled by its depth
+  const residual = 0.02 / Math.sqrt(2 * config.layers);
   const matrix = (name: string, shape: number[], deviation = 0.02) => shapes.push({ name, shape, deviation, fill: 0 });
   const vector = (name: string, size: number, fill = 0) => shapes.push({ name, shape: [size], deviation: 0, fill });
   const linear = (name: string, outputs: number, inputs: number, bias: boolean, deviation?: number) => {
@@ -71,7 +75,10 @@ export class Weights {
     return [...this.parameters.values()].filter(isMatrix);
   }
 
-  /** Keeps the matrices, or the one of this name, in bf16 alone, rounded to nearest: for inference, at half the memory. What is no matrix is f32. */
+  /**
+   * Keeps the matrices, or the one of this name, in bf16 alone, rounded to nearest: for inference,
+   * at half the memory. What is no matrix is f32.
+   */
   toBf16(only?: string): void {
     for (const parameter of only === undefined ? [...this.parameters.values()] : [this.parameter(only)]) {
       const { name, value } = parameter;
@@ -110,8 +117,9 @@ export class Weights {
   }
 
   /**
-   * Packs the linear layers for the kernels until what it returns is disposed: for many forward passes over unchanged weights, at the
-   * cost of their memory. What is packed already is not packed again unless it changed. A device that packs nothing does nothing.
+   * Packs the linear layers for the kernels until what it returns is disposed: for many forward
+   * passes over unchanged weights, at the cost of their memory. What is packed already is not
+   * packed again unless it changed. A device that packs nothing does nothing.
    */
   packWeights(): Disposable {
     const read = this.matrices.filter(({ name }) => name !== "positions" && (name !== "embedding" || this.config.tied));

@@ -2,7 +2,10 @@ import type { Device } from "../device/device.js";
 import { specs } from "../device/ops.js";
 import { Tensor, withOwner, type Owner } from "./tensor.js";
 
-/** Queues an op of the list, its arguments in the list's order. Only the device checks them, and no tape records the call. */
+/**
+ * Queues an op of the list, its arguments in the list's order. Only the device checks them, and no
+ * tape records the call.
+ */
 export function direct(op: "accumulate" | "cast" | "fill", ...args: [Tensor | number, Tensor]): void {
   args[1].device.call(specs.get(op)!, args);
 }

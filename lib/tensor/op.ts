@@ -7,27 +7,38 @@ import { Parameter } from "./parameter.js";
 import { activeRecorder, type Gradient } from "./recorder.js";
 import { ARRAYS, arrayOf, findDtype, Tensor, withOwner, type Data } from "./tensor.js";
 
-/** What an op takes for a tensor: a tensor, a weight, or numbers (copied before the call returns); for int32 also those of 64 bits. */
+/**
+ * What an op takes for a tensor: a tensor, a weight, or numbers (copied before the call returns);
+ * for int32 also those of 64 bits.
+ */
 export type Input = Tensor | Parameter | Data | BigInt64Array | readonly number[];
-/** The gradient accumulator of an input, for an op that computes the gradient in its forward pass. */
+/**
+ * The gradient accumulator of an input, for an op that computes the gradient in its forward pass.
+ */
 export interface Into {
   into: string;
 }
-/** Arguments of an op by name; outputs may be given, to be written or continued in place. null is as undefined. */
+/**
+ * Arguments of an op by name; outputs may be given, to be written or continued in place. null is as
+ * undefined.
+ */
 export type Arguments = Record<string, Input | Into | number | boolean | string | null | undefined>;
 
 const NAMED = { f32: "f32", f64: "f64", i32: "int32", bf16: "bf16", f16: "f16" } as const;
 
 /**
- * Runs an op of the list: checks its arguments against the list, makes its outputs, queues the call, and records it if
- * a gradient flows to one of its inputs.
+ * Runs an op of the list: checks its arguments against the list, makes its outputs, queues the
+ * call, and records it if a gradient flows to one of its inputs.
  *
  * @param name     the op, in camel case
  * @param args     inputs, scalars, and outputs that exist already
- * @param gradient from the outputs' gradients to the inputs'; without it no gradient flows through the op
+ * @param gradient from the outputs' gradients to the inputs'; without it no gradient flows through
+ *   the op
  * @param sizes    sizes of the letters that no input binds
- * @returns the outputs by name; an optional output, or one that is added to (from 0), is made where `args` has `true` for it
- * @throws TypeError `DTYPE` `DEVICE` `DISPOSED` `ARGUMENT` `CHOICE`, RangeError `SHAPE` `ID` `OFFSETS` `RANGE`, naming the argument
+ * @returns the outputs by name; an optional output, or one that is added to (from 0), is made where
+ *   `args` has `true` for it
+ * @throws TypeError `DTYPE` `DEVICE` `DISPOSED` `ARGUMENT` `CHOICE`, RangeError `SHAPE` `ID`
+ *   `OFFSETS` `RANGE`, naming the argument
  */
 export function run(
   name: string,
@@ -40,12 +51,16 @@ export function run(
   const recorder = activeRecorder(); // what a recorded op makes is its, whatever scope stands between
   const call = recorder ? withOwner(recorder, () => new Call(spec, args, sizes)) : new Call(spec, args, sizes);
   call.device.call(spec, call.values);
-  for (const tensor of call.temporary) tensor.dispose(); // the queue is in order: freed memory is reused after this call
+  // the queue is in order: freed memory is reused after this call
+  for (const tensor of call.temporary) tensor.dispose();
   call.record(gradient);
   return call.outputs;
 }
 
-/** The shape of what an op is given. @throws TypeError `ARGUMENT` for what is neither a tensor nor numbers */
+/**
+ * The shape of what an op is given.
+ * @throws TypeError `ARGUMENT` for what is neither a tensor nor numbers
+ */
 export function shapeOfInput(where: string, x: Input): readonly number[] {
   if (x instanceof Tensor) return x.shape;
   if (x instanceof Parameter) return x.value.shape;
@@ -60,7 +75,10 @@ export function wantTensor(where: string, x: unknown): void {
   if (!(x instanceof Tensor)) throw typeError("ARGUMENT", `${where} is ${kindOf(x)}, wanted a tensor`);
 }
 
-/** Options that may be left out, or set to null. @throws TypeError `ARGUMENT` for what is no object */
+/**
+ * Options that may be left out, or set to null.
+ * @throws TypeError `ARGUMENT` for what is no object
+ */
 export function optionsOf<T extends object>(op: string, options: T | null | undefined): Partial<T> {
   if (typeof (options ?? {}) !== "object")
     throw typeError("ARGUMENT", `${op}: options are ${shown(options)}, wanted an object`);
@@ -303,7 +321,10 @@ class Call {
   }
 }
 
-/** The arguments with each typed array as it is, whatever its properties say: what is checked is what is copied to the device. */
+/**
+ * The arguments with each typed array as it is, whatever its properties say: what is checked is
+ * what is copied to the device.
+ */
 function plainIn(given: Arguments): Arguments {
   let args: Arguments | undefined;
   for (const name in given) {

@@ -3,15 +3,19 @@ import { shown, typeError } from "../device/errors.js";
 import { direct, NOBODY, zeros } from "./direct.js";
 import { Tensor, withOwner } from "./tensor.js";
 
-/** One use of a parameter: uses are ordered by the loss term, then by their count within its forward pass. */
+/**
+ * One use of a parameter: uses are ordered by the loss term, then by their count within its forward
+ * pass.
+ */
 export interface Use {
   term: number;
   count: number;
 }
 
 /**
- * A weight. It has one gradient accumulator per use (law of arithmetic, 5): per loss term and per place in its forward
- * pass, so that gradients do not depend on how an update is split into micro-batches.
+ * A weight. It has one gradient accumulator per use (law of arithmetic, 5): per loss term and per
+ * place in its forward pass, so that gradients do not depend on how an update is split into
+ * micro-batches.
  */
 export class Parameter {
   /** Whether training changes the weight. No gradient flows to it where this is false. */
@@ -35,7 +39,10 @@ export class Parameter {
   get working(): Tensor {
     return this.rounded ?? this.value;
   }
-  /** Makes ops read the value rounded to bf16. Gradients and steps stay those of the f32 value. A value that is bf16 stays as it is. */
+  /**
+   * Makes ops read the value rounded to bf16. Gradients and steps stay those of the f32 value. A
+   * value that is bf16 stays as it is.
+   */
   round(): void {
     if (this.value.dtype === "bf16") return;
     this.rounded ??= withOwner(NOBODY, () => Tensor.empty(this.value.shape, "bf16", this.value.device));
@@ -57,7 +64,10 @@ export class Parameter {
     return accumulator;
   }
 
-  /** The gradient: the accumulators added in the order of the uses, into the first of them. Undefined if there is none. */
+  /**
+   * The gradient: the accumulators added in the order of the uses, into the first of them.
+   * Undefined if there is none.
+   */
   gradient(): Tensor | undefined {
     let y: Tensor | undefined;
     for (const [, ofTerm] of ascending(this.accumulators))

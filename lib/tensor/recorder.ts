@@ -9,7 +9,10 @@ export interface Wants {
   into(input: string): Tensor | undefined;
 }
 
-/** From the gradients of the outputs (undefined where none came) and the op's tensors, the gradients of the inputs. */
+/**
+ * From the gradients of the outputs (undefined where none came) and the op's tensors, the gradients
+ * of the inputs.
+ */
 export type Gradient = (
   d: Record<string, Tensor | undefined>,
   t: Record<string, Tensor>,

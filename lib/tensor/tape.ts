@@ -11,8 +11,8 @@ interface Entry extends RecordedOp {
 }
 
 /**
- * Reverse-mode differentiation over the op list. `record` runs a forward pass, `backward` runs through it once in
- * reverse and frees each op's tensors as it leaves them.
+ * Reverse-mode differentiation over the op list. `record` runs a forward pass, `backward` runs
+ * through it once in reverse and frees each op's tensors as it leaves them.
  */
 export class Tape implements Owner {
   private readonly entries: Entry[] = [];
@@ -36,7 +36,11 @@ export class Tape implements Owner {
     this.owned.add(tensor);
   }
 
-  /** Runs `f` and records its ops; the tensors that it returns are the caller's, the rest are the tape's. @throws TypeError `TAPE` if one records, `ASYNC` if `f` is asynchronous */
+  /**
+   * Runs `f` and records its ops; the tensors that it returns are the caller's, the rest are the
+   * tape's.
+   * @throws TypeError `TAPE` if one records, `ASYNC` if `f` is asynchronous
+   */
   record<T>(f: () => T): T {
     if (activeRecorder()) throw typeError("TAPE", "a tape is recording already");
     return this.recordWithin(f);
@@ -116,8 +120,9 @@ export class Tape implements Owner {
   /**
    * Adds the gradients of the sum of `losses` to the parameters.
    * @param losses tensors of one element, made under `record`
-   * @throws TypeError `SHAPE` for one of more elements, `TAPE` for one that was given twice or that this tape did not record since the last
-   *   backward pass with a weight that learns, or where a loss op's output is not the end of the tape
+   * @throws TypeError `SHAPE` for one of more elements, `TAPE` for one that was given twice or that
+   *   this tape did not record since the last backward pass with a weight that learns, or where a
+   *   loss op's output is not the end of the tape
    */
   backward(...losses: Tensor[]): void {
     for (const [i, loss] of losses.entries()) {
@@ -139,7 +144,10 @@ export class Tape implements Owner {
     this.unwind(gradients);
   }
 
-  /** Runs through the entries in reverse; what is left in `gradients` is that of the inputs from elsewhere. */
+  /**
+   * Runs through the entries in reverse; what is left in `gradients` is that of the inputs from
+   * elsewhere.
+   */
   private unwind(gradients: Map<Tensor, Tensor>): void {
     try {
       for (let entry = this.entries.pop(); entry; entry = this.entries.pop()) this.step(entry, gradients);
@@ -219,8 +227,9 @@ function activeTape(): Tape | undefined {
 }
 
 /**
- * Computes f(x) and keeps x alone for the gradient: backward runs f again (gradient checkpointing, Chen et al. 2016). No bit of a
- * gradient changes. A loss has no place in f: its gradient comes with its forward pass, which runs twice.
+ * Computes f(x) and keeps x alone for the gradient: backward runs f again (gradient checkpointing,
+ * Chen et al. 2016). No bit of a gradient changes. A loss has no place in f: its gradient comes
+ * with its forward pass, which runs twice.
  */
 export function recomputed(x: Tensor, f: (x: Tensor) => Tensor): Tensor {
   const tape = activeTape();
@@ -228,8 +237,9 @@ export function recomputed(x: Tensor, f: (x: Tensor) => Tensor): Tensor {
 }
 
 /**
- * Frees outputs of ops that take next to no time (norms, activations), once the forward pass has read them: backward computes each again where a
- * gradient needs it. Without a tape it does nothing.
+ * Frees outputs of ops that take next to no time (norms, activations), once the forward pass has
+ * read them: backward computes each again where a gradient needs it. Without a tape it does
+ * nothing.
  */
 export function forget(...xs: Tensor[]): void {
   const tape = activeTape();
@@ -244,7 +254,10 @@ function release(tensor: Tensor, gradients: Map<Tensor, Tensor>): void {
 
 const ends = new WeakSet<Tensor>(); // the gradients, 1, of the losses that backward starts from
 
-/** Refuses a loss that is not the end of the tape: a gradient that came with its loss cannot be multiplied later. */
+/**
+ * Refuses a loss that is not the end of the tape: a gradient that came with its loss cannot be
+ * multiplied later.
+ */
 export function endOfTape(op: string, d: Record<string, Tensor | undefined>): void {
   for (const [name, gradient] of Object.entries(d))
     if (gradient && (name !== "loss" || !ends.has(gradient)))

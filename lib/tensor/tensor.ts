@@ -5,7 +5,10 @@ import { defaultDevice } from "../device/open.js";
 import { BYTES, type Dtype } from "../device/ops.js";
 import { toHalf } from "./half.js";
 
-/** The numbers of a tensor; those of a Uint16Array are bf16, or f16 where that is said, by their bits. */
+/**
+ * The numbers of a tensor; those of a Uint16Array are bf16, or f16 where that is said, by their
+ * bits.
+ */
 export type Data = Float32Array | Float64Array | Int32Array | Uint16Array;
 export const ARRAYS = {
   f32: Float32Array,
@@ -15,7 +18,10 @@ export const ARRAYS = {
   f16: Uint16Array,
 } as const;
 
-/** Memory on a device, shared by the tensors that view it. The device takes it back when the last of them is lost, and this with it. */
+/**
+ * Memory on a device, shared by the tensors that view it. The device takes it back when the last of
+ * them is lost, and this with it.
+ */
 class Storage {
   references = 1;
   readonly address: number;
@@ -47,7 +53,10 @@ export function withOwner<T>(owner: Owner, f: () => T): T {
   }
 }
 
-/** f32, f64, int32, bf16 or f16 numbers on a device, row-major. `using` or `dispose` frees it; a tensor that is lost is freed some time later. */
+/**
+ * f32, f64, int32, bf16 or f16 numbers on a device, row-major. `using` or `dispose` frees it; a
+ * tensor that is lost is freed some time later.
+ */
 export class Tensor implements Placed {
   /** `rows`, or the panels of a packed weight. */
   readonly layout: Placed["layout"];
@@ -75,7 +84,8 @@ export class Tensor implements Placed {
 
   /**
    * Uninitialised memory.
-   * @throws RangeError `SHAPE` for a size that is negative or not whole, or more than four of them, `MEMORY`; TypeError `DTYPE`, `DEVICE`
+   * @throws RangeError `SHAPE` for a size that is negative or not whole, or more than four of them,
+   *   `MEMORY`; TypeError `DTYPE`, `DEVICE`
    */
   static empty(shape: readonly number[], dtype: Dtype = "f32", on: Device = defaultDevice()): Tensor {
     const own = shapeOf(shape);
@@ -85,10 +95,11 @@ export class Tensor implements Placed {
   }
 
   /**
-   * A copy of `data` on the device, made before it returns; the dtype is that of the array, f32 for an Array. With `f16`, a Uint16Array holds its
-   * bits, and other numbers are rounded to it.
-   * @throws RangeError `SHAPE` if the shape holds another number of numbers, or is none, `MEMORY`; TypeError `DTYPE` for another kind of array,
-   *   `ARGUMENT` for a member of an Array that is no number
+   * A copy of `data` on the device, made before it returns; the dtype is that of the array, f32 for
+   * an Array. With `f16`, a Uint16Array holds its bits, and other numbers are rounded to it.
+   * @throws RangeError `SHAPE` if the shape holds another number of numbers, or is none, `MEMORY`;
+   *   TypeError `DTYPE` for another kind of array, `ARGUMENT` for a member of an Array that is no
+   *   number
    */
   static from(
     data: Data | readonly number[],
@@ -112,7 +123,10 @@ export class Tensor implements Placed {
     return tensor;
   }
 
-  /** The device on which the numbers lie. @throws TypeError `DISPOSED` once the tensor is disposed, as every use does */
+  /**
+   * The device on which the numbers lie.
+   * @throws TypeError `DISPOSED` once the tensor is disposed, as every use does
+   */
   get device(): Device {
     return this.held().device;
   }
@@ -141,7 +155,10 @@ export class Tensor implements Placed {
     return new Tensor(storage, shape, this.dtype, options);
   }
 
-  /** A view of the numbers under another shape, sharing memory. @throws RangeError `SHAPE`, TypeError `LAYOUT` for a packed tensor */
+  /**
+   * A view of the numbers under another shape, sharing memory.
+   * @throws RangeError `SHAPE`, TypeError `LAYOUT` for a packed tensor
+   */
   reshape(shape: readonly number[]): Tensor {
     const own = shapeOf(shape);
     if (sizeOf(own) !== this.size)
@@ -150,7 +167,10 @@ export class Tensor implements Placed {
     return this.view(own, { offset: this.offset });
   }
 
-  /** Rows [begin, end) of dimension 0, sharing memory. @throws RangeError `RANGE`, TypeError `LAYOUT` for a packed tensor */
+  /**
+   * Rows [begin, end) of dimension 0, sharing memory.
+   * @throws RangeError `RANGE`, TypeError `LAYOUT` for a packed tensor
+   */
   rows(begin: number, end: number): Tensor {
     if (![begin, end].every(Number.isInteger) || !(0 <= begin && begin <= end && end <= this.shape[0]))
       throw rangeError("RANGE", `rows ${shown(begin)} to ${shown(end)} of a tensor of shape [${this.shape}]`);
@@ -160,7 +180,10 @@ export class Tensor implements Placed {
     });
   }
 
-  /** @internal What `pack` wrote, under its layout's tag and its matrix's shape. @throws RangeError `SHAPE` if it holds another number of numbers */
+  /**
+   * @internal What `pack` wrote, under its layout's tag and its matrix's shape.
+   * @throws RangeError `SHAPE` if it holds another number of numbers
+   */
   withLayout(layout: "panels" | "panels-transposed", shape: readonly number[]): Tensor {
     const own = shapeOf(shape);
     const wanted = packedSize(own, layout === "panels-transposed");
@@ -174,7 +197,8 @@ export class Tensor implements Placed {
 
   /**
    * Waits for everything queued before and copies the numbers to JavaScript.
-   * @throws TypeError `LAYOUT` for a packed tensor, and the error of the op that spoilt these numbers or what they were computed from, which names the op
+   * @throws TypeError `LAYOUT` for a packed tensor, and the error of the op that spoilt these
+   *   numbers or what they were computed from, which names the op
    */
   async read(): Promise<Data> {
     const { device, address, dtype } = this;
@@ -184,7 +208,8 @@ export class Tensor implements Placed {
 
   /**
    * Overwrites the numbers, in the order of the queue; `data` is copied before it returns.
-   * @throws RangeError `SHAPE` for another number or dtype, TypeError `DTYPE` for another kind of array, `LAYOUT` for a packed tensor
+   * @throws RangeError `SHAPE` for another number or dtype, TypeError `DTYPE` for another kind of
+   *   array, `LAYOUT` for a packed tensor
    */
   write(data: Data): void {
     const own = plainOf(data);
@@ -258,7 +283,10 @@ const DTYPES: Record<string, Dtype> = {
   Uint16Array: "bf16",
 };
 
-/** The numbers of an array as they are, whatever its properties say. @throws TypeError `DTYPE` for what is none of `Data` */
+/**
+ * The numbers of an array as they are, whatever its properties say.
+ * @throws TypeError `DTYPE` for what is none of `Data`
+ */
 function plainOf(data: Data): Data {
   dtypeOf(data);
   return plain(data) as Data;
@@ -314,7 +342,8 @@ export function arrayOf(
 }
 
 /**
- * Frees every tensor that `f` creates, but for those in what it returns (a tensor, or an array or object of them).
+ * Frees every tensor that `f` creates, but for those in what it returns (a tensor, or an array or
+ * object of them).
  * @throws TypeError `ASYNC` if `f` is asynchronous
  */
 export function scope<T>(f: () => T): T {

@@ -23,14 +23,16 @@ function counted(texts: Iterable<string>): Map<string, number> {
 }
 
 /**
- * Trains a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019). Ids: special tokens, the byte characters by
- * code point, then merges. The most frequent pair is merged; of pairs as frequent, the one with the smaller ids. These are
- * the rules, and the file format, of Hugging Face's trainer.
+ * Trains a byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019). Ids: special
+ * tokens, the byte characters by code point, then merges. The most frequent pair is merged; of
+ * pairs as frequent, the one with the smaller ids. These are the rules, and the file format, of
+ * Hugging Face's trainer.
  *
  * @param texts all texts, or how often each of their words occurs, as `countWords` counts
- * @returns the contents of tokenizer.json and tokenizer_config.json; fewer tokens than asked for where no pair is left
- * @throws RangeError `RANGE` for a vocabulary too small for the special tokens and 256 bytes; TypeError `TOKENIZER` for a
- *   special token that is empty, given twice or a byte's character
+ * @returns the contents of tokenizer.json and tokenizer_config.json; fewer tokens than asked for
+ *   where no pair is left
+ * @throws RangeError `RANGE` for a vocabulary too small for the special tokens and 256 bytes;
+ *   TypeError `TOKENIZER` for a special token that is empty, given twice or a byte's character
  */
 export function trainBpe(
   texts: Iterable<string> | Map<string, number>,
@@ -94,7 +96,10 @@ function learn(corpus: Corpus, tokens: string[], vocabulary: number): [string, s
   return merges;
 }
 
-/** The different words of the texts as token ids, how often each occurs, and the same of every pair of neighbours. */
+/**
+ * The different words of the texts as token ids, how often each occurs, and the same of every pair
+ * of neighbours.
+ */
 class Corpus {
   readonly counts = new Map<number, number>();
   private readonly words: Int32Array[] = [];
@@ -121,7 +126,9 @@ class Corpus {
     else if (places.at(-1) !== index) places.push(index);
   }
 
-  /** Replaces a, b by id everywhere, from the left; returns the pairs that this made more frequent. */
+  /**
+   * Replaces a, b by id everywhere, from the left; returns the pairs that this made more frequent.
+   */
   merge(a: number, b: number, id: number): Set<number> {
     const pair = a * PAIR + b;
     const places = new Set(this.places.get(pair));

@@ -1,7 +1,8 @@
 /**
- * Memory and time for what others wrote, in units of about a byte that is made or a nanosecond that is spent. It is counted, not
- * measured, so a busy machine stops nothing that an idle one does. One budget serves all of a file's work: each piece brings what
- * honest work of its size may take, and only a reserve is kept beyond that.
+ * Memory and time for what others wrote, in units of about a byte that is made or a nanosecond that
+ * is spent. It is counted, not measured, so a busy machine stops nothing that an idle one does. One
+ * budget serves all of a file's work: each piece brings what honest work of its size may take, and
+ * only a reserve is kept beyond that.
  */
 export class Budget {
   private left: number;

@@ -1,9 +1,13 @@
 import { Heap } from "./heap.js";
 
-// Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019): every byte has a printable character, text is
-// first cut into words, and each word's bytes are merged pair by pair, the earliest learnt pair first.
+// Byte-level byte-pair encoding (Sennrich et al. 2016; Radford et al. 2019): every byte has a
+// printable character, text is first cut into words, and each word's bytes are merged pair by pair,
+// the earliest learnt pair first.
 
-/** GPT-2's cut of text into words; \s is Unicode's White_Space, as in the tokenizers of Hugging Face. */
+/**
+ * GPT-2's cut of text into words; \s is Unicode's White_Space, as in the tokenizers of Hugging
+ * Face.
+ */
 export const wordPattern = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 // In JavaScript \s takes U+FEFF and leaves U+0085 out.
@@ -23,7 +27,10 @@ export const byteCharacters: readonly string[] = (() => {
 
 const byteOf = new Map(byteCharacters.map((character, byte) => [character, byte]));
 
-/** The bytes that a token of a byte-level vocabulary stands for; a token with other characters stands for its UTF-8. */
+/**
+ * The bytes that a token of a byte-level vocabulary stands for; a token with other characters
+ * stands for its UTF-8.
+ */
 export function tokenBytes(token: string): Uint8Array {
   const bytes = Array.from(token, (character) => byteOf.get(character));
   return bytes.includes(undefined) ? new TextEncoder().encode(token) : Uint8Array.from(bytes as number[]);

@@ -31,9 +31,11 @@ export class ChatTemplate {
 
   /**
    * The text of a conversation.
-   * @param open ends where the assistant goes on: after what opens its turn or, if the last turn is its own, after that turn's content
-   * @throws TypeError `CHAT` if the template refuses the conversation, or takes more memory or time than one may. The limit is counted in
-   *   steps and characters. It grows with the conversations, and all that are rendered by this template share it.
+   * @param open ends where the assistant goes on: after what opens its turn or, if the last turn is
+   *   its own, after that turn's content
+   * @throws TypeError `CHAT` if the template refuses the conversation, or takes more memory or time
+   *   than one may. The limit is counted in steps and characters. It grows with the conversations,
+   *   and all that are rendered by this template share it.
    */
   render(messages: readonly Message[], { open = false } = {}): string {
     const last = messages.at(-1);

@@ -1,8 +1,9 @@
 import { shown } from "../device/errors.js";
 import { wordPattern } from "./byte_level.js";
 
-// The steps by which a tokenizer.json turns text into words and tokens into text. @huggingface/tokenizers 0.2 carries out the first,
-// rewritten where it differs from HF's own tokenizers; tokens are joined here, since its byte fallback differs too.
+// The steps by which a tokenizer.json turns text into words and tokens into text.
+// @huggingface/tokenizers 0.2 carries out the first, rewritten where it differs from HF's own
+// tokenizers; tokens are joined here, since its byte fallback differs too.
 
 /** A rule of a tokenizer.json: its type and the options of that type. */
 export interface TokenizerRule {
@@ -108,7 +109,10 @@ const capitals = "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]";
 const smalls = "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]";
 const marks = (end: string) => `| ?[^\\s\\p{L}\\p{N}]+[${end}]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
 
-/** What GPT-2, Llama 3, Qwen and Mistral cut a text by: each takes a time that grows as the text does. */
+/**
+ * What GPT-2, Llama 3, Qwen and Mistral cut a text by: each takes a time that grows as the text
+ * does.
+ */
 export const familiarPatterns: readonly string[] = [
   wordPattern,
   `${words}\\p{N}{1,3}${marks("\\r\\n")}`,
@@ -116,7 +120,10 @@ export const familiarPatterns: readonly string[] = [
   `[^\\r\\n\\p{L}\\p{N}]?${capitals}*${smalls}+|[^\\r\\n\\p{L}\\p{N}]?${capitals}+${smalls}*|\\p{N}${marks("\\r\\n/")}`,
 ];
 
-/** Whether the steps are few and every pattern of theirs is a familiar one, so that they need no limit of time. */
+/**
+ * Whether the steps are few and every pattern of theirs is a familiar one, so that they need no
+ * limit of time.
+ */
 export function areQuick(...pipelines: readonly (TokenizerRule | null | undefined)[]): boolean {
   const steps = pipelines.flatMap(stepsOf);
   return (
@@ -163,7 +170,10 @@ export type Join = (tokens: string[]) => string[];
 /** A token of byte fallback: `<0x41>`. */
 export const byteToken = /^<0x([0-9A-Fa-f]{2})>$/;
 
-/** The decoder that joins tokens to a text; undefined where a step is none of these. @throws Error as `exact` */
+/**
+ * The decoder that joins tokens to a text; undefined where a step is none of these.
+ * @throws Error as `exact`
+ */
 export function joinOf(step: TokenizerRule | null): Join | undefined {
   checkGrowth(step);
   return joined(step);

@@ -2,8 +2,9 @@ import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
 import { Budget } from "./budget.js";
 import * as costs from "./template_costs.js";
 
-// Jinja by @huggingface/jinja, whose interpreter calls `evaluate` for each node of a template. Here each call is charged to a budget,
-// and what an operation makes is charged before it is made: one of them may double a text, or multiply two.
+// Jinja by @huggingface/jinja, whose interpreter calls `evaluate` for each node of a template. Here
+// each call is charged to a budget, and what an operation makes is charged before it is made: one
+// of them may double a text, or multiply two.
 
 /** A node of the library's syntax tree. */
 interface Node {
@@ -64,8 +65,8 @@ const MOST_SOURCE = 2 ** 18; // characters
 const BLANK = /\s{1024}/; // the library takes time that grows as the square of white space
 const MOST_MESSAGES = 2 ** 14;
 
-// Units. A step takes some 50 ns, and makes an object of 40 bytes; the others make maps and closures. Measured on templates of models, a
-// message takes 2,000 to 16,000.
+// Units. A step takes some 50 ns, and makes an object of 40 bytes; the others make maps and
+// closures. Measured on templates of models, a message takes 2,000 to 16,000.
 const STEP = 32;
 const CALL = 512;
 const METHODS = 2048; // a value's own, when they are first asked for
@@ -78,7 +79,9 @@ const PER_MESSAGE = 2 ** 18;
 const MOST_PER_MESSAGE = 2 ** 15;
 const PER_CHARACTER = 32;
 
-/** A template that is rendered in bounded memory and time, for all of its conversations together. */
+/**
+ * A template that is rendered in bounded memory and time, for all of its conversations together.
+ */
 export class Template {
   private readonly program: Node;
   private readonly budget = new Budget(RESERVE);
@@ -162,9 +165,13 @@ function formatted(date: Date, format: string): string {
   return format.replace(/%[YmdbBHM%]/g, (part) => parts[part]);
 }
 
-const SILENT = ["If", "For", "Set", "Macro", "Comment", "Break", "Continue"]; // they write text that was written within, or nothing
+// they write text that was written within, or nothing
+const SILENT = ["If", "For", "Set", "Macro", "Comment", "Break", "Continue"];
 
-/** Marks the nodes whose values a block writes out, and those that the library goes through whenever it comes to them. */
+/**
+ * Marks the nodes whose values a block writes out, and those that the library goes through whenever
+ * it comes to them.
+ */
 function mark(tree: unknown): number {
   if (typeof tree !== "object" || tree === null) return 0;
   const node = tree as Node & Record<string, unknown>;
@@ -292,7 +299,10 @@ class Bounded extends Library {
     return { ...call, args: call.args.map((arg) => (arg.argument ? this.argument(arg, scope, []) : arg)) };
   }
 
-  /** An argument by its value, which `values` is given; a literal stays, since some filters take no other. */
+  /**
+   * An argument by its value, which `values` is given; a literal stays, since some filters take no
+   * other.
+   */
   private argument(arg: Argument, scope: Scope, values: Value[]): Argument {
     const named = arg.type === "KeywordArgumentExpression";
     const value = this.evaluate(arg.argument ?? (named ? arg.value : arg), scope);

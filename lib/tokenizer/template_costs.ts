@@ -1,6 +1,7 @@
 import type { Budget } from "./budget.js";
 
-// What the operations of a template take, in units of a Budget: at least the bytes that they make and the characters that they read.
+// What the operations of a template take, in units of a Budget: at least the bytes that they make
+// and the characters that they read.
 
 /** A value of the template's, by the library's names: StringValue, ArrayValue, ObjectValue, ... */
 export interface Value {
@@ -84,7 +85,8 @@ export function operation(budget: Budget, operator: string, left: Value, right: 
     case "==":
     case "!=":
       if (isText(left) && isText(right)) return budget.spend(Math.min(lengthOf(left), lengthOf(right)));
-      if (isList(left) !== isList(right)) for (const one of [left, right]) text(budget, one); // a list is compared as text
+      // a list is compared as text
+      if (isList(left) !== isList(right)) for (const one of [left, right]) text(budget, one);
       return;
     case "in":
     case "not in":

@@ -1,15 +1,17 @@
 import { readFileSync } from "node:fs";
 import { createContext, Script } from "node:vm";
 
-// V8 looks for an interrupt at every step back of a regular expression, so what ends a script ends one of those that takes for ever, too.
+// V8 looks for an interrupt at every step back of a regular expression, so what ends a script ends
+// one of those that takes for ever, too.
 
 const context = createContext({ work: undefined as unknown });
 const script = new Script("work()");
 
 /**
- * Time for what others wrote, where it cannot be counted: regular expressions. One limit serves all of a file's work: each piece brings
- * what honest work of its size takes at most, and a reserve is for all of them together. What counts is the time of this thread, where the
- * system tells it, so that a busy machine stops nothing that an idle one does.
+ * Time for what others wrote, where it cannot be counted: regular expressions. One limit serves all
+ * of a file's work: each piece brings what honest work of its size takes at most, and a reserve is
+ * for all of them together. What counts is the time of this thread, where the system tells it, so
+ * that a busy machine stops nothing that an idle one does.
  */
 export class TimeLimit {
   private left: number;
@@ -27,7 +29,8 @@ export class TimeLimit {
   within<T>(share: number, work: () => T): T {
     const limit = this.left + share;
     const begun = performance.now();
-    let passed = () => (performance.now() - begun) / 1000; // no less than this thread's own time, which takes long to ask for
+    // no less than this thread's own time, which takes long to ask for
+    let passed = () => (performance.now() - begun) / 1000;
     for (let patience = limit; ;) {
       const started = performance.now();
       try {

@@ -63,7 +63,9 @@ export interface TokenizerFiles {
   tokenizerConfig: TokenizerConfig;
 }
 
-/** What is used of @huggingface/tokenizers, whose own types do not resolve under `module: nodenext`. */
+/**
+ * What is used of @huggingface/tokenizers, whose own types do not resolve under `module: nodenext`.
+ */
 interface Library {
   encode(text: string, options: { add_special_tokens: boolean }): { ids: (number | undefined)[] };
   decode(ids: number[], options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: false }): string;
@@ -79,8 +81,8 @@ export interface TokenStream {
 
 const MOST_IDS = 2 ** 22; // four times the largest vocabulary that is known
 
-// The pipeline of a file may be one that never ends. It has twenty times what a usual one takes for each character, and some seconds
-// for all that it does.
+// The pipeline of a file may be one that never ends. It has twenty times what a usual one takes for
+// each character, and some seconds for all that it does.
 const SECONDS = 2;
 const CHARACTERS_PER_SECOND = 50_000;
 
@@ -91,7 +93,10 @@ const MOST_ADDED_IN_LIBRARY = 2 ** 19; // the library makes an object of each
 const QUICK_ADDED = 256; // added tokens
 const LONGEST_TOKEN = 1024;
 
-/** A tokenizer of a Hugging Face directory. Byte-level BPE cut as GPT-2 does is encoded here, the rest by @huggingface/tokenizers. */
+/**
+ * A tokenizer of a Hugging Face directory. Byte-level BPE cut as GPT-2 does is encoded here, the
+ * rest by @huggingface/tokenizers.
+ */
 export class Tokenizer {
   /** How many ids there are: the greatest one, and one more. */
   readonly vocabularySize: number;
@@ -253,7 +258,9 @@ export class Tokenizer {
     });
   }
 
-  /** Work on so many characters, within a time unless the file can ask for no more than a usual one. */
+  /**
+   * Work on so many characters, within a time unless the file can ask for no more than a usual one.
+   */
   private limited<T>(length: number, work: () => T): T {
     return this.isQuick ? work() : this.limit.within(length / CHARACTERS_PER_SECOND, work);
   }
@@ -298,7 +305,8 @@ export class Tokenizer {
       post_processor: post_processor ?? null,
       decoder: decoder ?? null,
     };
-    // what names special tokens is used by none of what is asked for here, and takes time that grows as their square
+    // what names special tokens is used by none of what is asked for here, and takes time that
+    // grows as their square
     return new LibraryTokenizer(
       { ...tokenizer, ...steps },
       { ...tokenizerConfig, additional_special_tokens: undefined },
@@ -311,11 +319,12 @@ export class Tokenizer {
   }
 
   /**
-   * Ids of a text. Special tokens that the text spells out are encoded as such; `special` adds those of the model's own
-   * template (as BOS) too. Lone surrogates are encoded as U+FFFD.
+   * Ids of a text. Special tokens that the text spells out are encoded as such; `special` adds
+   * those of the model's own template (as BOS) too. Lone surrogates are encoded as U+FFFD.
    *
-   * @throws TypeError `TOKENIZER` for a character that the vocabulary cannot express, or where the steps of the file take more time than texts
-   *   of this length may; all texts share a reserve of some seconds
+   * @throws TypeError `TOKENIZER` for a character that the vocabulary cannot express, or where the
+   *   steps of the file take more time than texts of this length may; all texts share a reserve of
+   *   some seconds
    */
   encode(text: string, { special = false } = {}): Int32Array {
     if (typeof text !== "string") throw typeError("TYPE", `text is ${typeof text}, wanted a string`);
@@ -341,8 +350,8 @@ export class Tokenizer {
   }
 
   /**
-   * The text of ids, nothing cleaned up; bytes that are no UTF-8 become U+FFFD. An id that the vocabulary does not have, as models that
-   * are padded may sample it, has no text.
+   * The text of ids, nothing cleaned up; bytes that are no UTF-8 become U+FFFD. An id that the
+   * vocabulary does not have, as models that are padded may sample it, has no text.
    * @throws RangeError `ID` for what is no id: not a whole number from 0
    */
   decode(ids: ArrayLike<number>, { skipSpecial = false } = {}): string {
@@ -375,7 +384,8 @@ export class Tokenizer {
         if (!this.has(id)) return "";
         ids.push(id);
         const text = this.decode(ids);
-        const waits = byteToken.test(this.tokens[id]) || text.endsWith("\ufffd") || !text.startsWith(given); // the next byte may change these
+        // the next byte may change these
+        const waits = byteToken.test(this.tokens[id]) || text.endsWith("\ufffd") || !text.startsWith(given);
         return waits ? "" : rest(text);
       },
       end: () => rest(this.decode(ids)),
@@ -391,9 +401,9 @@ export class Tokenizer {
   }
 
   /**
-   * Ids of a prompt, after what the post-processor puts before a text (Llama's and Mistral's BOS), as transformers encodes one. Before a
-   * completion without a prompt stands that or, where there is none, the token that begins a text or, as in GPT-2, the one that ended the
-   * text before it.
+   * Ids of a prompt, after what the post-processor puts before a text (Llama's and Mistral's BOS),
+   * as transformers encodes one. Before a completion without a prompt stands that or, where there
+   * is none, the token that begins a text or, as in GPT-2, the one that ended the text before it.
    * @param options `rendered`: a chat template made the prompt, and began it itself
    * @throws TypeError `TOKENIZER` for an empty prompt where there is no such token
    */
@@ -410,8 +420,10 @@ export class Tokenizer {
   }
 
   /**
-   * Ids of a completion, with the token that ends a text after it, unless it ends with that already, or there is none.
-   * @param options `open`: nothing is to follow; a chat template has closed the turn, or what was sampled was cut short
+   * Ids of a completion, with the token that ends a text after it, unless it ends with that
+   * already, or there is none.
+   * @param options `open`: nothing is to follow; a chat template has closed the turn, or what was
+   *   sampled was cut short
    * @throws TypeError `TOKENIZER` for a character that the vocabulary cannot express
    */
   encodeCompletion(completion: string, { open = false } = {}): Int32Array {
@@ -419,7 +431,9 @@ export class Tokenizer {
     return open || this.eosId === undefined || ids.at(-1) === this.eosId ? ids : joined(ids, [this.eosId]);
   }
 
-  /** What the post-processor puts before a text, unless tokenizer_config.json says that it does not. */
+  /**
+   * What the post-processor puts before a text, unless tokenizer_config.json says that it does not.
+   */
   get prefix(): readonly number[] {
     if (this.before) return this.before;
     const steps =
@@ -429,7 +443,10 @@ export class Tokenizer {
     return (this.before = steps.flatMap(prefixOf).filter((id) => this.tokens[id] !== undefined));
   }
 
-  /** Writes tokenizer.json and tokenizer_config.json, and lists their digests in the folder's SHA256SUMS. */
+  /**
+   * Writes tokenizer.json and tokenizer_config.json, and lists their digests in the folder's
+   * SHA256SUMS.
+   */
   async save(folder: string): Promise<void> {
     await writeListed(folder, {
       "tokenizer.json": JSON.stringify(this.files.tokenizer, null, 1) + "\n",

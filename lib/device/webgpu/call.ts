@@ -98,7 +98,10 @@ export class Call {
 /** Queues the kernels of one call. */
 export type Run = (call: Call) => void;
 
-/** Workgroups of 256 threads for n elements, as a grid whose dimensions WebGPU allows: kernels count x + y * width. */
+/**
+ * Workgroups of 256 threads for n elements, as a grid whose dimensions WebGPU allows: kernels count
+ * x + y * width.
+ */
 export function grid(n: number, each = 256): [number, number] {
   const groups = Math.ceil(n / each);
   const width = Math.min(groups, 32768);

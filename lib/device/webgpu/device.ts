@@ -22,8 +22,9 @@ export interface WebGpuOptions {
 }
 
 /**
- * The ops over a GPUDevice, whoever opened it. f64 tensors are pairs of f32, the sum of which is the number to 48 bits, within
- * the range of f32; writing and reading convert from and to Float64Array.
+ * The ops over a GPUDevice, whoever opened it. f64 tensors are pairs of f32, the sum of which is
+ * the number to 48 bits, within the range of f32; writing and reading convert from and to
+ * Float64Array.
  */
 export class WebGpuDevice implements Device {
   readonly kind = "webgpu";
@@ -36,7 +37,8 @@ export class WebGpuDevice implements Device {
   private readonly called = new Map<string, OpSpec>();
   private readonly pending = new Set<Promise<void>>(); // error scopes whose errors are not known yet
   private readonly ledger = new Ledger();
-  private settled: Promise<unknown> = Promise.resolve(); // reads before, each of which settles what was queued before it
+  // reads before, each of which settles what was queued before it
+  private settled: Promise<unknown> = Promise.resolve();
   private unread = 0; // calls since the last of them
   private lost: string | undefined;
   private batch: Entry[] = []; // calls that are encoded and not submitted
@@ -151,7 +153,8 @@ export class WebGpuDevice implements Device {
   ): Promise<ArrayBuffer> {
     const length = this.faults.region.bytes;
     let refused: Error | undefined;
-    const result = await reading.catch((error: Error) => void (refused = error)); // the mapping fails where the submission did, or with the device
+    // the mapping fails where the submission did, or with the device
+    const result = await reading.catch((error: Error) => void (refused = error));
     await Promise.all([...this.pending, before]);
     this.there();
     if (result) this.faults.blame(new Uint32Array(result, 0, length / 4), entries, this.called);

@@ -12,9 +12,9 @@ const KINDS = ["", "ID", "OFFSETS", "PREFIX", "FEW"];
 export const SLOTS = 1024;
 
 /**
- * Errors that a kernel finds on the device: which calls had one, and of the first what it was; both come back with the next read. Arguments
- * that hold ids or offsets are checked before the op; where one is wrong, the op runs on clamped values and its outputs are
- * then overwritten by NaN.
+ * Errors that a kernel finds on the device: which calls had one, and of the first what it was; both
+ * come back with the next read. Arguments that hold ids or offsets are checked before the op; where
+ * one is wrong, the op runs on clamped values and its outputs are then overwritten by NaN.
  */
 export class Faults {
   readonly region: Region;
@@ -86,7 +86,10 @@ export class Faults {
     }
   }
 
-  /** Gives the calls that had a fault their error: `words` are those of the region after the last of these calls. */
+  /**
+   * Gives the calls that had a fault their error: `words` are those of the region after the last of
+   * these calls.
+   */
   blame(words: Uint32Array, entries: readonly Entry[], ops: ReadonlyMap<string, OpSpec>): void {
     if (words[0] === 0) return;
     for (const entry of entries) {

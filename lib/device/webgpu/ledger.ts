@@ -15,7 +15,10 @@ export interface Entry {
 
 const MOST = 64; // failures that are kept for `close`
 
-/** Whose a failure is: the memory that a failed call wrote is spoilt, and what is computed from it, until it is written anew. */
+/**
+ * Whose a failure is: the memory that a failed call wrote is spoilt, and what is computed from it,
+ * until it is written anew.
+ */
 export class Ledger {
   private entries: Entry[] = [];
   private readonly untold = new Set<CodedError>();

@@ -20,7 +20,9 @@ export interface Allocation {
   broken?: CodedError;
 }
 
-const SPAN = 2 ** 34; // virtual bytes per buffer: address = id * SPAN + offset, so that a view's address leads to its buffer
+// virtual bytes per buffer: address = id * SPAN + offset, so that a view's address leads to its
+// buffer
+const SPAN = 2 ** 34;
 
 /** Four sizes per doubling: a quarter at most is lost. */
 function sizeClass(bytes: number): number {
@@ -30,8 +32,8 @@ function sizeClass(bytes: number): number {
 }
 
 /**
- * A caching allocator of storage buffers. A buffer that is released goes to the next who asks for its size: the queue is in
- * order, so what was queued on it runs first.
+ * A caching allocator of storage buffers. A buffer that is released goes to the next who asks for
+ * its size: the queue is in order, so what was queued on it runs first.
  */
 export class Memory {
   private readonly live = new Map<number, Allocation>();

@@ -6,7 +6,10 @@ import type { Device } from "../device.js";
 import { WebGpuDevice } from "./device.js";
 
 export interface OpenOptions {
-  /** Features to use where the adapter has them: by default all that kernels know, `[]` for the plain paths. */
+  /**
+   * Features to use where the adapter has them: by default all that kernels know, `[]` for the
+   * plain paths.
+   */
   features?: readonly string[];
   maxBinding?: number;
   closed?(device: Device): void;

@@ -25,8 +25,9 @@ const PARAMETERS = 8; // the binding of the parameters, above those of storage b
 const PASSES = 512; // timed between two reads
 
 /**
- * Batches of work: dispatches and copies go into one command encoder, which is submitted when it is large or someone reads.
- * Parameters and small uploads are gathered on the host and written once per batch, before it.
+ * Batches of work: dispatches and copies go into one command encoder, which is submitted when it is
+ * large or someone reads. Parameters and small uploads are gathered on the host and written once
+ * per batch, before it.
  */
 export class Queue {
   private encoder: GPUCommandEncoder | undefined;
@@ -69,8 +70,9 @@ export class Queue {
   }
 
   /**
-   * Runs a kernel over a grid of workgroups. Its parameters begin with the element offset of each binding, from which the
-   * tensor begins within what is bound (bindings are aligned, tensors are not), and a zero that no compiler knows of.
+   * Runs a kernel over a grid of workgroups. Its parameters begin with the element offset of each
+   * binding, from which the tensor begins within what is bound (bindings are aligned, tensors are
+   * not), and a zero that no compiler knows of.
    *
    * @param bindings by their number, undefined for an argument that is absent
    * @param grid     workgroups; the second and third dimension by default 1
@@ -89,7 +91,8 @@ export class Queue {
     const borrowed: number[] = [];
     for (const [number, binding] of Object.entries(bindings)) {
       let region = binding?.region ?? this.nothing[Number(number)];
-      if (binding && !binding.write && written.has(region.buffer)) region = this.copied(region, borrowed); // read and written at once is not allowed
+      // read and written at once is not allowed
+      if (binding && !binding.write && written.has(region.buffer)) region = this.copied(region, borrowed);
       const floor = region.offset - (region.offset % ALIGNMENT);
       offsets[Number(number)] = (region.offset - floor) / (binding?.bytes ?? 4);
       const size = Math.max(4, 4 * Math.ceil((region.offset - floor + region.bytes) / 4));

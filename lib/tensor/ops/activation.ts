@@ -2,7 +2,8 @@ import { run, type Input } from "../op.js";
 import type { Tensor } from "../tensor.js";
 
 /**
- * Gaussian error linear unit (Hendrycks and Gimpel 2016): x Phi(x), exactly (`erf`) or by GPT-2's approximation (`tanh`).
+ * Gaussian error linear unit (Hendrycks and Gimpel 2016): x Phi(x), exactly (`erf`) or by GPT-2's
+ * approximation (`tanh`).
  * @param x f32 [...]
  * @returns f32 [...]
  */

@@ -1,7 +1,10 @@
 import { optionsOf, run, type Input } from "../op.js";
 import type { Tensor } from "../tensor.js";
 
-/** What `gae` gives, in the shape of the rewards. These are targets: no gradient flows from them to rewards or values. */
+/**
+ * What `gae` gives, in the shape of the rewards. These are targets: no gradient flows from them to
+ * rewards or values.
+ */
 export interface Advantages {
   /** f32 */
   advantages: Tensor;
@@ -10,15 +13,15 @@ export interface Advantages {
 }
 
 /**
- * Generalised advantage estimation over packed sequences (Schulman et al. 2016, eq. 16):
- * delta[t] = r[t] + gamma v[t+1] - v[t], A[t] = delta[t] + gamma lambda A[t+1], both 0 past the end.
+ * Generalised advantage estimation over packed sequences (Schulman et al. 2016, eq. 16): delta[t] =
+ * r[t] + gamma v[t+1] - v[t], A[t] = delta[t] + gamma lambda A[t+1], both 0 past the end.
  *
  * @param rewards   f32 [N]
  * @param values    f32 [N], before each token
  * @param cuSeqlens int32 [B+1]
  * @param options   `mask` int32 [N]: tokens that are not the policy's are passed over, as in verl
- * @returns advantages and returns = advantages + values, f32 [N]: targets, so no gradient flows from them to rewards or
- *   values
+ * @returns advantages and returns = advantages + values, f32 [N]: targets, so no gradient flows
+ *   from them to rewards or values
  * @throws RangeError `SHAPE`, `OFFSETS` if cuSeqlens is not monotone from 0 to N
  */
 export function gae(
@@ -33,12 +36,14 @@ export function gae(
 }
 
 /**
- * Generalised advantage estimation over padded rows with a mask, verl's semantics; `gae` has the formula.
+ * Generalised advantage estimation over padded rows with a mask, verl's semantics; `gae` has the
+ * formula.
  *
  * @param rewards f32 [B, T]
  * @param values  f32 [B, T]
  * @param mask    int32 [B, T]: 1 for the policy's tokens
- * @returns advantages and returns, f32 [B, T], 0 where masked: targets, so no gradient flows from them to rewards or values
+ * @returns advantages and returns, f32 [B, T], 0 where masked: targets, so no gradient flows from
+ *   them to rewards or values
  */
 export function gaePadded(
   rewards: Input,

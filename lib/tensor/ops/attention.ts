@@ -3,14 +3,15 @@ import { optionsOf, run, shapeOfInput, type Input } from "../op.js";
 import type { Tensor } from "../tensor.js";
 
 /**
- * Causal grouped-query attention over packed sequences: softmax(scale q k^T) v, with online softmax and memory O(N)
- * (Dao et al. 2022). Query head h reads key/value head h / (H / G).
+ * Causal grouped-query attention over packed sequences: softmax(scale q k^T) v, with online softmax
+ * and memory O(N) (Dao et al. 2022). Query head h reads key/value head h / (H / G).
  *
  * @param q         f32 [N, H, D]
  * @param k         f32 [N, G, D], H a multiple of G
  * @param v         f32 [N, G, D]
  * @param cuSeqlens int32 [B+1], from 0 to N: where each sequence begins
- * @param options   `prefix` int32 [B]: the earlier sequence that each one continues, -1 for none; `scale` is 1 / sqrt(D) by default
+ * @param options   `prefix` int32 [B]: the earlier sequence that each one continues, -1 for none;
+ *   `scale` is 1 / sqrt(D) by default
  * @returns f32 [N, H, D]
  * @throws RangeError `SHAPE`, `OFFSETS` if cuSeqlens is not monotone from 0 to N
  */

@@ -49,7 +49,10 @@ export function scale(x: Input, factor: number, shift = 0): Tensor {
   return run("scale", { x, factor, shift }, ({ y: dy }) => ({ x: run("scale", { x: dy, factor, shift: 0 }).y })).y;
 }
 
-/** x, no less than low and no more than high, f32 of any shape. The gradient is dy where low <= x <= high, else 0. */
+/**
+ * x, no less than low and no more than high, f32 of any shape. The gradient is dy where low <= x <=
+ * high, else 0.
+ */
 export function clamp(x: Input, low: number, high: number): Tensor {
   return run("clamp", { x, low, high }, ({ y: dy }, { x }) => ({ x: run("clampGrad", { dy, x, low, high }).dx })).y;
 }

@@ -1,11 +1,13 @@
 /**
- * The ops. Each takes tensors, weights or numbers (copied before the call returns; f32 unless another dtype is said), checks them, queues
- * the work and returns; under a tape it records its gradient. N tokens, B sequences, M scored rows, H query and G key/value heads of size D,
- * C the width, V the vocabulary; shapes are row-major.
+ * The ops. Each takes tensors, weights or numbers (copied before the call returns; f32 unless
+ * another dtype is said), checks them, queues the work and returns; under a tape it records its
+ * gradient. N tokens, B sequences, M scored rows, H query and G key/value heads of size D, C the
+ * width, V the vocabulary; shapes are row-major.
  *
- * @throws of every op: TypeError `DTYPE`, `LAYOUT`, `DEVICE`, `DISPOSED`, `ARGUMENT`, `CHOICE`, or `OP` for one that the device lacks; RangeError
- *   `SHAPE`, `ID`, `OFFSETS`, `RANGE`, `MEMORY`; each names the argument, what was given and what was wanted. What only a device sees (a bad id in a
- *   tensor) rejects every `read` of what the op wrote, and of what was computed from that.
+ * @throws of every op: TypeError `DTYPE`, `LAYOUT`, `DEVICE`, `DISPOSED`, `ARGUMENT`, `CHOICE`, or
+ *   `OP` for one that the device lacks; RangeError `SHAPE`, `ID`, `OFFSETS`, `RANGE`, `MEMORY`;
+ *   each names the argument, what was given and what was wanted. What only a device sees (a bad id
+ *   in a tensor) rejects every `read` of what the op wrote, and of what was computed from that.
  *
  * @packageDocumentation
  */

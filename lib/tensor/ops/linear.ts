@@ -5,7 +5,8 @@ import { packedSize, Tensor } from "../tensor.js";
  * y = x W^T + b.
  *
  * @param x      f32 [N, I]
- * @param weight f32 [O, I], row-major or packed; on a CPU it may be bf16, which is widened: the result is that of the widened weight
+ * @param weight f32 [O, I], row-major or packed; on a CPU it may be bf16, which is widened: the
+ *   result is that of the widened weight
  * @param bias   f32 [O], added after the sum
  * @returns f32 [N, O]
  * @throws RangeError `SHAPE`, TypeError `DTYPE`
@@ -14,7 +15,8 @@ export function linear(x: Input, weight: Input, bias?: Input): Tensor {
   return run("linear", { x, weight, bias }, ({ y: dy }, { x, weight }, wants) => {
     const [dweight, dbias] = [wants.into("weight"), wants.into("bias")];
     if (dweight) run("linearGradWeight", { dy, x, dweight, dbias });
-    else if (dbias) run("linearGradWeight", { dy, x: ones(x), dweight: dbias.reshape([dbias.size, 1]) }); // a column of weights, for inputs of 1
+    // a column of weights, for inputs of 1
+    else if (dbias) run("linearGradWeight", { dy, x: ones(x), dweight: dbias.reshape([dbias.size, 1]) });
     return { x: wants.needs("x") && run("linearGradInput", { dy, weight }).dx };
   }).y;
 }

@@ -14,8 +14,9 @@ export interface LoraFactors {
 }
 
 /**
- * y = x W^T + bias + (scale x A^T) B^T: a linear layer with a low-rank adapter beside it (LoRA, Hu et al. 2021). The adapter's product is
- * a chain of its own, added last; where B is 0, y has the bits of the layer alone.
+ * y = x W^T + bias + (scale x A^T) B^T: a linear layer with a low-rank adapter beside it (LoRA, Hu
+ * et al. 2021). The adapter's product is a chain of its own, added last; where B is 0, y has the
+ * bits of the layer alone.
  *
  * @param x      f32 [N, I]
  * @param weight f32 [O, I], row-major or packed

@@ -2,7 +2,8 @@ import { optionsOf, run, type Input } from "../op.js";
 import type { Tensor } from "../tensor.js";
 
 /**
- * Layer normalisation (Ba et al. 2016): y = (x - mean) / sqrt(variance + eps) * gain + bias, over the last dimension.
+ * Layer normalisation (Ba et al. 2016): y = (x - mean) / sqrt(variance + eps) * gain + bias, over
+ * the last dimension.
  *
  * @param x    f32 [N, C]
  * @param gain f32 [C]
@@ -26,7 +27,8 @@ export function layerNorm(x: Input, gain: Input, bias?: Input, options: { eps?: 
 }
 
 /**
- * Root-mean-square normalisation (Zhang and Sennrich 2019): y = x / sqrt(mean(x^2) + eps) * gain, over the last dimension.
+ * Root-mean-square normalisation (Zhang and Sennrich 2019): y = x / sqrt(mean(x^2) + eps) * gain,
+ * over the last dimension.
  *
  * @param x    f32 [N, C]
  * @param gain f32 [C]

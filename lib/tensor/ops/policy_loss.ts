@@ -5,12 +5,16 @@ import type { Tensor } from "../tensor.js";
 /**
  * How tokens become one loss, by verl's names; `denominator` is what the sum is divided by.
  *
- * `token-mean`: sum over tokens, over tokens. `seq-mean-token-sum`: sum over tokens, over sequences. `seq-mean-token-mean`: mean over each
- * sequence's unmasked tokens, over sequences. `seq-mean-token-sum-norm`: sum over tokens, over a constant (Liu et al. 2025, Dr. GRPO).
+ * `token-mean`: sum over tokens, over tokens. `seq-mean-token-sum`: sum over tokens, over
+ * sequences. `seq-mean-token-mean`: mean over each sequence's unmasked tokens, over sequences.
+ * `seq-mean-token-sum-norm`: sum over tokens, over a constant (Liu et al. 2025, Dr. GRPO).
  */
 export type Aggregation = "token-mean" | "seq-mean-token-sum" | "seq-mean-token-mean" | "seq-mean-token-sum-norm";
-/** Estimators of KL(p || q) from samples of p, in nats, with d = log p - log q (Schulman 2020). k1 is d, abs is |d|, k2 is d^2 / 2, k3 is
- * exp(-d) - 1 + d, at most 10 as in verl (TRL's GRPO sets no limit). */
+/**
+ * Estimators of KL(p || q) from samples of p, in nats, with d = log p - log q (Schulman 2020). k1
+ * is d, abs is |d|, k2 is d^2 / 2, k3 is exp(-d) - 1 + d, at most 10 as in verl (TRL's GRPO sets no
+ * limit).
+ */
 export type KlEstimator = "k1" | "abs" | "k2" | "k3";
 
 /** What a loss gives. */
@@ -25,19 +29,31 @@ export interface Loss {
 export interface PolicyLossOptions {
   /** int32 [B+1]: the scored tokens of each sequence */
   cuSeqlens: Input;
-  /** What the sum is divided by, over the whole update: tokens (token-mean), sequences, or sequences times a constant (seq-mean-token-sum-norm). Never inferred from a slice. */
+  /**
+   * What the sum is divided by, over the whole update: tokens (token-mean), sequences, or sequences
+   * times a constant (seq-mean-token-sum-norm). Never inferred from a slice.
+   */
   denominator: number;
   /** How tokens become one loss; `token-mean` by default. */
   aggregation?: Aggregation;
-  /** How far below 1 the ratio may go before it is clipped to [1 - clipRatioLow, 1 + clipRatioHigh]; 0.2 by default. */
+  /**
+   * How far below 1 the ratio may go before it is clipped to [1 - clipRatioLow, 1 + clipRatioHigh];
+   * 0.2 by default.
+   */
   clipRatioLow?: number;
   /** How far above 1 the ratio may go before it is clipped; 0.2 by default. */
   clipRatioHigh?: number;
-  /** Dual clip (Ye et al. 2020): a lower bound of the loss where the advantage is negative, at least 1. Infinity, the default, is off; verl's default is 3. */
+  /**
+   * Dual clip (Ye et al. 2020): a lower bound of the loss where the advantage is negative. It is 1
+   * or more; Infinity, the default, is off. verl's default is 3.
+   */
   clipRatioC?: number;
   /** logp - oldLogp is clamped to +- this, 20 by default. Infinity is off. */
   logRatioClamp?: number;
-  /** f32 [M], log-probs of the reference. With klCoef, the KL to it is part of the loss; without, only stats tell it */
+  /**
+   * f32 [M], log-probs of the reference. With klCoef, the KL to it is part of the loss; without,
+   * only stats tell it
+   */
   refLogp?: Input;
   /** Coefficient of the KL to the reference, per nat; 0 is off, the default. */
   klCoef?: number;
@@ -51,8 +67,11 @@ export interface PolicyLossOptions {
   mask?: Input;
   /** Factor of the loss and of its gradients. */
   scale?: number;
-  /** f64 [12], continued: loss, policy loss, KL loss, entropy, clipped, clipped by clipRatioC, k1 and k3 to the old policy,
-   * ratio (each weighted as the loss), then counts: tokens, tokens whose ratio is not 1, sequences */
+  /**
+   * f64 [12], continued: loss, policy loss, KL loss, entropy, clipped, clipped by clipRatioC, k1
+   * and k3 to the old policy, ratio (each weighted as the loss), then counts: tokens, tokens whose
+   * ratio is not 1, sequences
+   */
   stats?: Tensor;
 }
 
@@ -103,8 +122,8 @@ export const resolved = (
 };
 
 /**
- * The clipped PPO loss (Schulman et al. 2017; names, masks and aggregation modes as in verl) with its gradient, in one pass:
- * per token max(-A r, -A clip(r)), r = exp(logp - oldLogp).
+ * The clipped PPO loss (Schulman et al. 2017; names, masks and aggregation modes as in verl) with
+ * its gradient, in one pass: per token max(-A r, -A clip(r)), r = exp(logp - oldLogp).
  *
  * @param logp       f32 [M], of the current policy
  * @param oldLogp    f32 [M], of the policy that sampled

@@ -2,7 +2,8 @@ import { run, type Input } from "../op.js";
 import type { Tensor } from "../tensor.js";
 
 /**
- * A head with one output, at chosen rows: value[m] = h[rows[m]] . weight + bias. Rewards and values.
+ * A head with one output, at chosen rows: value[m] = h[rows[m]] . weight + bias. Rewards and
+ * values.
  *
  * @param h      f32 [N, C], hidden state
  * @param weight f32 [1, C]

@@ -13,18 +13,25 @@ export interface ValueLossOptions {
   cuSeqlens: Input;
   /** How tokens become one loss; `token-mean` by default. */
   aggregation?: Aggregation;
-  /** What the sum is divided by, over the whole update: tokens, sequences, or sequences times a constant. */
+  /**
+   * What the sum is divided by, over the whole update: tokens, sequences, or sequences times a
+   * constant.
+   */
   denominator: number;
   /** int32 [M]: tokens that count; what stands in the others changes no bit */
   mask?: Input;
   /** Factor of the loss and of its gradients. */
   scale?: number;
-  /** f64 [8], continued: loss, clipped, value, squared error, return, squared return (weighted as the loss); tokens; 0 */
+  /**
+   * f64 [8], continued: loss, clipped, value, squared error, return, squared return (weighted as
+   * the loss); tokens; 0
+   */
   stats?: Tensor;
 }
 
 /**
- * The clipped value loss of PPO (clipped as in OpenAI's baselines; Huang et al. 2022): 0.5 max((v - R)^2, (clip(v) - R)^2), with its gradient.
+ * The clipped value loss of PPO (clipped as in OpenAI's baselines; Huang et al. 2022): 0.5 max((v -
+ * R)^2, (clip(v) - R)^2), with its gradient.
  *
  * @param values  f32 [M]
  * @param returns f32 [M]

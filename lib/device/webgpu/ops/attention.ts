@@ -17,7 +17,10 @@ interface Setting {
   N: number;
 }
 
-/** Offsets, prefixes and what follows from them, in one buffer; blocks of so many queries and keys within each sequence. */
+/**
+ * Offsets, prefixes and what follows from them, in one buffer; blocks of so many queries and keys
+ * within each sequence.
+ */
 function setting(call: Call, queryBlock: number, keyBlock: number): Setting {
   const [N, H, D] = call.shape("q");
   const G = call.shape("k")[1];
