@@ -42,7 +42,7 @@ packed("the installed package", () => {
     for (const name of ["sh", "npm", "npx"]) await symlink(found(name), at("bin", name));
     await symlink(process.execPath, at("bin/node"));
     await writeFile(at("package.json"), JSON.stringify({ private: true }));
-    await execute(process.execPath, [join(root, "native/pack.mjs")]);
+    await execute(process.execPath, [join(root, "native/package/pack.mjs")]);
     const packages = join(root, "build/packages");
     const tarballs = (await readdir(packages))
       .filter((name) => name.endsWith(".tgz"))

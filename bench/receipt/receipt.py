@@ -9,7 +9,7 @@ a second run with another --only adds to the file as long as the kernels and the
 that this machine's processor has. --ordinal picks the GPU: simulated, those from 90 on are Hoppers.
 
 The file:
-  kernels    SHA-256 over kernels/cuda, native/cuda_driver.cc and native/fatbin.cmake: of each file in the order of names, those of the folder
+  kernels    SHA-256 over kernels/cuda, native/cuda/driver.cc and native/cuda/fatbin.cmake: of each file in the order of names, those of the folder
              first, "<name>\\n<bytes>\\n". Another hash than the sources' means: not yet verified on a GPU.
   device     name, capability, memory, driver, torch, nvcc
   limits     measured in the same run: TFLOP/s of a bf16 product by cuBLAS, GB/s of a copy (bytes read plus written)
@@ -44,7 +44,7 @@ def kernels_hash():
     total = hashlib.sha256()
     folder = os.path.join(ROOT, "kernels/cuda")
     paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
-    for path in paths + [os.path.join(ROOT, "native", name) for name in ("cuda_driver.cc", "fatbin.cmake")]:
+    for path in paths + [os.path.join(ROOT, "native/cuda", name) for name in ("driver.cc", "fatbin.cmake")]:
         with open(path, "rb") as file:
             total.update(os.path.basename(path).encode() + b"\n" + file.read() + b"\n")
     return total.hexdigest()

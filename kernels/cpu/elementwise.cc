@@ -4,7 +4,7 @@
 // to 3.8 ms, 78 % of it or all. Zen 5 (AVX-512, 2 cores, two threads) adds them in 1.8 ms. Intel Xeon (Sapphire Rapids
 // or later, AVX-512, 2 cores, two threads) adds them in 2.4 ms, at the limit.
 #include "kernels/cpu/sums.h"
-#include "native/rlhf_kernels.h"
+#include "native/list/types.h"
 
 namespace rlhf::RLHF_ISA {
 namespace {

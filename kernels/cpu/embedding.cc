@@ -8,7 +8,7 @@
 // step of GPT-2 at most. Zen 3, AVX2, the same: 0.16 to 0.47 ms and 0.34 to 0.61. Zen 5, AVX-512, the same: 0.10 ms and
 // 0.17. Intel Xeon (Sapphire Rapids or later), AVX-512, the same: 0.24 ms and 0.35.
 #include "kernels/cpu/vector.h"
-#include "native/rlhf_kernels.h"
+#include "native/list/types.h"
 
 namespace rlhf::RLHF_ISA {
 

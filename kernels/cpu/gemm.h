@@ -68,7 +68,7 @@
 #pragma once
 #include "kernels/cpu/transpose.h"
 #include "kernels/cpu/vector.h"
-#include "native/rlhf_kernels.h"
+#include "native/list/types.h"
 
 namespace rlhf::RLHF_ISA {
 namespace {

@@ -5,7 +5,7 @@
 // are continued, so a split of the tokens changes no bit. Plan and blocks: gemm.h.
 #include "kernels/cpu/columns.h"
 #include "kernels/cpu/gemm.h"
-#include "native/rlhf_kernels.h"
+#include "native/list/types.h"
 
 namespace rlhf::RLHF_ISA {
 

@@ -17,7 +17,7 @@
 #pragma once
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/logprob.h"
-#include "native/rlhf_kernels.h"
+#include "native/list/types.h"
 
 namespace rlhf::RLHF_ISA {
 namespace {

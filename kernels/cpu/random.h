@@ -1,6 +1,6 @@
 // Philox 4x32-10 (Salmon et al. 2011), keyed by (seed, stream); the same words as lib/device/philox.ts.
 #pragma once
-#include "native/kernel.h"
+#include "native/list/kernel.h"
 
 namespace rlhf::RLHF_ISA {
 

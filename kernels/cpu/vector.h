@@ -3,7 +3,7 @@
 //
 //   V f32   D f64   I int32   B a mask
 #pragma once
-#include "native/kernel.h"
+#include "native/list/kernel.h"
 
 #if RLHF_VECTOR_AVX512 || RLHF_VECTOR_AVX2
 #include <immintrin.h>

@@ -1,4 +1,4 @@
-// hopper.h simulated (native/simulator_hopper.cc). What is a fault here, beside those of simulator.h:
+// hopper.h simulated (native/simt/hopper.cc). What is a fault here, beside those of simulator.h:
 //
 //   barriers     used before they are made and published; a wait that nothing will end; read or written as memory
 //   the copies   arrive late and in any order: a tile read before its phase was waited for; brought over what somebody
@@ -11,31 +11,6 @@
 // stride or turn than the tile's gives other numbers.
 #pragma once
 
-namespace rlhf::simt {
-
-void barrier_init(int at, int arrivals);
-void barrier_publish();
-void barrier_arrive(int at, int bytes);
-void barrier_wait(int at, int parity);
-void copy_box(int to, int room, const cuda::TensorMap& map, int64_t row, int64_t column, int barrier);
-void copy_line(int to, int room, const void* from, int bytes, int barrier);
-
-// a warp's part of a product: what each lane brings
-struct Product {
-  float* c;
-  int columns;  // of c
-  uint64_t a, b;
-  bool a_across, b_across, add;
-  const uint32_t* registers;  // a, where it lies in them
-};
-void fence_async();
-void multiply_begin();
-void multiply(const Product& mine);
-void multiply_commit();
-void multiply_wait(int groups);
-
-}  // namespace rlhf::simt
-
 namespace rlhf::cuda {
 
 inline void barrier_init(Shared<uint64_t> b, int arrivals) { simt::barrier_init(b.at<uint64_t>(0), arrivals); }
@@ -44,7 +19,7 @@ inline void barrier_arrive(Shared<uint64_t> b) { simt::barrier_arrive(b.at<uint6
 inline void barrier_arrive_expect(Shared<uint64_t> b, int bytes) { simt::barrier_arrive(b.at<uint64_t>(0), bytes); }
 inline void barrier_wait(Shared<uint64_t> b, int parity) { simt::barrier_wait(b.at<uint64_t>(0), parity); }
 inline void copy_box(Shared<bf16> to, const TensorMap& map, int64_t row, int64_t column, Shared<uint64_t> b) {
-  simt::copy_box(to.at<bf16>(0), to.end - to.offset, map, row, column, b.at<uint64_t>(0));
+  simt::copy_box(to.at<bf16>(0), to.end - to.offset, map.words, row, column, b.at<uint64_t>(0));
 }
 template <class T>
 void copy_line(Shared<T> to, Global<const T> from, int n, Shared<uint64_t> b) {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/cuda/sums.h"
+#include "native/list/functions.h"
 
 namespace rlhf::cuda {
 

@@ -108,8 +108,8 @@ DEVICE bf16 from_float<bf16>(float x) {
 #include <algorithm>
 #include <utility>
 
-#include "native/kernel.h"
-#include "native/rlhf_kernels.h"
+#include "native/list/kernel.h"
+#include "native/list/types.h"
 
 namespace rlhf::cuda {
 

@@ -15,34 +15,7 @@
 #include <cstring>
 #include <utility>
 
-namespace rlhf::simt {
-
-struct Place {  // of the fibre that runs
-  int thread, block[3], grid[3];
-};
-const Place& place();
-[[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
-void sync_block();
-void sync_warp();
-// All 32 lanes meet; the last of them computes from what each brought. The function is the name of the meeting.
-void meet(void* mine, void (*compute)(void** all));
-char* shared_memory();
-int take_shared(int* used, int bytes);  // the offset of 16-byte aligned memory
-void touch(int offset, int bytes, bool write);
-void copy_async(int offset, const void* from);  // 16 bytes; null: zeros
-void copy_async_commit();
-void copy_async_wait(int groups);
-
-struct Kernel {
-  Kernel(const char* name, int threads, int64_t bytes, void (*run)(const void* params));
-  const char* name;
-  int threads;
-  int64_t bytes;
-  void (*run)(const void* params);
-  const Kernel* next;
-};
-
-}  // namespace rlhf::simt
+#include "native/simt/language.h"
 
 #define RLHF_FIRST(x, ...) x
 #define KERNEL(name, Params, ...)                                                                 \

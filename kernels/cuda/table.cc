@@ -1,7 +1,7 @@
 // The ops that a GPU has; the others are null.
 #include <cstring>
 
-#include "native/kernel.h"
+#include "native/list/kernel.h"
 
 namespace rlhf::cuda {
 
@@ -43,7 +43,6 @@ namespace rlhf::cuda {
 RLHF_CUDA_OPS(DECLARE)
 
 #define SET(op, bf16) k.op = op;
-extern const Kernels kernels;
 const Kernels kernels = [] {
   Kernels k{};
   RLHF_CUDA_OPS(SET)

@@ -22,7 +22,7 @@ export function kernelsHash(): string {
   const files = readdirSync(folder).toSorted();
   for (const path of [
     ...files.map((name) => join(folder, name)),
-    ...["cuda_driver.cc", "fatbin.cmake"].map((name) => join(root, "native", name)),
+    ...["driver.cc", "fatbin.cmake"].map((name) => join(root, "native/cuda", name)),
   ])
     hash
       .update(`${basename(path)}\n`)

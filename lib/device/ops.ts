@@ -73,7 +73,7 @@ const names = new Set(native.ops.flatMap((op) => [op.name, ...op.arguments.map((
 export const inCamel = (message: string) =>
   message.replace(/\w+_\w+/g, (word) => (names.has(word) ? camel(word) : word));
 
-/** Every op by its name, as native/ops.h lists it; names are the list's in camel case. */
+/** Every op by its name, as native/list/ops.h lists it; names are the list's in camel case. */
 export const specs: ReadonlyMap<string, OpSpec> = new Map(
   native.ops.map((op, index) => [
     camel(op.name),

@@ -55,7 +55,7 @@ describeThere("nvcc compiles", () => {
     async (file) => {
       const out = join(root, "build/cuda", file.replace(/\.cu$/, ".fatbin"));
       const definitions = [`-DNVCC=${nvcc}`, `-DSOURCE=${join(root, "kernels/cuda", file)}`, `-DOUT=${out}`];
-      await promisify(execFile)("cmake", [...definitions, "-P", join(root, "native/fatbin.cmake")], {
+      await promisify(execFile)("cmake", [...definitions, "-P", join(root, "native/cuda/fatbin.cmake")], {
         maxBuffer: 1 << 26,
       });
       const log = readFileSync(`${out}.log`, "utf8");

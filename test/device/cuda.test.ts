@@ -1,4 +1,4 @@
-// The CUDA kernels' own source on a simulated GPU (native/simulator.cc), held to the truths of the ops.
+// The CUDA kernels' own source on a simulated GPU (native/simt/simulator.cc), held to the truths of the ops.
 import "../simulator.js";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -7,7 +7,7 @@
 #include <cfloat>
 #include <map>
 
-#include "native/op_table.h"
+#include "native/abi/stream.h"
 #include "test/native/check.h"
 
 namespace check {

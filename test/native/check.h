@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "native/rlhf_kernels.h"
+#include "native/abi/rlhf_kernels.h"
 
 namespace check {
 

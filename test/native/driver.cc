@@ -1,12 +1,12 @@
-// native/cuda_driver.cc against a fake driver: what it opens it closes, in the context of the device, on its stream or
+// native/cuda/driver.cc against a fake driver: what it opens it closes, in the context of the device, on its stream or
 // on a given one; launches carry their sizes and parameters; errors of the driver and of kernels are told.
 #include <dlfcn.h>
 
 #include <memory>
 
 #include "fake/libcuda.h"
-#include "native/fatbins.h"
-#include "native/gpu.h"
+#include "native/cuda/fatbins.h"
+#include "native/cuda/gpu.h"
 #include "test/native/check.h"
 
 using namespace check;

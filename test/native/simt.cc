@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "kernels/cuda/simt.h"
-#include "native/gpu.h"
+#include "native/cuda/gpu.h"
 #include "test/native/check.h"
 
 namespace rlhf::cuda {

@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "kernels/cuda/hopper.h"
-#include "native/gpu.h"
+#include "native/cuda/gpu.h"
 #include "test/native/check.h"
 
 namespace rlhf::cuda {

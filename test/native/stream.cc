@@ -8,7 +8,7 @@
 
 #include <fstream>
 
-#include "native/threads.h"
+#include "native/cpu/threads.h"
 #include "test/native/check.h"
 
 using namespace check;

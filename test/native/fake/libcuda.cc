@@ -1,4 +1,4 @@
-// A driver of a GPU whose memory is the host's, for native/cuda_driver.cc: it knows check_offsets and the names of a
+// A driver of a GPU whose memory is the host's, for native/cuda/driver.cc: it knows check_offsets and the names of a
 // few kernels more, writes down what it is asked, and refuses what a real one would refuse: calls outside the context,
 // memory that is not its own, shared memory that was not allowed.
 #include "libcuda.h"
