@@ -3,7 +3,7 @@ import { existsSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
-/** One argument of an op, as the list in native/ops.h has it and tells what the words mean. */
+/** One argument of an op, as the list in native/list/ops.h has it and tells what the words mean. */
 export interface NativeArgument {
   /** What the op does with the argument. */
   kind: "in" | "opt" | "out" | "opt_out" | "add" | "opt_add" | "ids" | "offsets" | "real" | "integer" | "choice";
@@ -70,15 +70,21 @@ export interface LawMath {
   pow(x: number, y: number): number;
 }
 
+/** The list of ops as the C interface tells it. */
+interface NativeList {
+  /** Each with the dtypes that a device takes it at (a CPU: its weights); none where the device lacks it. */
+  ops: { name: string; arguments: NativeArgument[]; cpu: ("f32" | "bf16")[]; cuda: ("f32" | "bf16")[] }[];
+  choices: Record<string, string[]>;
+}
+
 interface Addon extends LawMath {
   /**
    * Opens a device: an instruction set and a number of threads, or "cuda" and the ordinal of the
    * GPU. A planned one runs no calls.
    */
   Device: new (isa: string | undefined, number: number, planned?: boolean) => NativeDevice;
-  /** The dtypes that each device takes the op at (a CPU: its weights); none where it lacks it. */
-  ops: { name: string; arguments: NativeArgument[]; cpu: ("f32" | "bf16")[]; cuda: ("f32" | "bf16")[] }[];
-  choices: Record<string, string[]>;
+  /** The list of ops, a `NativeList` as JSON. */
+  list: string;
   isaAvailable: string;
   cores: number;
   lawVersion: number;
@@ -129,12 +135,16 @@ function load(): Addon {
         (line) =>
           `${line}   (npm leaves it out with --omit=optional, or by a package-lock.json that another platform wrote), or`,
       ),
-      `  node ${join(root, "native/setup.mjs")}   (builds it; needs a C++ compiler, make and CMake)`,
+      `  node ${join(root, "native/package/setup.mjs")}   (builds it; needs a C++ compiler, make and CMake)`,
     ].join("\n"),
   );
 }
 
-export const native = load();
+const addon = load();
+/** An end that a range has not is null there. */
+const endless = (key: string, value: unknown) => (value === null ? (key === "low" ? -Infinity : Infinity) : value);
+/** The addon, with its list of ops. */
+export const native = { ...addon, ...(JSON.parse(addon.list, endless) as NativeList) };
 
 /** The functions of the law of arithmetic. */
 export const math: LawMath = { exp: native.exp, log: native.log, cos: native.cos, pow: native.pow };

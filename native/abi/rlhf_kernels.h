@@ -41,7 +41,7 @@ void rlhf_stream_release(rlhf_stream*, void*);  // once what is enqueued no long
 rlhf_status rlhf_stream_write(rlhf_stream*, void* device, const void* host, int64_t bytes);
 rlhf_status rlhf_stream_read(rlhf_stream*, void* host, const void* device, int64_t bytes);  // waits
 // The list of ops as JSON: versions of this interface and of the law of arithmetic, names, arguments and their ranges,
-// choices, and the dtypes that each device takes them at.
+// choices, and the dtypes that each device takes them at. A range whose end is null has none there.
 const char* rlhf_ops_json(void);
 void rlhf_stream_destroy(rlhf_stream*);
 const char* rlhf_message(const rlhf_stream*);

@@ -1,38 +1,66 @@
-// The list of ops as JSON.
+// The list of ops as JSON: for callers of the C interface, and for the addon. Names are C's identifiers, so nothing
+// needs escaping.
+#include <cmath>
+#include <cstdio>
+
 #include "native/list/table.h"
 
 namespace rlhf {
+namespace {
 
-// Names are C's identifiers, so nothing needs escaping.
+std::string quoted(const std::string& x) { return '"' + x + '"'; }
+
+// An infinite end is null.
+std::string number(double x) {
+  if (std::isinf(x)) return "null";
+  char digits[32];
+  std::snprintf(digits, sizeof digits, "%.17g", x);
+  return digits;
+}
+
+template <class List, class F>
+std::string joined(const List& list, const char* between, F&& text_of) {
+  std::string out;
+  for (const auto& item : list) out += (out.empty() ? "" : between) + text_of(item);
+  return out;
+}
+
+std::string listed(const std::vector<const char*>& names) {
+  return "[" + joined(names, ", ", [](const char* name) { return quoted(name); }) + "]";
+}
+
+std::string json(const Range& range) {
+  const auto flag = [](bool x) { return std::string(x ? "true" : "false"); };
+  return ", \"low\": " + number(range.low) + ", \"high\": " + number(range.high) +
+         ", \"openLow\": " + flag(range.open_low) + ", \"openHigh\": " + flag(range.open_high);
+}
+
+std::string json(const Argument& a) {
+#define ITEM(name) #name,
+  static const char* const kinds[] = {RLHF_KINDS(ITEM)};
+#undef ITEM
+  return "{\"kind\": " + quoted(kinds[int(a.kind)]) + ", \"type\": " + quoted(a.type) +
+         ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) + ", \"limit\": " + quoted(a.limit) +
+         (a.kind == Kind::real || a.kind == Kind::integer ? json(a.range) : "") + "}";
+}
+
+std::string json(const Op& op) {
+  return "{\"name\": " + quoted(op.name) + ", \"cpu\": " + listed(cpu_dtypes(op)) +
+         ", \"cuda\": " + listed(cuda_dtypes(op)) + ", \"arguments\": [" +
+         joined(op.arguments, ", ", [](const Argument& a) { return json(a); }) + "]}";
+}
+
+std::string json(const Choice& choice) {
+  return quoted(choice.name) + ": [" + joined(choice.items, ", ", quoted) + "]";
+}
+
+}  // namespace
+
 std::string ops_json() {
-  static const char* const kinds[] = {
-      "in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
-  const auto quoted = [](const std::string& x) { return '"' + x + '"'; };
-  std::string ops, choices;
-  for (const Op& op : op_table()) {
-    std::string arguments;
-    for (const Argument& a : op.arguments)
-      arguments += (arguments.empty() ? "" : ", ") + std::string("{\"kind\": ") + quoted(kinds[int(a.kind)]) +
-                   ", \"type\": " + quoted(a.type) + ", \"name\": " + quoted(a.name) + ", \"dims\": " + quoted(a.dims) +
-                   ", \"limit\": " + quoted(a.limit) +
-                   (a.kind == Kind::real || a.kind == Kind::integer ? ", \"range\": " + quoted(text(a.range)) : "") +
-                   "}";
-    const auto listed = [&](const std::vector<const char*>& dtypes) {
-      std::string list;
-      for (const char* dtype : dtypes) list += (list.empty() ? "" : ", ") + quoted(dtype);
-      return "[" + list + "]";
-    };
-    ops += (ops.empty() ? "" : ",\n  ") + std::string("{\"name\": ") + quoted(op.name) +
-           ", \"cpu\": " + listed(cpu_dtypes(op)) + ", \"cuda\": " + listed(cuda_dtypes(op)) + ", \"arguments\": [" +
-           arguments + "]}";
-  }
-  for (const Choice& choice : choice_table()) {
-    std::string items;
-    for (const std::string& item : choice.items) items += (items.empty() ? "" : ", ") + quoted(item);
-    choices += (choices.empty() ? "" : ", ") + quoted(choice.name) + ": [" + items + "]";
-  }
   return "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) + ", \"law\": " + std::to_string(RLHF_LAW_VERSION) +
-         ", \"ops\": [\n  " + ops + "\n], \"choices\": {" + choices + "}}\n";
+         ", \"ops\": [\n  " + joined(op_table(), ",\n  ", [](const Op& op) { return json(op); }) +
+         "\n], \"choices\": {" + joined(choice_table(), ", ", [](const Choice& choice) { return json(choice); }) +
+         "}}\n";
 }
 
 }  // namespace rlhf

@@ -9,7 +9,10 @@
 
 namespace rlhf {
 
-enum class Kind { in, opt, out, opt_out, add, opt_add, ids, offsets, real, integer, choice };
+#define RLHF_KINDS(K) K(in) K(opt) K(out) K(opt_out) K(add) K(opt_add) K(ids) K(offsets) K(real) K(integer) K(choice)
+#define ITEM(name) name,
+enum class Kind { RLHF_KINDS(ITEM) };
+#undef ITEM
 inline bool is_tensor(Kind k) { return k < Kind::real; }
 inline bool is_optional(Kind k) { return k == Kind::opt || k == Kind::opt_out || k == Kind::opt_add; }
 inline bool is_written(Kind k) { return k == Kind::out || k == Kind::opt_out; }

@@ -1,4 +1,4 @@
-// The Node addon: its class Device, the list of ops as data, and functions of the law of arithmetic. A call of an op is
+// The Node addon: its class Device, the list of ops as JSON, and functions of the law of arithmetic. A call of an op is
 // a frame of numbers (frame.h): there is no code per op. What runs while the environment may be torn down is in
 // Node-API's own calls (node.h).
 #include <napi.h>
@@ -13,7 +13,6 @@
 
 #include "native/abi/rlhf_kernels.h"
 #include "native/cpu/threads.h"
-#include "native/list/table.h"
 #include "native/node/device.h"
 #include "native/node/environment.h"
 #include "native/node/node.h"
@@ -25,42 +24,6 @@ napi_status export_failing(napi_env, napi_value exports);  // test/native/fake/a
 namespace {
 
 using namespace rlhf;
-
-template <class List, class F>
-Napi::Array list(Napi::Env env, const List& items, F&& f) {
-  Napi::Array out = Napi::Array::New(env);
-  for (const auto& item : items) out.Set(out.Length(), f(item));
-  return out;
-}
-
-const char* const KINDS[] = {
-    "in", "opt", "out", "opt_out", "add", "opt_add", "ids", "offsets", "real", "integer", "choice"};
-
-Napi::Array list_ops(Napi::Env env) {
-  const auto dtype = [&](const char* name) { return Napi::String::New(env, name); };
-  return list(env, op_table(), [&](const Op& op) {
-    Napi::Object o = Napi::Object::New(env);
-    o.Set("name", op.name), o.Set("cpu", list(env, cpu_dtypes(op), dtype)),
-        o.Set("cuda", list(env, cuda_dtypes(op), dtype));
-    o.Set("arguments", list(env, op.arguments, [&](const Argument& a) {
-      Napi::Object argument = Napi::Object::New(env);
-      argument.Set("kind", KINDS[int(a.kind)]), argument.Set("type", a.type), argument.Set("name", a.name);
-      argument.Set("dims", a.dims), argument.Set("limit", a.limit);
-      argument.Set("low", a.range.low), argument.Set("high", a.range.high);
-      argument.Set("openLow", a.range.open_low), argument.Set("openHigh", a.range.open_high);
-      return argument;
-    }));
-    return o;
-  });
-}
-
-Napi::Object list_choices(Napi::Env env) {
-  Napi::Object out = Napi::Object::New(env);
-  for (const Choice& choice : choice_table())
-    out.Set(
-        choice.name, list(env, choice.items, [&](const std::string& item) { return Napi::String::New(env, item); }));
-  return out;
-}
 
 Napi::Number number(Napi::Env env, double x) { return Napi::Number::New(env, x); }
 
@@ -99,7 +62,7 @@ napi_value start(napi_env raw, napi_callback_info exports) {
   Napi::Object out(env, reinterpret_cast<napi_value>(exports));
   Environment::open(env);
   out.Set("Device", define_device(env));
-  out.Set("ops", list_ops(env)), out.Set("choices", list_choices(env));
+  out.Set("list", rlhf_ops_json());
   out.Set("isaAvailable", rlhf_isa_available());
   out.Set("cores", cores()), out.Set("lawVersion", RLHF_LAW_VERSION);
   out.Set("exp", function<unary<rlhf_exp>>(env, "exp")), out.Set("log", function<unary<rlhf_log>>(env, "log"));

@@ -121,8 +121,8 @@ int main() {
   const std::string list = rlhf_ops_json(), begin = "{\"abi\": " + std::to_string(RLHF_ABI_VERSION) +
                                                     ", \"law\": " + std::to_string(RLHF_LAW_VERSION) + ", \"ops\": [";
   expect(list.find(begin) == 0, "the list begins with %s", list.substr(0, 40).c_str());
-  expect(list.find("\"name\": \"label_smoothing\", \"dims\": \"\", \"limit\": \"\", \"range\": \"[0, 0.5]\"") !=
-             std::string::npos,
+  expect(list.find("\"name\": \"label_smoothing\", \"dims\": \"\", \"limit\": \"\", \"low\": 0, \"high\": 0.5, "
+                   "\"openLow\": false, \"openHigh\": false}") != std::string::npos,
       "the list has no ranges");
   return report();
 }
