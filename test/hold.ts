@@ -196,6 +196,47 @@ export async function holdToReference(
   }
 }
 
+/** The preference loss of P pairs over M scores: a score's gradient is that of all its pairs, however many they are. */
+export async function holdToManyPairs(on: Device, P: number, M: number): Promise<void> {
+  const random = new Random(`${P} pairs over ${M} scores`);
+  const draw = () => Int32Array.from({ length: P }, () => random.below(M));
+  const scores = Float32Array.from({ length: M }, () => random.normal());
+  const [chosen, rejected] = [draw(), draw()];
+  const gradients = new Float64Array(M);
+  const size = new Float64Array(M); // of all that is added to a score
+  let loss = 0;
+  for (let i = 0; i < P; i++) {
+    const z = scores[chosen[i]] - scores[rejected[i]];
+    loss += Math.log1p(Math.exp(-z)) / P;
+    const slope = -1 / (1 + Math.exp(z)) / P;
+    gradients[chosen[i]] += slope;
+    gradients[rejected[i]] -= slope;
+    size[chosen[i]] -= slope;
+    size[rejected[i]] -= slope;
+  }
+  const stats = Tensor.from(new Float64Array(8), [8], on);
+  const made = run("preferenceLoss", {
+    scores: Tensor.from(scores, [M], on),
+    chosen: Tensor.from(chosen, [P], on),
+    rejected: Tensor.from(rejected, [P], on),
+    form: "bradley-terry",
+    beta: 1,
+    labelSmoothing: 0,
+    centerCoef: 0,
+    denominator: P,
+    scale: 1,
+    stats,
+  });
+  expect(Math.abs((await made.loss.read())[0] - loss)).toBeLessThan(1e-5);
+  const dscores = await made.dscores.read();
+  const off = gradients.reduce(
+    (worst, wanted, m) => Math.max(worst, Math.abs(dscores[m] - wanted) / (size[m] || 1)),
+    0,
+  );
+  expect(off).toBeLessThan(3e-5);
+  expect((await stats.read())[5]).toBe(P);
+}
+
 /** A term of the policy's loss whose coefficient is 0, given to be watched, spoils neither loss nor gradient; its statistic tells what it is. */
 export async function holdToAbsentTerms(on: Device): Promise<void> {
   const f32 = (...values: number[]) => Tensor.from(Float32Array.from(values), [values.length], on);

@@ -10,6 +10,7 @@
 // Warps, lanes and blocks run in an order drawn from RLHF_SIMT_SEED and the ordinal that was opened, so that what
 // depends on it shows.
 #pragma once
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -46,6 +47,7 @@ struct Global {
   template <class U>
   Global(Global<U> other) : data(other.data), first(other.first), size(other.size) {}
   T* at(int64_t i, int64_t count, size_t alignment) const {
+    simt::count_access();
     const int64_t index = data - first + i;
     if (!data) simt::fault("element %lld of an array that is not there", (long long)i);
     if (index < 0 || index + count > size)

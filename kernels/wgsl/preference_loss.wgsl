@@ -7,8 +7,13 @@
 //   plus center_coef (s_c + s_r)^2;  loss = scale / denominator sum over pairs of weight l
 //   scores, ref_scores, dscores [M]; chosen, rejected [P]; options [3][P]: margin, label, weight; stats [8]; loss [1]
 //
-// Plan: a thread per pair, at twice f32's precision, leaves the derivatives of its two scores; then a thread per score adds
-// those of its pairs in order (pairs are few). Sums in blocks as in policy_loss.wgsl.
+// Plan:
+//   1. A thread per pair, at twice f32's precision. It leaves two records, (score, slope), in the order of the pairs.
+//      Sums in blocks of 4,096 as in policy_loss.wgsl.
+//   2. A stable radix sort orders the records by score, 4 bits a pass. Records of one score stay in pair order.
+//   3. The first record of each score adds all of that score's slopes, in order.
+// Cost: O(M + P log M), in passes of 4 bits of M. A pass reads 24 bytes a record and writes 8. Workspace: 44 bytes a pair.
+// History: kernels/notes/preference_loss.md.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   M: u32, P: u32, form: u32, has_reference: u32, blocks: u32,
@@ -21,7 +26,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> chosen: array<i32>;
 @group(0) @binding(3) var<storage, read> rejected: array<i32>;
 @group(0) @binding(4) var<storage, read> options: array<f32>;
-@group(0) @binding(5) var<storage, read_write> slopes: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read_write> records: array<vec2<u32>>; // [2 P]: score, bits of the slope
 @group(0) @binding(6) var<storage, read_write> partial: array<vec2<f32>>;
 
 const BLOCK = 4096u;
@@ -81,7 +86,9 @@ fn preference_pairs(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
       l = wide_add(l, wide_mul(p.center_coef, wide_mul(both, both)));
       center = wide_mul(weight, 2.0 * wide_mul(p.center_coef, both));
     }
-    slopes[p.at[1].y / 2u + i] = vec2<f32>(narrow(wide_add(slope, center)), narrow(wide_add(center, -slope)));
+    let record = p.at[1].y / 2u + 2u * i;
+    records[record] = vec2<u32>(c, bitcast<u32>(narrow(wide_add(slope, center))));
+    records[record + 1u] = vec2<u32>(r, bitcast<u32>(narrow(wide_add(center, -slope))));
     s[0] = wide_add(s[0], wide_mul(weight, l));
     s[1] = wide_add(s[1], wide(select(select(0.0, 0.5, z.x == 0.0), 1.0, z.x > 0.0)));
     s[2] = wide_add(s[2], z);
@@ -96,18 +103,111 @@ fn preference_pairs(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
   }
 }
 
-@group(0) @binding(5) var<storage, read> slopes_of: array<vec2<f32>>;
-@group(0) @binding(7) var<storage, read_write> dscores: array<f32>;
-@compute @workgroup_size(256)
-fn preference_scores(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let m = (group.x + group.y * groups.x) * 256u + thread;
-  if (m >= p.M) { return; }
-  var d = 0.0f;
-  for (var i = 0u; i < p.P; i = i + 1u) {
-    if (u32(chosen[p.at[0].z + i]) == m) { d = d + slopes_of[p.at[1].y / 2u + i].x; }
-    if (u32(rejected[p.at[0].w + i]) == m) { d = d + slopes_of[p.at[1].y / 2u + i].y; }
+// The sort. A pass moves n records by the 4 bits of the score above `shift`; a workgroup has 4,096 of them, a thread 32.
+//   counts [16][blocks]: records of a block with a digit, then the place of the first one
+struct SortParams {
+  at: array<vec4<u32>, 2>, zero: u32,
+  n: u32, blocks: u32, shift: u32,
+}
+@group(0) @binding(8) var<uniform> sort: SortParams;
+@group(0) @binding(0) var<storage, read_write> sorted: array<vec2<u32>>; // not written: pools hold several arrays in a buffer
+@group(0) @binding(1) var<storage, read_write> moved: array<vec2<u32>>;
+@group(0) @binding(2) var<storage, read_write> counts: array<u32>;
+
+const DIGITS = 16u;
+const THREADS = 128u;
+const EACH = 32u; // records of a thread
+var<workgroup> slots: array<u32, 2048>; // [digit][thread]
+var<workgroup> stretches: array<u32, 128>;
+
+fn digit_of(i: u32) -> u32 { return (sorted[sort.at[0].x / 2u + i].x >> sort.shift) & (DIGITS - 1u); }
+
+fn count_digits(block: u32, thread: u32) {
+  for (var digit = 0u; digit < DIGITS; digit = digit + 1u) { slots[digit * THREADS + thread] = 0u; }
+  let begin = (block * THREADS + thread) * EACH;
+  for (var i = begin; i < min(sort.n, begin + EACH); i = i + 1u) {
+    let at = digit_of(i) * THREADS + thread;
+    slots[at] = slots[at] + 1u;
   }
-  dscores[p.at[1].w + m] = d;
+  workgroupBarrier();
+}
+
+// Sums over the 16 counters that begin at 16 thread, which are an eighth of a digit's; then of all before them in that digit.
+fn own_stretch(thread: u32) -> u32 {
+  var own = 0u;
+  for (var k = 0u; k < 16u; k = k + 1u) { own = own + slots[16u * thread + k]; }
+  stretches[thread] = own;
+  workgroupBarrier();
+  return own;
+}
+fn earlier_stretches(thread: u32) -> u32 {
+  var before = 0u;
+  for (var k = thread / 8u * 8u; k < thread; k = k + 1u) { before = before + stretches[k]; }
+  return before;
+}
+
+@compute @workgroup_size(128)
+fn preference_count(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  count_digits(group.x, thread);
+  let own = own_stretch(thread);
+  let before = earlier_stretches(thread);
+  if (thread % 8u == 7u) { counts[sort.at[0].z + thread / 8u * sort.blocks + group.x] = before + own; }
+}
+
+var<workgroup> totals: array<u32, 256>;
+@compute @workgroup_size(256)
+fn preference_places(@builtin(local_invocation_index) thread: u32) {
+  let n = DIGITS * sort.blocks;
+  let each = (n + 255u) / 256u;
+  let begin = sort.at[0].z + min(n, each * thread);
+  let end = sort.at[0].z + min(n, each * (thread + 1u));
+  var own = 0u;
+  for (var i = begin; i < end; i = i + 1u) { own = own + counts[i]; }
+  totals[thread] = own;
+  workgroupBarrier();
+  var before = 0u;
+  for (var k = 0u; k < thread; k = k + 1u) { before = before + totals[k]; }
+  for (var i = begin; i < end; i = i + 1u) {
+    let here = counts[i];
+    counts[i] = before;
+    before = before + here;
+  }
+}
+
+@compute @workgroup_size(128)
+fn preference_move(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  count_digits(group.x, thread);
+  own_stretch(thread);
+  var place = counts[sort.at[0].z + thread / 8u * sort.blocks + group.x] + earlier_stretches(thread);
+  for (var k = 0u; k < 16u; k = k + 1u) {
+    let here = slots[16u * thread + k];
+    slots[16u * thread + k] = place;
+    place = place + here;
+  }
+  workgroupBarrier();
+  let begin = (group.x * THREADS + thread) * EACH;
+  for (var i = begin; i < min(sort.n, begin + EACH); i = i + 1u) {
+    let at = digit_of(i) * THREADS + thread;
+    moved[sort.at[0].y / 2u + slots[at]] = sorted[sort.at[0].x / 2u + i];
+    slots[at] = slots[at] + 1u;
+  }
+}
+
+@group(0) @binding(3) var<storage, read_write> dscores: array<f32>; // zeros where a score has no pair
+@compute @workgroup_size(256)
+fn preference_gather(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let first = (group.x + group.y * groups.x) * 256u + thread;
+  if (first >= sort.n) { return; }
+  let base = sort.at[0].x / 2u;
+  let score = sorted[base + first].x;
+  if (first > 0u && sorted[base + first - 1u].x == score) { return; }
+  var d = 0.0f;
+  for (var i = first; i < sort.n; i = i + 1u) {
+    let record = sorted[base + i];
+    if (record.x != score) { break; }
+    d = d + bitcast<f32>(record.y);
+  }
+  dscores[sort.at[0].w + score] = d;
 }
 
 @group(0) @binding(0) var<storage, read> sums: array<vec2<f32>>;

@@ -1,6 +1,7 @@
 // What a simulated kernel asks of its machine. kernels/cuda/simulator.h and hopper_simulator.h make the language of
 // simt.h and hopper.h from it.
 #pragma once
+#include <atomic>
 #include <cstdint>
 
 namespace rlhf::simt {
@@ -20,6 +21,10 @@ void touch(int offset, int bytes, bool write);
 void copy_async(int offset, const void* from);  // 16 bytes; null: zeros
 void copy_async_commit();
 void copy_async_wait(int groups);
+
+// Accesses to global memory so far. Exact while one thread of the host launches.
+inline std::atomic<int64_t> accesses = 0;
+inline void count_access() { accesses.store(accesses.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed); }
 
 struct Kernel {
   Kernel(const char* name, int threads, int64_t bytes, void (*run)(const void* params));

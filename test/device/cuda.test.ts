@@ -15,6 +15,7 @@ import {
   holdToAbsentTerms,
   holdToGradient,
   holdToLossGradients,
+  holdToManyPairs,
   holdToReference,
   holdToTemperatures,
   narrowed,
@@ -121,6 +122,12 @@ test.each([64, 128])("a Hopper's attention at heads of %d knows nothing of the s
   const beside = await attend(0, 213, Int32Array.of(0, 70, 210, 213));
   expect(beside.map((output) => output.slice(70 * D, 210 * D))).toEqual(alone);
 });
+
+test.each([
+  [5000, 1],
+  [5000, 3],
+  [9000, 20_000],
+])("the preference loss holds for %d pairs over %d scores", (P, M) => holdToManyPairs(on, P, M));
 
 test("a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient", () =>
   holdToAbsentTerms(on));

@@ -15,6 +15,7 @@ import {
   holdToAbsentTerms,
   holdToGradient,
   holdToLossGradients,
+  holdToManyPairs,
   holdToReference,
   holdToTemperatures,
   narrowed,
@@ -100,6 +101,11 @@ if (missing && !process.env.CI) {
     "a term of the policy's loss whose coefficient is 0 enters neither loss nor gradient (%s)",
     (way) => holdToAbsentTerms(devices[way]),
   );
+  test.each([
+    [5000, 1],
+    [5000, 3],
+    [2 ** 17, 2 ** 18],
+  ])("the preference loss holds for %d pairs over %d scores", (P, M) => holdToManyPairs(devices.full, P, M));
   test("has the ops that it must have", () => expect(OPS.filter((name) => !devices.full.has(name))).toEqual([]));
 
   test("the README's example runs on it", async () => {

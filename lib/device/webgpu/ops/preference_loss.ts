@@ -1,8 +1,26 @@
-import { grid, type Run } from "../call.js";
-import { pair, read, u32, write } from "../queue.js";
+import { grid, type Call, type Run } from "../call.js";
+import type { Region } from "../memory.js";
+import { pair, read, u32, write, type Binding } from "../queue.js";
 
 const files = ["math", "reduce", "preference_loss"];
-const BLOCK = 4096; // pairs of a partial sum
+const BLOCK = 4096; // pairs of a partial sum, records of a workgroup that sorts
+
+/** Sorts n records, (score, slope), by their score, and adds each score's slopes in the order that they came in. */
+function gatherSlopes(call: Call, records: Region, n: number, M: number): void {
+  const blocks = Math.ceil(n / BLOCK);
+  const counts = write(call.scratch(4 * 16 * blocks));
+  let [from, to] = [write(records), write(call.scratch(8 * n))];
+  const run = (entry: string, bound: Record<number, Binding>, shift: number, size: readonly [number, number?]) =>
+    call.queue.dispatch({ files, entry }, bound, [n, blocks, shift].map(u32), size);
+  for (let shift = 0; shift < 32 && M > 2 ** shift; shift += 4) {
+    run("preference_count", { 0: from, 2: counts }, shift, [blocks]);
+    if (n > 0) run("preference_places", { 2: counts }, shift, [1]);
+    run("preference_move", { 0: from, 1: to, 2: counts }, shift, [blocks]);
+    [from, to] = [to, from];
+  }
+  call.queue.clear(call.region("dscores"));
+  run("preference_gather", { 0: from, 3: call.out("dscores")! }, 0, grid(n));
+}
 
 export const preferenceLoss: Record<string, Run> = {
   preferenceLoss(call) {
@@ -27,26 +45,21 @@ export const preferenceLoss: Record<string, Run> = {
     ["margin", "label", "weight"].forEach((name, k) => {
       if (call.has(name)) call.queue.copy(call.region(name), { ...options, offset: options.offset + 4 * P * k });
     });
-    const [slopes, partial] = [call.scratch(8 * P), call.scratch(8 * 7 * blocks)];
-    const pairs = { 2: call.in("chosen"), 3: call.in("rejected") };
+    const [records, partial] = [call.scratch(16 * P), call.scratch(8 * 7 * blocks)];
     const inputs = {
       0: call.in("scores"),
       1: reference ? call.in("refScores") : undefined,
-      ...pairs,
+      2: call.in("chosen"),
+      3: call.in("rejected"),
       4: read(options),
     };
     call.queue.dispatch(
       { files, entry: "preference_pairs" },
-      { ...inputs, 5: write(slopes), 6: write(partial) },
+      { ...inputs, 5: write(records), 6: write(partial) },
       scalars,
       [blocks],
     );
-    call.queue.dispatch(
-      { files, entry: "preference_scores" },
-      { ...pairs, 5: read(slopes), 7: call.out("dscores") },
-      scalars,
-      grid(M),
-    );
+    gatherSlopes(call, records, 2 * P, M);
     call.queue.dispatch(
       { files, entry: "preference_total" },
       { 0: read(partial), 1: call.out("stats"), 2: call.out("loss") },
