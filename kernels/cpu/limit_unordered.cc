@@ -16,6 +16,80 @@ namespace {
 constexpr int64_t WIDE = 4, KEYS = WIDE * TILE;  // tiles of keys that share a maximum
 constexpr int64_t BLOCK = FORWARD_ROWS;
 
+// Keys and values of one sequence and head, and a block of its queries
+struct Memory {
+  float *keys, *values, *q, *o, *s, *l, *m, *fall;
+  RLHF_INLINE Memory(Places& p, int64_t tiles, int64_t D, int64_t W) {
+    keys = p.take<float>(tiles * TILE * D), values = p.take<float>(tiles * TILE * W), q = p.take<float>(BLOCK * D),
+    o = p.take<float>(BLOCK * W);
+    s = p.take<float>(BLOCK * KEYS), l = p.take<float>(BLOCK * LANES), m = p.take<float>(BLOCK),
+    fall = p.take<float>(BLOCK);
+  }
+};
+
+// Rows of a block against KEYS keys from `key` on. Row i is at position first + i, and those before `from` see no key.
+struct WideTile {
+  const Memory& x;
+  int64_t D, W, first, rows, key, from;
+  V scale;
+
+  RLHF_INLINE int64_t seen(int64_t i) const { return least(KEYS, first + i + 1 - key); }
+
+  RLHF_INLINE void scores() const {
+    for (int64_t i = from; i < rows; i += GROUP)
+      with_rows(least(GROUP, rows - i), [&]<int R>() {
+        for (int64_t at = 0, keys = seen(i + R - 1); at < keys; at += TILE)
+          product<R>((least(TILE, keys - at) + LANES - 1) / LANES, D, {x.q + i * D, D}, {x.keys + (key + at) * D, TILE},
+              {x.s + i * KEYS + at, KEYS}, Start::zero);
+      });
+  }
+
+  // The maxima, and by what factor each row's sums fall
+  RLHF_INLINE void maxima() const {
+    for (int64_t i = from; i < rows; i++) {
+      float* s = x.s + i * KEYS;
+      const int64_t n = seen(i), whole = n / LANES * LANES;
+      V top = set(-__builtin_inff());
+      for (int64_t j = 0; j < whole; j += LANES) top = max(load(s + j), top);
+      if (whole < n)
+        store(s + whole, select(first_of(n - whole, 0), load(s + whole), set(-__builtin_inff()))),
+            top = max(load(s + whole), top);
+      const float here = max(top * scale), m = x.m[i] > here ? x.m[i] : here;
+      x.fall[i] = x.m[i] - m;
+      x.m[i] = m;
+    }
+    for (int64_t i = from; i < rows; i += LANES) {
+      const int n = int(least(LANES, rows - i));
+      store(x.fall + i, exp(load(x.fall + i, n)), n);
+    }
+  }
+
+  RLHF_INLINE void probabilities() const {
+    for (int64_t i = from; i < rows; i++) {
+      float* s = x.s + i * KEYS;
+      // the products of a group read as far as its last row sees
+      const int64_t n = round_up(seen(i), LANES), stop = round_up(seen(least(rows - 1, i + GROUP - 1)), LANES);
+      const V m = set(-x.m[i]);
+      V l = load(x.l + i * LANES) * set(x.fall[i]);
+      for (int64_t j = 0; j < n; j += LANES) {
+        const V p = exp_score(fma(load(s + j), scale, m));
+        store(s + j, p);
+        l = l + p;
+      }
+      for (int64_t j = n; j < stop; j += LANES) store(s + j, zero());
+      store(x.l + i * LANES, l);
+    }
+  }
+
+  RLHF_INLINE void values() const {
+    for (int64_t i = from; i < rows; i += GROUP)
+      with_rows(least(GROUP, rows - i), [&]<int R>() {
+        product<R>(W / LANES, seen(i + R - 1), {x.s + i * KEYS, KEYS}, {x.values + key * W, W}, {x.o + i * W, W},
+            Start::scaled, x.fall + i);
+      });
+  }
+};
+
 }  // namespace
 
 void limit_linear(Context& ctx, const limit_linear_args& a) {
@@ -30,15 +104,6 @@ void limit_attention(Context& ctx, const limit_attention_args& a) {
   const int64_t N = a.q.dim[0], H = a.q.dim[1], D = a.q.dim[2], G = a.k.dim[1], B = a.cu_seqlens.dim[0] - 1,
                 W = width(D);
   const int64_t tiles = (N + KEYS - 1) / KEYS * WIDE;
-  struct Memory {
-    float *keys, *values, *q, *o, *s, *l, *m, *fall;
-    RLHF_INLINE Memory(Places& p, int64_t tiles, int64_t D, int64_t W) {
-      keys = p.take<float>(tiles * TILE * D), values = p.take<float>(tiles * TILE * W), q = p.take<float>(BLOCK * D),
-      o = p.take<float>(BLOCK * W);
-      s = p.take<float>(BLOCK * KEYS), l = p.take<float>(BLOCK * LANES), m = p.take<float>(BLOCK),
-      fall = p.take<float>(BLOCK);
-    }
-  };
   Places places{nullptr};
   Memory(places, tiles, D, W);
   const int64_t each = places.bytes;
@@ -72,49 +137,8 @@ void limit_attention(Context& ctx, const limit_attention_args& a) {
       }
       memset(x.o, 0, size_t(rows * W) * sizeof(float));
       for (int64_t key = 0; key < first + rows; key += KEYS) {
-        const int64_t from = most(0, key - first);  // rows before it see none of these keys
-        const auto seen = [&](int64_t i) { return least(KEYS, first + i + 1 - key); };
-        for (int64_t i = from; i < rows; i += GROUP)
-          with_rows(least(GROUP, rows - i), [&]<int R>() {
-            for (int64_t at = 0, keys = seen(i + R - 1); at < keys; at += TILE)
-              product<R>((least(TILE, keys - at) + LANES - 1) / LANES, D, {x.q + i * D, D},
-                  {x.keys + (key + at) * D, TILE}, {x.s + i * KEYS + at, KEYS}, Start::zero);
-          });
-        for (int64_t i = from; i < rows; i++) {
-          float* s = x.s + i * KEYS;
-          const int64_t n = seen(i), whole = n / LANES * LANES;
-          V top = set(-__builtin_inff());
-          for (int64_t j = 0; j < whole; j += LANES) top = max(load(s + j), top);
-          if (whole < n)
-            store(s + whole, select(first_of(n - whole, 0), load(s + whole), set(-__builtin_inff()))),
-                top = max(load(s + whole), top);
-          const float here = max(top * scale), m = x.m[i] > here ? x.m[i] : here;
-          x.fall[i] = x.m[i] - m;
-          x.m[i] = m;
-        }
-        for (int64_t i = from; i < rows; i += LANES) {
-          const int n = int(least(LANES, rows - i));
-          store(x.fall + i, exp(load(x.fall + i, n)), n);
-        }
-        for (int64_t i = from; i < rows; i++) {
-          float* s = x.s + i * KEYS;
-          // the products of a group read as far as its last row sees
-          const int64_t n = round_up(seen(i), LANES), stop = round_up(seen(least(rows - 1, i + GROUP - 1)), LANES);
-          const V m = set(-x.m[i]);
-          V l = load(x.l + i * LANES) * set(x.fall[i]);
-          for (int64_t j = 0; j < n; j += LANES) {
-            const V p = exp_score(fma(load(s + j), scale, m));
-            store(s + j, p);
-            l = l + p;
-          }
-          for (int64_t j = n; j < stop; j += LANES) store(s + j, zero());
-          store(x.l + i * LANES, l);
-        }
-        for (int64_t i = from; i < rows; i += GROUP)
-          with_rows(least(GROUP, rows - i), [&]<int R>() {
-            product<R>(W / LANES, seen(i + R - 1), {x.s + i * KEYS, KEYS}, {x.values + key * W, W}, {x.o + i * W, W},
-                Start::scaled, x.fall + i);
-          });
+        const WideTile tile{x, D, W, first, rows, key, most(0, key - first), scale};
+        tile.scores(), tile.maxima(), tile.probabilities(), tile.values();
       }
       for (int64_t i = 0; i < rows; i++)
         finish(x.o + i * W, sum(load(x.l + i * LANES)), D, a.o.data + ((start + first + i) * H + h) * D);
