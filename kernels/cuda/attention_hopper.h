@@ -30,6 +30,7 @@ struct AttentionMaps {
 };
 
 constexpr int HOPPER_QUERIES = 128, HOPPER_KEYS = 128, HOPPER_STAGES = 2;
+constexpr int HOPPER_READERS = 256;  // threads that compute; a warpgroup more brings their tiles
 constexpr int64_t hopper_shared(int64_t D) {
   return (HOPPER_QUERIES + 2 * HOPPER_STAGES * HOPPER_KEYS) * D * 2 + (4 * HOPPER_STAGES + 2) * 16;
 }
@@ -61,77 +62,95 @@ DEVICE void narrow(uint32_t (&x)[N / 2][4], const float (&s)[N][4]) {
   }
 }
 
+// What a block keeps in shared memory, and its barriers, which the constructor makes
+template <int D>
+struct AttentionMemory {
+  Shared<bf16> q, k, v;
+  Shared<uint64_t> full_q, landed;  // landed: the values of a short tile, which are not yet cleared
+  Shared<uint64_t> full_k, empty_k, full_v, empty_v;  // of each stage
+  DEVICE AttentionMemory() {
+    constexpr int STAGES = HOPPER_STAGES;
+    SharedMemory memory;
+    q = memory.take<bf16>(HOPPER_QUERIES * D), k = memory.take<bf16>(STAGES * HOPPER_KEYS * D),
+    v = memory.take<bf16>(STAGES * HOPPER_KEYS * D);
+    full_q = memory.take<uint64_t>(1), landed = memory.take<uint64_t>(1);
+    full_k = memory.take<uint64_t>(STAGES), empty_k = memory.take<uint64_t>(STAGES),
+    full_v = memory.take<uint64_t>(STAGES), empty_v = memory.take<uint64_t>(STAGES);
+    if (thread() == 0) {
+      barrier_init(full_q, 1), barrier_init(landed, 1);
+      for (int i = 0; i < STAGES; i++) {
+        barrier_init(full_k + i, 1), barrier_init(full_v + i, 1);
+        barrier_init(empty_k + i, HOPPER_READERS / 32), barrier_init(empty_v + i, HOPPER_READERS / 32);
+      }
+      barrier_publish();
+    }
+    sync_threads();
+  }
+};
+
+// The warp that brings the queries, then the tiles of keys and values
+template <int D>
+DEVICE void bring_attention(
+    const AttentionMaps& maps, const Work& work, const AttentionMemory<D>& memory, KeyTiles& keys) {
+  constexpr int KEYS = HOPPER_KEYS, STAGES = HOPPER_STAGES, TILE = KEYS * D;
+  const AttentionParams<bf16>& p = maps.p;
+  const int64_t token = int64_t(p.offsets[work.sequence]) + work.start, head = int64_t(work.head) * D,
+                kv_head = int64_t(work.head / p.heads) * D;
+  const auto bring = [&](Shared<bf16> to, const TensorMap& map, int64_t row, int64_t column, Shared<uint64_t> b) {
+    if (lane() > 0) return;
+    barrier_arrive_expect(b, 128 * D * 2);
+    bring_rows<128, D>(to, map, row, column, b);
+  };
+  bring(memory.q, maps.q, token, head, memory.full_q);
+  UNROLL_BY(1) for (int i = 0, short_tiles = 0; keys; i++, keys.next()) {
+    const int stage = i % STAGES, round = i / STAGES & 1, n = keys.count();
+    const Shared<bf16> values = memory.v + stage * TILE;
+    barrier_wait(memory.empty_k + stage, round ^ 1);
+    bring(memory.k + stage * TILE, maps.k, keys.row(), kv_head, memory.full_k + stage);
+    barrier_wait(memory.empty_v + stage, round ^ 1);
+    sync_warp();
+    bring(values, maps.v, keys.row(), kv_head, n < KEYS ? memory.landed : memory.full_v + stage);
+    if (n == KEYS) continue;
+    barrier_wait(memory.landed, short_tiles++ & 1);
+    clear_rows<KEYS, D>(values, n);
+    fence_async();
+    sync_warp();
+    if (lane() == 0) barrier_arrive(memory.full_v + stage);
+  }
+}
+
 template <int D>
 DEVICE void attend_hopper(const AttentionMaps& maps) {
-  constexpr int QUERIES = HOPPER_QUERIES, KEYS = HOPPER_KEYS, STAGES = HOPPER_STAGES, READERS = 256, N = KEYS / 8,
-                W = D / 8, TILE = KEYS * D;
+  constexpr int QUERIES = HOPPER_QUERIES, KEYS = HOPPER_KEYS, STAGES = HOPPER_STAGES, N = KEYS / 8, W = D / 8,
+                TILE = KEYS * D;
   constexpr int BLOCK = 128 * BOX * 2;  // bytes of 64 columns of a tile
   const AttentionParams<bf16>& p = maps.p;
   if (p.queries.header[1]) {
-    poison(p.o, p.N * p.H * p.D, grid_x(), READERS + 128);
-    return poison(p.lse, p.N * p.H, grid_x(), READERS + 128);
+    poison(p.o, p.N * p.H * p.D, grid_x(), HOPPER_READERS + 128);
+    return poison(p.lse, p.N * p.H, grid_x(), HOPPER_READERS + 128);
   }
   const Work work(p.queries, block_x(), p.H);
   if (work.sequence < 0) return;
-
-  SharedMemory memory;
-  const Shared<bf16> q = memory.take<bf16>(QUERIES * D), k = memory.take<bf16>(STAGES * TILE),
-                     v = memory.take<bf16>(STAGES * TILE);
-  const auto barriers = [&](int n) { return memory.take<uint64_t>(n); };
-  const Shared<uint64_t> full_q = barriers(1), landed = barriers(1);
-  const Shared<uint64_t> full_k = barriers(STAGES), empty_k = barriers(STAGES), full_v = barriers(STAGES),
-                         empty_v = barriers(STAGES);
-  if (thread() == 0) {
-    barrier_init(full_q, 1), barrier_init(landed, 1);
-    for (int i = 0; i < STAGES; i++) {
-      barrier_init(full_k + i, 1), barrier_init(full_v + i, 1);
-      barrier_init(empty_k + i, READERS / 32), barrier_init(empty_v + i, READERS / 32);
-    }
-    barrier_publish();
-  }
-  sync_threads();
-
+  const AttentionMemory<D> memory;
+  const Shared<uint64_t> full_k = memory.full_k, empty_k = memory.empty_k, full_v = memory.full_v,
+                         empty_v = memory.empty_v;
   const Sequences sequences{p.offsets, p.prefix};
   const int32_t length = sequences.length(work.sequence), end = min(work.start + QUERIES, length);
   KeyTiles keys(sequences, KEYS, work.sequence, end);
-
-  if (thread() >= READERS) {
+  if (thread() >= HOPPER_READERS) {
     registers_fewer<40>();
-    if (warp() > READERS / 32) return;
-    const int64_t token = int64_t(p.offsets[work.sequence]) + work.start, head = int64_t(work.head) * D,
-                  kv_head = int64_t(work.head / p.heads) * D;
-    const auto bring = [&](Shared<bf16> to, const TensorMap& map, int64_t row, int64_t column, Shared<uint64_t> b) {
-      if (lane() > 0) return;
-      barrier_arrive_expect(b, 128 * D * 2);
-      bring_rows<128, D>(to, map, row, column, b);
-    };
-    bring(q, maps.q, token, head, full_q);
-    UNROLL_BY(1) for (int i = 0, short_tiles = 0; keys; i++, keys.next()) {
-      const int stage = i % STAGES, round = i / STAGES & 1, n = keys.count();
-      const Shared<bf16> values = v + stage * TILE;
-      barrier_wait(empty_k + stage, round ^ 1);
-      bring(k + stage * TILE, maps.k, keys.row(), kv_head, full_k + stage);
-      barrier_wait(empty_v + stage, round ^ 1);
-      sync_warp();
-      bring(values, maps.v, keys.row(), kv_head, n < KEYS ? landed : full_v + stage);
-      if (n == KEYS) continue;
-      barrier_wait(landed, short_tiles++ & 1);
-      clear_rows<KEYS, D>(values, n);
-      fence_async();
-      sync_warp();
-      if (lane() == 0) barrier_arrive(full_v + stage);
-    }
+    if (warp() == HOPPER_READERS / 32) bring_attention<D>(maps, work, memory, keys);
     return;
   }
 
   registers_more<232>();
   const int own = work.start + warp() * 16;  // first query of the warp
-  const uint64_t queries = tile_descriptor(q + warp() / 4 * 64 * BOX);
+  const uint64_t queries = tile_descriptor(memory.q + warp() / 4 * 64 * BOX);
   const float scale = Exponential<Bf16>::factor(p.scale), factor = scale > 0 ? scale : 1;
   float s[1][N][4], o[1][W][4], top[1][2] = {{-INFINITE, -INFINITE}}, sum[1][2] = {}, fall[2];
   uint32_t x[KEYS / 16][4];  // p
   const auto scores = [&](int stage) {
-    const uint64_t tile = tile_descriptor(k + stage * TILE);
+    const uint64_t tile = tile_descriptor(memory.k + stage * TILE);
     multiply_begin();
     UNROLL for (int d = 0; d < D; d += 16) {
       const int at = d / BOX * BLOCK + d % BOX * 2;
@@ -140,7 +159,7 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
     multiply_commit();
   };
   const auto values = [&](int stage, bool first) {
-    const uint64_t tile = tile_descriptor(v + stage * TILE, BLOCK);
+    const uint64_t tile = tile_descriptor(memory.v + stage * TILE, BLOCK);
     multiply_begin();
     UNROLL for (int i = 0; i < KEYS / 16; i++)
         multiply<true>(o[0], x[i], tile_descriptor_at(tile, i * 16 * BOX * 2), !first || i > 0);
@@ -155,7 +174,7 @@ DEVICE void attend_hopper(const AttentionMaps& maps) {
     if (lane() == 0) barrier_arrive(empty);
   };
 
-  barrier_wait(full_q, 0), barrier_wait(full_k, 0);
+  barrier_wait(memory.full_q, 0), barrier_wait(full_k, 0);
   scores(0);
   multiply_wait<0>(s[0]);
   release(empty_k);
