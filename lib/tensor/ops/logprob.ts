@@ -41,5 +41,5 @@ export function logprob(logits: Input, y: Input, options: { temperature?: number
   return { logp, lse, entropy };
 }
 
-/** As many zeros, for a gradient that does not come. */
+/** Zeros of the same shape, for a gradient that does not come. */
 export const zerosLike = (x: Tensor) => run("fill", { value: 0, y: Tensor.empty(x.shape, "f32", x.device) }).y;
