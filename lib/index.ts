@@ -16,7 +16,7 @@ export { loadModel, loadModels, saveModel } from "./model/checkpoint.js";
 export type { ModelConfig, RopeScaling } from "./model/config.js";
 export { generate, requestsFor, type Completion, type Request } from "./model/generate.js";
 export { LORA_TARGETS, type Lora, type LoraOptions, type LoraTarget } from "./model/lora.js";
-export { pack, type Packed } from "./model/packed.js";
+export { packSequences, type Packed } from "./model/packed.js";
 export { saveAdapter } from "./model/peft.js";
 export type { SamplingOptions } from "./model/sampling.js";
 export { Tokenizer } from "./tokenizer/tokenizer.js";

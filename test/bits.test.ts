@@ -16,7 +16,7 @@ import {
   type Device,
   type ModelConfig,
 } from "../lib/index.js";
-import { pack } from "../lib/model/packed.js";
+import { packSequences } from "../lib/model/packed.js";
 import { tokensIn } from "../lib/rlhf/batch/units.js";
 import { nll } from "../lib/rlhf/offline/sft.js";
 import { everyCpu, episodes, gpt2, lively, llama, plainAdam, ppoConfig, weightsOf } from "./models.js";
@@ -66,10 +66,10 @@ describe.each(configs)("%s", (_, config) => {
       ...Array.from(prompt),
       ...Array.from(completion),
     ]);
-    const together = (await model.hidden(pack(sequences)).read()) as Float32Array;
+    const together = (await model.hidden(packSequences(sequences)).read()) as Float32Array;
     let at = 0;
     for (const sequence of sequences) {
-      const alone = (await model.hidden(pack([sequence])).read()) as Float32Array;
+      const alone = (await model.hidden(packSequences([sequence])).read()) as Float32Array;
       expect(bits(together.subarray(at, at + alone.length))).toBe(bits(alone));
       at += alone.length;
     }

@@ -13,7 +13,7 @@ import {
   loadModels,
   logps,
   ops,
-  pack,
+  packSequences,
   ppo,
   ppoLearner,
   rewardModel,
@@ -371,7 +371,7 @@ describe.each(["gpt2-lora-tiny", "llama-lora-tiny", "llama-reward-lora-tiny"])("
   afterAll(() => model.dispose());
 
   const outputs = async (of: Transformer, sequence: number[]) => {
-    const packed = pack([sequence]);
+    const packed = packSequences([sequence]);
     const hidden = of.hidden(packed);
     return (await (
       of.headKind === "score"

@@ -8,7 +8,7 @@ import { root } from "../lib/device/native.js";
 import { device, ops, Tensor, type Device } from "../lib/index.js";
 import { loadModel, readConfig, saveModel } from "../lib/model/checkpoint.js";
 import { families } from "../lib/model/config.js";
-import { pack } from "../lib/model/packed.js";
+import { packSequences } from "../lib/model/packed.js";
 import { Transformer } from "../lib/model/transformer.js";
 import type { Episode } from "../lib/rlhf/batch/episode.js";
 import { packEpisodes, packWhole } from "../lib/rlhf/batch/pack.js";
@@ -67,7 +67,7 @@ async function gradients(model: Transformer): Promise<Map<string, Float32Array>>
 }
 
 async function outputs(model: Transformer, sequences: number[][]): Promise<Float32Array> {
-  const packed = pack(sequences);
+  const packed = packSequences(sequences);
   const hidden = model.hidden(packed);
   const all = Int32Array.from(packed.ids, (_, i) => i);
   const found = model.headKind === "score" ? model.score(hidden, all) : model.logits(hidden);

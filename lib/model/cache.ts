@@ -2,7 +2,7 @@ import type { Recorded } from "../device/device.js";
 import { run } from "../tensor/op.js";
 import * as ops from "../tensor/ops/index.js";
 import { scope, Tensor } from "../tensor/tensor.js";
-import { pack } from "./packed.js";
+import { packSequences } from "./packed.js";
 import type { SamplingOptions } from "./sampling.js";
 import type { Transformer } from "./transformer.js";
 
@@ -62,7 +62,7 @@ export class Cache {
     const owners = new Map<ArrayLike<number>, Sequence>(); // the sequence that runs the prompt for all that share it
     for (const one of entering) if (!owners.has(one.prompt)) owners.set(one.prompt, one);
     const distinct = [...owners.values()];
-    const batch = pack(distinct.map(({ prompt }) => prompt));
+    const batch = packSequences(distinct.map(({ prompt }) => prompt));
     const slots = Int32Array.from(batch.positions, (_, i) => i);
     distinct.forEach(({ slot }, b) => slots.fill(slot, batch.cuSeqlens[b], batch.cuSeqlens[b + 1]));
     const last = new Map(distinct.map(({ prompt }, b) => [prompt, batch.cuSeqlens[b + 1] - 1]));

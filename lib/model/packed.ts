@@ -21,7 +21,7 @@ export interface Packed {
  * @throws RangeError `EMPTY` for a sequence without a token, `PREFIX` for a prefix that is not
  *   earlier
  */
-export function pack(
+export function packSequences(
   sequences: readonly ArrayLike<number>[],
   prefix?: readonly number[],
 ): Packed & {

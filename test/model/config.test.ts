@@ -1,5 +1,5 @@
 import { describe, expect, test } from "@jest/globals";
-import { pack, Transformer, device, generate } from "../../lib/index.js";
+import { packSequences, Transformer, device, generate } from "../../lib/index.js";
 import { fromHuggingFace, longestSequence, toHuggingFace, type ModelConfig } from "../../lib/model/config.js";
 import { llama } from "../models.js";
 
@@ -51,13 +51,13 @@ describe("a sliding window", () => {
     const on = await device("cpu");
     const model = Transformer.random({ ...llama, kind: "mistral", window: 9 }, "logits", on, 1);
     const tokens = (count: number) => Array.from({ length: count }, (_, i) => i);
-    expect(model.hidden(pack([tokens(9)])).shape).toEqual([9, 32]);
+    expect(model.hidden(packSequences([tokens(9)])).shape).toEqual([9, 32]);
     const refusal = expect.objectContaining({
       code: "CONTEXT",
       message: expect.stringMatching(/10 tokens.*9.*sliding window/),
     });
-    expect(() => model.hidden(pack([tokens(2), tokens(10)]))).toThrow(refusal);
-    expect(() => model.hidden(pack([tokens(5), tokens(5)], [-1, 0]))).toThrow(refusal);
+    expect(() => model.hidden(packSequences([tokens(2), tokens(10)]))).toThrow(refusal);
+    expect(() => model.hidden(packSequences([tokens(5), tokens(5)], [-1, 0]))).toThrow(refusal);
     await expect(
       generate(model, [{ prompt: tokens(5), index: 0, sample: 0 }], { maxTokens: 5, seed: 1 }),
     ).rejects.toMatchObject({ code: "CONTEXT" });

@@ -1,12 +1,12 @@
 import { expect, test } from "@jest/globals";
-import { device, pack, scope } from "../../lib/index.js";
+import { device, packSequences, scope } from "../../lib/index.js";
 import { lively, llama } from "../models.js";
 
 test("packed layers give the bits of the weights as they are now, are packed once for all who want them, and then are gone", async () => {
   const on = await device("cpu", { threads: 2 });
   const model = await lively(llama, on);
   const bits = async () => {
-    using hidden = scope(() => model.hidden(pack([[1, 2, 3]])));
+    using hidden = scope(() => model.hidden(packSequences([[1, 2, 3]])));
     return Buffer.from((await hidden.read()).buffer).toString("hex");
   };
   const before = await bits();

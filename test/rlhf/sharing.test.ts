@@ -17,7 +17,7 @@ import {
   type Episode,
   type ModelConfig,
 } from "../../lib/index.js";
-import { pack } from "../../lib/model/packed.js";
+import { packSequences } from "../../lib/model/packed.js";
 import { promptGroups } from "../../lib/rlhf/batch/episode.js";
 import { packEpisodes } from "../../lib/rlhf/batch/pack.js";
 import { tokensIn } from "../../lib/rlhf/batch/units.js";
@@ -276,7 +276,7 @@ test("recomputation bounds the memory of twelve layers", async () => {
 test("what norms and activations give is not kept, nor what is added to the residual: a layer keeps ten numbers of the eighteen that it computes for a token and channel", async () => {
   await using on = await device("cpu");
   const width = 64;
-  const batch = pack([Array.from({ length: 200 }, (_, i) => i % 97)]);
+  const batch = packSequences([Array.from({ length: 200 }, (_, i) => i % 97)]);
   const kept = (config: ModelConfig, layers: number) => {
     const model = Transformer.random(
       { ...config, layers, width, heads: 4, kvHeads: 4, headSize: width / 4, mlp: 4 * width, context: 200 },

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { generate, loadModel, logps, ops, ppo, saveModel, Tensor, type Device } from "../../lib/index.js";
 import { readSafetensors } from "../../lib/model/safetensors.js";
-import { pack } from "../../lib/model/packed.js";
+import { packSequences } from "../../lib/model/packed.js";
 import { run } from "../../lib/tensor/op.js";
 import { everyCpu, episodes, gpt2, lively, llama, ppoConfig, weightsOf } from "../models.js";
 import { Random } from "../random.js";
@@ -182,7 +182,7 @@ describe.each(
     const folder = await mkdtemp(join(tmpdir(), "half-"));
     try {
       const model = await lively(config, on);
-      const ids = pack([[1, 2, 3, 4]]);
+      const ids = packSequences([[1, 2, 3, 4]]);
       await saveModel(model, folder);
       const rounded = await loadModel(folder, on, "bf16");
       model.toBf16();

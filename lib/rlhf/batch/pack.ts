@@ -1,5 +1,5 @@
 import { rangeError } from "../../device/errors.js";
-import { pack, type Packed } from "../../model/packed.js";
+import { packSequences, type Packed } from "../../model/packed.js";
 import type { Episode, Group } from "./episode.js";
 
 /** Packed episodes with the rows whose hidden state predicts a completion token (M of them), and those tokens. */
@@ -39,7 +39,7 @@ function lay(groups: readonly Group[], left: number): Packed & { last: number[];
       else if (own.length > 0) add(own, shared);
     }
   }
-  return { ...pack(sequences, sequences.length > groups.length ? prefix : undefined), last, first };
+  return { ...packSequences(sequences, sequences.length > groups.length ? prefix : undefined), last, first };
 }
 
 /** The first ids, in place where they are a typed array. */
