@@ -108,7 +108,7 @@ async function rounds({
   const mark = referenceSha256 === undefined ? {} : { reference: referenceSha256.slice(0, 16) };
   const [start, before] = [performance.now(), tokens];
   for await (const metrics of entry.run(models, material, options, learner)) {
-    last = metrics;
+    last = { ...metrics };
     tokens += last.tokens ?? 0;
     await run.log({ stage: name, ...mark, ...metrics });
     bar.advance(1, entry.note(last));

@@ -20,12 +20,23 @@ export type Material = "texts" | "comparisons" | "prompts";
 
 /** The material of a loop, as its `run` takes it. */
 export interface Materials {
-  /** `texts`: the episodes of a step. */
-  texts: { batches: (step: number) => readonly Episode[] };
-  /** `comparisons`: the comparisons of a step. */
-  comparisons: { batches: (step: number) => readonly Comparison[] };
-  /** `prompts`: the requests of an update, and the pretraining batch of a step where there is one. */
-  prompts: { prompts: (update: number) => readonly Request[]; pretraining?: (step: number) => readonly Episode[] };
+  /** Material of an algorithm that learns from texts. */
+  texts: {
+    /** The episodes of a step, counted from 0. */
+    batches: (step: number) => readonly Episode[];
+  };
+  /** Material of an algorithm that learns from comparisons. */
+  comparisons: {
+    /** The comparisons of a step, counted from 0. */
+    batches: (step: number) => readonly Comparison[];
+  };
+  /** Material of an algorithm that learns from its own samples. */
+  prompts: {
+    /** The requests of an update, counted from 0. */
+    prompts: (update: number) => readonly Request[];
+    /** The pretraining batch of a policy step, counted from 0. */
+    pretraining?: (step: number) => readonly Episode[];
+  };
 }
 
 /** A model that an algorithm has: where it comes from, its head, and whether it is trained. */
@@ -39,12 +50,19 @@ export interface Role {
   /** A file of reward functions may stand in its place. */
   orFunctions?: boolean;
   /** It is there only where this holds of the options, in words. */
-  when?: { holds: (options: Options) => boolean; text: string };
+  when?: {
+    /** Whether it is there. */
+    holds: (options: Options) => boolean;
+    /** When it is there, in words. */
+    text: string;
+  };
 }
 
 /** A picture of metrics over steps, or of one metric against another. */
 export interface Chart {
+  /** What stands above the picture. */
   title: string;
+  /** What is drawn, and its unit. */
   about: string;
   /** Metrics that are drawn, each with its label. */
   series: [metric: string, label: string][];
@@ -60,15 +78,21 @@ export type Options = Record<string, any>;
 
 /** An option that means something only where the others say so. Words name options in backquotes. */
 export interface UsedWhen {
+  /** The options that have a use only then. */
   options: string[];
+  /** Whether they have a use. */
   holds: (options: Options) => boolean;
+  /** Why they have none, in words. */
   because: string;
 }
 
 /** What must hold between options of the section. Words name options in backquotes. */
 export interface Rule {
+  /** The option that is at fault where the rule does not hold. */
   option: string;
+  /** Whether the rule holds. */
   holds: (options: Options) => boolean;
+  /** What the option must be, in words. */
   wanted: string;
 }
 
@@ -88,7 +112,9 @@ export interface Algorithm {
   material: Material;
   /** Options of its section: each with its default, range and meaning. */
   options: OptionList;
+  /** Options that mean something only beside others. */
   usedWhen: UsedWhen[];
+  /** What must hold between options. */
   rules: Rule[];
   /** What a round is called. */
   rounds: "steps" | "updates";
@@ -97,10 +123,17 @@ export interface Algorithm {
   learner: (models: any, options: any) => Learner;
   /** The loop: one round per iteration. */
   // eslint-disable-next-line typescript/no-explicit-any
-  run: (models: any, material: any, options: any, learner: Learner) => AsyncGenerator<{ step: number }>;
+  run: (models: any, material: any, options: any, learner: Learner) => AsyncGenerator<Round>;
   /** Two figures of a round for the progress bar. */
   note: (metrics: Record<string, number>) => string;
+  /** The curves of the report. */
   charts: Chart[];
+}
+
+/** What every round of a loop tells, beside its own figures. */
+export interface Round {
+  /** Counted from 1. */
+  step: number;
 }
 
 /** Options that the run gives to a loop and no section has. */
@@ -149,6 +182,7 @@ const entry = (algorithm: Algorithm): Algorithm => algorithm;
 
 /** Every algorithm by its name, which is its command's and its section's. */
 export const algorithms = {
+  /** Learns to continue texts, or to answer as demonstrations do. */
   sft: entry({
     title: "Supervised fine-tuning",
     about: "train a language model on text, from nothing or from a model",
@@ -166,6 +200,7 @@ export const algorithms = {
     note: ({ loss }) => `loss ${loss.toFixed(2)}`,
     charts: [{ title: "Loss", about: "nats per token", series: [["loss", "loss"]], smoothed: true }],
   }),
+  /** Learns a score from comparisons. */
   reward: entry({
     title: "Reward model",
     about: "train a reward model on comparisons",
@@ -191,6 +226,7 @@ export const algorithms = {
       { title: "Loss", about: "nats per comparison", series: [["loss", "loss"]], smoothed: true },
     ],
   }),
+  /** Moves a policy toward what a reward model scores high, with a critic. */
   ppo: entry({
     title: "Proximal policy optimisation",
     about: "fine-tune a policy against a reward model, near its base",
@@ -241,6 +277,7 @@ export const algorithms = {
       },
     ],
   }),
+  /** Moves a policy toward what scores high in its group, without a critic. */
   grpo: entry({
     title: "Group relative policy optimisation",
     about: "fine-tune a policy against a reward model or reward functions, with a group's mean in place of a critic",

@@ -122,9 +122,7 @@ describe.each(entries)("the section %s", (name, { options, usedWhen, rules }) =>
     expect(wrong).toMatch(new RegExp(`^CONFIG /config\\.yaml:3: ${name}\\.${option} is .*, wanted .`));
   });
 
-  const unused: [string, string][] = usedWhen.flatMap(({ options: some, because }) =>
-    some.map((one) => [one, because]),
-  );
+  const unused = usedWhen.flatMap(({ options: some, because }) => some.map((one): [string, string] => [one, because]));
   if (unused.length > 0)
     test.each(unused)("says that %s has no use where %s", async (option, because) => {
       const [, other, state] = /^`(\w+)` is (.*)$/.exec(because)!;

@@ -107,7 +107,7 @@ export class Batch implements Disposable {
   }
 
   /** Count, sum and sum of squares of a column, or of another tensor f32 [M]. */
-  async moments(column: Tensor): Promise<{ count: number; sum: number; squares: number }> {
+  async moments(column: Tensor): Promise<Moments> {
     using moments = scope(() => run("moments", { x: column, cuSeqlens: this.cuRows }).moments);
     const [count, sum, squares] = await moments.read();
     return { count, sum, squares };
@@ -169,6 +169,16 @@ export class Batch implements Disposable {
   }
 }
 
+/** Moments of the numbers of a column. */
+export interface Moments {
+  /** How many numbers there are. */
+  count: number;
+  /** The sum of the numbers. */
+  sum: number;
+  /** The sum of their squares. */
+  squares: number;
+}
+
 /** What an update tells of its completions. */
 export interface RolloutMetrics {
   /** Mean score of the reward. */
@@ -185,6 +195,7 @@ export interface RolloutMetrics {
 
 /** A completion and its place in the batch. */
 export interface PlacedCompletion extends Completion {
+  /** The place in the batch, from 0. */
   place: number;
 }
 
@@ -232,7 +243,9 @@ export class Part {
 export class Minibatch {
   /** @param isFirst whether no step has been made since its completions were sampled */
   constructor(
+    /** The micro-batches. */
     readonly parts: readonly Part[],
+    /** No step has been made since the completions were sampled. */
     readonly isFirst: boolean,
   ) {}
 

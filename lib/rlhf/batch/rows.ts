@@ -96,6 +96,7 @@ export class Comparisons implements Indexed<Comparison> {
     return comparison;
   }
 
+  /** Gives back the temporary file. */
   [Symbol.dispose](): void {
     this.records[Symbol.dispose]();
   }
@@ -219,6 +220,7 @@ export class Demonstrations implements Indexed<Episode> {
     return { prompt: record.subarray(1, begin), completion: record.subarray(begin) };
   }
 
+  /** Gives back the temporary file. */
   [Symbol.dispose](): void {
     this.records[Symbol.dispose]();
   }
@@ -265,6 +267,7 @@ export class Documents implements Tokens {
     return this.spool.slice(begin, end);
   }
 
+  /** Gives back the temporary file. */
   [Symbol.dispose](): void {
     this.spool[Symbol.dispose]();
   }
@@ -272,8 +275,9 @@ export class Documents implements Tokens {
 
 /** A prompt as a text and as ids. */
 export interface Prompt {
+  /** The text, with what a chat template put around it. */
   text: string;
-  /** int32 */
+  /** The token ids, int32. */
   ids: Int32Array;
   /** A chat template made it. */
   rendered?: true;
@@ -310,6 +314,7 @@ export class Prompts implements Indexed<Prompt> {
     return { text, ids: record.subarray(2, end), ...(record[0] ? { rendered: true } : {}) };
   }
 
+  /** Gives back the temporary file. */
   [Symbol.dispose](): void {
     this.records[Symbol.dispose]();
   }

@@ -5,6 +5,20 @@ import { stepOn } from "./update.js";
 /** What a loop remembers from one round to the next: objects of numbers, by name. */
 export type Carried = Record<string, object>;
 
+/** The round that metrics are of. */
+export interface Told {
+  /** Counted from 1. */
+  step: number;
+}
+
+/** What a checkpoint keeps of a learner, beside the optimizers. */
+export interface LearnerState {
+  /** Rounds done. */
+  round: number;
+  /** The numbers that the loop carries from round to round. */
+  carried: Carried;
+}
+
 /**
  * What a training loop keeps beside the weights: an optimizer per model, the rounds done, and carried numbers.
  * A checkpoint holds it together with the weights. A loop that is given one goes on where it stands.
@@ -58,17 +72,17 @@ export class Learner implements Disposable {
   }
 
   /** Ends the round: its metrics, with its number counted from 1. */
-  told<T extends object>(metrics: T): { step: number } & T {
+  told<T extends object>(metrics: T): Told & T {
     return { step: ++this.round, ...metrics };
   }
 
   /** The rounds done and the carried numbers, for a checkpoint. */
-  state(): { round: number; carried: Carried } {
+  state(): LearnerState {
     return { round: this.round, carried: this.carried };
   }
 
   /** Goes on from what `state` gave. The optimizers are restored one by one. */
-  restore({ round, carried }: { round: number; carried: Carried }): void {
+  restore({ round, carried }: LearnerState): void {
     this.round = round;
     for (const [name, numbers] of Object.entries(carried)) Object.assign((this.carried[name] ??= {}), numbers);
   }

@@ -10,7 +10,7 @@ import { Learner } from "../learn/learner.js";
 import { accumulate, finite } from "../learn/update.js";
 import { memoryOptions, optimizerOptions, positive, resolve, whole } from "../options.js";
 
-/** The options of supervised fine-tuning. */
+/** The options of supervised fine-tuning. @hidden */
 export const sftOptions = z.strictObject({
   steps: whole(1).default(1350).describe("optimizer steps"),
   learningRate: positive.default(3e-3).describe("the highest learning rate"),

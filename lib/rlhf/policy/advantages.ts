@@ -3,7 +3,7 @@ import { run } from "../../tensor/op.js";
 import * as ops from "../../tensor/ops/index.js";
 import type { KlEstimator } from "../../tensor/ops/policy_loss.js";
 import { scope } from "../../tensor/tensor.js";
-import type { Batch } from "../batch/batch.js";
+import type { Batch, Moments } from "../batch/batch.js";
 
 /**
  * Sets the columns `kl` and `rewards` (Stiennon et al. 2020). A reward is -klCoef kl at each token. The last token of a
@@ -43,8 +43,7 @@ export function setGae(
 
 /** The share of the returns' variance that the values explain: 1 - var(returns - values) / var(returns). */
 export async function explainedVariance(batch: Batch): Promise<number> {
-  const variance = ({ count, sum, squares }: { count: number; sum: number; squares: number }) =>
-    squares / count - (sum / count) ** 2;
+  const variance = ({ count, sum, squares }: Moments) => squares / count - (sum / count) ** 2;
   using residual = scope(() => ops.sub(batch.get("returns"), batch.get("values")));
   const [left, all] = await Promise.all([batch.moments(residual), batch.moments(batch.get("returns"))]);
   return 1 - variance(left) / variance(all);
@@ -55,9 +54,16 @@ export async function explainedVariance(batch: Batch): Promise<number> {
  * an eps: 1e-4 in TRL (`scale_rewards="group"`), 1e-6 in verl, 1e-9 in OpenRLHF (`group_norm`).
  * In verl a group of one has mean 0 and deviation 1. The others have no answer for it.
  */
-export const groupNormalisations = { trl: 1e-4, verl: 1e-6, openrlhf: 1e-9 } as const;
-/** The name of a group normalisation. */
-export type GroupNormalisation = keyof typeof groupNormalisations;
+export type GroupNormalisation = "trl" | "verl" | "openrlhf";
+const groupEps: Record<GroupNormalisation, number> = { trl: 1e-4, verl: 1e-6, openrlhf: 1e-9 };
+
+/** What `groupAdvantages` gives. */
+export interface GroupAdvantages {
+  /** f32, one for each completion. */
+  advantages: Float32Array;
+  /** Share of the groups whose scores are all the same. */
+  withoutVariance: number;
+}
 
 /**
  * Advantages of completions relative to their group (Shao et al. 2024): (score - mean) / (deviation + eps).
@@ -71,7 +77,7 @@ export function groupAdvantages(
   groups: readonly (readonly number[])[],
   form: GroupNormalisation,
   hasMasked = false,
-): { advantages: Float32Array; withoutVariance: number } {
+): GroupAdvantages {
   const advantages = new Float32Array(scores.length);
   let same = 0;
   for (const group of groups) {
@@ -85,7 +91,7 @@ export function groupAdvantages(
     for (const i of group) squares += (scores[i] - mean) * (scores[i] - mean);
     const deviation = n > 1 ? Math.sqrt(squares / (n - 1)) : 1;
     const center = isVerlAlone ? 0 : mean;
-    for (const i of group) advantages[i] = (scores[i] - center) / (deviation + groupNormalisations[form]);
+    for (const i of group) advantages[i] = (scores[i] - center) / (deviation + groupEps[form]);
     if (group.every((i) => scores[i] === scores[group[0]])) same++;
   }
   return { advantages, withoutVariance: same / groups.length };

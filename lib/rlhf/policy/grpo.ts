@@ -13,7 +13,7 @@ import { policyStep } from "./loss.js";
 import { policyOptions } from "./options.js";
 import { rollout } from "./rollout.js";
 
-/** The options of GRPO. */
+/** The options of GRPO. @hidden */
 export const grpoOptions = z.strictObject({
   ...policyOptions,
   klCoef: atLeast0.default(0.2).describe("coefficient of the KL to the base model in the loss, per nat and token"),

@@ -15,7 +15,7 @@ import { policyStep, valueStep } from "./loss.js";
 import { policyOptions } from "./options.js";
 import { rollout } from "./rollout.js";
 
-/** The options of PPO. */
+/** The options of PPO. @hidden */
 export const ppoOptions = z.strictObject({
   ...policyOptions,
   valueLearningRate: positive.default(5e-4).describe("the critic's highest learning rate"),

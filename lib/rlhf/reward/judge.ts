@@ -4,16 +4,23 @@ import type { Transformer } from "../../model/transformer.js";
 import type { Comparison } from "../batch/comparison.js";
 import { preferences } from "./model.js";
 
+/** What held-out comparisons say of a reward model. */
+export interface RewardJudgement {
+  /** Pairs that were judged. */
+  pairs: number;
+  /** Share of the pairs in which it agrees with the majority. */
+  accuracy: number;
+  /** How far its probabilities are from the shares of annotators. */
+  calibration: Calibration;
+}
+
 const AT_ONCE = 1024; // comparisons
 
 /**
  * Accuracy and calibration of P(A preferred to B) on comparisons. A is the chosen of every other pair.
  * Accuracy is against the majority; a pair without one counts half. Calibration is against the share of annotators.
  */
-export async function judge(
-  model: Transformer,
-  comparisons: Indexed<Comparison>,
-): Promise<{ pairs: number; accuracy: number; calibration: Calibration }> {
+export async function judge(model: Transformer, comparisons: Indexed<Comparison>): Promise<RewardJudgement> {
   const outcomes: { probability: number; outcome: number }[] = [];
   let right = 0;
   for (let first = 0; first < comparisons.length; first += AT_ONCE) {

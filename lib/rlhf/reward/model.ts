@@ -12,7 +12,7 @@ import { accumulate, finite } from "../learn/update.js";
 import { scoreOf, scores } from "../measure/score.js";
 import { atLeast0, memoryOptions, optimizerOptions, positive, resolve, whole } from "../options.js";
 
-/** The options of a reward model's training. */
+/** The options of a reward model's training. @hidden */
 export const rewardOptions = z.strictObject({
   steps: whole(1).describe("optimizer steps"),
   learningRate: positive.default(1e-3).describe("the highest learning rate"),
