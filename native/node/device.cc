@@ -368,12 +368,15 @@ class Device final : public Resident {
     });
   }
 
-  // Has V8 look for lost owners now. False where none was given since the last time.
+  // Has V8 look for lost owners now, twice: where it was marking already, it keeps what was made meanwhile once.
+  // False where none was given since the last time.
   bool collect(napi_env env) {
     if (!std::exchange(grown_, false)) return false;
     int64_t total;
-    must(napi_adjust_external_memory(env, PRESSURE, &total));
-    must(napi_adjust_external_memory(env, -PRESSURE, &total));
+    for (int i = 0; i < 2; i++) {
+      must(napi_adjust_external_memory(env, PRESSURE, &total));
+      must(napi_adjust_external_memory(env, -PRESSURE, &total));
+    }
     sweep(env);
     return true;
   }
@@ -382,10 +385,12 @@ class Device final : public Resident {
   // collecting: a step of training takes and frees gigabytes that it need not know of.
   void shed(napi_env env) {
     sweep(env);
-    if (int64_t(memory_->current()) > ceiling_) collect(env);
-    const int64_t current = int64_t(memory_->current());
-    ceiling_ = std::max(ceiling_, current + std::max(ROOM, current / 4));
-    report(env, current);
+    if (int64_t(memory_->current()) > ceiling_ - ROOM / 2) {  // few are known to be lost, others may be
+      collect(env);
+      const int64_t used = int64_t(memory_->current());
+      ceiling_ = std::max(ceiling_, used + std::max(ROOM, used / 4));
+    }
+    report(env, int64_t(memory_->current()));
   }
 
   void report(napi_env env, int64_t bytes) noexcept {
