@@ -8,9 +8,11 @@ import { plan } from "../lib/cli/plan.js";
 import { silent } from "../lib/cli/progress.js";
 import {
   device,
+  grpo,
   ops,
   ppo,
   ranking,
+  requestsFor,
   rewardModel,
   sft,
   Tensor,
@@ -158,7 +160,11 @@ async function held(loop: AsyncGenerator<unknown>, on: Device): Promise<{ curren
   return after;
 }
 
-const requests = () => Array.from({ length: 8 }, (_, index) => ({ prompt: [1, 2 + index], index, sample: 0 }));
+const requests = () =>
+  requestsFor(
+    Array.from({ length: 4 }, (_, i) => [1, 2 + i]),
+    2,
+  );
 const tiny = { ...ppoConfig, updates: 200, learningRate: 1e-4, valueLearningRate: 1e-4 };
 const lora = { rank: 2, alpha: 4 };
 const learning = { learningRate: 1e-4, schedule: "constant" as const, warmup: 0, steps: 200 };
@@ -173,6 +179,12 @@ test.each<[string, boolean, (models: Transformer[]) => AsyncGenerator<unknown>]>
   ],
   ["a reward model", false, ([, model]) => rewardModel(model, () => [ranking(batch)], learning)],
   ["a reward model, with an adapter", true, ([, model]) => rewardModel(model, () => [ranking(batch)], learning)],
+  [
+    "GRPO",
+    false,
+    ([policy, reward, reference]) =>
+      grpo({ policy, reward, reference }, requests, { updates: 200, learningRate: 1e-4, maxTokens: 12 }),
+  ],
   ["PPO", false, ([policy, reward, reference, critic]) => ppo({ policy, reward, reference, critic }, requests, tiny)],
   [
     "PPO, with adapters, in bf16, layers run again",
