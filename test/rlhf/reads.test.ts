@@ -61,7 +61,7 @@ const loops: Record<string, { loop: Loop; figures: number[]; passes: Record<stri
       // the reference's log-probs and the values are finite
       MOMENTS,
       MOMENTS,
-      ...Array.from({ length: 4 }, () => [NORM, POLICY, POLICY, NORM, VALUE]).flat(),
+      ...Array.from({ length: 4 }, () => [NORM, POLICY, NORM, VALUE]).flat(),
       // KL, explained variance
       MOMENTS,
       MOMENTS,
@@ -71,12 +71,18 @@ const loops: Record<string, { loop: Loop; figures: number[]; passes: Record<stri
   },
   grpo: {
     loop: (requests, reward) => grpo({ ...models, reward }, () => requests, step),
+    figures: [MOMENTS, ...Array.from({ length: 4 }, () => [NORM, POLICY]).flat(), MOMENTS],
+    passes: { linearLogprob: 1, linearPolicyLoss: 4, attention: llama.layers * (1 + 4) },
+  },
+  "grpo, its loss not the mean over tokens": {
+    loop: (requests, reward) =>
+      grpo({ ...models, reward }, () => requests, { ...step, aggregation: "seq-mean-token-mean" }),
     figures: [MOMENTS, ...Array.from({ length: 4 }, () => [NORM, POLICY, POLICY]).flat(), MOMENTS],
     passes: { linearLogprob: 1, linearPolicyLoss: 4, attention: llama.layers * (1 + 4) },
   },
   "grpo without a KL": {
     loop: (requests, reward) => grpo({ policy: models.policy, reward }, () => requests, { ...step, klCoef: 0 }),
-    figures: Array.from({ length: 4 }, () => [NORM, POLICY, POLICY]).flat(),
+    figures: Array.from({ length: 4 }, () => [NORM, POLICY]).flat(),
     passes: { linearPolicyLoss: 4, attention: llama.layers * 4 },
   },
 };

@@ -67,8 +67,10 @@ export async function policyStep(
     accumulate(units, mix.microBatch, (part) => nll(policy, part, tokens, mixStats, { scale, recompute }), 1);
   }
   const gradientNorm = await learner.step("policy", minibatch.completions);
-  const { policyLoss: loss, klLoss } = await readStats("policy", stats);
-  const { entropy, clipped, k3, tokens, moved } = await readStats("policy", isTokenMean ? stats : tokenStats);
+  const aggregated = await readStats("policy", stats);
+  const perToken = isTokenMean ? aggregated : await readStats("policy", tokenStats);
+  const { policyLoss: loss, klLoss } = aggregated;
+  const { entropy, clipped, k3, tokens, moved } = perToken;
   if (minibatch.isFirst && moved > 0)
     throw typeError(
       "RATIO",
