@@ -56,7 +56,7 @@ const byMaterial: Record<Material, FileOption[]> = {
     {
       name: "heldOut",
       flags: "--held-out <file>",
-      about: "comparisons that judge it, in place of heldOut's share of the data",
+      about: "comparisons that judge it, in place of the share heldOut of the data",
     },
     {
       name: "criterion",

@@ -68,7 +68,7 @@ interface Given {
 /** Opens the material of an algorithm: reads and tokenises all of it. */
 export function openMaterial(context: Context, given: Given, sources: Sources[Material]): Promise<OpenMaterial> {
   const open = { texts: openTexts, comparisons: openComparisons, prompts: openPrompts }[given.entry.material];
-  return open(context, given, sources as Sources["texts"] & Sources["comparisons"] & Sources["prompts"]);
+  return open(context, given, sources as never); // the sources are those of the entry's material
 }
 
 /** How many sequences of so many tokens are in a batch of tokens. */
