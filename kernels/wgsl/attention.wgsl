@@ -30,6 +30,54 @@ var<workgroup> fall: array<f32, 64>;
 var<workgroup> total: array<f32, 64>;
 var<workgroup> highest: array<f32, 64>;
 
+// Queries and keys of a step: token row, count and column of the queries; position, end and column of the keys
+struct Tile { start: u32, count: u32, q_column: u32, key: u32, reach: u32, k_column: u32 }
+fn load_steps(thread: u32, t: Tile, d0: u32) {
+  for (var e = thread; e < QUERIES * STEPS; e = e + 256u) {
+    let d = e % STEPS;
+    let i = e / STEPS;
+    var value = 0.0f;
+    if (i < t.count && d0 + d < p.D) { value = q[p.at[0].y + (t.start + i) * p.q_row + t.q_column + d0 + d]; }
+    tile[d * 66u + i] = value;
+  }
+  for (var e = thread; e < KEYS * STEPS; e = e + 256u) {
+    let d = e % STEPS;
+    let j = e / STEPS;
+    var value = 0.0f;
+    if (t.key + j < t.reach && d0 + d < p.D) { value = k[p.at[0].z + rows[j] * p.k_row + t.k_column + d0 + d]; }
+    tile[1056u + d * 34u + j] = value;
+  }
+}
+
+// Scores become p; the maximum and the sum of each row go on, and `fall` is what its sums fall by. A row has four threads,
+// eight keys each, joined in their order.
+fn probabilities(thread: u32, position: u32, key: u32) {
+  let row = thread / 4u;
+  let first = 8u * (thread % 4u);
+  let seen = min(KEYS, select(0u, position + row + 1u - key, position + row + 1u > key));
+  var most = -3.4e38f;
+  for (var j = first; j < min(seen, first + 8u); j = j + 1u) { most = max(most, scores[row * ROW + j]); }
+  tile[thread] = most;
+  workgroupBarrier();
+  most = max(highest[row], max(max(tile[4u * row], tile[4u * row + 1u]), max(tile[4u * row + 2u], tile[4u * row + 3u])));
+  var part = 0.0f;
+  for (var j = first; j < first + 8u + p.zero; j = j + 1u) { // rolled: an exponential is long
+    var probability = 0.0f;
+    if (j < seen) { probability = exp_diff(scores[row * ROW + j], most); }
+    scores[row * ROW + j] = probability;
+    part = part + probability;
+  }
+  tile[256u + thread] = part;
+  workgroupBarrier();
+  if (thread % 4u == 0u) {
+    let at = 256u + thread;
+    let scale = exp_diff(highest[row], most);
+    fall[row] = scale;
+    total[row] = fma(total[row], scale, (tile[at] + tile[at + 1u]) + (tile[at + 2u] + tile[at + 3u]));
+    highest[row] = most;
+  }
+}
+
 // COLUMNS: sums of a thread along D, D / 16 rounded up
 @compute @workgroup_size(256)
 fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -58,20 +106,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
     var s = array<vec2<f32>, 4>(vec2<f32>(), vec2<f32>(), vec2<f32>(), vec2<f32>());
     for (var d0 = 0u; d0 < p.D; d0 = d0 + STEPS) {
       workgroupBarrier();
-      for (var e = thread; e < QUERIES * STEPS; e = e + 256u) {
-        let d = e % STEPS;
-        let i = e / STEPS;
-        var value = 0.0f;
-        if (i < count && d0 + d < p.D) { value = q[p.at[0].y + (start + i) * p.q_row + head * p.D + d0 + d]; }
-        tile[d * 66u + i] = value;
-      }
-      for (var e = thread; e < KEYS * STEPS; e = e + 256u) {
-        let d = e % STEPS;
-        let j = e / STEPS;
-        var value = 0.0f;
-        if (key + j < reach && d0 + d < p.D) { value = k[p.at[0].z + rows[j] * p.k_row + kv * p.D + d0 + d]; }
-        tile[1056u + d * 34u + j] = value;
-      }
+      load_steps(thread, Tile(start, count, head * p.D, key, reach, kv * p.D), d0);
       workgroupBarrier();
       for (var d4 = 0u; d4 < STEPS + p.zero; d4 = d4 + 4u) {
         for (var d = d4; d < d4 + 4u; d = d + 1u) {
@@ -84,31 +119,7 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) g
       for (var j = 0u; j < 2u; j = j + 1u) { scores[(4u * ty + i) * ROW + 2u * tx + j] = s[i][j] * p.scale; }
     }
     workgroupBarrier();
-    // a row by four threads, eight keys each, then joined: row thread / 4
-    let row = thread / 4u;
-    let first = 8u * (thread % 4u);
-    let seen = min(KEYS, select(0u, position + row + 1u - key, position + row + 1u > key));
-    var most = -3.4e38f;
-    for (var j = first; j < min(seen, first + 8u); j = j + 1u) { most = max(most, scores[row * ROW + j]); }
-    tile[thread] = most;
-    workgroupBarrier();
-    most = max(highest[row], max(max(tile[4u * row], tile[4u * row + 1u]), max(tile[4u * row + 2u], tile[4u * row + 3u])));
-    var part = 0.0f;
-    for (var j = first; j < first + 8u + p.zero; j = j + 1u) { // rolled: an exponential is long
-      var probability = 0.0f;
-      if (j < seen) { probability = exp_diff(scores[row * ROW + j], most); }
-      scores[row * ROW + j] = probability;
-      part = part + probability;
-    }
-    tile[256u + thread] = part;
-    workgroupBarrier();
-    if (thread % 4u == 0u) {
-      let at = 256u + thread;
-      let scale = exp_diff(highest[row], most);
-      fall[row] = scale;
-      total[row] = fma(total[row], scale, (tile[at] + tile[at + 1u]) + (tile[at + 2u] + tile[at + 3u]));
-      highest[row] = most;
-    }
+    probabilities(thread, position, key);
     // p v
     for (var column = 0u; column < COLUMNS; column = column + 2u) {
       workgroupBarrier();
