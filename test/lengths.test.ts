@@ -1,4 +1,4 @@
-// No function is longer than a screen or two: 100 lines in kernels and native, 80 in lib.
+// No function is longer than a screen or two: 100 lines in kernels and native, 80 in lib. Headers of kernels are short too.
 import { spawnSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -111,6 +111,19 @@ test.each(["kernels", "native"])("no function of %s is over 100 lines", (folder)
   });
   expect(files.length).toBeGreaterThan(10);
   expect(all).toEqual([]);
+});
+
+test("the header of a kernel has at most 24 lines and names notes that exist", () => {
+  const files = sources("kernels", /\.(?:cc|cu|h|wgsl)$/);
+  const headers = files.map((file) => ({
+    file,
+    header: /^(?:\/\/[^\n]*\n)*/.exec(readFileSync(join(root, file), "utf8"))![0],
+  }));
+  const lines = ({ header }: { header: string }) => header.split("\n").length - 1;
+  expect(headers.filter((one) => lines(one) > 24).map(({ file }) => file)).toEqual([]);
+  const named = headers.flatMap(({ header }) => header.match(/kernels\/notes\/\w+\.md/g) ?? []);
+  const notes = sources("kernels/notes", /\.md$/).filter((file) => !file.endsWith("README.md"));
+  expect([...new Set(named)].sort()).toEqual(notes);
 });
 
 /** Functions of lib that are still over 80 lines. */

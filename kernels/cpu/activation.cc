@@ -1,16 +1,12 @@
-// gelu_tanh(x) = x/2 (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): the sigmoid keeps the digits of
-// the tail gelu_erf(x) = x/2 (1 + erf(x / sqrt 2)) swiglu(gate, up) = gate sigmoid(gate) up Plan: sixteen at a time,
-// threads take contiguous ranges; memory is the limit. AMD Zen 4, AVX-512, 2 cores, two threads, 2048 x 3072:
-// swiglu 2.6 ms and its gradient 5.2, at the limit; gelu by tanh 2.6 (45 %) and 3.4 (78 to 97 %); by erf 9.7 and 12.5
-// (11 and 29 %), two polynomials, a division and an exponential in f64; 72 and 63 when that went lane by lane. Zen 3,
-// AVX2, 2 cores, two threads: swiglu 2.2 ms and its gradient 3.0 (66 and 63 %, at the limit when others use the last
-// cache too); gelu by tanh 2.3 and 3.3 (48 and 44 %), by erf 14.0 and 15.5. In one loop gelu by tanh took 27 % longer,
-// its gradient 2 to 4; with f64 masks as masks of f32 erf took 20 and 10 % longer. Zen 5, AVX-512, 2 cores, two
-// threads: swiglu 0.9 to 1.6 ms and its gradient 1.7 to 3, gelu by tanh 0.83 and 1.1, all at the limit; by erf 5.8
-// and 6.5. Gelu by tanh in one loop: 27 % more, its gradient 21. With masks, as if no vector were
-// whole, 2.9, 4.4, 2.9, 3.5, 7.2 and 8.6. Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads:
-// swiglu 2.1 ms and its gradient 3.3 (69 and 96 %), gelu by tanh 4.4 and 4.6 (22 and 32 %, the limit being that of a
-// large last cache), by erf 9.9 and 8.7.
+// Activations and their gradients, element by element.
+//
+//   gelu_tanh(x) = x/2 (1 + tanh(u)) = x sigmoid(2u),  u = sqrt(2/pi) (x + 0.044715 x^3)
+//   gelu_erf(x) = x/2 (1 + erf(x / sqrt 2))
+//   swiglu(gate, up) = gate sigmoid(gate) up
+//
+// The sigmoid keeps the digits of gelu's tail, where 1 + tanh(u) would lose them.
+// Plan: sixteen at a time. Threads take contiguous ranges. Memory is the limit, except for erf.
+// Figures: 44 % of the limit to all of it (erf: 11 to 29 %). History: kernels/notes/activation.md.
 #include "kernels/cpu/math.h"
 
 namespace rlhf::RLHF_ISA {

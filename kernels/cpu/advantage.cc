@@ -1,35 +1,17 @@
 // Generalised advantage estimation (Schulman et al. 2016, eq. 16), backwards over each sequence:
 //   delta[t] = fma(gamma, v[t+1], r[t]) - v[t],   A[t] = fma(gamma lambda, A[t+1], delta[t]),   v = A = 0 past the end
-// rewards, values, advantages, returns: f32 [N] packed by cu_seqlens i32 [B+1], or [B,T] with a mask. A masked token is
-// passed over: it leaves v[t+1] and A[t+1] as they are, and its outputs are 0.
+//   rewards, values, advantages, returns: f32 [N] packed by cu_seqlens i32 [B+1], or [B,T] with a mask
+// A masked token is passed over. It leaves v[t+1] and A[t+1] as they are, and its outputs are 0.
 //
 // Law: one chain per sequence, in f32.
-// Plan: a chunk of 512 tokens of eight sequences at once, from their ends: what does not depend on the token
-// after it by vectors along the sequence, then the eight chains token by token (two multiply-adds a cycle, each of
-// four; with AVX2 eight tokens are turned, so that one takes all eight), then the returns; large results past the
-// caches; sequences over threads.
-//
-// AMD Zen 4, AVX-512, 2 cores, two threads: 1024 x 4096 in 2.4 to 3.2 ms, 64 x 1024 in 0.023 to 0.038 (on one
-// thread 4.4 and 0.042: 2.3 cycles a token in the caches), where sixteen sequences per vector through 16 x 16
-// transposes took 3.8 and 0.13; 44 % of the limit for the large one, which waits for memory in `deltas`. Sixteen tokens
-// at a time, with the deltas and results of neighbouring sixteens between the steps of the chain, took 1.9 to 2.6 and
-// 0.037 to 0.042. Zen 3, AVX2, 1024 x 4096: 4.1 ms with two threads, 72 % of the limit, 6.6 with one, 70 %, where a
-// loop through each sequence by itself takes 7.9 to 8.7 on one; 64 x 1024 in 0.047 and 0.057, 2.1 and 1.8 times that
-// loop's speed (without strangers on the machine 2.5 ms, 62 % of what the last cache allows then, and 0.030, 2.7
-// and 3.0 times): 1.7 to 2.2 cycles a token on one thread, where chains token by token took 2.4 to 2.6, half of it
-// theirs and a quarter each the deltas' and the results'. What begins or ends inside of sixteen tokens goes by vectors:
-// 37 tokens a sequence took 16 cycles a token, now
-// 5. Lost there: no chunks, each line of eight rows through registers from memory to memory (1.9 cycles at 1,001
-// tokens, 7.3 at 1,024, where 32 lines meet in one set of the cache); chunks of 256, 128 and 64 tokens (2 to 10 % in a
-// cache, up to half from memory: the longer a stretch, the more of it the core's prefetcher guesses); four rows of
-// 1,024 tokens, two of 2,048, asking into L1; ordinary stores, up to half as much again. Zen 5, AVX-512, two
-// threads: 1.2 to 1.8 ms, at the limit, and 0.019: 3.3 to 5.8 and 3.7 times the plain loop on one thread; of 1 to 600
-// tokens 0.061, 2.9 times. Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 1024 x
-// 4096 in 1.8 ms, 72 %, 3.9 times the plain loop on one thread; 64 x 1024 in 0.025, 3.4 times; 512 sequences of 1 to
-// 600 tokens in 0.09, 2.3 times (with one thread as fast as it). Lost there: chunks of 256 (nothing) and 1,024 tokens
-// (8 %), asking into L1 (5) or not at all (22), ordinary stores (15); sequences in order of their lengths, so that
-// eight that go together are alike (5 % with one thread, half as much again with two, probably since neighbours' lines
-// go from core to core).
+// Plan: eight sequences go at once, in chunks of 512 tokens from their ends. Sequences over
+// threads.
+//   1. Deltas, which do not depend on the token after, by vectors along the sequence.
+//   2. The eight chains, token by token: two multiply-adds a cycle, four chains in each. With AVX2 eight
+//      tokens are transposed, so that one multiply-add serves all eight chains.
+//   3. Returns. Large results are stored past the caches.
+// Figures: 44 % of the limit to all of it, 1.8 to 5.8 times a plain loop. History:
+// kernels/notes/advantage.md.
 #include "kernels/cpu/transpose.h"
 
 namespace rlhf::RLHF_ISA {

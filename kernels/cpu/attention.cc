@@ -1,39 +1,21 @@
-// Causal attention over packed sequences, grouped-query, without the N x N matrix (Dao et al., FlashAttention; the
-// online softmax is Milakov and Gimelshein's).
+// Causal attention over packed sequences, grouped-query, without the N x N matrix (Dao et al.,
+// FlashAttention). The online softmax is Milakov and Gimelshein's.
 //
 //   s_ij = (sum over D of q_i k_j) scale,  o_i = sum over j <= i of softmax_j(s_ij) v_j,  lse_i = log sum_j exp(s_ij)
 //   q [N,H,D]  k, v [N,G,D]  o [N,H,D]  lse [N,H];  query heads g H/G .. (g+1) H/G - 1 read key/value head g
 //
-// Plan: work is (sequences that share a prefix, key/value head, sequence, block of BLOCK query rows), where a row is
-// one query of one head of the group, queries ascending. A thread packs the sequence's keys and values once per head,
-// tile by tile as its blocks reach them, keeps what the next sequence shares with it through `prefix`, and asks for the
-// next head's rows meanwhile (T 128: 10 % faster). Within a block: for each tile of 64 keys, for each register group of
-// 6 rows: q k^T, softmax, p v. Nothing above the diagonal is computed but the corner of a group.
+// Plan: an item of work is a block of BLOCK query rows of one sequence and key/value head. A row is
+// one query of one head of the group, queries ascending. Sequences that share a prefix follow each
+// other. A thread packs a sequence's keys and values once per head, tile by tile as its blocks
+// reach them. It keeps what the next sequence shares through `prefix`, and asks for the next head's
+// rows meanwhile. For each tile of 64 keys and each group of 6 rows: q k^T, softmax, p v. Above the
+// diagonal only the corner of a group is computed.
 //
-// Law: per element q.k is one chain over D, then times scale; per tile m' = max(m, tile max), a = exp(m - m'),
-// l = l a + (law 2 over the tile's keys), o = o a continued by one chain over the tile's keys; at the end o / l and
-// lse = m + log(l). A later key of the sequence may enter with p = 0, which changes no bit.
-//
-// Measured on one core of a Xeon (Sapphire Rapids), D 64, T 1024, share of the FMA peak: AVX-512 65 %, AVX2 69 %; T 256
-// 50 %. The register tiles run at 97 %; the softmax takes a fifth, the divisions by l 2 % (10 % at T 128).
-// Two cores of an AMD EPYC (Zen 4, AVX-512), D 64: T 128 44 %, T 512 65 %, T 1024 71 %, T 2048 76 %; D 128 79 %. At T
-// 128 the register tiles take 55 % of the time, rows in and out 26 %, the softmax 10 %, packing keys 9 %. Tried and
-// lost: softmax per register group (latency of the row maxima shows), blocks of 24 and 72 rows (no difference). Zen 3,
-// AVX2, 2 cores, two threads, D 64, alone: T 128 46 %, T 512 60 to 65 %, T 1024 63 to 69 %, T 2048 69 to 73 %, T 4096
-// 72 %; D 128 76 %; beside strangers T 128 34 %, T 512 51 %, T 1024 55 %, T 2048 58 %; 1.2 to 2.2 times torch. One
-// thread at T 512 reaches 63 % when the core is its own and 49 when a stranger works on the core's other thread
-// (gemm.h), every part a fifth slower. Of its time the register tiles take 66 % (T 1024: 72), at 97 % of the peak in
-// the first state and 75 to 85 in the second; the softmax 15, rows in and out 11, packing
-// 4. With all keys and values in one tile's place, sums wrong, it would win 1 to 4 %: it is not the caches. Eight steps
-// a turn won 1 to 7 %. Lost there: blocks of 96, 144 and 192 rows (nothing to 2 %); the tile's loop in assembly (2 %),
-// or with 3 rows by 32 lanes and a sixth fewer instructions (3 % at the second state, 3 to 5 lost at the first); the
-// rows of the next tile asked for in place of the next head's, and o's before they are written (3 % at T 512, nothing
-// elsewhere); no second scheduling (nothing) or that of znver3 (4 % lost). Zen 5, AVX-512, 2 cores, two threads, D 64:
-// T 128 39 %, T 512 62 to 68 %, T 1024 67 to 70 %, T 2048 69 to 74 %, T 4096 76 %; D 128 81 %; 2.4 to 4.6 times torch.
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: T 128 33 %, T 512 52, T 1024 56, T
-// 2048 59, T 4096 62; D 128 66; 1.25 to 2.3 times torch. Register tiles take 73 to 75 % of the time, at 79 % of the
-// peak, the softmax 16, rows in and out 4 (T 1024: 8). Blocks of 24 rows lost 1 to 3 %, of 96, as they are with AVX-512
-// now, won as much (Zen 5: 1, Zen 4: nothing); not asking for the next head's rows: nothing.
+// Law: q.k is one chain over D, then times scale. Per tile m' = max(m, tile max), a = exp(m - m'),
+// l = l a + (law 2 over the tile's keys), o = o a continued by one chain over the tile's keys. At
+// the end o / l and lse = m + log(l). A later key of the sequence may enter with p = 0, which
+// changes no bit.
+// Figures: 33 to 81 % of the peak, rising with T. History: kernels/notes/attention.md.
 #include "kernels/cpu/chains.h"
 
 namespace rlhf::RLHF_ISA {

@@ -1,9 +1,9 @@
-// What prefill, decode and the backward of attention share: the register tile, one key tile of the online softmax,
-// and the packing of keys and values.
+// What prefill, decode and the backward of attention share: the register tile, one key tile of the
+// online softmax, and the packing of keys and values.
 //
-// Tiles are 64 keys, counted from position 0 of a sequence (law 3). Packed: keys as panels [D][64], so that the lanes
-// of q k^T run over keys; values as rows, so that the lanes of p v run over D. Rows are padded to `width(D)`, a
-// multiple of 16.
+// Tiles are 64 keys, counted from position 0 of a sequence (law 3). Keys are packed as panels
+// [D][64]: the lanes of q k^T run over keys. Values are packed as rows: the lanes of p v run over
+// D. Rows are padded to `width(D)`, a multiple of 16.
 #pragma once
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/transpose.h"

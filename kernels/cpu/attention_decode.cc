@@ -2,13 +2,9 @@
 //
 //   q [B,H,D], the first lengths[b] tokens of slot slots[b] -> o [B,H,D]
 //
-// Law: the tiles, chains and joins of attention (one function serves both), so o is bit for bit the row that attention
-// gives for the same token. What the cache holds beyond lengths[b] enters no sum.
-// AMD Zen 4, AVX-512, 2 cores, two threads, 32 sequences of 1,024 tokens, heads of 64: 12 of them 6.2 to 7.8 ms, 56 to
-// 87 % of the limit of memory; 14 over 2 of keys and values 1.7 to 2.4, 44 to 51 %, where seven queries share what is
-// read. Zen 3, AVX2, 2 cores, two threads: 12 heads of their own 6.1 to 8.7 ms, 87 to 95 %; 14 heads on 2 1.9 to 4.1
-// ms, 29 to 40 %. Zen 5, AVX-512, 2 cores, two threads: 2.9 to 4.7 ms, at the limit; 0.63 to 0.75, 56 to 85 %. Intel
-// Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 87 and 56 %.
+// Law: the tiles, chains and joins of attention, by the same function. So o is bit for bit the row
+// that attention gives for the same token. What the cache holds beyond lengths[b] enters no sum.
+// Figures: 29 % of the limit of memory to all of it. History: kernels/notes/attention.md.
 #include "kernels/cpu/attention.h"
 
 namespace rlhf::RLHF_ISA {

@@ -1,5 +1,5 @@
-// Sums over tokens, one chain per column: a few lines of a row abreast, so that a walk over all rows is not one line of
-// every page.
+// Sums over tokens, one chain per column. A few lines of a row go abreast, so that a walk over all
+// rows touches more than one line of every page.
 #pragma once
 #include "kernels/cpu/vector.h"
 

@@ -1,8 +1,8 @@
-// One result per element: cast, add, sub, mul, y = fma(x, factor, shift), clamp and its gradient, y += x, fill; and the
-// sum of all (law 4). Plan: sixteen at a time, threads take contiguous ranges; memory is the limit, and AMD Zen 4
-// (AVX-512, 2 cores, two threads) adds 8 M numbers at it, 3.3 ms. Zen 3 (AVX2, 2 cores, two threads) adds them in 2.7
-// to 3.8 ms, 78 % of it or all. Zen 5 (AVX-512, 2 cores, two threads) adds them in 1.8 ms. Intel Xeon (Sapphire Rapids
-// or later, AVX-512, 2 cores, two threads) adds them in 2.4 ms, at the limit.
+// One result per element: cast, add, sub, mul, y = fma(x, factor, shift), clamp and its gradient, y += x, fill; and
+// the sum of all (law 4).
+//
+// Plan: sixteen at a time. Threads take contiguous ranges. Memory is the limit.
+// Figures: 78 % of the limit to all of it. History: kernels/notes/elementwise.md.
 #include "kernels/cpu/sums.h"
 #include "native/list/types.h"
 

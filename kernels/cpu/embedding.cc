@@ -2,11 +2,9 @@
 //
 //   y[n] = table[ids[n]];  dtable[ids[n]] += dy[n], tokens in order
 //
-// Plan: forward threads take tokens; gradients take columns, so that each element is one chain whatever the threads.
-// AMD Zen 4, AVX-512, 2 cores, two threads, 2,048 tokens of 50,257 x 768: 0.59 ms, and 0.88 the gradient. Rows of 3 KiB
-// lie anywhere in 154 MB: 28 and 8 % of what streams through the last level of caches could move, a thousandth of a
-// step of GPT-2 at most. Zen 3, AVX2, the same: 0.16 to 0.47 ms and 0.34 to 0.61. Zen 5, AVX-512, the same: 0.10 ms and
-// 0.17. Intel Xeon (Sapphire Rapids or later), AVX-512, the same: 0.24 ms and 0.35.
+// Plan: forward threads take tokens. Gradients take columns, so that each element is one chain
+// whatever the threads.
+// Figures: 0.10 to 0.59 ms for 2,048 tokens of 50,257 x 768. History: kernels/notes/embedding.md.
 #include "kernels/cpu/vector.h"
 #include "native/list/types.h"
 

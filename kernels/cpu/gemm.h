@@ -1,70 +1,15 @@
-// c[m,n] (+)= a[m,k] b[k,n]: each element one chain of fused multiply-adds over k in order, continued from what it
-// holds.
+// c[m,n] (+)= a[m,k] b[k,n]: each element is one chain of fused multiply-adds over k in order,
+// continued from what it holds.
 //
-// Plan (Van Zee and van de Geijn 2015): a register tile of MR rows and NR columns whose accumulators are loaded from c
-// first, so that blocks of k continue the chain; a packed as [m/MR][k][MR], b as panels [n/32][k][32], padded with
-// zeros. Blocks: KC steps of a panel in L1, MC x KC of a in L2, NC columns of b in L3. Panels are 32 wide on every ISA,
-// so a packed weight means the same everywhere. b, or its panels, may be bf16 and is widened as it is loaded (law of
-// arithmetic, 9).
+// Plan (Van Zee and van de Geijn 2015): a register tile of MR rows and NR columns. Its sums are
+// loaded from c first, so that blocks of k continue the chain. a is packed as [m/MR][k][MR], b as
+// panels [n/32][k][32], padded with zeros. A panel of b is packed just before its tiles, which ask
+// for the numbers of the next one meanwhile.
 //
-// A panel of b is packed just before its tiles, which ask for the numbers of the next one meanwhile.
-//
-// Measured on two cores of an AMD EPYC (Zen 4, AVX-512, 234 GFLOP/s), share of the peak: 2048^3 88 to 91 %, 1024 x 768
-// x 768 92 to 94, 2048 x 3072 x 768 90, 256 rows of hidden states to 50257 logits 84, their gradient back to 768
-// columns 89 (85 before tiles asked for panels), weight gradients 86 to 89. torch's own products reach 68 to 84 %
-// there, so 1.2 times as fast is more than the peak where it is above 83. Cycles to pack a number: a 0.42 transposed,
-// 0.33 copied; b 0.28 transposed, 0.16 to 0.26 copied; twice that at strides that are powers of two: 2 to 4 % of a
-// product of 256 rows, 1 % of 1,024. One core, a and c in no cache: 640 x 256 x 256 99 GFLOP/s of 117 (84 before a tile
-// asked for the lines of c that come next). Tried and lost: KC 256 (0 to 3 %) and 192 (1 to 12 %), though 384 steps of
-// a panel do not fit that core's L1; asking ahead for packed panels (0 to 5 %) and for the rows of a that are packed
-// next (4 % where a and c are large: they drive out what is at work); asking for c evenly over the steps (nothing to 9
-// %), two steps in one turn of the loop (1 to 3 %). A tile alone, in a cache, runs at 97 to 98 %.
-//
-// Zen 3 with AVX2 (93 GFLOP/s a core), as a tenant's virtual machine: a step of a tile takes 20 instructions, and 4 to
-// count, for 12 multiply-adds, six cycles. By tenths of seconds it runs at 97 % of the peak from L1, or at 75 while
-// multiply-adds alone still reach it: as if a stranger worked on the core's other thread and took half of the six
-// instructions that the core issues a cycle. With eight steps a turn the 75 are 87. With the next panel asked for and
-// KC 384 too, 1024 x 768 x 768 went from 67 to 74 % at such times, from 86 to 88 at others, 1024 x 1024 x 2048 from 61
-// to 70 and from 82 to 83. What is left there at other times: packing a 2 to 3 %, packing b 1 to 2, c 2 to 4 (most
-// where its rows are a power of two apart), panels from L3 3 (4 to 7 before they were asked for). Lost on it: panels of
-// 16 columns (nothing), NC 512 and 256 (1 and 3 %), MC 72 and 216 (nothing), KC 192 (nothing to 2 %) and 512 (2 % of
-// the first shape for 2 of the second), asking for the next rows of a packed panel (nothing), four steps a turn (5 % at
-// other times; two, six and eight do not lose them). The tile's loop in assembly: 3 % at such times, nothing at others;
-// of 3 rows by 32 columns, 19 instructions a step for 20, as much; with a read four at a time and turned in registers 5
-// to 10 % less. In the benchmarks, alone: 2048^3 86 %, 1024 x 768 x 768 82 to 86, 2048 x 3072 x 768 86 to 91, the
-// head's 83 to 87; 0.93 to 1.4 times torch, whose library reaches 87 to 92 then, so that 1.2 times as fast is more than
-// the peak; beside strangers 62 to 81 %, 1.0 to 1.7 times torch. Products of 256 columns alone: 87 to 94 %, their
-// weight gradients 81 to 88, of which packing takes 8 to 13. Half vectors where a transposed a is packed won these 1 to
-// 3 %. Lost there: packing by 8 and 16 steps (nothing to 4 %), rows of c split over threads (nothing to 7 %), both
-// threads packing a before the product (nothing to 6), a read where it lies in place of packing it (nothing to 7);
-// blocks of up to 768 steps, as even as they go, of 96 rows: 1 to 3 % of large products won, 3 of the head's backward
-// lost, steps of training the same.
-//
-// Zen 5, AVX-512, two cores (517 to 535 GFLOP/s): 2048^3 90 to 92 %, 1024 x 768 x 768 92 to 93, 2048 x 3072 x 768 90 to
-// 93, the head's 90 to 92, weight gradients 88 to 94; 2.2 to 3.2 times torch. Its multiply-adds are twice as fast as
-// its shuffles (one of 512 bits a cycle) and as what the cores' second level of caches takes, so packing costs more: a
-// number 0.40 cycles of a, 0.35 of a transposed, 0.25 to 0.35 of b, 0.5 of b transposed, 3 % of a product of 768
-// columns and 8 of 256. The rows that the panels of a transposed a take next, asked for as these are packed, won weight
-// gradients 2 to 10 %. Lost: transposing by 512 bits (a a quarter faster, b slower), whole lines of a transposed a put
-// together by vpermt2ps (nothing: its panels bind), rows of c split over threads from half as many rows as columns on
-// (0 to 4 %). What was made for Intel (below) won there too: 2 to 6 % where c is large, 11 to 20 of one row of bf16 by
-// 50257 columns; blocks of 1152 steps and of 13 tiles, on top, nothing. So rows of a are read where they lie: 4 to 7 %
-// of products of 256 columns won, 3 to 5 of 1024 x 768 x 768, 1 to 2 of the head's; where rows are a multiple of 4 KB
-// apart, 5 of 256 columns, but 2 % of 2048^3 lost, which packs them still. A transposed a read where it lies: 3 % of
-// weight gradients of 256 columns won, 2 to 8 of wider ones lost.
-//
-// Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 2048^3 75 %, 1024 x 768 x 768 73 to
-// 76, 2048 x 3072 x 768 76 to 77, the head's 71 to 77; 0.93 to 1.21 times torch, whose library reaches 77 to 80 there,
-// 59 at the head. Its peak is that of multiply-adds after a pause, 430 GFLOP/s; without pauses they reach 400, and
-// products on one core 83 to 90 % of them (74 to 81 before), a tile alone 91 to 97. Nine tenths of a product are tiles,
-// at 90 to 92 %, the rest packing. Won: requests over all steps of a tile (3 to 20 %, most where c or the panels come
-// from memory), one place for panels that are used once (3 to 6), longer blocks of k where c is large (3 to 10), for
-// few rows a whole panel asked for 128 steps ahead (f32 18 %, bf16 28). Lost: NC 512 and 256 (0 to 5 %), KC 192, 256,
-// 320, 1024 (nothing), MC of 38 tiles (2 to 5), of 10 with long blocks (2 % of the largest won, 5 of 256 rows lost), no
-// requests for c (3 to 10), panels asked for into L2 (nothing); packing a transposed by 8 to 32 steps (2 to 4 % of a
-// weight gradient won, 1 elsewhere), its panels an odd number of lines apart, its rows asked for nearer, further or not
-// at all (nothing); for 16 rows pieces of 16 and 24 KB, asked for into L1 or two ahead (nothing to 3 %): they take 68 %
-// of the limit in f32, 64 in bf16, where torch's bf16 has a matrix unit that rounds x.
+// Blocks: KC steps of a panel in L1, MC x KC of a in L2, NC columns of b in L3. Panels are 32 wide
+// on every ISA, so a packed weight means the same everywhere. b, or its panels, may be bf16 and is
+// widened as it is loaded (law 9).
+// Figures: 73 to 94 % of the peak. History: kernels/notes/linear.md.
 #pragma once
 #include "kernels/cpu/transpose.h"
 #include "kernels/cpu/vector.h"
@@ -419,22 +364,10 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
   return packed_a_floats(m, kc) + (packed ? 0 : round_up(smaller(n, m <= MC ? PANEL : NC), PANEL) * kc + LANES);
 }
 
-// A product of few rows, as in decoding, where memory is the limit: every panel is read once from its first step to its
-// last, a row-major b is packed panel by panel. What needs more than one tile, as even as they go, takes FEW_BYTES of a
-// panel at a time, which then lie in L1, and asks for the next ones into L2 meanwhile. On Zen 4 with AVX-512 and two
-// threads, over the layers of GPT-2, 1 to 8 rows read f32 and 1 to 4 rows bf16 at all of the memory's bandwidth (30 to
-// 34 GB/s), 16 rows reach 82 % of the peak with either. Decoding SmolLM2-135M in bf16 there, 63 % of what memory
-// allows, is this with one row for nearly all of the time in kernels, and threads that wait for each other for a
-// seventh: its 210 products last 30 us each. On Zen 3, with less bandwidth to a core, one row of f32 is at 96 to 100 %.
-// Lost: asking into L1, which drives out what is at work there (16 rows of f32: 63 %), asking with one tile (a sixth),
-// rows of a set apart by an odd number of lines (nothing). With AVX2, from memory, against tiles of 6 rows and half a
-// panel: tiles of 3 rows that take a whole panel, so that memory is read as it lies, won 3 to 8 rows of f32 20 to 70 %,
-// 16 rows a tenth; eight steps a turn, pieces of 16 KB and sums apart from c another 5 to 10, operands kept in
-// registers a tenth. bf16 keeps 6 rows, since each tile widens anew: 8 to 16 rows won a sixth to a quarter; asked for
-// 32 lines ahead, 1 and 2 rows 5 to 25 %. 16 rows reach 65 % of the limit, decoding SmolLM2-135M 86 % in f32 and 71 in
-// bf16. Lost there: a packed by sixes (16 rows of bf16 as much, f32 a tenth less), bf16 widened once for all tiles (a
-// fifth to a quarter), asking ahead in f32 (5 to 20 %), more than 3 rows through the blocks of large products (8 and 16
-// rows of f32 a sixth).
+// A product of few rows, as in decoding, where memory is the limit. Every panel is read once, from
+// its first step to its last. A row-major b is packed panel by panel. More rows than one tile takes
+// are cut as evenly as they go. They read FEW_BYTES of a panel at a time, which then lie in L1, and
+// ask for the next ones into L2 meanwhile. History: kernels/notes/linear.md.
 constexpr int64_t FEW = 16;
 #if RLHF_VECTOR_AVX2
 constexpr int64_t FEW_BYTES = 16384;

@@ -1,9 +1,10 @@
 // What the machine can do at most: the bars that the benchmarks measure every kernel against.
 //
 //   limit_fma     independent chains of V fma per thread, enough to hide the latency: no memory
-//   limit_stream  R arrays read, U updated in place and W written, a block of each in turn: the plainest kernel with a
-//                 row's own mix of streams. Streams in lockstep, 64 values of each, lose a tenth with six or more of
-//                 them.
+//   limit_stream  R arrays read, U updated in place and W written, a block of each in turn
+//
+// limit_stream is the plainest kernel with a row's own mix of streams. History:
+// kernels/notes/limit.md.
 #include "kernels/cpu/vector.h"
 
 namespace rlhf::RLHF_ISA {

@@ -1,12 +1,12 @@
-// What the law of arithmetic costs: a product and an attention that may add in any order, for the benchmarks alone.
+// What the law of arithmetic costs: a product and an attention that may add in any order, for the
+// benchmarks alone.
 //
-//   limit_linear      y = x W^T: gemm.h's blocks and tiles, but each block of k is summed from zero and added to y
-//   (lost: blocks that
-//                     are packed before their tiles, which then ask for nothing: 4 to 18 % on Zen 5); of up to 16 rows
-//                     it is the ordered product
-//   limit_attention   o = softmax(scale q k^T) v, causal, no prefix: attention.h's tiles, but one maximum and one
-//   scaling of o
-//                     per 256 keys, and denominators in 16 lanes to the end
+//   limit_linear      y = x W^T by gemm.h's blocks and tiles. Each block of k is summed from zero and added to y.
+//                     Up to 16 rows are the ordered product.
+//   limit_attention   o = softmax(scale q k^T) v, causal, no prefix, by attention.h's tiles. One maximum and one
+//                     scaling of o per 256 keys; denominators stay in 16 lanes to the end.
+//
+// History: kernels/notes/limit.md.
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/gemm.h"
 

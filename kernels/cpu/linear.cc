@@ -1,8 +1,9 @@
 // Linear layers, W [O,I]:
 //   y = x W^T + b     dx = dy W     dW += dy^T x, dbias += sum over tokens of dy
 //
-// Law: every element of y, dx and dW is one chain over I, O or tokens; the bias is added after the chain; dW and dbias
-// are continued, so a split of the tokens changes no bit. Plan and blocks: gemm.h.
+// Law: every element of y, dx and dW is one chain over I, O or tokens. The bias is added after the
+// chain. dW and dbias are continued, so a split of the tokens changes no bit. Plan and blocks:
+// gemm.h. History: kernels/notes/linear.md.
 #include "kernels/cpu/columns.h"
 #include "kernels/cpu/gemm.h"
 #include "native/list/types.h"

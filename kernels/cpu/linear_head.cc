@@ -1,41 +1,21 @@
-// The language-model head: log-probs, or the loss of the policy, from the hidden state. Logits exist only as a tile.
+// The language-model head: log-probs, or the loss of the policy, from the hidden state. Logits
+// exist only as a tile.
 //
 //   linear_logprob: logp[m] = x_y - log sum_j exp(x_j),  x = h[rows[m]] W^T / T;  entropy = lse - sum_j p_j x_j
 //   linear_policy_loss: the loss of those (policy_loss.h), with dh and dW
 //   h f32 [N,C]; W f32 or bf16 [V,C]; rows, y i32 [M]; logp, lse, entropy f32 [M]; dh f32 [N,C]; dW f32 [V,C]
 //
-// Plan of linear_logprob: 512 rows at a time against every vocabulary tile, tiles split over threads, so that each tile
-// of the head is packed once per 512 rows; a tile's logits become (m, s, u) at once (logprob.h); joined in order at the
-// end. Plan of its gradient: 512 rows at a time; their logits are recomputed 3,072 at a time, turned into their
-// gradient in place, then dh and dW, whose chains go on from block to block (linear_head.h).
+// Plan of linear_logprob: 512 rows at a time against every vocabulary tile, tiles over threads.
+// Each tile of the head is packed once per 512 rows. A tile's logits become (m, s, u) at once
+// (logprob.h), and tiles are joined in order. The gradient recomputes the logits of 512 rows, 3,072
+// at a time, and turns them into their gradient in place. Then dh and dW continue their chains from
+// block to block (linear_head.h).
 //
-// Plan of linear_policy_loss: three products, 256 rows at a time. Logits for the whole vocabulary are computed once,
-// tile by tile, and reduced to logp and entropy. The loss's gradient is then taken from them a span at a time, with dh
-// and dW. Equal, bit for bit, to linear_logprob, policy_loss and linear_logprob_grad one after another. Scratch: 256 x
-// V floats and some 15 MB.
-//
-// linear_logprob: Zen 3, AVX2, 2 cores, two threads: 85 to 87 % of the peak, 1.5 times torch compiled, 1.7 eager, 2.1
-// TRL's chunks: twice torch eager would be more than the peak; with a stranger on each core's other thread (gemm.h) 69
-// %. Zen 5, AVX-512, 2 cores, two threads: 87 % of the peak, 3.0 times torch, 3.9 to 5.5 times TRL. Intel Xeon
-// (Sapphire Rapids or later, L2 of 2 MB), AVX-512, 2 cores, two threads: 71 %, 1.36 times torch, its gradient 73
-// %, 1.22 times; its products bind (gemm.h).
-//
-// linear_policy_loss:
-// Measured on two cores of an AMD EPYC (Zen 4, AVX-512, 234 GFLOP/s), M 1024, C 768, V 50257: 84 to 88 % of the peak
-// over three products (81 with the gradient taken in place for the whole vocabulary at once). Of 1203 ms: logits 373,
-// dh 374, dW 372 (336 each at the peak), statistics of tiles and writing them down 20, the gradient 25, packing it 12,
-// the rest waiting for the other thread. At the peak, with nothing else to do, it would be 1010 ms, so that against
-// F.linear_cross_entropy and plain torch, both at 1635 ms, 1.62x is the most there is; 1.42x is reached. Zen 3, AVX2, 2
-// cores, two threads: 79 to 82 % of the peak, 67 beside strangers, 1.2 times torch compiled, 1.2 to 1.3
-// F.linear_cross_entropy, 1.3 to 1.5 eager, 3.0 TRL's chunks; at the peak itself it would be 1.5 times
-// F.linear_cross_entropy and 1.6 eager. The products bind (gemm.h). To read 154 MB of weights twice, and read and write
-// their gradient, for every 256 rows alone takes 31 ms of 600 there, at 20 GB/s. Lost: blocks of 512 rows, and spans of
-// the gradient twice as long: nothing beyond what that machine varies by.
-// Zen 5, AVX-512, 2 cores, two threads (517 GFLOP/s): 82 to 85 % of the peak, 2.4 times torch compiled and
-// F.linear_cross_entropy; 89 % of the time is in the products' register tiles. Blocks of 350, 518 and 1,008 rows there:
-// nothing to 2 % lost, though weights are read less often. Intel Xeon (Sapphire Rapids or later, L2 of 2 MB), AVX-512,
-// 2 cores, two threads: 66 % of the peak, 1.14 times torch compiled, 1.31 eager, 2.7 times TRL's chunks; its three
-// products bind (gemm.h; the peak itself would be 1.7 times torch). Blocks of 512 rows: 2 %, for 50 MB more.
+// Plan of linear_policy_loss: three products, 256 rows at a time. All logits are computed once,
+// tile by tile, and reduced to logp and entropy. The loss's gradient is taken from them a span at a
+// time, with dh and dW. The result equals linear_logprob, policy_loss and linear_logprob_grad one
+// after another, bit for bit. Scratch: 256 x V floats and some 15 MB.
+// Figures: 66 to 88 % of the peak. History: kernels/notes/linear_head.md.
 #include "kernels/cpu/linear_head.h"
 #include "kernels/cpu/policy_loss.h"
 

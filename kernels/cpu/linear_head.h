@@ -1,19 +1,13 @@
-// What the ops of the language-model head share: logits of a block of rows by vocabulary tiles, and the way back from
-// their gradient.
+// What the ops of the language-model head share: logits of a block of rows by vocabulary tiles, and
+// the way back from their gradient.
 //
 //   x = h[rows] W^T,  dh[rows] += g W,  dW += g^T h[rows],  g = d loss / d logits;  h [N,C]  W [V,C]  rows [M]
 //
-// Plan: a block's hidden states are packed once for all tiles and threads, as the left operand of x and the right one
-// of dW. The way back takes SPAN logits of every row at a time: threads fill their tiles of g, pack g for dh together,
-// then each takes its columns of dh and its rows of dW, while a cache still holds both. Both chains go on from span to
-// span and from block to block.
-//
-// Measured on two cores of an AMD EPYC (Zen 4, AVX-512, 234 GFLOP/s), blocks of 256 rows, C 768, V 50257, share of the
-// peak: x 90 %, dh 90, dW 90; x 84, dh 80 and dW 89 when every tile and thread packed for itself and g went to memory
-// and back. What is left is the products' own (gemm.h). Tried and lost: hints for the weight's lines alone, without
-// packing once: dh 88, but x as before. Zen 5, AVX-512, two cores (517 GFLOP/s): linear_logprob_grad 82 to 88 % of the
-// peak over three products. Zen 3, AVX2, two cores: linear_logprob_grad 85 to 88 %; beside strangers 71 with two
-// threads, 80 with one.
+// Plan: a block's hidden states are packed once for all tiles and threads, as the left operand of x
+// and the right one of dW. The way back takes SPAN logits of every row at a time. Threads fill
+// their tiles of g, and pack g for dh together. Then each takes its columns of dh and its rows of
+// dW, while a cache still holds both. Both chains go on from span to span and from block to block.
+// History: kernels/notes/linear_head.md.
 #pragma once
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/logprob.h"

@@ -3,16 +3,9 @@
 //   logp[m] = x_y - log sum_j exp(x_j),  x = logits[m] / T;  entropy = lse - sum_j p_j x_j;  statistics: logprob.h
 //   logits f32 [M,V]; y i32 [M]; logp, lse, entropy, kl f32 [M]
 //
-// Plan: threads take rows; a row goes through in tiles of 512 logits, which are joined in order.
-//
-// AMD Zen 4, AVX-512, 2 cores, two threads, from logits 1024 x 50257: logprob 14 to 16 ms, logprob_grad 9. With clamps
-// that nothing can reach 24 to 30 and 22; without them, but the next tile not fetched ahead, 16 to 25 and 14: a quarter
-// of logprob's time was then the maximum's. What logprob must do: 206 MB, 6 ms, and 32 operations of 512 bits for 16
-// logits (15 of exp, 6 of the exact difference, 11 of the two sums in f64), 7 ms at two a cycle. Zen 3, AVX2, 2 cores,
-// two threads: logprob 16.7 ms (32 % of the limit; 22 in one loop: 31 cycles a sixteen for 43), logprob_grad 14.8 (63
-// %; in two loops 2 to 9 % slower). With a stranger on each core's other thread (gemm.h) 33 and 24 ms. Zen 5, AVX-512,
-// 2 cores, two threads: logprob 6.9 ms (63 to 72 %: arithmetic binds; a seventh more in one loop), logprob_grad 6 to 10
-// (at the limit).
+// Plan: threads take rows. A row goes through in tiles of 512 logits, which are joined in order.
+// Figures: 32 to 72 % of the limit, the gradient 63 % to all of it. History:
+// kernels/notes/logprob.md.
 #include "kernels/cpu/logprob.h"
 
 namespace rlhf::RLHF_ISA {

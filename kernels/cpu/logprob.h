@@ -1,14 +1,15 @@
-// Log-softmax statistics of a row of logits, in tiles of 512 vocabulary entries counted from index 0 (law 3).
+// Log-softmax statistics of a row of logits, in tiles of 512 vocabulary entries counted from index
+// 0 (law 3).
 //
-// x is the logit, t = 1/T. Differences of logits are scaled, never logits, so that no finite logit overflows at any
-// temperature. Each tile is summed by itself, whoever computes it:
-//   m_t = max x,  s_t = sum exp((x - m_t) t),  u_t = sum exp((x - m_t) t) (x - m_t) t      (16 f64 lanes; without the
-//   target's term)
-// and tiles are joined in order, in f64:
+// x is the logit, t = 1/T. Differences of logits are scaled, never logits, so no finite logit
+// overflows at any temperature. Each tile is summed by itself, in 16 f64 lanes, without the
+// target's term:
+//   m_t = max x,  s_t = sum exp((x - m_t) t),  u_t = sum exp((x - m_t) t) (x - m_t) t
+// Tiles are joined in order, in f64:
 //   m' = max(m, m_t),  a = exp((m - m') t),  b = exp((m_t - m') t),
 //   u' = a (u + (m - m') t s) + b (u_t + (m_t - m') t s_t),  s' = a s + b s_t
-// A tile with a NaN has s = u = NaN, and so has its row.
-// The target's own term stays out of S, so that a confident token keeps its digits:
+// A tile with a NaN has s = u = NaN, and so has its row. The target's own term stays out of S, so
+// that a confident token keeps its digits:
 //   logp = -log1p(S) where x_y is the maximum, else d - log(S + exp(d)), d = (x_y - m) t;  lse = m t + (d - logp)
 #pragma once
 #include "kernels/cpu/math.h"

@@ -1,11 +1,14 @@
-// exp, log and their kin: one definition each, of + - * / fma sqrt, selects and integer operations alone, so the same
-// bits on every ISA. Coefficients are Chebyshev fits in 40 digits of the functions on the reduced range.
+// exp, log and their kin, one definition each. They use + - * / fma sqrt, selects and integer
+// operations alone, so the bits are the same on every ISA. Coefficients are Chebyshev fits, in 40
+// digits, of the functions on the reduced range.
 //
-//   V exp        n = nearest(x log2 e), r = x - n ln 2 in two parts, 2^n (1 + r + r^2 P(r)); 0 below 2^-126     <= 1
-//   ulp V exp_below  the same up to 88;  exp_diff: exp((x - m) t) for x <= m, rounding errors carried into r V log
-//   mantissa and exponent in f64, 2 atanh((m-1)/(m+1)), rounded once                               <= 0.51 ulp V expm1,
-//   tanh, sincos, erf: the critical part in f64;  log1p: f64 lane by lane double exp, log, log1p, expm1, cos, pow: <= 2
-//   ulp;  D exp_below: the bits of exp, up to 709;  D log1p: 0 to 1
+//   V exp         n = nearest(x log2 e), r = x - n ln 2 in two parts, 2^n (1 + r + r^2 P(r)); 0 below 2^-126; <= 1 ulp
+//   V exp_below   the same up to 88
+//   exp_diff      exp((x - m) t) for x <= m, rounding errors carried into r
+//   V log         mantissa and exponent in f64, 2 atanh((m-1)/(m+1)), rounded once; <= 0.51 ulp
+//   V expm1, tanh, sincos, erf: the critical part in f64;  log1p: f64 lane by lane
+//   double exp, log, log1p, expm1, cos, pow: <= 2 ulp
+//   D exp_below   the bits of exp, up to 709;  D log1p: 0 to 1
 #pragma once
 #include "kernels/cpu/vector.h"
 

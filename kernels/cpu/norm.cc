@@ -4,14 +4,11 @@
 //   rms:   xhat = x rstd,          y = gain xhat;          dx = rstd (g - xhat mean(g xhat))
 //   dgain = sum over tokens of dy xhat, dbias of dy, continued.
 //
-// Law: row sums in 16 lanes; variance from the differences to the mean; dgain and dbias one chain over tokens per
-// column. Plan: threads take rows; for dgain and dbias columns, some lines abreast, each walking all tokens. AMD Zen 4,
-// AVX-512, 2 cores, two threads, 2048 x 768: rms 0.27 ms (61 % of the limit), layer 0.41 (40 %, three passes over a
-// row); the gradients 1.5 and 1.8 (36 and 30 %), where the columns of dgain read dy and x again: half a percent of a
-// step of GPT-2. Zen 3, AVX2, 2 cores, two threads: rms 0.18 to 0.35 ms (81 to 85 %), layer 0.26 to 0.57 (54 to 58 %),
-// gradients 0.64 to 1.6 and 0.84 to 1.9 (33 to 40 %). Zen 5, AVX-512, 2 cores, two threads: rms 0.087 ms (89 %), layer
-// 0.14 (52 %), gradients 0.37 and 0.45 (47 and 45 %); 0.6 with masks. Intel Xeon (Sapphire Rapids or later), AVX-512, 2
-// cores, two threads: rms 0.23 ms (99 %), layer 0.27 (83 %), gradients 0.59 and 0.57 (57 and 58 %).
+// Law: row sums in 16 lanes. Variance from the differences to the mean. dgain and dbias: one chain
+// over tokens per column.
+// Plan: threads take rows. For dgain and dbias they take columns, some lines abreast, and each
+// walks all tokens.
+// Figures: 40 to 99 % of the limit, gradients 30 to 58 %. History: kernels/notes/norm.md.
 #include "kernels/cpu/columns.h"
 
 namespace rlhf::RLHF_ISA {

@@ -1,20 +1,21 @@
-// The policy's loss per token, shared by policy_loss and linear_policy_loss (A is any argument struct with
-// POLICY_LOSS).
+// The policy's loss per token, shared by policy_loss and linear_policy_loss. A is any argument
+// struct with POLICY_LOSS.
 //
 //   d = logp - old_logp (clamped to +- log_ratio_clamp),  r = exp(d)
-//   clipped_ratio (Schulman et al. 2017):  l = max(-A r, -A clip(r, 1 - low, 1 + high)); where A < 0, l = min(l, -A c)
-//   (Ye et al. 2020);
-//     l times importance
+//   clipped_ratio (Schulman et al. 2017):  l = max(-A r, -A clip(r, 1 - low, 1 + high))
+//     dual clip (Ye et al. 2020):  where A < 0, l = min(l, -A c);  then l times importance
 //   log_likelihood: l = -A logp
-//   kl(logp, ref): k1 d', |d'|, d'^2 / 2, k3 = expm1(-d') + d' at most 10, d' = logp - ref_logp (Schulman 2020; the
-//   limit is verl's)
+//   kl(logp, ref), d' = logp - ref_logp (Schulman 2020; the limit is verl's):
+//     k1 d', |d'|, k2 d'^2 / 2, k3 = expm1(-d') + d' at most 10
 //   loss = scale sum over tokens of w (l + kl_coef kl - entropy_coef entropy),  w: token_loss.h
-// A term whose coefficient is 0 enters neither loss nor gradient, be it infinite. Its statistic is told.
+// A term whose coefficient is 0 enters neither loss nor gradient, even if it is infinite. Its
+// statistic is still given.
 //
-// Gradients at ties: where clipping changes nothing (r inside the interval, ends included; |d| at the clamp) the
-// gradient is the unclipped one; it is 0 where the clipped branch is strictly larger, and where c holds. Law: per token
-// nothing to order. Statistics by law 4; a sequence's tokens have one weight, so a block's sums are taken without it
-// and times it at the end.
+// Gradients at ties: where clipping changes nothing (r inside the interval, ends included; |d| at
+// the clamp) the gradient is the unclipped one. It is 0 where the clipped branch is strictly
+// larger, and where c holds.
+// Law: per token there is nothing to order. Statistics by law 4. A sequence's tokens have one
+// weight, so a block's sums are taken without it and multiplied at the end.
 #pragma once
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/token_loss.h"

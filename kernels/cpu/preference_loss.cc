@@ -2,36 +2,19 @@
 //
 //   bradley_terry (Christiano et al. 2017; margin: Touvron et al. 2023): z = s_c - s_r - margin
 //   dpo (Rafailov et al. 2023): z = beta ((s_c - ref_c) - (s_r - ref_r)) - margin
-//     l = -q log sigmoid(z) - (1 - q) log sigmoid(-z),  q = label, smoothed to q (1 - e) + (1 - q) e;  dl/dz =
-//     sigmoid(z) - q
+//     l = -q log sigmoid(z) - (1 - q) log sigmoid(-z),  q = label, smoothed to q (1 - e) + (1 - q) e
+//     dl/dz = sigmoid(z) - q
 //   ipo (Azar et al. 2023): l = (z - 1/(2 beta))^2,  z = (s_c - ref_c) - (s_r - ref_r), of log-probs averaged per token
 //   plus center_coef (s_c + s_r)^2;  loss = scale / denominator sum over pairs of weight l
 //
-// Law: in f64; each score gets its contributions in the order of the pairs. The sums of up to 4,096 pairs are chains,
-// continued from the statistics (so that an update of no more ends with the same ones however it is split); those of
-// more are law 4's. Plan: blocks of 4,096 pairs over threads, on the guess that each thread's pairs have scores of
-// their own; the first chunk that has not stops all, and one thread does the whole. 256 pairs at a time are gathered,
-// computed sixteen abreast and scattered, so that no vector waits for the stores of its lanes; scores in runs or in
-// turns need neither.
-//
-// AMD Zen 4, AVX-512, 2 cores, two threads, 1 M pairs in turns: 1.50 ms, a quarter to a third of the limit; 1.9 to 2.2
-// before the differences of the next sixteen went beside the exponential of this one, 2.6 with gathers, 49 pair by pair
-// on one thread. In the benchmarks, after a pause and with peers beside, 2.1 to 3.7. The f64 of the law alone is 36
-// cycles of division (four of eight, 9.06 each) beside 66 of multiply-adds and comparisons (exp and log1p) a
-// sixteen. 4.9 ms where pairs share scores and one thread does all. Lost: one pass over a chunk in place of three (3.1
-// to 4.9). Zen 3, AVX2, 2 cores, two threads: 2.6 ms, 11 % of the limit, that of the last cache when its others leave
-// it room (4.8 ms, 22 %, when they do not); 4.8 times torch eager and 5.0 compiled. 14 cycles a pair: a third
-// exponentials, a quarter logarithms, an eighth slopes; gathering, scattering, the check of ids and wins 2 to 10 %
-// each. Two divisions of 18 cycles a sixteen and 60 of multiply-adds are the least there is: 6 cycles a pair. A sixth
-// more while f64 masks went through masks of f32, a fifth to a quarter more before the constants were numbers: loads
-// waited for vectors that had been stored by halves. Lost: two sixteens whose operations take turns (8 %: 16
-// registers), the exponential in a pass of its own (nothing). Zen 5, AVX-512, 2 cores, two threads: 0.86 to 0.91 ms, 39
-// to 48 %, 12 times torch eager and 9 to 10 compiled; 1.55 before a chunk asked for the lines of the next one, when
-// three tenths of the time went into waiting for scores. A ninth is the check of the ids; three passes of 38 to 45
-// cycles a sixteen are most of the rest. Wins counted in a loop of their own: 8 % more; by counts of mask bits in place
-// of sums of ones: nothing. Intel Xeon (Sapphire Rapids or later), AVX-512, 2 cores, two threads: 1.39 ms, 32 %, 9.3
-// times torch compiled and 12 eager; three quarters of it are pairs, a tenth the check of the ids. Lost there: chunks
-// of 128 and 512 (0 to 3 %), lines of the next chunk not asked for (14 %).
+// Law: in f64. Each score gets its contributions in the order of the pairs. Sums of up to 4,096
+// pairs are chains that continue the statistics, so that such an update ends with the same ones
+// however it is split. Those of more are law 4's.
+// Plan: blocks of 4,096 pairs over threads, on the guess that each thread's pairs have scores of
+// their own. The first chunk that breaks the guess stops all, and one thread does the whole. A
+// chunk of 256 pairs is gathered, computed sixteen abreast and scattered, so no vector waits for
+// the stores of its lanes. Scores in runs or in turns need neither.
+// Figures: 11 to 48 % of the limit: f64 binds. History: kernels/notes/preference_loss.md.
 #include "kernels/cpu/math.h"
 #include "kernels/cpu/sums.h"
 

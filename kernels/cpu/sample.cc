@@ -1,17 +1,16 @@
 // One token per row of logits, with its log-prob; normal deviates.
 //
-//   p = softmax of logit / T, as exp((logit - max) / T); with top-k, top-p, min-p (Nguyen et al. 2024) in this order on
-//   the tokens sorted by (p descending, id ascending); the token that crosses top_p stays; then inverse CDF over the
-//   kept ids in their order, one 53-bit uniform in f64. T = 0: the argmax, with log-probs at T = 1. logp is that of the
-//   whole vocabulary, the bits of logprob; truncated_logp that among the kept.
+//   p = softmax of logit / T, as exp((logit - max) / T)
+//   top-k, top-p, min-p (Nguyen et al. 2024), in this order, on the tokens sorted by (p descending, id ascending).
+//     The token that crosses top_p stays.
+//   then the inverse CDF over the kept ids in their order, one 53-bit uniform in f64
+//   T = 0: the argmax, with log-probs at T = 1
+//   logp is that of the whole vocabulary, the bits of logprob; truncated_logp that among the kept
 //
-// Law: 3 (log-prob), 8 (sampling); cumulative sums are f64 chains. Plan: rows over threads, four abreast in the chains,
-// which keep their sum at every 512th token, so that the drawn one is looked for in one block only. AMD Zen 4, AVX-512,
-// 2 cores, two threads: 64 x 8192 in 0.52 to 0.59 ms, 16 x 50257 in 0.80, 15 to 18 % of the limit of memory: the
-// exponential, its exact difference and two sums in f64 are the statistics of logprob.cc, and the chain of one row
-// alone has a latency of four cycles a token, a cycle with four rows abreast. Zen 3, AVX2, the same: 0.52 to 0.83 and
-// 0.81 to 1.30 ms, 14 to 21 %. Zen 5, AVX-512, the same: 0.26 and 0.40 ms, 15 %. Intel Xeon (Sapphire Rapids or later),
-// AVX-512, the same: 0.41 and 0.68 ms, 11 and 10 %.
+// Law: 3 (log-prob), 8 (sampling). Cumulative sums are f64 chains.
+// Plan: rows over threads, four abreast in the chains. The chains keep their sum at every 512th
+// token, so that the drawn one is looked for in one block only.
+// Figures: 10 to 21 % of the limit of memory: the chains bind. History: kernels/notes/sample.md.
 #include "kernels/cpu/logprob.h"
 #include "kernels/cpu/random.h"
 

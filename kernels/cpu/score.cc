@@ -1,10 +1,12 @@
 // A head with one output at chosen rows.
 //
-//   value[m] = h[rows[m]] . w + b;  dh[rows[m]] += dvalue[m] w,  dw = sum of dvalue[m] h[rows[m]],  db = sum of
-//   dvalue[m] h f32 [N,C]  w f32 [1,C]  b f32 [1]  rows i32 [M]  value f32 [M]
+//   value[m] = h[rows[m]] . w + b
+//   dh[rows[m]] += dvalue[m] w,  dw = sum of dvalue[m] h[rows[m]],  db = sum of dvalue[m]
+//   h f32 [N,C]  w f32 [1,C]  b f32 [1]  rows i32 [M]  value f32 [M]
 //
-// Law: value is summed in 16 lanes; the gradients are chains over m, in order.
-// Plan: forward threads take rows; gradients take columns, so that each element is one chain whatever the threads.
+// Law: value is summed in 16 lanes. The gradients are chains over m, in order.
+// Plan: forward threads take rows. Gradients take columns, so that each element is one chain
+// whatever the threads.
 #include "kernels/cpu/vector.h"
 
 namespace rlhf::RLHF_ISA {

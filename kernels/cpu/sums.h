@@ -1,5 +1,6 @@
-// Sums over tokens or weights: blocks of 4,096 counted from the start of each sequence, in f64, sixteen lanes within a
-// block, blocks added in order. Nothing but an element's place in its sequence decides where it goes.
+// Sums over tokens or weights, in f64: blocks of 4,096 counted from the start of each sequence,
+// sixteen lanes within a block, blocks added in order. The place of an element in its sequence
+// alone decides where it goes.
 #pragma once
 #include "kernels/cpu/vector.h"
 

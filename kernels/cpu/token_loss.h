@@ -1,7 +1,8 @@
-// What the losses over tokens share: the weight of each token, and walks by sequence.
+// What the losses over tokens share: the weight w of each token, and walks by sequence.
 //
-//   w: token_mean, seq_mean_token_sum, seq_mean_token_sum_norm 1/denominator; seq_mean_token_mean 1/(denominator n), n
-//   the sequence's unmasked tokens; 0 where masked
+//   token_mean, seq_mean_token_sum, seq_mean_token_sum_norm: 1 / denominator
+//   seq_mean_token_mean: 1 / (denominator n), n the sequence's unmasked tokens
+//   0 where masked
 #pragma once
 #include "kernels/cpu/sums.h"
 

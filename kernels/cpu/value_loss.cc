@@ -1,15 +1,9 @@
-// The value loss of PPO: 0.5 max((v - R)^2, (clip(v, old - range, old + range) - R)^2) per token, weighted as the
-// policy's loss, with its gradient: w (v - R), 0 where the clipped square is strictly larger. Law and plan: as
-// policy_loss.cc. AMD Zen 4, AVX-512, 2 cores, two threads, 1 M tokens: 0.26 ms, at the limit of memory that the
-// benchmarks measure; 0.39 with the arguments read again after every store. A sixteen is 80 operations of 256 bits on
-// four ports, 20 cycles, of 27 that it takes (0.49 ms on one thread): half of them widen and add five f64 sums, which
-// the law asks for. Lost: those additions as multiply-adds (2 %), the sums of a sixteen beside the loss of the next (3
-// % on one thread, nothing on two). Zen 3, AVX2, 2 cores, two threads: 0.43 ms, 43 % of the limit, that of the last
-// cache when its others leave it room; 0.69 ms, 71 %, when they do not. 37 cycles a sixteen, in memory or in a cache:
-// 20 registers of sums in 16. Sums of values and returns widened from memory again: nothing; each sum in a pass of its
-// own 2 %; in functions of their own over what is held in a cache, 10 % for 20 lines, not kept. Zen 5, AVX-512, 2
-// cores, two threads: 0.14 to 0.18 ms, 62 % to all of the limit. Intel Xeon (Sapphire Rapids or later, L2 of 2 MB),
-// AVX-512, 2 cores, two threads: 0.32 to 0.42 ms, 72 to 93 %, 2.6 times torch compiled.
+// The value loss of PPO, weighted as the policy's loss, with its gradient:
+//   0.5 max((v - R)^2, (clip(v, old - range, old + range) - R)^2) per token
+//   gradient w (v - R), 0 where the clipped square is strictly larger
+//
+// Law and plan: as policy_loss.cc.
+// Figures: 43 % of the limit to all of it. History: kernels/notes/value_loss.md.
 #include "kernels/cpu/token_loss.h"
 
 namespace rlhf::RLHF_ISA {

@@ -1,5 +1,6 @@
-// Sixteen lanes of f32, i32 or f64, the same on every ISA: one AVX-512 register, two AVX2, four NEON, a plain loop.
-// Every operation is the IEEE one, lane by lane; max(a, b) is a > b ? a : b; row sums join i+8, i+4, i+2, i+1.
+// Sixteen lanes of f32, i32 or f64, the same on every ISA: one AVX-512 register, two AVX2, four
+// NEON, a plain loop. Every operation is the IEEE one, lane by lane. max(a, b) is a > b ? a : b.
+// Row sums join i+8, i+4, i+2, i+1.
 //
 //   V f32   D f64   I int32   B a mask
 #pragma once

@@ -1,13 +1,13 @@
 // Generalised advantage estimation (Schulman et al. 2016, eq. 16), backwards over each sequence:
 //   delta[t] = r[t] + gamma v[t+1] - v[t],   A[t] = delta[t] + gamma lambda A[t+1],   v = A = 0 past the end
-// rewards, values, advantages, returns: f32 [N] packed by cu_seqlens i32 [B+1], or [B,T] with a mask. A masked token is
-// passed over: it leaves v[t+1] and A[t+1] as they are, and its outputs are 0.
+//   rewards, values, advantages, returns: f32 [N] packed by cu_seqlens i32 [B+1], or [B,T] with a mask
+// A masked token is passed over. It leaves v[t+1] and A[t+1] as they are, and its outputs are 0.
 //
-// Plan: a warp per sequence, 128 tokens at a time counted from its end. A token is the affine map A -> delta + gamma
-// lambda A; 32 of them are composed by a scan in five shuffles, so the chain over the sequence has a link per 32
-// tokens. The order depends on the place in the sequence alone. Expected, not yet measured on a GPU: 16 bytes a token;
-// ten shuffles and some twenty operations per 32 tokens, half of what an H200 issues while 512 bytes come from its
-// memory.
+// Plan: a warp per sequence, 128 tokens at a time counted from its end. A token is the affine map A
+// -> delta + gamma lambda A. A scan composes 32 of them in five shuffles, so the chain over the
+// sequence has a link per 32 tokens. The order depends on the place in the sequence alone.
+// Expected, not yet measured: the memory's speed, 16 bytes a token. History:
+// kernels/notes/advantage.md.
 #include "kernels/cuda/offsets.h"
 
 namespace rlhf::cuda {

@@ -1,25 +1,22 @@
-// Causal attention over packed sequences, grouped-query, without the N x N matrix (Dao, FlashAttention-2).
+// Causal attention over packed sequences, grouped-query, without the N x N matrix (Dao,
+// FlashAttention-2).
 //
 //   s_ij = (sum over D of q_i k_j) scale,  o_i = sum over j of softmax_j(s_ij) v_j,  lse_i = log sum_j exp(s_ij)
 //   q [N,H,D]  k, v [N,G,D]  o [N,H,D]  lse [N,H];  query heads g H/G .. (g+1) H/G - 1 read key/value head g;
 //   j: the tokens of the sequence up to i, and those of the sequences that it continues
 //
-// Plan: `attention_plan` (one block) checks offsets and prefixes and lists the tiles of queries, longest first. Then
-// one block per (tile of queries, head) walks the tiles of keys that the tile sees. A warp owns 16 M queries: scores,
-// softmax and p stay in its registers; q, k and v lie in shared memory. While q k^T runs, v is on its way; during
-// softmax and p v, the next k: two barriers a tile. Keys are walked from the diagonal back, so that only the first
-// tiles are masked.
+// Plan: `attention_plan` (one block) checks offsets and prefixes and lists the tiles of queries,
+// longest first. Then one block per (tile of queries, head) walks the tiles of keys that the tile
+// sees. A warp owns 16 M queries. Scores, softmax and p stay in its registers; q, k and v lie in
+// shared memory. While q k^T runs, v is on its way; during softmax and p v, the next k. So a tile
+// has two barriers. Keys are walked from the diagonal back: only the first tiles are masked.
 //
 // Budget, bf16, 128 threads, at most 255 registers and so two blocks a processor:
 //   D 64   128 queries x 64 keys   32 KiB of shared memory
-//   D 128  128 queries x 32 keys   48 KiB (64 keys spill)
+//   D 128  128 queries x 32 keys   48 KiB
 //   D 256   64 queries x 64 keys   96 KiB
-// Expected, not yet measured on a GPU: with M = 2 a byte from shared memory feeds 8 multiply-adds, of 128 bytes a clock
-// 1024 (D 256: M = 1, half of it) in each of two products, k and v alike; the mma.sync of an A100 needs 1024 a clock,
-// that of an H100 about 2500 at best. So the tensor cores are the limit on the first, shared memory and they alike on
-// the second, where the same plan reaches about 35 % of the peak in FlashAttention-2 (Shah et al. 2024); heads of 64
-// and 128 have another plan there, attention_hopper.h. f32 runs at the rate of f32 multiply-adds: 12 to 20 reads of
-// shared memory per 128 to 64 of them.
+// Expected, not yet measured: the tensor cores bind an A100, shared memory too on an H100, where
+// bf16 heads of 64 and 128 have attention_hopper.h. History: kernels/notes/attention.md.
 #include "kernels/cuda/attention_hopper.h"
 
 namespace rlhf::cuda {

@@ -1,27 +1,27 @@
-// The backward of causal attention, from lse: nothing of the N x N matrix is kept (Dao, FlashAttention-2).
+// The backward of causal attention, from lse: nothing of the N x N matrix is kept (Dao,
+// FlashAttention-2).
 //
 //   p_ij = exp(s_ij - lse_i),  delta_i = sum over D of do_i o_i,  ds_ij = p_ij (do_i v_j - delta_i)
 //   dq_i = scale sum over j of ds_ij k_j,  dk_j = scale sum over i of ds_ij q_i,  dv_j = sum over i of p_ij do_i
 //   d_o, q, o, dq [N,H,D]  k, v, dk, dv [N,G,D]  lse [N,H]
 //
-// Plan: delta first; then dk and dv, one block per (tile of keys, key/value head), which walks the queries of every
-// head of the group and of every sequence that sees the keys; then dq, one block per (tile of queries, head), which
-// walks the keys. Nothing is shared between blocks, so every sum has one order and there are no atomics; the price is
-// that scores and d_o v are computed twice: 7 products where one pass with atomics has 5. In both, a warp owns 16 M
-// rows of the result and of the scores (transposed for keys), so p and ds go from registers into the second product.
-// What is walked is double buffered: one barrier a tile.
+// Plan: delta first. Then dk and dv: one block per (tile of keys, key/value head) walks the queries
+// of every head of the group and of every sequence that sees the keys. Then dq: one block per (tile
+// of queries, head) walks the keys. Blocks share nothing, so every sum has one order and there are
+// no atomics. The price: scores and d_o v are computed twice, 7 products where one pass with
+// atomics has 5. A warp owns 16 M rows of the result and of the scores (transposed for keys), so p
+// and ds go from registers into the second product. Walked tiles are double buffered: one barrier a
+// tile.
 //
 // Budget, bf16, 128 threads, at most 255 registers:
 //          dk, dv                             dq
 //   D 64   128 keys x 16 queries    41 KiB    128 queries x 32 keys   48 KiB
-//   D 128   64 keys x 32 queries    65 KiB    128 queries x 16 keys   80 KiB    larger tiles spill
+//   D 128   64 keys x 32 queries    65 KiB    128 queries x 16 keys   80 KiB
 //   D 256   64 keys x 32 queries   129 KiB     64 queries x 32 keys  128 KiB    dk, dv in two halves of D
-// Expected, not yet measured on a GPU: a byte from shared memory feeds 8 multiply-adds with M = 2, 4 with M = 1, of 128
-// bytes a clock. D 64 is bound by the tensor cores of an A100 and by both on an H100; dk and dv at D 128 (M = 1, since
-// two results of 16 x 128 fill the registers) by shared memory, at 512 to 1024 a clock, about a quarter of what an
-// H100's wgmma could do; heads of 64 and 128 have another plan there, attention_grad_hopper.h.
-//
-// Weak: with few key/value heads and few tokens (G N / 64 less than the processors), dk and dv leave processors idle.
+// Weak: with few key/value heads and few tokens (G N / 64 below the processors), dk and dv leave
+// processors idle.
+// Expected, not yet measured: tensor cores bind at D 64, shared memory at D 128. History:
+// kernels/notes/attention.md.
 #include <initializer_list>
 
 #include "kernels/cuda/attention_grad_hopper.h"

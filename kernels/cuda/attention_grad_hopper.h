@@ -1,34 +1,27 @@
-// The backward of attention of bf16 heads of 64 and 128 on a Hopper (Shah et al., FlashAttention-3, 2024), in the two
-// passes of attention_grad.cu, so that blocks share no sum: masks and the order of the sums are those there.
+// The backward of attention of bf16 heads of 64 and 128 on a Hopper (Shah et al., FlashAttention-3,
+// 2024). It has the two passes of attention_grad.cu, and its masks and order of sums, so blocks
+// share no sum.
 //
-// Plan: a block has two tiles of 128 rows of its own and walks pairs of tiles, which a warp brings two pairs ahead; two
-// warpgroups have 64 of the rows each. p and ds stay in their registers, as the left operands of the second products.
+// Plan: a block has two tiles of 128 rows of its own and walks pairs of tiles, which a warp brings
+// two pairs ahead. Two warpgroups have 64 of the rows each. p and ds stay in their registers, as
+// the left operands of the second products.
 //
 //            own      walked                  s      ds       sums
 //   dk, dv   k, v     64 queries: q, d_o      k q^T  v d_o^T  dv += p d_o, dk += ds q
 //   dq       q, d_o   128 keys: k, v          q k^T  d_o v^T  dq += ds k
 //
-// The sums' products run beside the next tile's first ones, and beside the other warpgroup's exponentials:
-//
-//   start s; wait for the sums of the tile before, whose place is free then; start ds; wait for s; p; wait for ds; ds;
-//   start the sums
-//
-// (Operands in registers must be there before any product that is under way was started, or the compiler makes each
-// wait for the one before: so p d_o is not started while ds is.) A walked tile that reaches past its sequence is
-// brought whole: other sequences' rows, which may hold NaN. The warp that brings it writes zeros over those that would
-// enter a sum.
+// The products of the sums run beside the next tile's first ones, and beside the other warpgroup's
+// exponentials: start s; wait for the sums of the tile before, whose place is free then; start ds;
+// wait for s; p; wait for ds; ds; start the sums. p d_o cannot start while ds is under way: the
+// compiler would make each wait for the one before. A tile that reaches past its sequence is
+// brought whole, and the warp that brings it writes zeros over rows that would enter a sum.
 //
 //            D    shared memory   registers of a thread: s, ds, both in bf16, sums
 //   dk, dv   64   66 KiB          32 + 32 + 32 + 64, of 240, and 32 for k and v
 //            128  130 KiB         32 + 32 + 32 + 128
 //   dq       64   96 KiB          64 + 64 + 32 + 32
 //            128  192 KiB         64 + 64 + 32 + 64
-//
-// Expected, not yet measured on a GPU: 7 products where 5 count, so at most 71 % of the peak. 128 queries by 128 keys
-// are 3584 clocks of the tensor cores at D 64 and 7168 at D 128; 2048 clocks of exponentials run beside them. s and ds
-// of dk and dv are products of 64 x 64, which read from shared memory as many bytes as it has in their time, at D 64,
-// with k and v in registers, half of them; wider ones would not fit beside dk and dv. FlashAttention-3, with 5 products
-// and float atomics for dq, reports 561 TFLOP/s of 989 at D 128, 16 k tokens.
+// Expected, not yet measured: at most 71 % of the peak. History: kernels/notes/attention.md.
 #pragma once
 #include "kernels/cuda/attention_backward.h"
 #include "kernels/cuda/attention_hopper.h"

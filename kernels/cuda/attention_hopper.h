@@ -1,23 +1,22 @@
-// Attention of bf16 heads of 64 and 128 on a Hopper (Shah et al., FlashAttention-3, 2024): the plan, masks and order of
-// attention.cu.
+// Attention of bf16 heads of 64 and 128 on a Hopper (Shah et al., FlashAttention-3, 2024), with the
+// masks and the order of attention.cu.
 //
-// Plan: a block has 128 queries of a head. A warp brings them, then tiles of 128 keys and of their values, two of each
-// ahead; two warpgroups have 64 queries each. While a warpgroup's softmax of one tile runs, the tensor cores have its p
-// v of the tile before and the other warpgroup's products:
+// Plan: a block has 128 queries of a head. A warp brings them, then tiles of 128 keys and of their
+// values, two of each ahead. Two warpgroups have 64 queries each. While a warpgroup's softmax of
+// one tile runs, the tensor cores have its p v of the tile before and the other warpgroup's
+// products:
 //
 //   s = q k_0^T, softmax, p = bf16(s)
 //   for each further tile:  start s = q k_i^T and o += p v_{i-1}; wait for s; softmax; wait for o; lower o; p = bf16(s)
 //   o += p v_last
 //
-// A tile of values that reaches past its sequence is brought whole: other sequences' rows, which may hold NaN. The warp
-// that brings it writes zeros over them before the others may read.
+// A tile of values that reaches past its sequence is brought whole. Its other rows may hold NaN, so
+// the warp that brings it writes zeros over them before the others may read.
 //
 //   D    shared memory   registers of a thread: s, o, p
 //   64   80 KiB          64 + 32 + 32, of 232
 //   128  160 KiB         64 + 64 + 32
-//
-// Expected, not yet measured on a GPU: without its pingpong of warpgroups FlashAttention-3 reports 570 of 660 TFLOP/s
-// forward, D 128, 16 k keys.
+// Expected, not yet measured: 570 TFLOP/s at D 128. History: kernels/notes/attention.md.
 #pragma once
 #include "kernels/cuda/attention_forward.h"
 #include "kernels/cuda/hopper.h"

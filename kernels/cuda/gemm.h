@@ -2,23 +2,20 @@
 //
 //   C [M,N] = A B,  sums over k in f32; what becomes of C is the epilogue's: it gets the accumulators of a tile.
 //
-// An operand either lies along k (its rows are m or n, k is contiguous: x and W of x W^T, the left of g W) or across
-// (its rows are k: the right of g W, both of g^T x). Its rows may be gathered by an index. Both kinds come to shared
-// memory piece by piece of 16 bytes (cp.async), 3 or 4 stages ahead of the arithmetic; pieces of a row are exchanged
-// (xor with the row) so that the eight rows of an ldmatrix, or eight threads with 16 bytes each, meet eight different
-// groups of banks. Rows that do not begin at 16 bytes are loaded element by element.
+// An operand either lies along k (its rows are m or n, k is contiguous: x and W of x W^T, the left
+// of g W) or across (its rows are k: the right of g W, both of g^T x). Its rows may be gathered by
+// an index. Both kinds come to shared memory in pieces of 16 bytes (cp.async), 3 or 4 stages ahead
+// of the arithmetic. Pieces of a row are exchanged (xor with the row), so that the eight rows of an
+// ldmatrix, or eight threads with 16 bytes each, meet eight different groups of banks. Rows that do
+// not begin at 16 bytes are loaded element by element.
 //
 //   Mma    block        k   stages  shared  threads  accumulators of a thread
 //   Bf16   128 x 256    32  4       96 KiB  256      64 x 64 a warp: mma.sync m16n8k16, 128 registers
 //   F32    128 x 128    16  3       48 KiB  256      8 x 8, fused multiply-adds in the order of k (never TF32)
 //
-// Order: an element is one sum over k, from 0 up, wherever its row and column lie: the same bits for any M and N around
-// it.
-//
-// Expected, not yet measured on a GPU: a warp of 64 x 64 reads 4 KiB of shared memory for 131 kFLOP, so 128 bytes a
-// clock allow 4096 FLOP a clock and multiprocessor, the full rate of a Hopper and twice that of an Ampere; mma.sync
-// itself reaches about 0.6 of a Hopper's rate (gemm_hopper.h has wgmma). 85 FLOP a byte from L2: 5 TB/s at 450 TFLOP/s.
-// Groups of 16 tiles along m share what they read, so memory sees 0.5 TB/s.
+// Order: an element is one sum over k, from 0 up, wherever its row and column lie: the same bits
+// for any M and N around it. Expected, not yet measured: the full rate of mma.sync, 0.6 of a
+// Hopper's. History: kernels/notes/linear.md.
 #pragma once
 #include "kernels/cuda/simt.h"
 

@@ -1,23 +1,20 @@
 // The bf16 products of gemm.h on a Hopper: the same blocks and epilogues, on wgmma.
 //
-//   A block of threads is a warpgroup that brings tiles (one thread of it, by the copy engine) and two that multiply,
-//   64 of the 128 rows each. It goes from tile to tile of C, as many blocks as multiprocessors, so that the next tile's
-//   first stages come during an epilogue.
+// Plan: a block of threads is a warpgroup that brings tiles (one thread of it, by the copy engine)
+// and two that multiply, 64 of the 128 rows each. There are as many blocks as multiprocessors. Each
+// goes from tile to tile of C, so that the next tile's first stages come during an epilogue.
 //
 //   block        k   stages  shared   threads  sums of a thread
-//   128 x 256    64  4       192 KiB  384      64 x 256 a warpgroup: m64n256k16, 128 registers of 232 (the bringers
-//   keep 40)
+//   128 x 256    64  4       192 KiB  384      64 x 256 a warpgroup: m64n256k16, 128 of 232 registers
 //
-// Barriers of a stage: `full`, one arrival and the bytes of its boxes; `empty`, an arrival of each of the eight warps
-// that read it, which happens when the products of the next stage have been started, so that two groups of products are
-// always under way.
+// Barriers of a stage: `full` counts one arrival and the bytes of its boxes. `empty` counts an
+// arrival of each of the eight warps that read it. They arrive when the products of the next stage
+// have been started, so two groups of products are always under way.
 //
-// Order: as gemm.h's, from k = 0 up, 16 at a time; rows and columns outside an operand are zeros that the copy engine
-// puts there.
-//
-// Expected, not yet measured on a GPU: 128 x 256 x 64 takes 1024 clocks of a multiprocessor's tensor cores and 48 KiB
-// from L2; others report 600 to 660 TFLOP/s for this plan without clusters (their multicast halves what comes from L2:
-// the next step).
+// Order: as gemm.h's, from k = 0 up, 16 at a time. Rows and columns outside an operand are zeros
+// from the copy engine.
+// Expected, not yet measured: 600 to 660 TFLOP/s, as others report. History:
+// kernels/notes/linear.md.
 #pragma once
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/hopper.h"

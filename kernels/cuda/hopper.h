@@ -1,18 +1,20 @@
-// What a Hopper adds to the language of simt.h: barriers in shared memory that count bytes, tiles that the copy engine
-// brings by a map of the tensor (TMA), and products that a warpgroup starts and waits for (wgmma). One set of names, on
-// the GPU and simulated.
+// What a Hopper adds to the language of simt.h, by one set of names on the GPU and simulated:
+// barriers in shared memory that count bytes, tiles that the copy engine brings by a map of the
+// tensor (TMA), and products that a warpgroup starts and waits for (wgmma).
 //
-//   A tile in shared memory is of rows of 128 bytes: 64 bf16. Piece c (16 bytes) of a row stands at c ^ (row & 7),
-//   which the copy engine writes and the tensor cores read, where the tile begins at a multiple of 1024 bytes. along a
-//   row of the tile is a row (or column) of the product, the 64 are k across   a row of the tile is a k, the 64 are
-//   rows (or columns); the next 64 of them lie 64 rows of the tile further on
+// A tile in shared memory has rows of 128 bytes: 64 bf16. Piece c (16 bytes) of a row stands at c ^
+// (row & 7), as the copy engine writes and the tensor cores read, where the tile begins at a
+// multiple of 1024 bytes.
+//   along    a row of the tile is a row (or column) of the product, its 64 are k
+//   across   a row of the tile is a k, its 64 are rows (or columns); the next 64 lie 64 rows of the tile further on
 //
-//   A group of products is multiply_begin, multiply ..., multiply_commit. A warp's sums belong to the tensor cores from
-//   `multiply` until `multiply_wait`, and so do the tiles and registers they read. A tile is read after `barrier_wait`
-//   of the phase that brought it, and brought again when the readers have waited and then arrived.
+// A group of products is multiply_begin, multiply ..., multiply_commit. From `multiply` until
+// `multiply_wait` a warp's sums belong to the tensor cores, and so do the tiles and registers that
+// they read. A tile is read after `barrier_wait` of the phase that brought it. It is brought again
+// when the readers have waited and then arrived.
 //
-// Kernels that use it are made for sm_90a alone: they stand between #if RLHF_HOPPER_CODE and #endif, and are launched
-// where Gpu::architecture is 90.
+// Kernels that use it are made for sm_90a alone. They stand between #if RLHF_HOPPER_CODE and
+// #endif, and are launched where Gpu::architecture is 90.
 #pragma once
 #include "kernels/cuda/simt.h"
 

@@ -1,14 +1,14 @@
 // hopper.h simulated (native/simt/hopper.cc). What is a fault here, beside those of simulator.h:
 //
 //   barriers     used before they are made and published; a wait that nothing will end; read or written as memory
-//   the copies   arrive late and in any order: a tile read before its phase was waited for; brought over what somebody
-//   may still read;
-//                a tile that does not lie at 1024 bytes; more bytes than the phase was told of never end a wait
-//   products     a tile that a thread wrote with no fence and barrier since; a tile or a register written while one
-//   reads it; sums touched before the wait (they are NaN until then)
+//   the copies   arrive late and in any order: a tile read before its phase was waited for, or brought
+//                over what somebody may still read; a tile that does not lie at 1024 bytes; more bytes
+//                than the phase was told of never end a wait
+//   products     a tile that a thread wrote with no fence and barrier since; a tile or a register
+//                written while one reads it; sums touched before the wait (they are NaN until then)
 //
-// Layouts are the hardware's: a piece's place is turned by the copy and turned back by the descriptor, so that another
-// stride or turn than the tile's gives other numbers.
+// Layouts are the hardware's: the copy turns a piece's place and the descriptor turns it back.
+// Another stride or turn than the tile's gives other numbers.
 #pragma once
 
 namespace rlhf::cuda {

@@ -1,9 +1,9 @@
 // Linear layers, W [O,I]:
 //   y = x W^T + b     dx = dy W     dW += dy^T x, dbias += sum over tokens of dy
+//   x, dy, W f32 or bf16; y, dx, dW, db f32
 //
-// Plan and blocks: gemm.h. x, dy and W are f32 or bf16; y, dx, dW and db are f32. The heads (linear_head.h) use the
-// last two products for their own dh and dW. A sum over few tiles is not split along k: with less than a tile per
-// multiprocessor the device is not full.
+// Plan and blocks: gemm.h. The heads (linear_head.h) use the last two products for their own dh and
+// dW. A sum over few tiles is not split along k. History: kernels/notes/linear.md.
 #include "kernels/cuda/linear.h"
 
 namespace rlhf::cuda {

@@ -1,27 +1,22 @@
-// The language-model head: log-probs, or the loss of the policy, from the hidden state. Logits exist only as a tile.
+// The language-model head: log-probs, or the loss of the policy, from the hidden state. Logits
+// exist only as a tile.
 //
 //   linear_logprob: logp[m] = x_y - log sum_j exp(x_j),  x = h[rows[m]] W^T / T;  entropy = lse - sum_j p_j x_j
 //   linear_policy_loss: the loss of those (policy_loss.h), with dh and dW
 //
-// Plan of linear_logprob: 8192 pairs at a time against every tile of the vocabulary (gemm.h), each tile reduced in its
-// registers to (m, s, u); then a warp per pair joins them. Scratch: 12 bytes for each pair and 256 entries. Plan of the
-// backward pass: at most 4096 pairs at a time (2 GiB of scratch in all); logits computed again, turned into their
-// gradient in registers and written once; then dh of each pair and dW; at the end a token gathers its pairs. 4 products
-// with the forward pass.
-//
-// Products take 1.24 GFLOP a pair each at C 4096, V 151936; of the rest only dW counts, read and written once a block:
-// 5 GB. Expected at 8192 pairs in bf16 on an H200 at the 600 to 660 TFLOP/s of gemm_hopper.h, not yet measured on a
-// GPU: 16 ms forward, 50 backward.
-//
-// Plan of linear_policy_loss: three products, as many pairs at a time as keep the scratch below 2 GiB (2048 at V
-// 151936). Their logits are computed once and kept in f32, with the statistics of each tile (linear_head.h); logp,
-// entropy and the loss's gradient for each pair follow (policy_loss.h); one pass over the logits turns them into their
-// gradient, in place in f32, else into bf16 beside; then dh of each pair and dW. The loss and its statistics come last,
-// over all pairs. f32 logits, because a rounding of x to bf16 is one of p by up to 2^-9 |x|; the pass over them is 6 +
-// 4 bytes a logit, 3 ms of the 60 wanted.
-//
-// Expected at 8192 pairs, C 4096, V 151936 in bf16 on an H200, not yet measured on a GPU: 31 TFLOP at the 600 to 660
-// TFLOP/s of gemm_hopper.h, 47 to 51 ms, and 20 GB of dW, 5 ms.
+// Plan of linear_logprob: 8192 pairs at a time against every tile of the vocabulary (gemm.h). Each
+// tile is reduced in its registers to (m, s, u); then a warp per pair joins them. Scratch: 12 bytes
+// for each pair and 256 entries.
+// Plan of its gradient: at most 4096 pairs at a time (2 GiB of scratch in all). Logits are computed
+// again, turned into their gradient in registers and written once. Then dh of each pair and dW. At
+// the end a token gathers its pairs. 4 products with the forward pass.
+// Plan of linear_policy_loss: three products, as many pairs at a time as keep the scratch below 2
+// GiB. Logits are computed once and kept in f32, with the statistics of each tile (linear_head.h).
+// logp, entropy and the loss's gradient for each pair follow (policy_loss.h). One pass turns the
+// logits into their gradient: in place in f32, else into bf16 beside. Then dh of each pair and dW.
+// The loss and its statistics come last, over all pairs.
+// Expected at 8192 pairs, C 4096, V 151936 in bf16 on an H200, not yet measured: linear_logprob 16
+// ms forward and 50 backward, linear_policy_loss 52 to 56. History: kernels/notes/linear_head.md.
 #include "kernels/cuda/linear_head.h"
 #include "kernels/cuda/policy_loss.h"
 

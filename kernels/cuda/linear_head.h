@@ -1,15 +1,16 @@
-// What the ops of the language-model head share on the GPU: a block of logits, its statistics, its gradient, and what
-// follows from it.
+// What the ops of the language-model head share on the GPU: a block of logits, its statistics, its
+// gradient, and what follows from it.
 //
-//   x = h[rows[m]] W^T / T.  Each tile of 256 vocabulary entries (f32: 128) of a row is summed in f32 where it was
-//   computed: m_t = max x,  s_t = sum exp(x - m_t),  u_t = sum exp(x - m_t) (x - m_t), the target's own term left out
-//   of s and u (kernels/cpu/logprob.h); a warp joins the tiles of a row in f64, lane = tile mod 32: one order for every
-//   row of every batch.
+//   x = h[rows[m]] W^T / T,  m_t = max x,  s_t = sum exp(x - m_t),  u_t = sum exp(x - m_t) (x - m_t)
 //
-// Backward, a block of pairs at a time: g [R,V] from the recomputed logits, dh_m = g W for each pair, dW += g^T
-// h[rows]. g is in the dtype of h and W. In bf16 its rounding is 2^-9 of each entry, as that of h and W themselves,
-// which it is multiplied with; the exponent has the range of f32, so that no probability is lost. dh of a token is the
-// sum of its pairs in their order, in f32: each pair knows the next of its token.
+// Each tile of 256 vocabulary entries (f32: 128) of a row is summed in f32 where it was computed.
+// The target's own term is left out of s and u (kernels/cpu/logprob.h). A warp joins the tiles of a
+// row in f64, lane = tile mod 32: one order for every row of every batch.
+// Backward, a block of pairs at a time: g [R,V] from the recomputed logits, dh_m = g W for each
+// pair, dW += g^T h[rows]. g has the dtype of h and W. In bf16 its rounding is 2^-9 of each entry,
+// as that of h and W, which it is multiplied with. The exponent has the range of f32, so no
+// probability is lost. dh of a token is the sum of its pairs in their order, in f32: each pair
+// knows the next of its token. History: kernels/notes/linear_head.md.
 #pragma once
 #include "kernels/cuda/linear.h"
 

@@ -1,12 +1,13 @@
-// Log-probs of tokens given the logits, and their gradient.
-//   logp[m] = x_y - log sum_j exp(x_j),  x = logits[m] / T;  lse, entropy too;  statistics, of scaled differences:
-//   logprob.h dlogits_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T,  at the target -dlogp expm1(logp) / T in place
-//   of -dlogp p / T
+// Log-probs of tokens given the logits, and their gradient. Statistics, of scaled differences:
+// logprob.h.
+//   logp[m] = x_y - log sum_j exp(x_j),  x = logits[m] / T;  lse, entropy too
+//   dlogits_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T,  at the target -dlogp expm1(logp) / T in place of
+//   -dlogp p / T
 //
-// Plan: a block of 256 threads a row. A thread takes 8 logits at a time, 2,048 apart: their maximum, then their sums in
-// f32, joined to its own in f64; then the lanes by halves, the warps in order. The order depends on V alone. The
-// gradient: a block per 2,048 logits. Expected, not yet measured on a GPU: the memory's speed; an exponential per logit
-// of 2 or 4 bytes is a third of what is issued meanwhile.
+// Plan: a block of 256 threads a row. A thread takes 8 logits at a time, 2,048 apart: their
+// maximum, then their sums in f32, joined to its own in f64. Then the lanes by halves, the warps in
+// order. The order depends on V alone. The gradient has a block per 2,048 logits.
+// Expected, not yet measured: the memory's speed. History: kernels/notes/logprob.md.
 #include "kernels/cuda/logprob.h"
 
 namespace rlhf::cuda {

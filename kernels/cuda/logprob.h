@@ -1,7 +1,8 @@
-// Log-softmax statistics on the GPU: of any part of a row, with logits x and t = 1/T,
-//   m = max x,  s = sum exp((x - m) t),  u = sum exp((x - m) t) (x - m) t      (the target's own term left out of s and
-//   u)
-// and the end of a row, where a confident token keeps its digits: kernels/cpu/logprob.h has the formulas.
+// Log-softmax statistics on the GPU of any part of a row, with logits x and t = 1/T. The target's
+// own term is left out of s and u:
+//   m = max x,  s = sum exp((x - m) t),  u = sum exp((x - m) t) (x - m) t
+// and the end of a row, where a confident token keeps its digits: kernels/cpu/logprob.h has the
+// formulas.
 #pragma once
 #include "kernels/cuda/simt.h"
 

@@ -2,14 +2,13 @@
 //
 // Every policy holds a 16 x 8 tile of a result as mma.sync does: lane 4 g + t has
 //   c[0], c[1] = (g, 2t), (g, 2t + 1)    c[2], c[3] = (g + 8, 2t), (g + 8, 2t + 1)
-// so that whatever happens to results (mask, softmax, store) is written once. Results and sums are f32.
+// so what happens to results (mask, softmax, store) is written once. Results and sums are f32.
 //
 //   dot       c[i,j] += sum over d of a[i,d] b[j,d]   both from shared memory
 //   product   c[i,j] += sum over k of p[i,k] b[k,j]   p from registers, where an earlier result left it; b from shared
-//   memory
 //
-// A warp that owns 16 M rows reads each 16 x 8 of b once for M x 2048 multiply-adds: M = 2 is 8 per byte of shared
-// memory.
+// A warp that owns 16 M rows reads each 16 x 8 of b once for M x 2048 multiply-adds: M = 2 is 8 per
+// byte of shared memory.
 #pragma once
 #include "kernels/cuda/simt.h"
 

@@ -1,4 +1,4 @@
-// Packed sequences on the GPU: their offsets lie on the device, so it is a kernel that looks whether they are sound.
+// Packed sequences on the GPU. Their offsets lie on the device, so a kernel checks them.
 #pragma once
 #include "kernels/cuda/simt.h"
 

@@ -1,6 +1,9 @@
-// AdamW with decoupled decay, the global-norm clip fused; the formulas are those of kernels/cpu/optimizer.cc. A norm
-// that is not finite is latched, and nothing is touched. Plan: one pass, four elements a thread: 16 bytes read and 12
-// written an element. The norm: sums.h.
+// AdamW with decoupled decay, the global-norm clip fused. Formulas: kernels/cpu/optimizer.cc. A
+// norm that is not finite is latched, and nothing is touched.
+//
+// Plan: one pass, four elements a thread: 16 bytes read and 12 written an element. The norm:
+// sums.h.
+// History: kernels/notes/optimizer.md.
 #include <cmath>
 
 #include "kernels/cuda/sums.h"

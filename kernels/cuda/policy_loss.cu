@@ -1,7 +1,7 @@
 // The policy's loss from log-probs, with its gradient, in one pass over the tokens: policy_loss.h.
-// Plan: four tokens a thread, four times over; 16 to 28 bytes a token and some sixty operations.
-// Expected, not yet measured on a GPU: the memory's speed; nine f64 additions a token are a tenth of what an H200 does
-// meanwhile.
+//
+// Plan: four tokens a thread, four times over. 16 to 28 bytes a token and some sixty operations.
+// Expected, not yet measured: the memory's speed. History: kernels/notes/policy_loss.md.
 #include "kernels/cuda/policy_loss.h"
 
 namespace rlhf::cuda {

@@ -1,5 +1,6 @@
-// The policy's loss per token on the GPU, shared by policy_loss.cu and linear_head.cu; the formulas are those of
-// kernels/cpu/policy_loss.h. Statistics: 4,096 tokens a block in f64, blocks added in order: two launches, no atomics.
+// The policy's loss per token on the GPU, shared by policy_loss.cu and linear_head.cu. Formulas:
+// kernels/cpu/policy_loss.h. Statistics: 4,096 tokens a block in f64, blocks added in order. Two
+// launches, no atomics.
 #pragma once
 #include "kernels/cuda/token_loss.h"
 

@@ -6,9 +6,9 @@
 //      Blocks of 4,096 pairs sum the statistics as sums.h does.
 //   2. A stable radix sort orders the records by score, 4 bits a pass. Records of one score stay in pair order.
 //   3. The first record of each score adds all of that score's slopes, in order.
-// Cost: O(M + P log M), in passes of 4 bits of M. A pass reads 24 bytes a record and writes 8. Workspace: 32 bytes a
-// pair. The order of every sum depends on the pairs alone, and no two threads add to one place. History:
-// kernels/notes/preference_loss.md.
+// Cost: O(M + P log M), in passes of 4 bits of M. A pass reads 24 bytes a record and writes 8.
+// Workspace: 32 bytes a pair. The order of every sum depends on the pairs alone, and no two threads
+// add to one place. History: kernels/notes/preference_loss.md.
 #include "kernels/cuda/sums.h"
 
 namespace rlhf::cuda {

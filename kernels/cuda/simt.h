@@ -1,12 +1,13 @@
-// The language of the GPU kernels: CUDA under nvcc; under a host compiler with RLHF_SIMT the simulator (simulator.h),
-// which runs the same source with a fibre per thread and checks every access; otherwise only what the host side needs
-// to launch.
+// The language of the GPU kernels. Under nvcc it is CUDA. Under a host compiler with RLHF_SIMT it
+// is the simulator (simulator.h), which runs the same source with a fibre per thread and checks
+// every access. Otherwise it is only what the host side needs to launch.
 //
 //   RLHF_DEVICE_CODE   the kernels themselves are compiled     RLHF_HOST_CODE   the functions that launch them are
 //
-// A file holds its parameters (a struct passed by value), then KERNEL(name, Params, threads[, blocks a multiprocessor])
-// { ... p ... }, then namespace rlhf::cuda { void op(Context&, const op_args&) }. A kernel is known by its name. The
-// numbers are its budget: 65,536 registers over threads and blocks; the compile gate holds it to that without spills.
+// A file holds its parameters (a struct passed by value), then KERNEL(name, Params, threads[,
+// blocks a multiprocessor]) { ... p ... }, then namespace rlhf::cuda { void op(Context&, const
+// op_args&) }. A kernel is known by its name. The numbers are its budget: 65,536 registers over
+// threads and blocks. The compile gate holds it to that without spills.
 #pragma once
 #include <cstdint>
 

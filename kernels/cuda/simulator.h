@@ -1,14 +1,15 @@
-// simt.h simulated: one fibre per thread of a block, on the host. What the hardware would let pass is a fault here:
+// simt.h simulated: one fibre per thread of a block, on the host. What the hardware would let pass
+// is a fault here:
 //
 //   global memory      an index outside the array, a misaligned vector, a null array
-//   shared memory      outside what was taken; read before it was written; read or written after another thread's
-//   access
-//                      with no barrier between (of the block, or of the warp for threads of one warp)
+//   shared memory      outside what was taken; read before it was written; read or written after another
+//                      thread's access with no barrier between (of the block, or of the warp for threads
+//                      of one warp)
 //   cp.async           read before the wait that brings it
 //   warp operations    a lane that is elsewhere, or has returned
 //
-// Warps, lanes and blocks run in an order drawn from RLHF_SIMT_SEED and the ordinal that was opened, so that what
-// depends on it shows.
+// Warps, lanes and blocks run in an order drawn from RLHF_SIMT_SEED and the ordinal that was
+// opened. What depends on the order shows.
 #pragma once
 #include <atomic>
 #include <cmath>

@@ -1,5 +1,8 @@
-// The value loss of PPO: 0.5 max((v - R)^2, (clip(v, old - range, old + range) - R)^2) per token, weighted as the
-// policy's loss, with its gradient w (v - R), 0 where the clipped square is strictly larger. Plan: as policy_loss.cu.
+// The value loss of PPO, weighted as the policy's loss, with its gradient:
+//   0.5 max((v - R)^2, (clip(v, old - range, old + range) - R)^2) per token
+//   gradient w (v - R), 0 where the clipped square is strictly larger
+//
+// Plan: as policy_loss.cu. History: kernels/notes/value_loss.md.
 #include "kernels/cuda/token_loss.h"
 
 namespace rlhf::cuda {

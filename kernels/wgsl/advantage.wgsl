@@ -1,12 +1,12 @@
-// Advantages.
-//
-//   gae (Schulman et al. 2016, eq. 16):  delta[t] = r[t] + gamma v[t+1] - v[t],  A[t] = delta[t] + gamma lambda A[t+1]
-//     backwards from 0 and 0; a masked token is passed over: it leaves v[t+1] and A[t+1] as they are, and its outputs are 0
+// Generalised advantage estimation (Schulman et al. 2016, eq. 16), backwards over each sequence:
+//   delta[t] = r[t] + gamma v[t+1] - v[t],  A[t] = delta[t] + gamma lambda A[t+1],  from 0 and 0
 //   rewards, values, advantages, returns [N] or [B,T]; offsets [B+1]
+// A masked token is passed over. It leaves v[t+1] and A[t+1] as they are, and its outputs are 0.
 //
-// Plan of gae: a workgroup per sequence, 256 tokens at a time from its end. A token is the map A -> delta + c A, c = gamma
-// lambda, a masked one the identity; maps are composed by a scan (Hillis and Steele 1986), so that the chain of a long
-// sequence is eight steps per 256 tokens. Which value comes next is a scan too: the last unmasked place.
+// Plan: a workgroup per sequence, 256 tokens at a time from its end. A token is the map A -> delta
+// + c A, c = gamma lambda; a masked one is the identity. A scan (Hillis and Steele 1986) composes
+// the maps, so the chain of a long sequence has eight steps per 256 tokens. Which value comes next
+// is a scan too: the last unmasked place.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   N: u32, B: u32, T: u32, rewards_row: u32, values_row: u32,

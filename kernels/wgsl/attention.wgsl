@@ -1,17 +1,19 @@
-// Causal attention over packed sequences, grouped-query, without the N x N matrix (Dao et al., FlashAttention; the
-// online softmax is Milakov and Gimelshein's).
+// Causal attention over packed sequences, grouped-query, without the N x N matrix (Dao et al.,
+// FlashAttention). The online softmax is Milakov and Gimelshein's.
 //
 //   s_ij = (sum over D of q_i k_j) scale,  o_i = sum over j <= i of softmax_j(s_ij) v_j,  lse_i = log sum_j exp(s_ij)
 //   q [N,H,D]  k, v [N,G,D]  o [N,H,D]  lse [N,H];  query heads g H/G .. (g+1) H/G - 1 read key/value head g
 //
-// Plan: a workgroup per block of 64 queries of one sequence and head, 16 x 16 threads; keys come 32 at a time, counted from
-// position 0 of the chain. q k^T: 16 of D at a time through shared memory, a thread has the scores of 4 queries x 2 keys. The
-// scores become p in shared memory, four threads a row. p v: 32 of D at a time through the same memory; a thread keeps 4 queries x
-// D / 16 sums in registers. Shared memory: 15 KiB, within the 16 that WebGPU promises. Keys of other sequences are never loaded;
-// those that a query does not see have p = 0. Each sum has one order, that of positions: the same in any batch.
+// Plan: a workgroup per block of 64 queries of one sequence and head, 16 x 16 threads. Keys come 32
+// at a time, counted from position 0 of the chain. q k^T: 16 of D at a time through shared memory,
+// a thread has the scores of 4 queries x 2 keys. The scores become p in shared memory, four threads
+// a row. p v: 32 of D at a time through the same memory, a thread keeps 4 queries x D / 16 sums in
+// registers. Keys of other sequences are never loaded. Keys that a query does not see have p = 0.
+// Each sum has one order, that of positions: the same in any batch.
 //
-// Loops of products are left rolled by fours (their ends say p.zero): unrolled whole, lavapipe compiles this kernel in 10 s
-// instead of 2, the backward in 28 instead of 5.
+// Budget: 15 KiB of shared memory, of the 16 that WebGPU promises. Loops of products are left
+// rolled by fours (their ends say p.zero), which keeps compilation short. History:
+// kernels/notes/attention.md.
 @group(0) @binding(1) var<storage, read> q: array<f32>;
 @group(0) @binding(2) var<storage, read> k: array<f32>;
 @group(0) @binding(3) var<storage, read> v: array<f32>;

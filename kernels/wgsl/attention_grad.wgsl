@@ -1,15 +1,20 @@
-// The backward of causal attention, from lse: nothing of the N x N matrix is kept (Dao et al., FlashAttention).
+// The backward of causal attention, from lse: nothing of the N x N matrix is kept (Dao et al.,
+// FlashAttention).
 //
 //   p_ij = exp(s_ij - lse_i),  delta_i = sum over D of do_i o_i,  ds_ij = p_ij (do_i v_j - delta_i) scale
 //   dq_i = sum over j of ds_ij k_j,  dk_j = sum over i of ds_ij q_i,  dv_j = sum over i of p_ij do_i
 //   d_o, q, o, dq [N,H,D]  k, v, dk, dv [N,G,D]  lse [N,H]
 //
-// Plan: WGSL has no float atomics, and with them no sum would have one order: so two passes, each of which owns what it sums.
-// Keys: a workgroup per 32 keys and key/value head goes over the query heads of its group, within each over the sequences that
-// see these keys (their own, then those that continue it, in batch order), within each over their queries. Queries: a workgroup
-// per 32 queries and head goes over the keys. Both compute s and do v per 32 x 32 tile, 8 of D at a time through shared memory,
-// 2 x 2 of a tile per thread; then p and ds stand in shared memory, and the products go 32 of D at a time. Seven products
-// instead of five. Before them, (lse, delta) per query and head. Shared memory: 13 KiB. Loops are rolled as in attention.wgsl.
+// Plan: (lse, delta) per query and head, then two passes, each of which owns what it sums. WGSL has
+// no float atomics, and no sum would have one order with them. The price: seven products, not five.
+//   keys      a workgroup per 32 keys and key/value head goes over the query heads of its group, then over
+//             the sequences that see these keys (their own, then those that continue it, in batch order),
+//             then over their queries
+//   queries   a workgroup per 32 queries and head goes over the keys
+// Both compute s and do v per 32 x 32 tile, 8 of D at a time through shared memory, 2 x 2 of a tile
+// per thread. Then p and ds stand in shared memory, and the products go 32 of D at a time.
+// Budget: 13 KiB of shared memory. Loops are rolled as in attention.wgsl. History:
+// kernels/notes/attention.md.
 @group(0) @binding(1) var<storage, read> q: array<f32>;
 @group(0) @binding(2) var<storage, read> k: array<f32>;
 @group(0) @binding(3) var<storage, read> v: array<f32>;

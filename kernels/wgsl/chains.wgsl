@@ -1,6 +1,7 @@
-// Packed sequences as attention sees them: sequence b, prefix[b] before it, and so on, form a chain whose positions go on.
-//   tables [3][B+1]: base (position of the sequence's first token), first block of queries, first block of keys; the last
-//   entry of the blocks is their number
+// Packed sequences as attention sees them. Sequence b, prefix[b] before it, and so on, form a chain
+// of growing positions.
+//   tables [3][B+1]: base (position of the sequence's first token), first block of queries, first block of keys
+//   The last entry of the two tables of blocks is how many there are.
 struct ChainParams {
   at: array<vec4<u32>, 2>, zero: u32,
   N: u32, B: u32, has_prefix: u32, query_block: u32, key_block: u32,

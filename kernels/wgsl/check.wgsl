@@ -1,7 +1,9 @@
 // Arguments that hold ids or offsets, checked on the device. The first fault is latched:
-//   faults [8]: kind (1 ids, 2 offsets, 3 prefix), op, argument, element, its value, limit, number of the last call with a fault, slot of the first
+//   faults [8]: kind (1 ids, 2 offsets, 3 prefix), op, argument, element, its value, limit, number of the
+//     last call with a fault, slot of the first
 //   then a slot for each call by its number: kind + 16 argument where it had a fault
-// poison overwrites the outputs of a call with a fault; it runs after the op, in order, so the last such call is this one.
+// poison overwrites the outputs of a call with a fault. It runs after the op, in order, so the last
+// such call is this one.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   N: u32, limit: i32, kind: u32, op: u32, argument: u32, call: u32, slot: u32,

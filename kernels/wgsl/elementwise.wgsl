@@ -1,6 +1,9 @@
-// One result per element: add, sub, mul, y = x factor + shift, clamp and its gradient, y += x, fill; and the sum of all.
-// a, b, x, y [n]. Plan: a thread per element. The sum: a workgroup per block of 4,096 elements, twice f32's precision
-// (math.wgsl), then one workgroup over the blocks; the order depends on n alone.
+// One result per element: add, sub, mul, y = x factor + shift, clamp and its gradient, y += x, fill; and the sum of
+// all.
+//   a, b, x, y [n]
+//
+// Plan: a thread per element. The sum: a workgroup per block of 4,096 elements, at twice f32's
+// precision (math.wgsl), then one workgroup over the blocks. The order depends on n alone.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   n: u32, factor: f32, shift: f32,

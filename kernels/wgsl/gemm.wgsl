@@ -1,8 +1,10 @@
-// Products of matrices: c[m,n] = sum_k a[m,k] b[n,k] [+ c[m,n]];  a [M,K], b [N,K] by strides, c [M,N] by rows.
+// Products of matrices: c[m,n] = sum_k a[m,k] b[n,k] [+ c[m,n]];  a [M,K], b [N,K] by strides, c
+// [M,N] by rows.
 //
-// Plan: a workgroup per 64 x 64 tile of c, 256 threads with 4 x 4 sums each in registers; 16 steps of k at a time go through
-// shared memory, k-major, so that a thread reads four neighbours of each factor per step. Each sum is one chain over k, then
-// c is added: the same for every M and N around it. Overrides say along which index a factor is contiguous: the loads follow it.
+// Plan: a workgroup per 64 x 64 tile of c, 256 threads with 4 x 4 sums each in registers. 16 steps
+// of k at a time go through shared memory, k-major, so that a thread reads four neighbours of each
+// factor per step. Each sum is one chain over k, then c is added: the same for every M and N around
+// it. Overrides say along which index a factor is contiguous; the loads follow it.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   M: u32, N: u32, K: u32, a_row: u32, a_step: u32, b_row: u32, b_step: u32, c_row: u32,

@@ -1,6 +1,7 @@
 // Between the hidden states and the head's products: pairs gathered, their gradients brought back.
 //   gathered [rows][C]: h[ids[begin + i]];  h, dh [N,C], bound as a window of rows from `first`
-//   dh[ids[begin + i]] += gradients[i] in the order of i: pairs of one token are linked, the first of them adds them all.
+//   dh[ids[begin + i]] += gradients[i] in the order of i
+// Pairs of one token are linked, and the first of them adds them all.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   rows: u32, C: u32, begin: u32, first: u32, window: u32, row: u32, N: u32,

@@ -2,15 +2,19 @@
 //
 //   logp = x_y - log sum_j exp(x_j);  lse = log sum_j exp(x_j);  entropy = lse - sum_j p_j x_j, nats
 //   dx_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T;  at the target dlogp (1 - p) / T = -dlogp expm1(logp) / T
-//   logits, dlogits [rows][columns], a slice of the vocabulary from column `first`; y, logp, lse, entropy, dlogp, dentropy [M]
+//   logits, dlogits [rows][columns], a slice of the vocabulary from column `first`
+//   y, logp, lse, entropy, dlogp, dentropy [M]
 //
-// The target's own term stays out of S = sum over j != y of exp(x_j - m), so that a confident token keeps its digits:
+// The target's own term stays out of S = sum over j != y of exp(x_j - m), so that a confident token
+// keeps its digits:
 //   logp = -log1p(S) where x_y = m, else (x_y - m) - log(S + exp(x_y - m))
-// Differences of logits are scaled, never logits, so that no finite logit overflows at any temperature: m is a logit.
+// Differences of logits are scaled, never logits, so no finite logit overflows at any temperature:
+// m is a logit.
 //
-// Plan: a workgroup per row and slice: the maximum, then S and U = sum exp(x_j - m) (x_j - m) at twice f32's precision; slices
-// are joined in order in state [rows][8]: m, S, U, x_y. A logit of -1e30 or less is absent: it is told by its bits and never
-// enters arithmetic. A NaN makes the row NaN. The row's order depends on the slices alone, not on the rows around it.
+// Plan: a workgroup per row and slice: the maximum, then S and U = sum exp(x_j - m) (x_j - m) at
+// twice f32's precision. Slices are joined in order in state [rows][8]: m, S, U, x_y. A logit of
+// -1e30 or less is absent: its bits say so, and it never enters arithmetic. A NaN makes the row
+// NaN. The row's order depends on the slices alone.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   rows: u32, columns: u32, logits_row: u32, dlogits_row: u32,

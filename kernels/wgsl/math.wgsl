@@ -1,11 +1,14 @@
-// exp, log and their kin, and numbers of twice f32's precision. One definition for every kernel and driver.
+// exp, log and their kin, and numbers of twice f32's precision. One definition for every kernel and
+// driver.
 //
-// WGSL lets a compiler reassociate sums, fuse products or not, and assume that there is no NaN or infinity. So a result
-// whose rounding error matters passes through opaque(), which no compiler can look behind (p.zero is 0 at run time);
-// products are made exact by splitting their factors, not by fma; and NaN is tested on bits.
+// WGSL lets a compiler reassociate sums, fuse products or not, and assume that there is no NaN or
+// infinity. So a result whose rounding error matters passes through opaque(), which no compiler can
+// look behind (p.zero is 0 at run time). Products are made exact by splitting their factors, not by
+// fma. NaN is tested on bits.
 //
 //   f32:   exp, exp_diff: <= 1.5 ulp whether products fuse or not;  0 below 2^-126
-//   Wide:  x + y as (x, y), |y| <= ulp(x) / 2: sums to 2^-46, exp, expm1, log to 2^-30, which rounds to f32 within 0.51 ulp
+//   Wide:  x + y as (x, y), |y| <= ulp(x) / 2: sums to 2^-46; exp, expm1, log to 2^-30, which rounds to f32 within
+//          0.51 ulp
 alias Wide = vec2<f32>;
 
 const LOG2E = 1.44269504f;

@@ -1,5 +1,6 @@
-// What a kernel reads through operand(i), in the dtype that it has: f16, on an adapter without it. Two to a word; the widening is
-// exact, and written out since that of unpack2x16float may flush what is denormal.
+// What a kernel reads through operand(i), in the dtype that it has: f16, on an adapter without it.
+// Two to a word. The widening is exact, and written out: that of unpack2x16float may flush
+// denormals.
 @group(0) @binding(0) var<storage, read> operands: array<u32>;
 fn operand(i: u32) -> f32 {
   let half = (operands[i / 2u] >> (16u * (i % 2u))) & 0xffffu;

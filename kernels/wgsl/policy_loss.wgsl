@@ -1,18 +1,21 @@
 // The policy's loss per token, its gradient and statistics.
 //
 //   d = logp - old_logp (clamped to +- log_ratio_clamp),  r = exp(d)
-//   clipped_ratio (Schulman et al. 2017):  l = max(-A r, -A clip(r, 1 - low, 1 + high)); where A < 0, l = min(l, -A c) (Ye et al. 2020);
-//     l times importance
+//   clipped_ratio (Schulman et al. 2017):  l = max(-A r, -A clip(r, 1 - low, 1 + high))
+//     dual clip (Ye et al. 2020):  where A < 0, l = min(l, -A c);  then l times importance
 //   log_likelihood: l = -A logp
-//   kl(logp, ref): k1 d', |d'|, d'^2 / 2, k3 = expm1(-d') + d' at most 10, d' = logp - ref_logp (Schulman 2020; the limit is verl's)
+//   kl(logp, ref), d' = logp - ref_logp (Schulman 2020; the limit is verl's):
+//     k1 d', |d'|, k2 d'^2 / 2, k3 = expm1(-d') + d' at most 10
 //   loss = scale sum over tokens of w (l + kl_coef kl - entropy_coef entropy),  w: token_loss.wgsl
 //   logp, old_logp, advantages, ref_logp, importance, weights, entropy, dlogp, dentropy [M]; stats [12]; loss [1]
 //
-// Gradients at ties: where clipping changes nothing (r inside the interval, ends included; |d| at the clamp) the gradient
-// is the unclipped one; it is 0 where the clipped branch is strictly larger, and where c holds.
+// Gradients at ties: where clipping changes nothing (r inside the interval, ends included; |d| at
+// the clamp) the gradient is the unclipped one. It is 0 where the clipped branch is strictly
+// larger, and where c holds.
 //
-// Plan: one pass for the gradients, a thread per token; one for the sums, a workgroup per 4,096 tokens, whose ten sums a last
-// workgroup adds. Terms of a token are at twice f32's precision (math.wgsl): losses cancel, and k3 of close policies is tiny.
+// Plan: one pass for the gradients, a thread per token. One for the sums, a workgroup per 4,096
+// tokens, whose ten sums a last workgroup adds. Terms of a token are at twice f32's precision
+// (math.wgsl): losses cancel, and k3 of close policies is tiny.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   M: u32, B: u32, per_sequence: u32, masked: u32, likelihood: u32,

@@ -12,8 +12,8 @@
 //      Sums in blocks of 4,096 as in policy_loss.wgsl.
 //   2. A stable radix sort orders the records by score, 4 bits a pass. Records of one score stay in pair order.
 //   3. The first record of each score adds all of that score's slopes, in order.
-// Cost: O(M + P log M), in passes of 4 bits of M. A pass reads 24 bytes a record and writes 8. Workspace: 44 bytes a pair.
-// History: kernels/notes/preference_loss.md.
+// Cost: O(M + P log M), in passes of 4 bits of M. A pass reads 24 bytes a record and writes 8.
+// Workspace: 44 bytes a pair. History: kernels/notes/preference_loss.md.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   M: u32, P: u32, form: u32, has_reference: u32, blocks: u32,

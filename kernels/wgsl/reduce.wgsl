@@ -1,5 +1,6 @@
-// Reductions over a workgroup of 256 threads, each in one fixed order; every thread gets the result. Loops end at p.zero, not 0,
-// so that a compiler leaves them rolled: a barrier is dear to unroll.
+// Reductions over a workgroup of 256 threads, each in one fixed order. Every thread gets the
+// result. Loops end at p.zero, not 0, so that a compiler leaves them rolled: a barrier is dear to
+// unroll.
 var<workgroup> shared_wide: array<Wide, 256>;
 var<workgroup> shared_max: array<f32, 256>;
 

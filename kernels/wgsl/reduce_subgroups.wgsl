@@ -1,5 +1,5 @@
-// As reduce.wgsl, for adapters with subgroups: a maximum has no order, so its bits are the same. How threads fall into
-// subgroups is the driver's affair: each subgroup takes the next free place.
+// reduce.wgsl for adapters with subgroups. A maximum has no order, so its bits are the same. The
+// driver decides how threads fall into subgroups, so each subgroup takes the next free place.
 var<workgroup> shared_wide: array<Wide, 256>;
 var<workgroup> shared_max: array<f32, 256>;
 var<workgroup> places: atomic<u32>;

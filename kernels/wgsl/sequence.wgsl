@@ -2,7 +2,8 @@
 //   gradient: dx[t] = dy[b], divided by the number if mean
 //   x, dx [N]; y, dy [B]; offsets [B+1]
 //
-// Plan: sums: a workgroup per sequence, at twice f32's precision; gradient: a thread per token, which finds its sequence by bisection.
+// Plan: a workgroup per sequence, at twice f32's precision. The gradient: a thread per token, which
+// finds its sequence by bisection.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   N: u32, B: u32, mean: u32,

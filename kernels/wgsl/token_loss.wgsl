@@ -1,7 +1,10 @@
-// What the losses over tokens share: weights, and sums over tokens. The file of the loss declares the parameters p.
+// What the losses over tokens share: weights w, and sums over tokens. The file of the loss declares
+// the parameters p.
 //
-//   w[i]: token_mean, seq_mean_token_sum, seq_mean_token_sum_norm 1/denominator; seq_mean_token_mean 1/(denominator n), n the
-//     sequence's unmasked tokens; 0 where masked.   made [M], mask [M], offsets [B+1], kept [B]: 1 where n > 0
+//   token_mean, seq_mean_token_sum, seq_mean_token_sum_norm: w = 1 / denominator
+//   seq_mean_token_mean: w = 1 / (denominator n), n the sequence's unmasked tokens
+//   0 where masked
+//   made [M], mask [M], offsets [B+1], kept [B]: 1 where n > 0
 @group(0) @binding(0) var<storage, read> mask: array<i32>;
 @group(0) @binding(1) var<storage, read> offsets: array<i32>;
 @group(0) @binding(2) var<storage, read_write> made: array<f32>;

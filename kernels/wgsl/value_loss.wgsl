@@ -1,6 +1,8 @@
-// The value loss of PPO: 0.5 max((v - R)^2, (clip(v, old - range, old + range) - R)^2) per token, weighted as the policy's loss
-// (token_loss.wgsl), with its gradient: w (v - R), 0 where the clipped square is strictly larger.
+// The value loss of PPO, weighted as the policy's loss (token_loss.wgsl), with its gradient:
+//   0.5 max((v - R)^2, (clip(v, old - range, old + range) - R)^2) per token
+//   gradient w (v - R), 0 where the clipped square is strictly larger
 //   values, old_values, returns, weights, dvalues [M]; stats [8]; loss [1]
+//
 // Plan: as policy_loss.wgsl.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
