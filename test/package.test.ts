@@ -222,7 +222,7 @@ packed("the installed package", () => {
       );
       expect(none).toMatch(/node_modules\/rlhf-kernels\/build\/native\/Release\/rlhf_kernels\.node: not there\n/);
       expect(none).toContain(`npm install ${addon}@${version as string}`);
-      expect(none).toMatch(/node \S+\/node_modules\/rlhf-kernels\/native\/setup\.mjs/);
+      expect(none).toMatch(/node \S+\/node_modules\/rlhf-kernels\/native\/package\/setup\.mjs/);
 
       await mkdir(place);
       await described(version);
