@@ -7,12 +7,13 @@ const [, , addon, seed, calls] = process.argv;
 const require = createRequire(import.meta.url);
 type Native = Record<string, unknown> & {
   Device: new (...args: unknown[]) => Record<string, (...args: unknown[]) => unknown>;
-  ops: Op[];
+  list: string;
 };
 interface Op {
-  arguments: { kind: string; type: string; dims: string; low: number; high: number }[];
+  arguments: { kind: string; type: string; dims: string; low: number | null; high: number | null }[];
 }
 const native = require(addon) as Native;
+const { ops } = JSON.parse(native.list) as { ops: Op[] };
 const random = new Random("hostile", Number(seed));
 const BYTES = 4096;
 
@@ -27,14 +28,20 @@ const frameOf = (numbers: number[]) => Float64Array.from(numbers);
 
 /** A call that is mostly as it should be. */
 function frame(): number[] {
-  const index = random.below(native.ops.length);
+  const index = random.below(ops.length);
   const letters: Record<string, number> = {};
   const size = (dim: string) =>
     /^\d/.test(dim) ? Number(dim) : (letters[dim[0]] ??= random.below(5)) + (dim.endsWith("+1") ? 1 : 0);
   const shared = Array.from({ length: random.below(4) }, () => random.below(4));
-  const numbers = native.ops[index].arguments.flatMap(({ kind, type, dims, low, high }) => {
+  const numbers = ops[index].arguments.flatMap(({ kind, type, dims, low, high }) => {
     if (kind === "real" || kind === "integer")
-      return [random.pick([0, 1, 0.5, 2, -1, low, high].filter((x) => kind === "real" || Number.isSafeInteger(x)))];
+      return [
+        random.pick(
+          [0, 1, 0.5, 2, -1, low ?? -Infinity, high ?? Infinity].filter(
+            (x) => kind === "real" || Number.isSafeInteger(x),
+          ),
+        ),
+      ];
     if (kind === "choice") return [random.below(3)];
     if (kind.startsWith("opt") && random.below(2) === 0) return [0, -1, 0, 0, 0, 0, 0, 0, 0];
     const shape = dims === "..." ? shared : dims.split(",").map(size);
