@@ -1,5 +1,8 @@
-// One result per element: add, sub, mul, y = fma(x, factor, shift), clamp and its gradient, y += x, fill; and the sum
-// of all. Plan: 16 bytes a thread and array, two at a time; memory is the limit. Sums: sums.h.
+// One result per element: add, sub, mul, y = fma(x, factor, shift), clamp and its gradient, y += x,
+// fill; and the sum of all.
+//
+// Plan: 16 bytes a thread and array, two at a time. Memory is the limit. Sums: sums.h.
+// History: kernels/notes/elementwise.md.
 #include "kernels/cuda/sums.h"
 
 namespace rlhf::cuda {

@@ -1,5 +1,5 @@
-// One result per element: add, sub, mul, y = x factor + shift, clamp and its gradient, y += x, fill; and the sum of
-// all.
+// One result per element: add, sub, mul, y = x factor + shift, clamp and its gradient, y += x, fill;
+// and the sum of all.
 //   a, b, x, y [n]
 //
 // Plan: a thread per element. The sum: a workgroup per block of 4,096 elements, at twice f32's
