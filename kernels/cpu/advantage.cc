@@ -28,13 +28,13 @@ constexpr int ROWS = 8;
 constexpr int64_t CHUNK = 512,
                   CHUNK_ROW = CHUNK + LANES;  // tokens of a row at once; a row of the chunk, not a power of two
 
-// f(t, i) for each sixteen tokens of a chunk that begins at `begin` of its row
+// Calls f(t, i) for each sixteen tokens of a chunk that begins at `begin` of its row.
 template <class F>
 RLHF_INLINE void each_line(int64_t begin, int64_t size, F&& f) {
   for (int64_t t = 0, i = begin; t < size; t += LANES, i += LANES) f(t, i);
 }
 
-// delta of a chunk; where there is no token, 0
+// Computes the deltas of a chunk, 0 where there is no token.
 RLHF_INLINE void deltas(const Row& row, int64_t begin, int64_t size, float gamma, float* delta) {
   const V g = set(gamma);
   each_line(
@@ -53,7 +53,7 @@ RLHF_INLINE void deltas(const Row& row, int64_t begin, int64_t size, float gamma
       });
 }
 
-// The same under a mask, with the factor of the chain: gamma lambda, or 1 where a token is passed over
+// Deltas under a mask, and the factor of the chain: gamma lambda, or 1 where a token is passed over.
 RLHF_INLINE void masked_deltas(const Row& row, int64_t begin, int64_t size, float gamma, float gamma_lambda,
     float& next_value, float* delta, float* factor) {
   for (int64_t t = size - 1; t >= 0; t--) {
@@ -64,9 +64,9 @@ RLHF_INLINE void masked_deltas(const Row& row, int64_t begin, int64_t size, floa
   }
 }
 
-// Up to eight rows at once, chunk by chunk from their ends. A row is cut into sixteens from its begin, or at cache
-// lines of its advantages where these are streamed, so its last one may reach past its end; what it has there is 0,
-// which leaves the chain at 0.
+// Up to eight rows at once, chunk by chunk from their ends. A row is cut into sixteens from its begin, or
+// at cache lines of its advantages where these are streamed. Its last sixteen may reach past its end. It
+// has zeros there, which leave the chain at 0.
 template <bool STREAM, bool MASKED>
 RLHF_INLINE void gae_rows(const Row* rows, int count, float gamma, float lambda) {
   alignas(64) float a[ROWS * CHUNK_ROW], factors[MASKED ? ROWS * CHUNK_ROW : 1];  // a: delta, then the advantages

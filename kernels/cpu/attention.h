@@ -51,11 +51,8 @@ struct Result {
   float* data;
   int64_t rows;
 };
-enum class Start {
-  zero,
-  resume,
-  scaled
-};  // a chain starts from 0, from what is there, from what is there times scale[row]
+// A chain starts from 0, from what the result holds, or from that times scale[row].
+enum class Start { zero, resume, scaled };
 
 // c[R][16 C]: one chain of fused multiply-adds per element, n steps (law 1). Plain numbers as arguments: a struct would
 // be copied through the stack in pieces that the core cannot forward, a bubble per call.

@@ -28,13 +28,14 @@ constexpr int64_t KC = 384, MC = 24 * MR, NC = 1024;
 #endif
 constexpr int64_t NR = NV * LANES;
 
-// Where cores have few buffers for lines that are not in L1 (Intel's have 16), a tile's own reads from L2 need them
-// too: what tiles need later is asked for over all of their steps. Zen 5 gains by it too; Zen 4 has not been measured
-// this way and is asked from the first step on, one after the other.
+// Cores have few buffers for lines that are not in L1: Intel's have 16. A tile's own reads from L2
+// need them too. So requests for later tiles are spread over all steps of a tile, where `spreads`.
+// Zen 5 gains by it too. Zen 4 was not measured this way: its requests go out from the first step.
 #if RLHF_VECTOR_AVX512
 RLHF_INLINE bool spreads() { return !__builtin_cpu_is("amdfam19h"); }
-RLHF_INLINE bool asks_panels() { return spreads(); }  // for packed panels, before their tiles
-RLHF_INLINE bool packs_slowly() { return spreads() && __builtin_cpu_is("amd"); }  // Zen 5, beside its multiply-adds
+RLHF_INLINE bool asks_panels() { return spreads(); }  // prefetches packed panels before their tiles
+// Zen 5 packs slowly, compared with its multiply-adds.
+RLHF_INLINE bool packs_slowly() { return spreads() && __builtin_cpu_is("amd"); }
 #elif RLHF_VECTOR_AVX2
 RLHF_INLINE bool spreads() { return false; }
 RLHF_INLINE bool asks_panels() { return true; }
@@ -48,18 +49,18 @@ RLHF_INLINE bool packs_slowly() { return false; }
 RLHF_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 constexpr RLHF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Bytes that are wanted soon, asked for a few at a time while there is arithmetic to hide memory behind: ASKED at each
-// of `rows` places `step` apart, then those beside them, `left` times.
-constexpr int64_t
-    LINE = 64,
-    STREAMED = 32;  // steps that a panel of bf16, a line a step, is asked for ahead of a tile that reads it from memory
+// Bytes that later tiles read. They are prefetched a few at a time, behind arithmetic: ASKED bytes at
+// each of `rows` places `step` apart, then the bytes after them, `left` times.
+constexpr int64_t LINE = 64;
+// How many steps ahead a panel of bf16, a line a step, is prefetched for a tile that reads memory.
+constexpr int64_t STREAMED = 32;
 constexpr int64_t ASKED = NR * int64_t(sizeof(float));
 struct Ahead {
   const char* data = nullptr;
   int64_t step = 0, rows = 0, left = 0, row = 0;
 
   RLHF_INLINE int64_t total() const { return rows * left; }
-  // the next `count` places or fewer, from `from` on
+  // Takes up to `count` places. Returns how many there are; the first is at `from`.
   RLHF_INLINE int64_t take(int64_t count, const char*& from) {
     if (left == 0) return 0;
     from = data + row * step;
@@ -69,22 +70,20 @@ struct Ahead {
   }
 };
 
-// steps from one of a tile's requests to the next
+// How many steps lie between two prefetches of a tile.
 RLHF_INLINE int64_t steps_apart(int64_t k, int64_t requests) {
   if (!spreads() || k < requests) return 1;
   return smaller(k / requests, 16);
 }
 
-enum class Reading {
-  packed,
-  laid,
-  few
-};  // [k][MR]; where it lies, a_row from row to row; so too, of a product that reads b from memory
+// How a tile reads a. packed: [k][MR]. laid: in place, a_row from row to row. few: in place too, in a
+// product of few rows, which reads b from memory.
+enum class Reading { packed, laid, few };
 
-// One register tile: R rows, N vectors of columns of which `columns` are there. T: float or bf16. It asks for the lines
-// of c below, which the next tile continues or writes, then for `asked` more at `ahead`; of few rows, for `asked` lines
-// at `ahead` in every turn of TURN steps, ahead_step bytes on each time. FREE: what c holds is added to the sum, no
-// law.
+// One register tile: R rows, N vectors of columns. `columns` of the columns exist. T: float or bf16.
+// It prefetches the lines of c below, which the next tile continues or writes, then `asked` more at
+// `ahead`. With few rows it prefetches `asked` lines at `ahead` in every turn of TURN steps, and moves
+// on by ahead_step bytes each time. FREE: the sum starts from zero and is added to c, against law 1.
 template <int R, class T, int N = NV, Reading A = Reading::packed, bool FREE = false>
 __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, float* c, int64_t c_row, int columns,
     bool continued, const float* bias, const char* ahead = nullptr, int64_t ahead_step = 0, int64_t asked = 0,
@@ -105,7 +104,7 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
         sum[i][j] = whole ? load(from) : n > 0 ? load(from, n < LANES ? n : LANES) : zero();
       }
   }
-  const float* half = a + R / 2 * a_row;  // an address reaches rows by a_row, 2, 4 and 8 of it
+  const float* half = a + R / 2 * a_row;  // addressing reaches rows at a_row times 1, 2, 4 and 8
   const auto advance = [&]() __attribute__((always_inline)) {
     const auto left = [&](int i) __attribute__((always_inline)) {
       return A == Reading::packed ? a[i] : i < R / 2 ? a[i * a_row] : half[(i - R / 2) * a_row];
@@ -142,8 +141,8 @@ __attribute__((noinline)) void micro(int64_t k, const float* a, const T* b, floa
 #pragma GCC unroll 8
         for (int t = 0; t < TURN; t++) advance();
   }
-  if (A == Reading::few && N == 2 && !asked &&
-      spreads())  // a whole panel from memory, which prefetchers follow too near
+  // a whole panel from memory: the prefetchers of the hardware run too little ahead
+  if (A == Reading::few && N == 2 && !asked && spreads())
 #pragma GCC unroll 1
     for (; step < k; step++) {
 #pragma GCC unroll 2
@@ -210,15 +209,15 @@ struct MatrixOf {
 };
 using Matrix = MatrixOf<float>;
 
-// f(pointer): the numbers of a weight, in its own type.
+// Calls f with a pointer to the weight's numbers, in their own type.
 template <class F>
 RLHF_INLINE void with_numbers(const View<const float>& weight, F&& f) {
   if (weight.dtype == RLHF_BF16) f(reinterpret_cast<const bf16*>(weight.data));
   else f(weight.data);
 }
 
-// MR rows of `width` steps each, transposed: to[s][r] = in[r][s]; or of one step, which lie side by side. Stores run
-// past MR lanes, into what the next step writes, by COPIED lanes in all for one step.
+// transpose_rows: MR rows of STEPS steps each, to[s][r] = in[r][s]. copy_rows: MR rows of one step,
+// which are neighbours. A step stores COPIED lanes: those past MR are overwritten by the next step.
 #if RLHF_VECTOR_AVX2
 constexpr int STEPS = 4;
 RLHF_INLINE void transpose_rows(const float* in, int64_t row, float* to) {
@@ -252,18 +251,18 @@ RLHF_INLINE void copy_rows(const float* in, float* to) {
 #endif
 }
 
-RLHF_INLINE int64_t packed_step(int64_t k) {
-  return MR * k + LANES;
-}  // from panel to panel of a, where several threads pack them
+// The distance between panels of a where several threads pack them.
+RLHF_INLINE int64_t packed_step(int64_t k) { return MR * k + LANES; }
 
 constexpr int64_t STEPS_AHEAD = 6;
 
-// a's rows [begin, begin + m) of `rows_there`, steps [from, from + k) as [m/MR][k][MR], panels `step` apart, with LANES
-// floats to spare behind. The rows that come next are asked for, since no prefetcher follows so many short ones.
+// Packs rows [begin, begin + m) of a's `rows_there`, steps [from, from + k), as [m/MR][k][MR]. Panels
+// are `step` apart, and LANES floats after the last are free. It prefetches the rows that come next:
+// no prefetcher of the hardware follows so many short ones.
 RLHF_INLINE void pack_a(
     const Matrix& a, int64_t begin, int64_t m, int64_t rows_there, int64_t from, int64_t k, float* to, int64_t step) {
   int64_t done = 0;  // rows packed already
-  if (a.row == 1 && a.column != 1) {  // each step's rows lie side by side: read once through, into all panels
+  if (a.row == 1 && a.column != 1) {  // the rows of a step are neighbours: one walk fills all panels
     done = smaller(m, rows_there - begin - LANES) / MR * MR;
     if (done < 0) done = 0;
     for (int64_t s = 0; s < k; s++) {
@@ -299,11 +298,11 @@ RLHF_INLINE void pack_a(
   }
 }
 
-// b's steps [from, from + k), columns [begin, begin + n) as [n/32][k][32]; padding columns are 0
+// Packs b's steps [from, from + k), columns [begin, begin + n), as [n/32][k][32], padded with zeros.
 template <class T>
 RLHF_INLINE void pack_b(const MatrixOf<T>& b, int64_t from, int64_t k, int64_t begin, int64_t n, float* to) {
   int64_t done = 0;
-  if (b.column == 1) {  // each step's columns lie side by side: read once through, into all whole panels
+  if (b.column == 1) {  // the columns of a step are neighbours: one walk fills all whole panels
     done = n / PANEL * PANEL;
     for (int64_t s = 0; s < k; s++) {
       const T* in = b.at(from + s) + begin;
@@ -342,13 +341,14 @@ struct Product {
   const float* a_panels = nullptr;  // a, packed already: [m/MR][packed_step(k)]
 };
 
-// Steps of a block of k: more where c, which each block continues, is large beside an L2 of 1 or 2 MB.
+// How many steps a block of k has. Each block continues c, so there are more steps where c is large for
+// an L2 of 1 or 2 MB.
 RLHF_INLINE int64_t block_steps(int64_t rows, int64_t columns, int64_t k) {
   return smaller(k, spreads() && rows > MC && rows * columns > 1 << 18 ? 2 * KC : KC);
 }
 
-// Whether rows of a are read where they lie, where packing costs more than that: not those of a wide c that are a
-// multiple of 4 KB apart, which meet in a few sets of L1.
+// Whether rows of a are read in place, because packing would cost more. Rows a multiple of 4 KB apart
+// share a few sets of L1, so a wide c packs them still.
 template <class T>
 RLHF_INLINE bool is_read_laid(const Product<T>& p, int64_t columns) {
   return packs_slowly() && !p.a_panels && p.a.column == 1 && (columns <= 12 * PANEL || p.a.row % 1024 != 0);
@@ -358,7 +358,7 @@ RLHF_INLINE int64_t packed_a_floats(int64_t rows, int64_t k) {
   return round_up(round_up(smaller(rows, MC), MR) * k + LANES, LANES);
 }
 
-// floats that product() needs for itself
+// How many floats of scratch product() needs.
 RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed) {
   const int64_t kc = block_steps(m, n, k);
   return packed_a_floats(m, kc) + (packed ? 0 : round_up(smaller(n, m <= MC ? PANEL : NC), PANEL) * kc + LANES);
@@ -371,9 +371,9 @@ RLHF_INLINE int64_t product_scratch(int64_t m, int64_t n, int64_t k, bool packed
 constexpr int64_t FEW = 16;
 #if RLHF_VECTOR_AVX2
 constexpr int64_t FEW_BYTES = 16384;
-constexpr int FEW_WIDE = 3;  // rows of a tile, up to which it is a whole panel wide
+constexpr int FEW_WIDE = 3;  // a tile of up to so many rows is a whole panel wide
 template <class T>
-constexpr int FEW_R = sizeof(T) == 4 ? FEW_WIDE : MR;  // to widen bf16 takes too long for so few
+constexpr int FEW_R = sizeof(T) == 4 ? FEW_WIDE : MR;  // bf16 takes more rows, since each tile widens it anew
 #else
 constexpr int64_t FEW_BYTES = 8192;
 constexpr int FEW_WIDE = NV == 2 ? 8 : 2;
@@ -385,11 +385,11 @@ template <class T>
 RLHF_INLINE void product_few(
     const Product<T>& p, int64_t first, int64_t last, int64_t top, int64_t bottom, float* packed_b) {
   const int64_t rows = bottom - top, tiles = (rows + FEW_R<T> - 1) / FEW_R<T>;
-  const bool one = rows <= FEW_WIDE;  // tile
+  const bool one = rows <= FEW_WIDE;  // one tile has all rows
   const int64_t steps = !p.panels ? KC : one ? p.k : FEW_BYTES / (PANEL * int64_t(sizeof(T)));
   const bool pieces = p.k > steps;
-  alignas(64) float sums[FEW * PANEL];  // between pieces: rows of c that are a power of two apart would meet in a few
-                                        // sets of the cache
+  // Sums between pieces. In c, rows a power of two apart would share a few sets of the cache.
+  alignas(64) float sums[FEW * PANEL];
   for (int64_t j = first; j < last; j += PANEL) {
     const int64_t columns = smaller(PANEL, last - j);
     float* const there = p.c + top * p.c_row + j;
@@ -440,7 +440,7 @@ RLHF_INLINE void product_few(
   }
 }
 
-// what pack_b is going to read
+// The bytes that pack_b is going to read.
 template <class T>
 RLHF_INLINE Ahead ahead_b(const MatrixOf<T>& b, int64_t from, int64_t k, int64_t begin, int64_t n) {
   constexpr int64_t size = sizeof(T);
@@ -462,9 +462,8 @@ __attribute__((noinline)) void product_columns(
   float* packed_a = scratch;
   float* packed_b = scratch + packed_a_floats(p.m, block_steps(p.m, p.n, p.k));
   const bool laid = is_read_laid(p, last - first);
-  const bool again =
-      bottom - top >
-      MC;  // panels are used again, for other rows; else they take one place in turn, which stays in a cache
+  // Panels are used again, for other rows. Else they share one place, which stays in a cache.
+  const bool again = bottom - top > MC;
   if (bottom - top <= FEW && p.a.column == 1) return product_few(p, first, last, top, bottom, packed_b);
   for (int64_t j0 = first; j0 < last; j0 += NC) {
     const int64_t n = smaller(NC, last - j0);
@@ -519,7 +518,8 @@ __attribute__((noinline)) void product_columns(
   }
 }
 
-// The product on all threads of the context: rows or columns of c, whichever there are more of, in contiguous parts.
+// The product on all threads of the context. Each takes a contiguous part of the rows or the columns of
+// c, whichever are more.
 RLHF_INLINE int64_t parallel_scratch(int threads, int64_t m, int64_t n, int64_t k, bool packed) {
   return threads * round_up(product_scratch(m, n, k, packed), LANES);
 }

@@ -41,7 +41,7 @@ struct Head {
   }
 };
 
-// hidden states of the pairs [m0, m1), one after another
+// Gathers the hidden states of the pairs [m0, m1), one after another.
 RLHF_INLINE void gather(Context& ctx, const Head& head, int64_t m0, int64_t m1, float* to) {
   ctx.split(m1 - m0, 1, 16384 / (head.C + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++)
@@ -49,7 +49,7 @@ RLHF_INLINE void gather(Context& ctx, const Head& head, int64_t m0, int64_t m1, 
   });
 }
 
-// The same rows as the left operand of their logits, for all tiles and threads.
+// Packs gathered rows as the left operand of their logits, for all tiles and threads.
 RLHF_INLINE int64_t left_floats(int64_t rows, int64_t k) { return (rows + MR - 1) / MR * packed_step(k); }
 RLHF_INLINE void pack_left(Context& ctx, const Matrix& a, int64_t rows, int64_t k, float* to) {
   ctx.split(rows, MR, 16384 / (k + 1) + 1, [&](int64_t begin, int64_t end) {
@@ -59,12 +59,12 @@ RLHF_INLINE void pack_left(Context& ctx, const Matrix& a, int64_t rows, int64_t 
 
 constexpr int64_t TILE_ROW = VOCABULARY_TILE + LANES;  // not a power of two
 
-// floats that tile_logits needs for itself
+// How many floats of scratch tile_logits needs.
 RLHF_INLINE int64_t tile_scratch(const Head& head, int64_t rows) {
   return round_up(product_scratch(rows, VOCABULARY_TILE, head.C, head.weight.layout == RLHF_PANELS), LANES);
 }
 
-// logits of gathered rows [r0, r1) in one tile, to c (row stride c_row), by the calling thread
+// Computes the logits of gathered rows [r0, r1) in one tile, to c (row stride c_row), by the calling thread.
 RLHF_INLINE void tile_logits(const Head& head, const float* gathered, const float* left, int64_t tile, int64_t r0,
     int64_t r1, float* c, int64_t c_row, float* scratch) {
   const int64_t j = tile * VOCABULARY_TILE, n = head.tile_size(tile);
@@ -77,7 +77,8 @@ RLHF_INLINE void tile_logits(const Head& head, const float* gathered, const floa
   });
 }
 
-// f(thread, row range, tile range): the work of a block, split by tiles or, where they are few, by rows
+// Calls f(thread, row range, tile range) for each part of a block. It is split by tiles, or by rows where
+// tiles are few.
 template <class F>
 RLHF_INLINE void split_block(Context& ctx, int64_t rows, int64_t tiles, F&& f) {
   const int64_t threads = ctx.threads;
@@ -91,8 +92,8 @@ RLHF_INLINE void split_block(Context& ctx, int64_t rows, int64_t tiles, F&& f) {
   }
 }
 
-// The backward pass of a block of rows: SPAN logits of each at a time, or V, become their gradient, then dh and dweight
-// continue.
+// The backward pass of a block of rows. SPAN logits of each row at a time, or V, become their gradient;
+// then dh and dweight continue their chains.
 constexpr int64_t SPAN = 6 * VOCABULARY_TILE;
 struct BackwardMemory {
   int64_t rows, span, stride, thread_floats, total;
@@ -120,8 +121,8 @@ struct BackwardMemory {
   }
 };
 
-// gradient(thread, tile, first row, last row, to): of the logits of a tile, in rows of memory.stride. Both chains go on
-// from block to block.
+// gradient(thread, tile, first row, last row, to) writes the gradient of a tile's logits, in rows of
+// memory.stride. Both chains go on from block to block.
 template <class F>
 RLHF_INLINE void head_backward(Context& ctx, const Head& head, const BackwardMemory& memory, int64_t m0, int64_t count,
     View<float> dh, View<float> dweight, F&& gradient) {

@@ -22,8 +22,8 @@ struct TileStats {
   double m, s, u;  // without the target's term in s and u; m with it
 };
 
-// Of n <= 512 logits x[n] of one tile; target is the index of y in it, or negative. Not inlined: there are many
-// callers.
+// The statistics of n <= 512 logits x[n] of one tile. target is the index of y in it, or negative. Not
+// inlined: there are many callers.
 template <bool SCALED>
 [[maybe_unused]] static __attribute__((noinline)) TileStats tile_stats(
     const float* x, int64_t n, float inverse_temperature, int64_t target) {
@@ -42,8 +42,8 @@ template <bool SCALED>
       if (x[i] != x[i]) return {0, __builtin_nan(""), __builtin_nan("")};
     return {m, 0, 0};
   }
-  // Each step in a loop of its own: a core's schedulers hold little more than one exponential, so that one long loop
-  // waits for itself
+  // Each step has a loop of its own. A core's schedulers hold little more than one exponential, so one
+  // long loop would wait for itself.
   alignas(64) float n_of[VOCABULARY_TILE], e[VOCABULARY_TILE], d[VOCABULARY_TILE];
   const V vm = set(m);
   each_vector(
@@ -71,8 +71,8 @@ RLHF_FUNCTION TileStats tile_stats(const float* x, int64_t n, float inverse_temp
                                   : tile_stats<true>(x, n, inverse_temperature, target);
 }
 
-// row joined with tiles[0], tiles[stride] ..., in order; the exponentials of sixteen tiles at once, from the maxima
-// alone
+// Joins tiles[0], tiles[stride] ... to the row, in order. The exponentials need the maxima alone, so
+// those of sixteen tiles are computed at once.
 [[maybe_unused]] static __attribute__((noinline)) void join(
     TileStats& row, const TileStats* tiles, int64_t count, float inverse_temperature, int64_t stride = 1) {
   const double t = inverse_temperature;
@@ -111,7 +111,7 @@ struct RowStats {
   float logp, lse, entropy;
 };
 
-// the row's end: its joined tiles and x_y, the target's logit
+// The row's results, from its joined tiles and x_y, the target's logit.
 RLHF_FUNCTION RowStats finish(const TileStats& row, float target, float inverse_temperature) {
   const double d = (double(target) - row.m) * inverse_temperature;
   if (row.m == -__builtin_inf()) return {-__builtin_inff(), -__builtin_inff(), 0};  // nothing is possible
@@ -123,13 +123,13 @@ RLHF_FUNCTION RowStats finish(const TileStats& row, float target, float inverse_
   return {float(logp), float(row.m * inverse_temperature + tail), float(entropy <= 0 ? 0 : entropy)};
 }
 
-// The joined tiles of a whole row; y is the target, or negative where s and u are to have every term.
+// Joins the tiles of a whole row. y is the target, or negative where s and u shall have every term.
 RLHF_INLINE TileStats row_tiles(const float* logits, int64_t V_, int64_t y, float inverse_temperature) {
   TileStats row{-__builtin_inf(), 0, 0}, tiles[LANES];
   for (int64_t j = 0; j < V_;) {
     int n = 0;
     for (; n < LANES && j < V_; n++, j += VOCABULARY_TILE) {
-      // the next tile, whose maximum has no arithmetic to hide memory behind
+      // prefetches the next tile: its maximum has no arithmetic to hide memory behind
       for (int64_t k = 0; k < VOCABULARY_TILE; k += LANES) __builtin_prefetch(logits + j + VOCABULARY_TILE + k);
       tiles[n] = tile_stats(logits + j, V_ - j < VOCABULARY_TILE ? V_ - j : VOCABULARY_TILE, inverse_temperature,
           y >= j && y < j + VOCABULARY_TILE ? y - j : -1);
@@ -142,7 +142,7 @@ RLHF_INLINE RowStats row_stats(const float* logits, int64_t V_, int64_t y, float
   return finish(row_tiles(logits, V_, y, inverse_temperature), logits[y], inverse_temperature);
 }
 
-// d loss / d logit, in place or not, for vocabulary entries [begin, begin + n) of a row: with p_j = exp(x_j - lse),
+// d loss / d logit of vocabulary entries [begin, begin + n) of a row, in place or not, p_j = exp(x_j - lse):
 //   g_j = -(dlogp p_j + dentropy p_j (log p_j + H)) / T;  at the target dlogp (1 - p) / T = -dlogp expm1(logp) / T in
 //   place of -dlogp p / T
 [[maybe_unused]] static __attribute__((noinline)) void logits_grad(const float* x, float* g, int64_t n, int64_t target,

@@ -35,7 +35,7 @@ RLHF_INLINE void sift(Candidate* heap, int64_t i, int64_t n) {  // the last in o
   }
 }
 
-// sorts c[0, n); where only the first k are wanted, only they are sorted: returns min(n, k)
+// Sorts c[0, n), or only the first k where no more are wanted. Returns min(n, k).
 RLHF_INLINE int64_t sort_first(Candidate* c, int64_t n, int64_t k) {
   if (k > n) k = n;
   for (int64_t i = k / 2 - 1; i >= 0; i--) sift(c, i, k);
@@ -49,7 +49,7 @@ RLHF_INLINE int64_t sort_first(Candidate* c, int64_t n, int64_t k) {
   return k;
 }
 
-// What is drawn from: p = exp(x - max x) of a row in index order, and its running sum at the start of every block.
+// The distribution of a row: p = exp(x - max x) in index order, and the running sum at the start of every block.
 constexpr int64_t BLOCK = 512;
 constexpr int ABREAST = 4;  // rows whose chains run side by side, each hiding the latency of the others
 
@@ -59,8 +59,8 @@ struct Weights {
   int64_t best;
 };
 
-// The argmax, and p = exp((x - max x) / T) unless it is all that is wanted: at most 1, and 1 at the argmax, whatever
-// the temperature. False where no token is possible or a logit is NaN or +infinity.
+// Finds the argmax, and p = exp((x - max x) / T) unless only the argmax is wanted. p is at most 1, and 1 at
+// the argmax, whatever the temperature. False where no token is possible, or a logit is NaN or +infinity.
 RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, bool greedy, Weights& w) {
   const V none = set(-__builtin_inff());
   V top = none;
@@ -88,7 +88,7 @@ RLHF_INLINE bool weigh(const float* logits, int64_t size, float inverse, bool gr
   return true;
 }
 
-// The f64 chains of p, row by row each in index order.
+// The f64 chains of p, each row in index order.
 template <int R>
 RLHF_INLINE void chain(const Weights* w, int64_t size) {
   double sum[R] = {};
@@ -102,7 +102,7 @@ RLHF_INLINE void chain(const Weights* w, int64_t size) {
   for (int r = 0; r < R; r++) w[r].running[(size + BLOCK - 1) / BLOCK] = sum[r];
 }
 
-// Leaves in p what top-k, top-p and min-p keep.
+// Sets p to 0 where top-k, top-p or min-p drop a token.
 RLHF_INLINE void truncate(const sample_args& a, int64_t size, float* p, Candidate* sorted) {
   int64_t n = 0;
   for (int64_t i = 0; i < size; i++)
@@ -127,7 +127,7 @@ RLHF_INLINE void truncate(const sample_args& a, int64_t size, float* p, Candidat
   for (int64_t i = 0; i < n; i++) p[sorted[i].id] = sorted[i].p;
 }
 
-// The first id whose running sum exceeds u times the total; the last that is possible where rounding left none.
+// The first id whose running sum exceeds u times the total. Where rounding left none, the last possible id.
 RLHF_INLINE int64_t pick(const Weights& w, int64_t size, double u) {
   const int64_t blocks = (size + BLOCK - 1) / BLOCK;
   const double goal = u * w.running[blocks];

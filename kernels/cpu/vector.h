@@ -17,8 +17,8 @@ namespace rlhf::RLHF_ISA {
 
 constexpr int LANES = 16;
 
-// Steps of the chains of a register tile in one turn of its loop: with two registers to a vector, a step has so many instructions that
-// counting and stepping are a tenth of them, and where another thread shares the core, instructions are the limit.
+// Steps of a register tile in one turn of its loop. A vector of AVX2 has two registers, so a step has 20
+// instructions, and 4 more to count. Where another thread shares the core, instructions are the limit.
 #if RLHF_VECTOR_AVX2
 constexpr int TURN = 8;
 #else
@@ -589,7 +589,7 @@ RLHF_INLINE __m256 kept(__m256 x) {  // in a register: GCC would read it anew fo
 template <int R, int C, class F, class T>
 RLHF_INLINE void multiply_add(V (&sum)[R][C], F&& y, const T* x) {
 #if RLHF_VECTOR_AVX2
-  if (R > 1 && R <= 2 * C) {  // 3 rows of 2 vectors take all of the 16 registers, where half a vector is read when its turn comes
+  if (R > 1 && R <= 2 * C) {  // 3 rows of 2 vectors take all of the 16 registers: each half of x is read when its turn comes
     __m256 left[R];
 #pragma GCC unroll 8
     for (int i = 0; i < R; i++) left[i] = kept(_mm256_set1_ps(y(i)));
@@ -615,8 +615,8 @@ RLHF_INLINE void multiply_add(V (&sum)[R][C], F&& y, const T* x) {
     for (int j = 0; j < C; j++) sum[i][j] = fma(left, right[j], sum[i][j]);
   }
 }
-// f(i, n) for the vectors of [begin, end), n lanes of each: the constant LANES in all but the last, so that whole ones need no mask
-// (with masked stores Zen 5 takes up to three times as long)
+// Calls f(i, n) for each vector of [begin, end), n lanes of it. n is the constant LANES in all but the last, so whole
+// vectors need no mask: with masked stores Zen 5 takes up to three times as long.
 template <class F>
 RLHF_INLINE void each_vector(int64_t begin, int64_t end, F&& f) {
   for (; begin + LANES <= end; begin += LANES) f(begin, LANES);
