@@ -52,12 +52,12 @@ export async function sharingStep(
 ): Promise<Prepared> {
   await using planned = new PlannedDevice(on.threads, { flops: 1, bandwidth: 1, call: 0 });
   const counted = step(planned, trained, shape, completions, sharePrompts);
-  planned.take();
+  planned.workDone();
   await counted.timer(1);
   counted.dispose();
   return {
     ...step(on, trained, shape, completions, sharePrompts),
-    cost: { flops: planned.take().flops, read: 0, write: 0 },
+    cost: { flops: planned.workDone().flops, read: 0, write: 0 },
   };
 }
 

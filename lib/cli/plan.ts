@@ -86,9 +86,9 @@ export async function plan(config: Config, threads?: number): Promise<StagePlan[
   for (const { name, isAlternative, numbers, weights = "f32", once, step, steps } of stages(config, size)) {
     on.resetPeak();
     await once?.(on);
-    on.take();
+    on.workDone();
     await step(on);
-    const { flops, seconds } = on.take();
+    const { flops, seconds } = on.workDone();
     const { trained, held } = numbers;
     const [weightBytes, momentBytes, { peak }] = [
       4 * trained + Math.round(heldBytes[weights] * held),

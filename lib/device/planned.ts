@@ -80,7 +80,7 @@ export class PlannedDevice extends AddonDevice {
   }
 
   /** The work since the last call of this. */
-  take(): Work {
+  workDone(): Work {
     const { work } = this;
     this.work = { calls: 0, flops: 0, bytes: 0, seconds: 0 };
     return work;

@@ -3,7 +3,7 @@ import type { Transformer } from "../model/transformer.js";
 import { comparisonOptions, promptOptions, textOptions } from "./batch/data.js";
 import type { Comparison } from "./batch/comparison.js";
 import type { Episode } from "./batch/episode.js";
-import type { Learner } from "./learn/learner.js";
+import type { Learner, Round } from "./learn/learner.js";
 import { sft, sftLearner, sftOptions } from "./offline/sft.js";
 import { picked, whole, type OptionList } from "./options.js";
 import { grpo, grpoLearner, grpoOptions, type GrpoModels } from "./policy/grpo.js";
@@ -128,12 +128,6 @@ export interface Algorithm {
   note: (metrics: Record<string, number>) => string;
   /** The curves of the report. */
   charts: Chart[];
-}
-
-/** What every round of a loop tells, beside its own figures. */
-export interface Round {
-  /** Counted from 1. */
-  step: number;
 }
 
 /** Options that the run gives to a loop and no section has. */

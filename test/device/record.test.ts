@@ -88,9 +88,9 @@ test("a planned run counts every step of a generation", async () => {
   await using planned = new PlannedDevice(1, { flops: 1, bandwidth: 1, call: 0 });
   const model = Transformer.random(gpt2, "logits", planned, 0);
   const work = async (maxTokens: number) => {
-    planned.take();
+    planned.workDone();
     await generate(model, [{ prompt: [1, 2, 3], index: 0, sample: 0 }], { maxTokens, seed: 0 });
-    return planned.take();
+    return planned.workDone();
   };
   const [one, two, three, four] = [await work(1), await work(2), await work(3), await work(4)];
   const key = 4 * gpt2.layers * gpt2.heads * gpt2.headSize; // FLOPs of one more key
@@ -104,10 +104,10 @@ test("a planned recording is counted in every run, until it is disposed", async 
   await using planned = new PlannedDevice(1, { flops: 1, bandwidth: 1, call: 0 });
   const x = Tensor.from(new Float32Array(8), [2, 4], planned);
   const recorded = planned.record(() => ops.linear(x, x));
-  const first = planned.take();
+  const first = planned.workDone();
   recorded.run();
-  expect(planned.take()).toEqual(first);
+  expect(planned.workDone()).toEqual(first);
   recorded[Symbol.dispose]();
   expect(() => recorded.run()).toThrow(expect.objectContaining({ code: "DISPOSED" }));
-  expect(planned.take().calls).toBe(0);
+  expect(planned.workDone().calls).toBe(0);
 });

@@ -34,12 +34,12 @@ describe("a learner", () => {
     const seen: number[] = [];
     for (const round of learner.rounds()) {
       seen.push(round);
-      expect(learner.told({ loss: 1 })).toEqual({ step: round + 1, loss: 1 });
+      expect(learner.endRound({ loss: 1 })).toEqual({ step: round + 1, loss: 1 });
       if (round === 1) break;
     }
     for (const round of learner.rounds()) {
       seen.push(round);
-      learner.told({});
+      learner.endRound({});
     }
     expect(seen).toEqual([0, 1, 2, 3]);
     expect([...learner.rounds()]).toEqual([]);
@@ -51,7 +51,7 @@ describe("a learner", () => {
     using learner = new Learner({ policy, critic }, options, { critic: 1 });
     const rates = Array.from(learner.rounds(), () => {
       const rate = ["policy", "critic"].map((role) => learner.learningRate(role));
-      learner.told({});
+      learner.endRound({});
       return rate;
     });
     expect(rates).toEqual([
@@ -68,7 +68,7 @@ describe("a learner", () => {
     using first = new Learner({ model }, options);
     const { moments } = first.carry({ moments: { count: 0, mean: 0 } });
     moments.count = 3;
-    first.told({});
+    first.endRound({});
     const state = structuredClone(first.state());
     expect(state).toEqual({ round: 1, carried: { moments: { count: 3, mean: 0 } } });
     using second = new Learner({ model }, options);

@@ -243,9 +243,9 @@ test("a planned run counts the keys of what a sequence continues", async () => {
   const flops = (lengths: number[], prefix?: number[]) => {
     const cuSeqlens = Int32Array.from([0, ...lengths], (_, b) => lengths.slice(0, b).reduce((a, n) => a + n, 0));
     const x = Tensor.empty([cuSeqlens.at(-1)!, 1, 8], "f32", on);
-    on.take();
+    on.workDone();
     ops.attention(x, x, x, cuSeqlens, { prefix: prefix && Int32Array.from(prefix) });
-    return on.take().flops;
+    return on.workDone().flops;
   };
   const [prompt, whole, other] = [flops([5]), flops([8]), flops([7])];
   expect(flops([5, 3, 2], [-1, 0, 0])).toBe(whole + other - prompt);

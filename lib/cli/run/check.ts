@@ -199,12 +199,12 @@ export async function accept(path: string): Promise<Checked[]> {
     const sums = await sumsLines(folder.path);
     const lines = sums.filter((line) => sumLine(line)).map((line) => `${line}\n`);
     if (lines.length < sums.length) await writeFileDurably(join(folder.path, SUMS), lines.join(""));
-    await take(folder, whole ? await checkFolder(folder) : [await checkFile(folder, basename(path))]);
+    await acceptAll(folder, whole ? await checkFolder(folder) : [await checkFile(folder, basename(path))]);
   }
   return check(path);
 }
 
-async function take(folder: Folder, checked: readonly Checked[]): Promise<void> {
+async function acceptAll(folder: Folder, checked: readonly Checked[]): Promise<void> {
   if (folder.isCheckpoints) return;
   const digests: Record<string, string | undefined> = {};
   for (const { file, state } of checked) {

@@ -70,7 +70,7 @@ export class Checkpoint {
             "RESUME",
             `${file} follows version ${stored.metadata.law} of the law of arithmetic, this build ${native.lawVersion}; wanted the same`,
           );
-        await this.take(file, stored.tensors, stored.metadata.counters);
+        await this.restoreFrom(file, stored.tensors, stored.metadata.counters);
         return;
       } catch (error) {
         if ((error as { code?: string }).code !== "SAFETENSORS") throw error;
@@ -93,7 +93,7 @@ export class Checkpoint {
   }
 
   /** Everything is looked at before anything is written. */
-  private async take(file: string, tensors: ReadonlyMap<string, StoredTensor>, text: string): Promise<void> {
+  private async restoreFrom(file: string, tensors: ReadonlyMap<string, StoredTensor>, text: string): Promise<void> {
     const { steps, state, metricsBytes } = JSON.parse(text) as Counters;
     const found = (name: string, shape: readonly number[]): StoredTensor => {
       const tensor = tensors.get(name);

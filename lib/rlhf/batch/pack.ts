@@ -17,7 +17,7 @@ export interface Scored extends Packed {
  * The completions of a group continue the sequence of their prompt.
  * @returns also, per episode, the row of the prompt's last token and that of the completion's first
  */
-function lay(groups: readonly Group[], left: number): Packed & { last: number[]; first: number[] } {
+function layOut(groups: readonly Group[], left: number): Packed & { last: number[]; first: number[] } {
   const sequences: ArrayLike<number>[] = [];
   const [prefix, last, first]: number[][] = [[], [], []];
   let rows = 0;
@@ -71,7 +71,7 @@ export function packEpisodes(units: readonly (Episode | Group)[]): Scored {
       );
     if (completion.length === 0) throw rangeError("EMPTY", `episode ${i}: the completion has no tokens`);
   });
-  const { last, first, ...packed } = lay(groups, 1);
+  const { last, first, ...packed } = layOut(groups, 1);
   const cuRows = new Int32Array(episodes.length + 1);
   episodes.forEach(({ completion }, b) => (cuRows[b + 1] = cuRows[b] + completion.length));
   const rows = new Int32Array(cuRows[episodes.length]);
@@ -98,7 +98,7 @@ export function packWhole(units: readonly (Episode | Group)[]): Packed & {
   episodes.forEach(({ completion }, i) => {
     if (completion.length === 0) throw rangeError("EMPTY", `episode ${i}: the completion has no tokens`);
   });
-  const { last: _, first, ...packed } = lay(groups, 0);
+  const { last: _, first, ...packed } = layOut(groups, 0);
   return { ...packed, rows: Int32Array.from(episodes, ({ completion }, b) => first[b] + completion.length - 1) };
 }
 

@@ -50,10 +50,10 @@ export class Comparisons implements Indexed<Comparison> {
     tokenizer: Tokenizer,
     { softLabels = true, folder }: { softLabels?: boolean; folder?: string } = {},
   ): Promise<Comparisons> {
-    return filled(new Comparisons(folder), (all) => all.take(rows, tokenizer, softLabels));
+    return filled(new Comparisons(folder), (all) => all.addAll(rows, tokenizer, softLabels));
   }
 
-  private async take(rows: Source<ComparisonRow>, tokenizer: Tokenizer, softLabels: boolean): Promise<void> {
+  private async addAll(rows: Source<ComparisonRow>, tokenizer: Tokenizer, softLabels: boolean): Promise<void> {
     const prompts = new Keys();
     const itemOf = new Grown(new Uint32Array(0)); // of each record
     const remember = memory(tokenizer);

@@ -5,8 +5,8 @@ import { stepOn } from "./update.js";
 /** What a loop remembers from one round to the next: objects of numbers, by name. */
 export type Carried = Record<string, object>;
 
-/** The round that metrics are of. */
-export interface Told {
+/** What every round of a loop tells, beside its own figures. */
+export interface Round {
   /** Counted from 1. */
   step: number;
 }
@@ -44,7 +44,7 @@ export class Learner implements Disposable {
     this.optimizers = Object.fromEntries(roles.map(([role, model]) => [role, new AdamW(model.trained, options)]));
   }
 
-  /** The rounds that are left, counted from 0. A round ends with `told`. */
+  /** The rounds that are left, counted from 0. A round ends with `endRound`. */
   *rounds(): Generator<number> {
     while (this.round < this.options.steps) yield this.round;
   }
@@ -72,7 +72,7 @@ export class Learner implements Disposable {
   }
 
   /** Ends the round: its metrics, with its number counted from 1. */
-  told<T extends object>(metrics: T): Told & T {
+  endRound<T extends object>(metrics: T): Round & T {
     return { step: ++this.round, ...metrics };
   }
 

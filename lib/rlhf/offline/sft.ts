@@ -81,6 +81,6 @@ export async function* sft(
     const learningRate = learner.learningRate("model");
     const gradientNorm = await learner.step("model", episodes);
     const { loss } = await readStats("policy", stats);
-    yield learner.told({ loss: finite("the loss", loss, step + 1, episodes), gradientNorm, learningRate, tokens });
+    yield learner.endRound({ loss: finite("the loss", loss, step + 1, episodes), gradientNorm, learningRate, tokens });
   }
 }

@@ -119,7 +119,7 @@ export async function* grpo(
     const terms = { ...o, lossKlCoef: o.klCoef, lossKlEstimator: o.klEstimator };
     const learned = await epochs(batch, update, o, (minibatch) => policyStep(learner, policy, minibatch, terms));
     const kl = o.klCoef > 0 ? { kl: (await batch.moments(batch.get("kl"))).sum / batch.size } : {};
-    const told = { ...kl, groupsWithoutVariance: withoutVariance, learningRate: learner.learningRate("policy") };
-    yield learner.told({ ...batch.metrics, ...learned, ...told } as Omit<GrpoMetrics, "step">);
+    const figures = { ...kl, groupsWithoutVariance: withoutVariance, learningRate: learner.learningRate("policy") };
+    yield learner.endRound({ ...batch.metrics, ...learned, ...figures } as Omit<GrpoMetrics, "step">);
   }
 }

@@ -140,12 +140,12 @@ export async function* ppo(
     });
     const kl = (await batch.moments(batch.get("kl"))).sum / batch.size;
     controller.observe(kl, batch.size);
-    const told = {
+    const figures = {
       kl,
       klCoef,
       learningRate: learner.learningRate("policy"),
       explainedVariance: await explainedVariance(batch),
     };
-    yield learner.told({ ...batch.metrics, ...learned, ...told } as Omit<PpoMetrics, "step">);
+    yield learner.endRound({ ...batch.metrics, ...learned, ...figures } as Omit<PpoMetrics, "step">);
   }
 }

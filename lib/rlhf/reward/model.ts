@@ -81,7 +81,7 @@ export async function* rewardModel(
     const learningRate = learner.learningRate("model");
     const gradientNorm = await learner.step("model", comparisons);
     const [all, clear] = await Promise.all([readStats("preference", stats), readStats("preference", decided)]);
-    yield learner.told({
+    yield learner.endRound({
       loss: finite("the loss", all.loss, step + 1, comparisons),
       accuracy: (clear.wins + (all.pairs - clear.pairs) / 2) / all.pairs,
       difference: (all.chosen - all.rejected) / all.pairs,
