@@ -8,7 +8,8 @@ const [ROW, TOP] = [17, 68];
 const LETTER = 6.5; // width of a letter, about
 const TICKS = [0.5, 1, 2, 4, 10, 30, 100, 300];
 
-const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+/** Text as SVG has it between tags. */
+export const escape = (text: string) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 const times = (ratio: number) => `${ratio >= 100 ? ratio.toFixed(0) : ratio.toPrecision(2)}x`;
 
 /**

@@ -2,18 +2,20 @@ import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { summaryTable } from "../lib/cli/demo.js";
 import { opList } from "../lib/cli/info.js";
+import { algorithmPages } from "../lib/cli/list.js";
 import { root } from "../lib/device/native.js";
 import { writeFileDurably } from "../lib/files/durable.js";
-import { demoFigure, readDemo, type DemoRun } from "./curves.js";
+import { demoFigure, demoText, shownOf, withDemo, type DemoRuns } from "./curves.js";
 import { figure } from "./figure.js";
 import { markdown, overview, type Result } from "./result.js";
 
-// All tables and pictures of README.md, docs/devices.md and bench/results that a command measured.
-// `node dist/bench/readme.js` writes them; `--demo FOLDER` first takes the figures of a run of the
-// demo into docs/demo.json.
+// All tables and pictures of README.md, docs/devices.md and bench/results that a command measured,
+// and the pages of docs/algorithms. `node dist/bench/readme.js` writes them. `--demo FOLDER` first
+// takes the figures of a run of the demo into docs/demo.json.
 
 const RESULTS = "bench/results";
 const DEMO = "docs/demo.json";
+const ALGORITHMS = "docs/algorithms";
 
 /** Rows that the README shows. */
 const SHOWN = [
@@ -109,22 +111,35 @@ ${sections.join("\n\n")}
   ]);
 }
 
-/** Every page with its text as the results, the op list and the demo's run want it. */
+/** The page of each algorithm with its claim, the pictures of the claims, and the page of all. */
+function algorithmFiles(runs: DemoRuns): [string, string][] {
+  const shown = [...shownOf(runs)];
+  const claims = Object.fromEntries(shown.map(([name, { claim }]) => [name, claim]));
+  return [
+    ...Object.entries(algorithmPages(claims)),
+    ...shown.map(([name, { figure: picture }]): [string, string] => [`${name}.svg`, picture]),
+  ].map(([name, text]) => [`${ALGORITHMS}/${name}`, text]);
+}
+
+const read = (path: string) => readFile(join(root, path), "utf8");
+const keptRuns = async () => JSON.parse(await read(DEMO)) as DemoRuns;
+
+/** Every page with its text as the results, both lists and the kept runs of the demo want it. */
 export async function pages(): Promise<Map<string, string>> {
-  const read = (path: string) => readFile(join(root, path), "utf8");
   const names = (await readdir(join(root, RESULTS)))
     .filter((name) => name.endsWith(".json") && !name.startsWith("cuda-"))
     .toSorted();
   const results = await Promise.all(names.map(async (name) => JSON.parse(await read(`${RESULTS}/${name}`)) as Result));
-  const demo = JSON.parse(await read(DEMO)) as DemoRun;
+  const runs = await keptRuns();
   const shown: [string, string][] = [
-    ["demo", `\`\`\`\n${summaryTable(demo.summary, "runs/demo")}\n\`\`\``],
+    ["demo", `\`\`\`\n${summaryTable(runs.ppo.summary, "runs/demo")}\n\`\`\``],
     ["bench", overview(results, SHOWN)],
     ["devices", devices()],
   ];
   return new Map([
     ...resultPages(names, results),
-    ["docs/demo.svg", demoFigure(demo)],
+    ...algorithmFiles(runs),
+    ["docs/demo.svg", demoFigure(runs.ppo)],
     ["docs/devices.md", between(await read("docs/devices.md"), "ops", coverage())],
     ["README.md", shown.reduce((text, [name, content]) => between(text, name, content), await read("README.md"))],
   ]);
@@ -133,8 +148,8 @@ export async function pages(): Promise<Map<string, string>> {
 if (process.argv[1]?.endsWith("readme.js")) {
   const at = process.argv.indexOf("--demo");
   if (at > 0) {
-    const demo = await readDemo(process.argv[at + 1]);
-    await writeFileDurably(join(root, DEMO), `${JSON.stringify(demo, null, 1)}\n`);
+    const runs = await withDemo(await keptRuns(), process.argv[at + 1]);
+    await writeFileDurably(join(root, DEMO), demoText(runs));
   }
   for (const [path, text] of await pages()) await writeFileDurably(join(root, path), text);
 }

@@ -105,9 +105,12 @@ function inWords(schema: Schema): string {
   return `${schema.type === "integer" ? "a whole number" : "a number"} ${words.join(" ")}`.trim();
 }
 
-/** The pages of the docs by their file names: a page for each algorithm, and a table of all. */
-export function algorithmPages(): Record<string, string> {
-  const pages = entries.map(([name, entry]) => [`${name}.md`, pageOf(name, entry)]);
+/**
+ * The pages of the docs by their file names: a page for each algorithm, and a table of all.
+ * @param claims what each algorithm reached in a run, by its name, as Markdown
+ */
+export function algorithmPages(claims: Readonly<Record<string, string>>): Record<string, string> {
+  const pages = entries.map(([name, entry]) => [`${name}.md`, pageOf(name, entry, claims[name])]);
   return { "README.md": overview(), ...Object.fromEntries(pages) };
 }
 
@@ -128,14 +131,14 @@ function overview(): string {
   ]);
   return `# Algorithms
 
-Each algorithm is a command, \`rlhf NAME\`, and a section of the configuration. Each page has its command, models,
-options and curves. \`rlhf algorithms --json\` prints the same list.
+Each algorithm is a command, \`rlhf NAME\`, and a section of the configuration. Each page has its claim, command,
+models, options and curves. \`rlhf algorithms --json\` prints the same list.
 
 ${markdown(["name", "algorithm", "learns from", "models", "source"], rows)}
 `;
 }
 
-function pageOf(name: string, entry: Algorithm): string {
+function pageOf(name: string, entry: Algorithm, claim: string | undefined): string {
   const { title, about, source, saves, usedWhen, rules, charts } = entry;
   const files = fileOptions(entry);
   const command = files.filter(({ required }) => required).map(({ flags }) => flags);
@@ -157,6 +160,7 @@ function pageOf(name: string, entry: Algorithm): string {
     `# ${title}`,
     `${about[0].toUpperCase()}${about.slice(1)}.`,
     `Source: ${source}.`,
+    ...(claim ? [`## Claim`, claim] : []),
     `## Command`,
     `\`\`\`sh\nrlhf ${name} ${command.join(" ")}\n\`\`\``,
     markdown(

@@ -4,8 +4,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
+import { pages } from "../../bench/readme.js";
 import { configText, documentedDefaults, isConfigText, readConfig } from "../../lib/cli/config/config.js";
-import { algorithmList, algorithmPages } from "../../lib/cli/list.js";
+import { algorithmList } from "../../lib/cli/list.js";
 import { root } from "../../lib/device/native.js";
 import { algorithms, type Algorithm } from "../../lib/index.js";
 
@@ -84,11 +85,34 @@ describe("rlhf algorithms", () => {
   });
 });
 
-test("the pages of the docs are those of the list", async () => {
-  const pages = algorithmPages();
-  const there = join(root, "docs/algorithms");
-  expect((await readdir(there)).toSorted()).toEqual(Object.keys(pages).toSorted());
-  for (const [name, text] of Object.entries(pages)) expect(await readFile(join(there, name), "utf8")).toBe(text);
+describe("the pages of the docs", () => {
+  const folder = "docs/algorithms/";
+  const made = async () => [...(await pages())].filter(([path]) => path.startsWith(folder));
+
+  test("are those of the list, with the pictures of the demo's runs", async () => {
+    const wanted = await made();
+    expect((await readdir(join(root, folder))).toSorted()).toEqual(
+      wanted.map(([path]) => path.slice(folder.length)).toSorted(),
+    );
+    for (const [path, text] of wanted) expect(await readFile(join(root, path), "utf8")).toBe(text);
+  });
+
+  test.each(entries)("say what %s reached, with its curves and the command", async (name, { material, charts }) => {
+    const files = new Map(await made());
+    const [, claim] = /\n## Claim\n(.*?)\n## Command\n/s.exec(files.get(`${folder}${name}.md`)!)!;
+    const figures = {
+      texts: /needs [\d.]+ bits/,
+      comparisons: /gets [\d.]+ % of/,
+      prompts: /wins [\d.]+ % of .* [\d.]+ nats/s,
+    };
+    expect(claim).toMatch(figures[material]);
+    expect(claim).toMatch(/\nTraining took [\d:]+ on .+ threads\)\.\n/);
+    expect(claim).toMatch(/\nrlhf demo( --policy \w+)? --seed \d+\n/);
+    expect(claim).toContain(`(${name}.svg)`);
+    const picture = files.get(`${folder}${name}.svg`)!;
+    for (const { title } of charts.slice(0, 2)) expect(picture).toContain(`>${title}</text>`);
+    expect(picture.match(/<polyline points="[\d.,-]+ [^"]+"/g)).toHaveLength(Math.min(charts.length, 2));
+  });
 });
 
 test("a configuration that a run wrote is known as one, also from before the list got an algorithm", async () => {
