@@ -121,7 +121,7 @@ function counted({ inputs, op }: Pin, output: string): number[] | undefined {
   return data(inputs.mask).flatMap((kept, i) => (kept ? [i] : []));
 }
 
-const STATS = ["policyLoss", "klLoss", "entropy", "clipped", "clippedByC", "k1Old", "k3Old", "ratio"];
+const PER_TOKEN_STATS = ["entropy", "clipped", "clippedByC", "k1Old", "k3Old", "ratio"];
 
 test.each(cases.filter(({ op }) => op in calls).map((pin) => [pin.name, pin] as const))("%s", async (_, pin) => {
   const { klSource: _made, ...options } = pin.options;
@@ -131,7 +131,15 @@ test.each(cases.filter(({ op }) => op in calls).map((pin) => [pin.name, pin] as 
   for (const output of compared) expectPinned(await outputs[output].read(), pin, output, counted(pin, output));
   if (pin.op !== "policyLoss") return;
   const stats = await outputs.stats.read();
-  STATS.forEach((stat, i) => stat in pin.f64 && expectPinned([stats[i + 1]], pin, stat));
+  for (const [i, stat] of ["policyLoss", "klLoss"].entries())
+    if (stat in pin.f64) expectPinned([stats[i + 1]], pin, stat);
+  const tokens = stats[9];
+  if ("entropy" in pin.f64 && pin.options.aggregation === "token-mean")
+    expectPinned([stats[3] / Number(pin.options.denominator)], pin, "entropy");
+  for (const [i, stat] of PER_TOKEN_STATS.entries()) {
+    const mean = `${stat}TokenMean`; // whatever the aggregation
+    if (mean in pin.f64) expectPinned([stats[i + 3] / tokens], pin, mean);
+  }
 });
 
 // every input that has one number per token

@@ -155,8 +155,8 @@ def policy_terms(dtype, logp, entropy, old_logp, advantages, cu_seqlens, stats, 
     total = scale * (w * (loss + kl_coef * kl - entropy_coef * h)).sum()
     (grad,) = torch.autograd.grad(total, lp) if len(at) else (zero,)
     ratios = objective == "clipped_ratio"
-    sums = [total, (w * loss).sum(), (w * kl).sum(), (w * h).sum(), (w * clipped).sum(), (w * clipped_c).sum(), -(w * d).sum(),
-            (w * (torch.expm1(d) - d)).sum() if ratios else total * 0, (w * ratio).sum(), torch.tensor(float(len(at)))]
+    sums = [total, (w * loss).sum(), (w * kl).sum(), h.sum(), clipped.sum(), clipped_c.sum(), -d.sum(),
+            (torch.expm1(d) - d).sum() if ratios else total * 0, ratio.sum(), torch.tensor(float(len(at)))]
     dlogp = torch.zeros(len(logp), dtype=dtype, device=logp.device).index_copy(0, at, grad.detach())
     dentropy = torch.zeros_like(dlogp).index_copy(0, at, -scale * entropy_coef * w)
     made = stats.double().clone()
@@ -217,7 +217,7 @@ def value_loss(dtype, narrow, values, returns, cu_seqlens, clip_range, aggregati
         loss, clipped = torch.maximum(loss, kept), (loss < kept).to(dtype)
     total = scale * (w * 0.5 * loss).sum()
     (grad,) = torch.autograd.grad(total, v)
-    sums = [total, (w * clipped).sum(), (w * v).sum(), (w * (v - R) ** 2).sum(), (w * R).sum(), (w * R * R).sum(), torch.tensor(float(len(at)))]
+    sums = [total, clipped.sum(), v.sum(), ((v - R) ** 2).sum(), R.sum(), (R * R).sum(), torch.tensor(float(len(at)))]
     made = stats.double().clone()
     made[:7] += torch.stack([s.detach().double().to(made.device) for s in sums])
     return {"loss": total.detach()[None], "stats": made, "dvalues": torch.zeros(len(values), dtype=dtype, device=values.device).index_copy(0, at, grad)}

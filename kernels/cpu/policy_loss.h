@@ -163,8 +163,8 @@ __attribute__((noinline)) void policy_loss_run(const A& a, const float* logp, co
       a.scale * w * (P + (a.kl_coef != 0 ? a.kl_coef * K : 0) - (a.entropy_coef != 0 ? a.entropy_coef * E : 0));
   const double log_ratios = sum(d), excess = sum(k3),
                ratios = PolicyTerms(a).ratios ? double(tokens) + log_ratios + excess : 0;  // r = 1 + d + k3
-  const double sums[POLICY_SUMS] = {loss, w * P, w * K, w * E, w * double(clipped), w * double(clipped_c),
-      -(w * log_ratios), w * excess, w * ratios, double(tokens), double(moved), loss};
+  const double sums[POLICY_SUMS] = {loss, w * P, w * K, E, double(clipped), double(clipped_c), -log_ratios, excess,
+      ratios, double(tokens), double(moved), loss};
   for (int k = 0; k < POLICY_SUMS; k++) out[k] = sums[k];
 }
 

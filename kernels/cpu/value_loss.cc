@@ -67,8 +67,7 @@ void value_loss(Context& ctx, const value_loss_args& a) {
           errors = fma(error, error, errors), squares = fma(target, target, squares);
         });
     const double w = weights[b], total = a.scale * w * sum(loss);
-    const double all[8] = {
-        total, w * double(clipped), w * sum(v), w * sum(errors), w * sum(R), w * sum(squares), double(tokens), total};
+    const double all[8] = {total, double(clipped), sum(v), sum(errors), sum(R), sum(squares), double(tokens), total};
     for (int k = 0; k < 8; k++) out[k] = all[k];
   });
   for (int k = 0; k < 7; k++) a.stats[k] = totals[k];

@@ -80,10 +80,10 @@ KERNEL(policy_tokens, PolicyParams, 256) {
       dlogp[k] = factor * (p.kl_coef != 0 ? fma(p.kl_coef, t.dkl, t.dlogp) : t.dlogp),
       dentropy[k] = -(factor * p.entropy_coef);
       const double w = weight;
-      sums[0] += w * t.loss, sums[1] += w * t.kl, sums[2] += w * entropy[k], sums[8] += 1;
+      sums[0] += w * t.loss, sums[1] += w * t.kl, sums[2] += entropy[k], sums[8] += 1, sums[10] += w * entropy[k];
       if (!p.ratios) continue;
-      sums[3] += t.clipped ? w : 0, sums[4] += t.clipped_c ? w : 0, sums[5] -= w * t.d, sums[6] += w * t.k3,
-          sums[7] += w * t.ratio, sums[9] += t.ratio != 1;
+      sums[3] += t.clipped, sums[4] += t.clipped_c, sums[5] -= t.d, sums[6] += t.k3, sums[7] += t.ratio,
+          sums[9] += t.ratio != 1;
     }
     if (p.dlogp) store_four(p.dlogp, i, p.end, p.vector, dlogp);
     if (p.dentropy) store_four(p.dentropy, i, p.end, p.vector, dentropy);
@@ -96,8 +96,8 @@ KERNEL(policy_finish, PolicyFinishParams, 256) {
   for (int64_t block = thread(); block < p.blocks; block += 256)
     UNROLL for (int k = 0; k < POLICY_SUMS; k++) sums[k] += p.partial[block * POLICY_SUMS + k];
   for (int64_t b = thread(); b < p.B; b += 256) sums[POLICY_SUMS] += p.weights[b] > 0;
-  const double sum = block_sums(sums), kl = shuffle(sum, 1), entropy = shuffle(sum, 2);  // of the first warp
-  if (thread() <= POLICY_SUMS) p.stats[thread() + 1] += sum;
+  const double sum = block_sums(sums), kl = shuffle(sum, 1), entropy = shuffle(sum, 10);  // of the first warp
+  if (thread() < 10 || thread() == POLICY_SUMS) p.stats[thread() < 10 ? thread() + 1 : 11] += sum;
   if (thread() > 0) return;
   const double loss = p.error[0] != 0 ? double(NOT_A_NUMBER)
                                       : p.scale * (sum + (p.kl_coef != 0 ? p.kl_coef * kl : 0) -

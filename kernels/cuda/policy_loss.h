@@ -6,7 +6,8 @@
 
 namespace rlhf::cuda {
 
-constexpr int POLICY_SUMS = 10;  // policy, kl, entropy, clipped, clipped_c, k1, k3, ratio (weighted), tokens, moved
+// policy, kl (weighted), entropy, clipped, clipped_c, k1, k3, ratio, tokens, moved, entropy (weighted)
+constexpr int POLICY_SUMS = 11;
 
 struct PolicyParams {
   Global<const float> logp, old_logp, advantages, ref_logp, importance, entropy;

@@ -60,8 +60,8 @@ KERNEL(value_tokens, ValueParams, 256, 4) {
       }
       const double w = p.weights[b], off = double(v) - R;
       dvalues[k] = clipped ? 0 : p.scale * p.weights[b] * error;
-      sums[0] += w * (0.5f * loss), sums[1] += clipped ? w : 0, sums[2] += w * v, sums[3] += w * off * off,
-          sums[4] += w * R, sums[5] += w * R * R, sums[6] += 1;
+      sums[0] += w * (0.5f * loss), sums[1] += clipped, sums[2] += v, sums[3] += double(off) * off, sums[4] += R,
+          sums[5] += double(R) * R, sums[6] += 1;
     }
     store_four(p.dvalues, i, p.M, p.vector, dvalues);
   }

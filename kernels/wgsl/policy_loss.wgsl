@@ -112,7 +112,7 @@ fn policy_loss_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
 
 @group(0) @binding(6) var<storage, read> entropy: array<f32>;
 @group(0) @binding(7) var<storage, read_write> partial: array<vec2<f32>>;
-const SUMS = 10u;
+const SUMS = 11u; // the last is the entropy, weighted
 @compute @workgroup_size(256)
 fn policy_loss_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let block = place(group, groups);
@@ -123,13 +123,16 @@ fn policy_loss_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
     let t = token_loss(i);
     s[0] = wide_add(s[0], times(t.loss, w));
     s[1] = wide_add(s[1], times(t.kl, w));
-    if (p.has_entropy != 0u) { s[2] = wide_add(s[2], two_product(entropy[p.at[1].z + i], w)); }
-    if (t.clipped) { s[3] = wide_add(s[3], wide(w)); }
-    if (t.clipped_c) { s[4] = wide_add(s[4], wide(w)); }
+    if (p.has_entropy != 0u) {
+      s[2] = wide_add(s[2], wide(entropy[p.at[1].z + i]));
+      s[10] = wide_add(s[10], two_product(entropy[p.at[1].z + i], w));
+    }
+    if (t.clipped) { s[3] = wide_add(s[3], wide(1.0)); }
+    if (t.clipped_c) { s[4] = wide_add(s[4], wide(1.0)); }
     if (p.likelihood == 0u) {
-      s[5] = wide_add(s[5], -times(t.d, w));
-      s[6] = wide_add(s[6], times(wide_expm1_less(t.d), w));
-      s[7] = wide_add(s[7], times(t.ratio, w));
+      s[5] = wide_add(s[5], -t.d);
+      s[6] = wide_add(s[6], wide_expm1_less(t.d));
+      s[7] = wide_add(s[7], t.ratio);
       if (is_nan(t.ratio.x) || narrow(t.ratio) != 1.0) { s[9] = wide_add(s[9], wide(1.0)); }
     }
     s[8] = wide_add(s[8], wide(1.0));
@@ -154,10 +157,10 @@ fn policy_loss_total(@builtin(local_invocation_index) thread: u32) {
   if (thread != 0u) { return; }
   var own = all[0]; // of a term whose coefficient is 0 nothing enters, whatever it is
   if (p.kl_coef.x != 0.0) { own = wide_add(own, wide_mul(p.kl_coef, all[1])); }
-  if (p.entropy_coef.x != 0.0) { own = wide_add(own, -wide_mul(p.entropy_coef, all[2])); }
+  if (p.entropy_coef.x != 0.0) { own = wide_add(own, -wide_mul(p.entropy_coef, all[10])); }
   own = wide_mul(p.scale, own);
   loss[p.at[0].w] = narrow(own);
   stats[at] = wide_add(stats[at], own);
-  for (var k = 0u; k < SUMS + p.zero; k = k + 1u) { stats[at + 1u + k] = wide_add(stats[at + 1u + k], all[k]); }
+  for (var k = 0u; k < 10u + p.zero; k = k + 1u) { stats[at + 1u + k] = wide_add(stats[at + 1u + k], all[k]); }
   stats[at + 11u] = wide_add(stats[at + 11u], count);
 }

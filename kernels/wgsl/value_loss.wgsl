@@ -61,11 +61,11 @@ fn value_loss_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
     let R = returns[p.at[0].z + i];
     let t = token_loss(v, R, i);
     s[0] = wide_add(s[0], times(t.square, 0.5 * w));
-    if (t.clipped) { s[1] = wide_add(s[1], wide(w)); }
-    s[2] = wide_add(s[2], two_product(v, w));
-    s[3] = wide_add(s[3], times(wide_mul(t.error, t.error), w));
-    s[4] = wide_add(s[4], two_product(R, w));
-    s[5] = wide_add(s[5], times(two_product(R, R), w));
+    if (t.clipped) { s[1] = wide_add(s[1], wide(1.0)); }
+    s[2] = wide_add(s[2], wide(v));
+    s[3] = wide_add(s[3], wide_mul(t.error, t.error));
+    s[4] = wide_add(s[4], wide(R));
+    s[5] = wide_add(s[5], two_product(R, R));
     s[6] = wide_add(s[6], wide(1.0));
   }
   for (var k = 0u; k < SUMS + p.zero; k = k + 1u) {

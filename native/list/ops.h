@@ -106,14 +106,15 @@ OP(sequence_sum_grad, IN(F32, dy, "B") OFFSETS(cu_seqlens, "B+1", "N") INT(mean,
   REAL(log_ratio_clamp, from(0)) CHOICE(Aggregation, aggregation) REAL(denominator, positive())                 \
   REAL(kl_coef, finite()) CHOICE(KlEstimator, estimator) REAL(entropy_coef, finite()) REAL(scale, finite())     \
   ADD(F64, stats, "12")
-// stats, each weighted as the aggregation says, summed on: loss, policy loss, kl loss, entropy, clipped, clipped by
-// clip_ratio_c, k1 to the old policy, k3 to the old policy, ratio, then counts: tokens, tokens with ratio != 1, sequences
+// stats, summed on. Weighted as the aggregation says: loss, policy loss, kl loss. Sums over tokens: entropy, clipped,
+// clipped by clip_ratio_c, k1 to the old policy, k3 to the old policy, ratio. Counts: tokens, tokens with ratio != 1,
+// sequences
 OP(policy_loss, SCRATCH IN(F32, logp, "M") OPT(F32, entropy, "M") POLICY_LOSS
      OUT(F32, loss, "1") OUT(F32, dlogp, "M") OPT_OUT(F32, dentropy, "M"))
 OP(linear_policy_loss, SCRATCH IN(ROWS, h, "N,C") IN(WEIGHT, weight, "V,C") IDS(rows, "M", "N") IDS(y, "M", "V")
      REAL(temperature, temperature()) POLICY_LOSS
      OUT(F32, loss, "1") OUT(F32, logp, "M") OUT(F32, entropy, "M") OPT_OUT(SAME, dh, "N,C") OPT_ADD(F32, dweight, "V,C"))
-// stats: loss, clipped, value, squared error to the return, return, squared return (weighted as the loss); tokens; 0
+// stats: loss (weighted); sums over tokens: clipped, value, squared error to the return, return, squared return; tokens; 0
 OP(value_loss, SCRATCH IN(F32, values, "M") OPT(F32, old_values, "M") IN(F32, returns, "M") OPT(I32, mask, "M")
      OFFSETS(cu_seqlens, "B+1", "M") REAL(clip_range, from(0)) CHOICE(Aggregation, aggregation) REAL(denominator, positive())
      REAL(scale, finite()) ADD(F64, stats, "8") OUT(F32, loss, "1") OUT(F32, dvalues, "M"))

@@ -39,9 +39,7 @@ export const valueLoss = truth({
         const clipped = Boolean(oldValues) && free < f(kept * kept);
         const l = f(0.5 * (clipped ? f(kept * kept) : free));
         loss += scale * w * l;
-        [scale * w * l, w * Number(clipped), w * v, w * (v - R) ** 2, w * R, w * R * R, 1].forEach(
-          (x, k) => (stats[k] += x),
-        );
+        [scale * w * l, Number(clipped), v, (v - R) ** 2, R, R * R, 1].forEach((x, k) => (stats[k] += x));
       }
     }
     return { loss: [loss], stats };

@@ -77,7 +77,7 @@ const loops: Record<string, { loop: Loop; figures: number[]; passes: Record<stri
   "grpo, its loss not the mean over tokens": {
     loop: (requests, reward) =>
       grpo({ ...models, reward }, () => requests, { ...step, aggregation: "seq-mean-token-mean" }),
-    figures: [MOMENTS, ...Array.from({ length: 4 }, () => [NORM, POLICY, POLICY]).flat(), MOMENTS],
+    figures: [MOMENTS, ...Array.from({ length: 4 }, () => [NORM, POLICY]).flat(), MOMENTS],
     passes: { linearLogprob: 1, linearPolicyLoss: 4, attention: llama.layers * (1 + 4) },
   },
   "grpo without a KL": {

@@ -54,12 +54,8 @@ export async function policyStep(
   mix?: PretrainingMix,
 ): Promise<StepFigures> {
   const { device } = policy;
-  const isTokenMean = options.aggregation === "token-mean";
   using stats = zeroStats("policy", device);
-  using tokenStats = zeroStats("policy", device); // per token, whatever the aggregation
-  backward(minibatch.parts, (part) =>
-    policyLoss(policy, part, minibatch, options, stats, isTokenMean ? undefined : tokenStats),
-  );
+  backward(minibatch.parts, (part) => policyLoss(policy, part, minibatch, options, stats));
   if (mix) {
     using mixStats = zeroStats("policy", device);
     const [tokens, scale, { recompute }] = [tokensIn(mix.episodes), mix.coef, options];
@@ -67,10 +63,7 @@ export async function policyStep(
     accumulate(units, mix.microBatch, (part) => nll(policy, part, tokens, mixStats, { scale, recompute }), 1);
   }
   const gradientNorm = await learner.step("policy", minibatch.completions);
-  const aggregated = await readStats("policy", stats);
-  const perToken = isTokenMean ? aggregated : await readStats("policy", tokenStats);
-  const { policyLoss: loss, klLoss } = aggregated;
-  const { entropy, clipped, k3, tokens, moved } = perToken;
+  const { policyLoss: loss, klLoss, entropy, clipped, k3, tokens, moved } = await readStats("policy", stats);
   if (minibatch.isFirst && moved > 0)
     throw typeError(
       "RATIO",
@@ -82,43 +75,37 @@ export async function policyStep(
       policyLoss: finite("the policy loss", loss, learner.round + 1, minibatch.completions),
       ...(options.lossKlCoef ? { klLoss } : {}),
     },
-    perToken: { entropy, clipFraction: clipped, approxKl: k3 },
+    perToken: { entropy: entropy / tokens, clipFraction: clipped / tokens, approxKl: k3 / tokens },
     last: { gradientNorm },
   };
 }
 
-/** @param tokenStats continued with figures per token, where the aggregation is another one */
 function policyLoss(
   policy: Transformer,
   part: Part,
   minibatch: Minibatch,
   { temperature, recompute, lossKlCoef = 0, lossKlEstimator, ...terms }: PolicyTerms,
   stats: Tensor,
-  tokenStats?: Tensor,
 ): Tensor {
   const { clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, aggregation, entropyCoef } = terms;
   const { y, cuRows: cuSeqlens } = part.packed;
   const { hidden, rows } = policy.hiddenRows(part.packed, { recompute });
   const [oldLogp, advantages] = [part.column("logp"), part.column("advantages")];
-  const options = { clipRatioLow, clipRatioHigh, clipRatioC, logRatioClamp, aggregation, entropyCoef, cuSeqlens };
   const kl = lossKlCoef ? { refLogp: part.column("refLogp"), klCoef: lossKlCoef, estimator: lossKlEstimator } : {};
   const denominator = denominatorOf(minibatch, { temperature, ...terms });
-  const { loss, logp, entropy } = ops.linearPolicyLoss(hidden, policy.head, rows, y, oldLogp, advantages, {
-    ...options,
+  return ops.linearPolicyLoss(hidden, policy.head, rows, y, oldLogp, advantages, {
+    clipRatioLow,
+    clipRatioHigh,
+    clipRatioC,
+    logRatioClamp,
+    aggregation,
+    entropyCoef,
+    cuSeqlens,
     ...kl,
     temperature,
     denominator,
     stats,
-  });
-  if (tokenStats)
-    ops.policyLoss(logp, oldLogp, advantages, {
-      ...options,
-      entropy,
-      aggregation: "token-mean",
-      denominator: minibatch.tokens,
-      stats: tokenStats,
-    });
-  return loss;
+  }).loss;
 }
 
 /**

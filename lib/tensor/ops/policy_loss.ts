@@ -68,9 +68,9 @@ export interface PolicyLossOptions {
   /** Factor of the loss and of its gradients. */
   scale?: number;
   /**
-   * f64 [12], continued: loss, policy loss, KL loss, entropy, clipped, clipped by clipRatioC, k1
-   * and k3 to the old policy, ratio (each weighted as the loss), then counts: tokens, tokens whose
-   * ratio is not 1, sequences
+   * f64 [12], continued; `readStats` names them. Weighted as the loss: loss, policy loss, KL loss.
+   * Sums over tokens, whatever the aggregation: entropy, clipped, clipped by clipRatioC, k1 and k3
+   * to the old policy, ratio. Counts: tokens, tokens whose ratio is not 1, sequences
    */
   stats?: Tensor;
 }

@@ -3,7 +3,7 @@ import { Tensor } from "../tensor.js";
 
 /** What each loss adds to its statistics, in the order of the list of ops. */
 const NAMES = {
-  /** `policyLoss`, `linearPolicyLoss`, `linearNll`: the first nine are weighted as the loss, the rest are counts. */
+  /** `policyLoss`, `linearPolicyLoss`, `linearNll`: the first three as the loss is weighted, then sums over tokens. */
   policy: [
     "loss",
     "policyLoss",
@@ -18,7 +18,7 @@ const NAMES = {
     "moved",
     "sequences",
   ],
-  /** `valueLoss`: the first six are weighted as the loss. */
+  /** `valueLoss`: the loss, then sums over tokens. */
   value: ["loss", "clipped", "value", "squaredError", "return", "squaredReturn", "tokens", "unused"],
   /** `preferenceLoss`: sums over pairs. */
   preference: ["loss", "wins", "difference", "chosen", "rejected", "pairs", "probability", "unused"],

@@ -23,8 +23,8 @@ export interface ValueLossOptions {
   /** Factor of the loss and of its gradients. */
   scale?: number;
   /**
-   * f64 [8], continued: loss, clipped, value, squared error, return, squared return (weighted as
-   * the loss); tokens; 0
+   * f64 [8], continued; `readStats` names them: loss. Sums over tokens, whatever the aggregation:
+   * clipped, value, squared error, return, squared return. Tokens; 0
    */
   stats?: Tensor;
 }

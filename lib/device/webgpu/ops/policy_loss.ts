@@ -66,7 +66,7 @@ export class PolicyLoss {
   }
   sums(): void {
     const { call, scalars, blocks } = this;
-    const partial = call.scratch(8 * 10 * blocks);
+    const partial = call.scratch(8 * 11 * blocks);
     const bound = { ...this.inputs(), 6: this.entropy && read(this.entropy), 7: write(partial) };
     call.queue.dispatch({ files, entry: "policy_loss_sums" }, bound, scalars, grid(blocks, 1));
     const made = { 0: read(partial), 1: read(this.kept), 2: call.out("stats"), 3: call.out("loss") };
