@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { Batch, device, type Completion, type Device } from "../../lib/index.js";
 import { llama, lively } from "../models.js";
+import { joinPacked, packEpisodes } from "../../lib/rlhf/batch/pack.js";
 import { Random } from "../random.js";
 
 let on: Device;
@@ -71,6 +72,22 @@ describe("a batch", () => {
       }
     },
   );
+
+  test("packs each unit once, and joins what is packed as if it were packed together", () => {
+    const random = new Random("joined");
+    for (let round = 0; round < 20; round++) {
+      let place = 0;
+      const units = Array.from({ length: 1 + random.below(5) }, () => {
+        const prompt = Array.from({ length: 1 + random.below(4) }, () => random.below(97));
+        return Array.from({ length: 1 + random.below(3) }, () => completion(1 + random.below(6), prompt, place++));
+      });
+      const apart = units.map((unit) => packEpisodes([unit]));
+      expect(joinPacked(apart)).toEqual(packEpisodes(units));
+    }
+    using batch = batchOf([2, 3, 4].map((n, b) => completion(n, [1, 2], b)));
+    const [group] = batch.groups;
+    expect(batch.piece(group)).toBe(batch.piece(group));
+  });
 
   test("measures all completions in their order, packed once for several models", async () => {
     const critic = await lively(llama, on, "score");

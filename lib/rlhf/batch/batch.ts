@@ -5,7 +5,7 @@ import { run } from "../../tensor/op.js";
 import * as ops from "../../tensor/ops/index.js";
 import { scope, Tensor } from "../../tensor/tensor.js";
 import { promptGroups } from "./episode.js";
-import { packEpisodes, type Scored } from "./pack.js";
+import { joinPacked, packEpisodes, type Scored } from "./pack.js";
 import { forwardParts, microBatches, tokensIn } from "./units.js";
 
 /** One number per token of a batch's completions. */
@@ -15,7 +15,7 @@ export type Column = "logp" | "refLogp" | "values" | "rewards" | "kl" | "advanta
 const EPISODES_AT_ONCE = 64;
 
 /**
- * The completions that an update learns from. Their tokens are packed once for all models that measure them.
+ * The completions that an update learns from. Their tokens are packed once. Micro-batches join what is packed.
  * What is known of each token is a column on the device: f32 [M], in the order of the completions.
  * Columns never leave the device.
  */
@@ -24,6 +24,7 @@ export class Batch implements Disposable {
   readonly cuRows: Int32Array;
   private readonly columns = new Map<Column, Tensor>();
   private packed?: Part[];
+  private readonly pieces = new Map<string, Scored>();
 
   /**
    * @param completions in the order of their requests
@@ -159,6 +160,14 @@ export class Batch implements Disposable {
     );
   }
 
+  /** @internal The packed tokens of a unit, which is a run of completions. They are packed once. */
+  piece(unit: readonly PlacedCompletion[]): Scored {
+    const key = `${unit[0].place} ${unit.length}`;
+    const packed = this.pieces.get(key) ?? packEpisodes([unit]);
+    this.pieces.set(key, packed);
+    return packed;
+  }
+
   private place(b: number): PlacedCompletion {
     return { ...this.completions[b], place: b };
   }
@@ -212,7 +221,7 @@ export class Part {
     units: readonly PlacedCompletion[][],
   ) {
     this.completions = units.flat();
-    this.packed = packEpisodes(units);
+    this.packed = joinPacked(units.map((unit) => batch.piece(unit)));
   }
 
   /** Tokens of its completions. */

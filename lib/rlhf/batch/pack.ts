@@ -85,6 +85,37 @@ export function packEpisodes(units: readonly (Episode | Group)[]): Scored {
   return { ...packed, rows, y, cuRows };
 }
 
+/** Packed episodes one after another, as if they had been packed together. */
+export function joinPacked(pieces: readonly Scored[]): Scored {
+  const sum = (of: (piece: Scored) => number) => pieces.reduce((total, piece) => total + of(piece), 0);
+  const [N, M] = [sum(({ positions }) => positions.length), sum(({ y }) => y.length)];
+  const [sequences, episodes] = [sum(({ cuSeqlens }) => cuSeqlens.length - 1), sum(({ cuRows }) => cuRows.length - 1)];
+  const all = {
+    ids: new Int32Array(N),
+    positions: new Int32Array(N),
+    cuSeqlens: new Int32Array(sequences + 1),
+    prefix: pieces.some(({ prefix }) => prefix) ? new Int32Array(sequences).fill(-1) : undefined,
+    rows: new Int32Array(M),
+    y: new Int32Array(M),
+    cuRows: new Int32Array(episodes + 1),
+  };
+  let [n, m, s, b] = [0, 0, 0, 0];
+  for (const { ids, positions, cuSeqlens, prefix, rows, y, cuRows } of pieces) {
+    all.ids.set(ids as Int32Array, n);
+    all.positions.set(positions, n);
+    cuSeqlens.forEach((begin, i) => (all.cuSeqlens[s + i] = n + begin));
+    prefix?.forEach((before, i) => (all.prefix![s + i] = before < 0 ? -1 : s + before));
+    rows.forEach((row, i) => (all.rows[m + i] = n + row));
+    all.y.set(y, m);
+    cuRows.forEach((begin, i) => (all.cuRows[b + i] = m + begin));
+    n += positions.length;
+    m += y.length;
+    s += cuSeqlens.length - 1;
+    b += cuRows.length - 1;
+  }
+  return all;
+}
+
 /**
  * Packs whole episodes, alone or in groups of one prompt, for a score at their last token: `rows` are those.
  * @throws RangeError `EMPTY` for a completion without tokens

@@ -30,4 +30,11 @@ export { rope } from "./rope.js";
 export { score } from "./score.js";
 export { sequenceSum } from "./sequence.js";
 export { valueLoss, type ValueLossOptions } from "./value_loss.js";
-export { readStats, zeroStats, type Stats } from "./stats.js";
+export {
+  readStats,
+  zeroStats,
+  type LossStats,
+  type PolicyStats,
+  type PreferenceStats,
+  type ValueStats,
+} from "./stats.js";
