@@ -22,7 +22,10 @@ export interface ChildOptions {
   env?: Record<string, string>;
 }
 
-/** Runs a program in a process of its own, with the package as `rlhf`, a `require`, and the path of the addon as `addon`. */
+/**
+ * Runs a program in a process of its own, with the package as `rlhf`, a `require`, and the path of
+ * the addon as `addon`.
+ */
 export function child(program: string, { command = [], uid, env = {} }: ChildOptions = {}): Ended {
   const folder = mkdtempSync(join(tmpdir(), "rlhf-child-"));
   chmodSync(folder, 0o755);

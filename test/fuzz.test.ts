@@ -29,8 +29,9 @@ import { readSafetensors } from "../lib/model/safetensors.js";
 import { llama } from "./models.js";
 import { seed } from "./random.js";
 
-// What others may put into our files. Each input is read, or refused by an error with a code that names the file; nothing
-// else happens, and it takes no memory that the file has not. RLHF_FUZZ_RUNS: inputs of each test.
+// What others may put into our files. Each input is read, or refused by an error with a code that
+// names the file; nothing else happens, and it takes no memory that the file has not.
+// RLHF_FUZZ_RUNS: inputs of each test.
 
 const numRuns = Number(process.env.RLHF_FUZZ_RUNS ?? 500);
 const options = { seed, numRuns };

@@ -8,7 +8,8 @@ import { root } from "../lib/device/native.js";
 import type { Found } from "./guided.js";
 import { seed } from "./random.js";
 
-// The readers of what others wrote, on inputs that are changed wherever the change reached new code. RLHF_FUZZ_RUNS: inputs of each.
+// The readers of what others wrote, on inputs that are changed wherever the change reached new
+// code. RLHF_FUZZ_RUNS: inputs of each.
 
 const runs = Number(process.env.RLHF_FUZZ_RUNS ?? 500);
 const readers = ["safetensors", "index", "config", "adapter", "adapterWeights", "tokenizer", "template"];

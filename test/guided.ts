@@ -1,7 +1,8 @@
-// Fuzzing guided by coverage: node dist/test/guided.js READER RUNS SEED FOLDER, a process for each reader. From whole files on, bytes and
-// words are changed, and what reaches a block of dist/lib that nothing reached before (V8's precise coverage) is changed further. Each input
-// is read, or refused by an error with a code of the reader's that names the file; in its time, in memory that it may take.
-// The last input lies in FOLDER. Prints what it found as JSON.
+// Fuzzing guided by coverage: node dist/test/guided.js READER RUNS SEED FOLDER, a process for each
+// reader. From whole files on, bytes and words are changed, and what reaches a block of dist/lib
+// that nothing reached before (V8's precise coverage) is changed further. Each input is read, or
+// refused by an error with a code of the reader's that names the file; in its time, in memory that
+// it may take. The last input lies in FOLDER. Prints what it found as JSON.
 import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { Session } from "node:inspector/promises";
 import { join } from "node:path";

@@ -99,8 +99,9 @@ export const sizes = (inputs: Case) =>
     .join(", ");
 
 /**
- * Plain f32 code whose every rounding errs by up to as much again, at random (Parker, "Monte Carlo Arithmetic", 1997): what another order of
- * the same sums may be off by, which the few values of a small case need not show in one.
+ * Plain f32 code whose every rounding errs by up to as much again, at random (Parker, "Monte Carlo
+ * Arithmetic", 1997): what another order of the same sums may be off by, which the few values of a
+ * small case need not show in one.
  */
 function randomly(random: Random): (x: number) => number {
   let state = random.below(2 ** 32) | 0;
@@ -108,7 +109,8 @@ function randomly(random: Random): (x: number) => number {
 }
 const { fround, imul } = Math; // a global of a test's context is slow to reach
 
-// |got - f64| <= 2 max |plain f32 - f64| + ulps of the largest value, and half an ulp of bf16 of it for each rounding to that
+// |got - f64| <= 2 max |plain f32 - f64| + ulps of the largest value, and half an ulp of bf16 of it
+// for each rounding to that
 function expectNear(
   got: ArrayLike<number>,
   wanted: ArrayLike<number>,
@@ -237,7 +239,10 @@ export async function holdToManyPairs(on: Device, P: number, M: number): Promise
   expect((await stats.read())[5]).toBe(P);
 }
 
-/** A term of the policy's loss whose coefficient is 0, given to be watched, spoils neither loss nor gradient; its statistic tells what it is. */
+/**
+ * A term of the policy's loss whose coefficient is 0, given to be watched, spoils neither loss nor
+ * gradient; its statistic tells what it is.
+ */
 export async function holdToAbsentTerms(on: Device): Promise<void> {
   const f32 = (...values: number[]) => Tensor.from(Float32Array.from(values), [values.length], on);
   const given = {
@@ -318,8 +323,9 @@ function expectGradient(
 }
 
 /**
- * The gradient of the public function against central differences of the reference, at `most` places of each input; and that of each input
- * alone, the others frozen, against its bits beside theirs.
+ * The gradient of the public function against central differences of the reference, at `most`
+ * places of each input; and that of each input alone, the others frozen, against its bits beside
+ * theirs.
  */
 export async function holdToGradient(
   on: Device,
@@ -388,7 +394,10 @@ export async function holdToLossGradients(on: Device, entry: Truth, random = new
   }
 }
 
-/** Log-probs of finite logits, at any temperature that is taken: differences are scaled, so nothing overflows that is not 0 in the end. */
+/**
+ * Log-probs of finite logits, at any temperature that is taken: differences are scaled, so nothing
+ * overflows that is not 0 in the end.
+ */
 export async function holdToTemperatures(on: Device): Promise<void> {
   const random = new Random("temperatures");
   const [M, V] = [4, 530];

@@ -17,7 +17,8 @@ import { stopIds } from "../lib/cli/model.js";
 import { readSafetensors, readSafetensorsFile } from "../lib/model/safetensors.js";
 import type { TokenizerJson } from "../lib/tokenizer/tokenizer.js";
 
-// Files that ask for more memory or time than any honest one. Each ends in an error with a code, and the process goes on.
+// Files that ask for more memory or time than any honest one. Each ends in an error with a code,
+// and the process goes on.
 
 let folder: string;
 let on: Device;

@@ -1,4 +1,5 @@
-// No function is longer than a screen or two: 100 lines in kernels and native, 80 in lib. Headers of kernels are short too.
+// No function is longer than a screen or two: 100 lines in kernels and native, 80 in lib. Headers
+// of kernels are short too.
 import { spawnSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -23,7 +24,10 @@ const plain = (header: string) =>
   header.replace(/__attribute__\s*\(\(.*?\)\)|alignas\([^)]*\)|@\w+(?:\([^)]*\))?/gs, "");
 const CONTAINER = /\b(?:namespace|struct|class|union|enum)\b[^()]*$|^\s*extern\s*$/;
 
-/** Functions of a C++, CUDA or WGSL source, and macros of several lines. A lambda counts with the function around it. */
+/**
+ * Functions of a C++, CUDA or WGSL source, and macros of several lines. A lambda counts with the
+ * function around it.
+ */
 function functions(source: string): Function[] {
   const text = bare(source);
   const lineOf = (at: number) => text.slice(0, at).split("\n").length;

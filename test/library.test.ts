@@ -7,7 +7,8 @@ import { root } from "../lib/device/native.js";
 import { device, saveModel, Transformer, trainBpe } from "../lib/index.js";
 import { llama } from "./models.js";
 
-// The examples of docs/library.md, in their order, in a folder of their own: each does what it says in at most 15 lines.
+// The examples of docs/library.md, in their order, in a folder of their own: each does what it says
+// in at most 15 lines.
 
 const folder = join(root, "build/library"); // inside the package, which finds itself by its name
 const words = ["a quiet sea", "the old house", "rain and wind", "bread", "an open door", "night"];

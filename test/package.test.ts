@@ -8,7 +8,8 @@ import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "@jest/globals";
 import { root } from "../lib/device/native.js";
 
-// The package as its users have it: packed, and installed into an empty folder where no install script runs and no compiler is found.
+// The package as its users have it: packed, and installed into an empty folder where no install
+// script runs and no compiler is found.
 
 const { platforms } = JSON.parse(await readFile(join(root, "package.json"), "utf8")) as { platforms: string[] };
 const platform = `${process.platform}-${process.arch}-gnu`;

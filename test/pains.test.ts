@@ -31,7 +31,8 @@ import { holdToAbsentTerms } from "./hold.js";
 import { episodes, lively, llama, ppoConfig, weightsOf } from "./models.js";
 import { Random, seed } from "./random.js";
 
-// What users of other stacks suffer from, row by row. Masks, modes and formulas are in pins.test, splits and resumption in bits.test.
+// What users of other stacks suffer from, row by row. Masks, modes and formulas are in pins.test,
+// splits and resumption in bits.test.
 
 let on: Device;
 beforeAll(async () => {

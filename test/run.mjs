@@ -1,5 +1,6 @@
-// The tests: the native ones, again under the sanitizers that RLHF_SANITIZE names and on the machines of RLHF_MACHINES, emulated, those of the simulated GPU,
-// the C interface by libFuzzer, then jest. Ends with one line of counts.
+// The tests: the native ones, again under the sanitizers that RLHF_SANITIZE names and on the
+// machines of RLHF_MACHINES, emulated, those of the simulated GPU, the C interface by libFuzzer,
+// then jest. Ends with one line of counts.
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -68,7 +69,10 @@ function programs(folder, kind, emulator = []) {
   }
 }
 
-/** Calls of the C interface from whatever bytes reach new code: 50 times RLHF_FUZZ_RUNS (200), from calls that are as they should be. */
+/**
+ * Calls of the C interface from whatever bytes reach new code: 50 times RLHF_FUZZ_RUNS (200), from
+ * calls that are as they should be.
+ */
 function fuzz() {
   const { status, stdout } = run("clang++", ["-print-runtime-dir"]);
   const runtime = stdout?.trim() ?? "";

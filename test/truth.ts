@@ -33,9 +33,15 @@ export interface Truth {
   bitsOnly?: readonly string[];
   /** Extra tolerance in ulp of the largest value of the output, over 2. */
   ulp?: number;
-  /** Outputs whose natural size is this, however small they come out where terms cancel: an error is measured against it at least. */
+  /**
+   * Outputs whose natural size is this, however small they come out where terms cancel: an error is
+   * measured against it at least.
+   */
   natural?: Record<string, number> | ((inputs: Widened) => Record<string, number>);
-  /** The public function, for the gradient check: gets inputs (those of `wrt` as parameters), returns the outputs to differentiate. */
+  /**
+   * The public function, for the gradient check: gets inputs (those of `wrt` as parameters),
+   * returns the outputs to differentiate.
+   */
   gradient?: {
     wrt: readonly string[];
     outputs: readonly string[];

@@ -1,4 +1,5 @@
-// A model of Llama's shape with random weights, in llama.cpp's format (GGUF 3: header, metadata, tensor list, aligned data).
+// A model of Llama's shape with random weights, in llama.cpp's format (GGUF 3: header, metadata,
+// tensor list, aligned data).
 import { createHash } from "node:crypto";
 import { closeSync, existsSync, openSync, renameSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -76,7 +77,10 @@ const bytesOf = (shape, half) => shape.reduce((a, b) => a * b) * (half && matrix
 let state = 1;
 const random = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0);
 
-/** Weights between 1/128 and 1/32 in size, of either sign, made of random bits: sign and mantissa, and one bit of the exponent. */
+/**
+ * Weights between 1/128 and 1/32 in size, of either sign, made of random bits: sign and mantissa,
+ * and one bit of the exponent.
+ */
 function weights(shape, half) {
   const size = shape.reduce((a, b) => a * b);
   if (!matrix(shape)) return new Float32Array(size).fill(1);
@@ -91,7 +95,10 @@ function weights(shape, half) {
       });
 }
 
-/** The path of the model of these sizes, which is made where it is not there yet; with `half`, its matrices are f16 instead of f32. */
+/**
+ * The path of the model of these sizes, which is made where it is not there yet; with `half`, its
+ * matrices are f16 instead of f32.
+ */
 export function gguf({ half, ...sizes }) {
   const all = tensors(sizes);
   let offset = 0;

@@ -76,7 +76,11 @@ fn sequence(thread: u32, count: u32, reward_at: u32, value_at: u32, mask_at: u32
 }
 
 @compute @workgroup_size(256)
-fn gae(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn gae(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let b = group.x + group.y * groups.x;
   if (b >= p.B) { return; }
   let begin = u32(clamp(offsets[p.at[0].w + b], 0, i32(p.N)));
@@ -85,7 +89,11 @@ fn gae(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups:
 }
 
 @compute @workgroup_size(256)
-fn gae_padded(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn gae_padded(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let b = group.x + group.y * groups.x;
   if (b >= p.B) { return; }
   sequence(thread, p.T, p.at[0].x + b * p.rewards_row, p.at[0].y + b * p.values_row, p.at[0].z + b * p.T, p.at[1].x + b * p.T, p.at[1].y + b * p.T);

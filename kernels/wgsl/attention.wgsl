@@ -51,8 +51,8 @@ fn load_steps(thread: u32, t: Tile, d0: u32) {
   }
 }
 
-// Scores become p; the maximum and the sum of each row go on, and `fall` is what its sums fall by. A row has four threads,
-// eight keys each, joined in their order.
+// Scores become p; the maximum and the sum of each row go on, and `fall` is what its sums fall by.
+// A row has four threads, eight keys each, joined in their order.
 fn probabilities(thread: u32, position: u32, key: u32) {
   let row = thread / 4u;
   let first = 8u * (thread % 4u);
@@ -82,7 +82,11 @@ fn probabilities(thread: u32, position: u32, key: u32) {
 
 // COLUMNS: sums of a thread along D, D / 16 rounded up
 @compute @workgroup_size(256)
-fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn attention(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let block = block_of(group.x + group.y * groups.x, 1u);
   if (!block.there) { return; }
   let b = block.b;

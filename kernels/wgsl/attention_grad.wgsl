@@ -104,7 +104,11 @@ fn continues(c: u32, b: u32) -> bool {
 
 // COLUMNS: sums of a thread along D, D / 16 rounded up
 @compute @workgroup_size(256)
-fn attention_grad_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn attention_grad_keys(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let block = block_of(group.x + group.y * groups.x, 2u);
   if (!block.there) { return; }
   let b = block.b;
@@ -184,7 +188,11 @@ fn attention_grad_keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_wor
 
 @group(0) @binding(6) var<storage, read_write> dq: array<f32>;
 @compute @workgroup_size(256)
-fn attention_grad_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn attention_grad_queries(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let block = block_of(group.x + group.y * groups.x, 1u);
   if (!block.there) { return; }
   let b = block.b;
@@ -241,7 +249,11 @@ fn attention_grad_queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_
 @group(0) @binding(3) var<storage, read_write> made: array<vec2<f32>>;
 // a thread per query and head
 @compute @workgroup_size(256)
-fn attention_delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn attention_delta(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let e = (group.x + group.y * groups.x) * 256u + thread;
   if (e >= p.N * p.H) { return; }
   var delta = 0.0f;

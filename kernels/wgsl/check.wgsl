@@ -20,7 +20,11 @@ struct PoisonParams {
 @group(0) @binding(1) var<storage, read_write> y: array<u32>;
 
 @compute @workgroup_size(256)
-fn check(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn check(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = (group.x + group.y * groups.x) * 256u + thread;
   if (i >= p.N) { return; }
   let value = x[p.at[0].x + i];
@@ -52,7 +56,11 @@ fn check(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) group
 }
 
 @compute @workgroup_size(256)
-fn poison(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn poison(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   if (latched[pp.at[0].x + 6u] != pp.call) { return; }
   let begin = (group.x + group.y * groups.x) * 65536u;
   for (var i = begin + thread; i < min(pp.words, begin + 65536u); i = i + 256u) { y[pp.at[0].y + i] = pp.pattern; }

@@ -19,52 +19,88 @@ const BLOCK = 4096u;
 fn place(group: vec3<u32>, groups: vec3<u32>, thread: u32) -> u32 { return (group.x + group.y * groups.x) * 256u + thread; }
 
 @compute @workgroup_size(256)
-fn add(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn add(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = place(group, groups, thread);
   if (i < p.n) { y[p.at[0].z + i] = a[p.at[0].x + i] + b[p.at[0].y + i]; }
 }
 @compute @workgroup_size(256)
-fn sub(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn sub(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = place(group, groups, thread);
   if (i < p.n) { y[p.at[0].z + i] = a[p.at[0].x + i] - b[p.at[0].y + i]; }
 }
 @compute @workgroup_size(256)
-fn mul(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn mul(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = place(group, groups, thread);
   if (i < p.n) { y[p.at[0].z + i] = a[p.at[0].x + i] * b[p.at[0].y + i]; }
 }
 @compute @workgroup_size(256)
-fn scale(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn scale(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = place(group, groups, thread);
   if (i < p.n) { y[p.at[0].z + i] = fma(a[p.at[0].x + i], p.factor, p.shift); }
 }
 @compute @workgroup_size(256)
-fn clamp_all(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn clamp_all(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = place(group, groups, thread);
   if (i >= p.n) { return; }
   let x = a[p.at[0].x + i];
   y[p.at[0].z + i] = select(min(max(x, p.factor), p.shift), x, is_nan(x)); // from factor to shift
 }
 @compute @workgroup_size(256)
-fn clamp_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn clamp_grad(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = place(group, groups, thread);
   if (i >= p.n) { return; }
   let x = b[p.at[0].y + i];
   y[p.at[0].z + i] = select(0.0, a[p.at[0].x + i], p.factor <= x && x <= p.shift && !is_nan(x)); // from factor to shift
 }
 @compute @workgroup_size(256)
-fn accumulate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn accumulate(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = place(group, groups, thread);
   if (i < p.n) { y[p.at[0].z + i] = y[p.at[0].z + i] + a[p.at[0].x + i]; }
 }
 @compute @workgroup_size(256)
-fn fill(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn fill(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = place(group, groups, thread);
   if (i < p.n) { y[p.at[0].z + i] = p.factor; }
 }
 
 @compute @workgroup_size(256)
-fn sum_blocks(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn sum_blocks(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let block = group.x + group.y * groups.x;
   var total = wide(0.0);
   for (var i = block * BLOCK + thread; i < min(p.n, (block + 1u) * BLOCK); i = i + 256u) { total = wide_add(total, wide(a[p.at[0].x + i])); }

@@ -15,7 +15,11 @@ struct Params {
 fn id(i: u32) -> u32 { return u32(clamp(ids[p.at[0].x + p.begin + i], 0, i32(p.N) - 1)); }
 
 @compute @workgroup_size(256)
-fn gather(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn gather(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let e = (group.x + group.y * groups.x) * 256u + thread;
   if (e >= p.rows * p.C) { return; }
   let at = id(e / p.C) - p.first; // wraps where it is not in the window
@@ -38,7 +42,11 @@ fn link(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 @group(0) @binding(2) var<storage, read> linked: array<u32>;
 @group(0) @binding(3) var<storage, read_write> dh: array<f32>;
 @compute @workgroup_size(256)
-fn scatter(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn scatter(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let e = (group.x + group.y * groups.x) * 256u + thread;
   if (e >= p.rows * p.C) { return; }
   var i = e / p.C;

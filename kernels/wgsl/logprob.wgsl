@@ -59,7 +59,11 @@ fn join(a: Row, b: Row) -> Row {
 var<workgroup> found_nan: atomic<u32>;
 
 @compute @workgroup_size(256)
-fn row_stats(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn row_stats(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let r = group.x + group.y * groups.x;
   if (r >= p.rows) { return; }
   let base = p.at[0].x + r * p.logits_row;

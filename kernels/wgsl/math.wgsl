@@ -60,7 +60,8 @@ fn wide_div(a: Wide, b: Wide) -> Wide {
 }
 
 // ----------------------------------------------------------------------------------------------------------------- exp
-// exp(x + e), |e| a rounding error of x: n = nearest(x log2 e), r = x - n ln 2, 2^n (1 + r + r^2 P(r)), P a Chebyshev fit
+// exp(x + e), |e| a rounding error of x: n = nearest(x log2 e), r = x - n ln 2, 2^n (1 + r + r^2
+// P(r)), P a Chebyshev fit
 fn exp_with_error(x: f32, e: f32) -> f32 {
   if (is_nan(x)) { return x; }
   if (x < -87.3365402f) { return 0.0; }

@@ -4,8 +4,8 @@
 //   whiten: (x - mean) * factor [+ mean]; verl and trl: variance / (n - 1), 1 / sqrt(var + 1e-8); openrlhf: variance / n,
 //     1 / sqrt(max(var, 1e-8)); 0 where masked.   x, mask, y [N]
 //
-// Plan: a workgroup per 4,096 tokens, at twice f32's precision, then one over the blocks. Whitening goes over x three times:
-// mean, squares about the mean, result.
+// Plan: a workgroup per 4,096 tokens, at twice f32's precision, then one over the blocks. Whitening
+// goes over x three times: mean, squares about the mean, result.
 struct Params {
   at: array<vec4<u32>, 2>, zero: u32,
   N: u32, masked: u32, blocks: u32, centred: u32, shift_mean: u32, biased: u32, op: u32, slot: u32,
@@ -23,7 +23,11 @@ fn mean() -> Wide { return wide_div(first[p.at[0].z / 2u + 1u], first[p.at[0].z 
 
 // about the mean of the pass before, or about 0; made [blocks][5]
 @compute @workgroup_size(256)
-fn moments_blocks(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn moments_blocks(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let block = group.x + group.y * groups.x;
   var centre = wide(0.0);
   if (p.centred != 0u) { centre = mean(); }
@@ -90,7 +94,11 @@ fn root(a: Wide) -> Wide { // Newton's step from the f32 root
 }
 
 @compute @workgroup_size(256)
-fn whiten(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn whiten(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = (group.x + group.y * groups.x) * 256u + thread;
   if (i >= p.N) { return; }
   let count = first[p.at[0].z / 2u].x;

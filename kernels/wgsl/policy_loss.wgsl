@@ -93,7 +93,11 @@ fn token_loss(i: u32) -> Token {
 @group(0) @binding(7) var<storage, read_write> dentropy: array<f32>;
 // tokens [begin, end)
 @compute @workgroup_size(256)
-fn policy_loss_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn policy_loss_grad(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = p.begin + place(group, groups) * 256u + thread;
   if (i >= p.end) { return; }
   let weight = weights[p.at[1].y + i];
@@ -114,7 +118,11 @@ fn policy_loss_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
 @group(0) @binding(7) var<storage, read_write> partial: array<vec2<f32>>;
 const SUMS = 11u; // the last is the entropy, weighted
 @compute @workgroup_size(256)
-fn policy_loss_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn policy_loss_sums(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let block = place(group, groups);
   var s: array<Wide, SUMS>;
   for (var i = block * BLOCK + thread; i < min(p.M, (block + 1u) * BLOCK); i = i + 256u) {

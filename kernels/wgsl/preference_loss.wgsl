@@ -103,7 +103,8 @@ fn preference_pairs(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invo
   }
 }
 
-// The sort. A pass moves n records by the 4 bits of the score above `shift`; a workgroup has 4,096 of them, a thread 32.
+// The sort. A pass moves n records by the 4 bits of the score above `shift`; a workgroup has 4,096
+// of them, a thread 32.
 //   counts [16][blocks]: records of a block with a digit, then the place of the first one
 struct SortParams {
   at: array<vec4<u32>, 2>, zero: u32,
@@ -132,7 +133,8 @@ fn count_digits(block: u32, thread: u32) {
   workgroupBarrier();
 }
 
-// Sums over the 16 counters that begin at 16 thread, which are an eighth of a digit's; then of all before them in that digit.
+// Sums over the 16 counters that begin at 16 thread, which are an eighth of a digit's; then of all
+// before them in that digit.
 fn own_stretch(thread: u32) -> u32 {
   var own = 0u;
   for (var k = 0u; k < 16u; k = k + 1u) { own = own + slots[16u * thread + k]; }
@@ -195,7 +197,11 @@ fn preference_move(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
 
 @group(0) @binding(3) var<storage, read_write> dscores: array<f32>; // zeros where a score has no pair
 @compute @workgroup_size(256)
-fn preference_gather(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn preference_gather(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let first = (group.x + group.y * groups.x) * 256u + thread;
   if (first >= sort.n) { return; }
   let base = sort.at[0].x / 2u;

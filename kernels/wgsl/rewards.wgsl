@@ -16,7 +16,11 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> kl: array<f32>;
 
 @compute @workgroup_size(256)
-fn token_rewards(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn token_rewards(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = (group.x + group.y * groups.x) * 256u + thread;
   if (i >= p.N) { return; }
   let d = logp[p.at[0].x + i] - reference[p.at[0].y + i];

@@ -14,7 +14,11 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 @compute @workgroup_size(256)
-fn sequence_sum(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn sequence_sum(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let b = group.x + group.y * groups.x;
   if (b >= p.B) { return; }
   let begin = offset(b);
@@ -27,7 +31,11 @@ fn sequence_sum(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups
 }
 
 @compute @workgroup_size(256)
-fn sequence_sum_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn sequence_sum_grad(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = (group.x + group.y * groups.x) * 256u + thread;
   if (i >= p.N) { return; }
   let b = owner(i);

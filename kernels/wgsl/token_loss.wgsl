@@ -20,7 +20,11 @@ fn place(group: vec3<u32>, groups: vec3<u32>) -> u32 { return group.x + group.y 
 
 // a workgroup per sequence
 @compute @workgroup_size(256)
-fn token_weights(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn token_weights(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let b = place(group, groups);
   if (b >= p.B) { return; }
   let begin = u32(clamp(offsets[p.at[0].y + b], 0, i32(p.M)));

@@ -37,7 +37,11 @@ fn token_loss(v: f32, R: f32, i: u32) -> Token {
 }
 
 @compute @workgroup_size(256)
-fn value_loss_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn value_loss_grad(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let i = place(group, groups) * 256u + thread;
   if (i >= p.M) { return; }
   let w = weights[p.at[0].w + i];
@@ -51,7 +55,11 @@ fn value_loss_grad(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgro
 
 const SUMS = 7u;
 @compute @workgroup_size(256)
-fn value_loss_sums(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+fn value_loss_sums(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) thread: u32,
+) {
   let block = place(group, groups);
   var s: array<Wide, SUMS>;
   for (var i = block * BLOCK + thread; i < min(p.M, (block + 1u) * BLOCK); i = i + 256u) {

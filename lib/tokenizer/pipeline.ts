@@ -18,8 +18,9 @@ const MOST_STEPS = 256; // a usual file has ten
 const QUICK_STEPS = 32;
 
 /**
- * Rewrites a normalizer or pre-tokenizer into steps that the library carries out exactly. The library's own ByteLevel cuts by
- * JavaScript's \s. Its Digits knows decimal digits only, its Metaspace cuts nothing, and its Replace reads "$" as a special sign.
+ * Rewrites a normalizer or pre-tokenizer into steps that the library carries out exactly. The
+ * library's own ByteLevel cuts by JavaScript's \s. Its Digits knows decimal digits only, its
+ * Metaspace cuts nothing, and its Replace reads "$" as a special sign.
  * @throws Error for a step that it would carry out otherwise, or that makes a text grow without measure
  */
 export function exact(step: TokenizerRule | null): TokenizerRule | null {

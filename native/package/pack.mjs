@@ -1,7 +1,9 @@
-// What npm publishes, made in build/packages: the package itself, and one with the addon for this machine's platform, which the first
-// names in its optionalDependencies as it does those of every other of package.json's "platforms" (each packed on a machine of its own,
-// all published before it). npm takes the one that fits, and no install script runs. Beside them stands sbom.cdx.json, the bill of materials
-// (CycloneDX), which the package holds too. The same commit and compiler give the same bytes: native/package/reproduce.mjs.
+// What npm publishes, made in build/packages: the package itself, and one with the addon for this
+// machine's platform, which the first names in its optionalDependencies as it does those of every
+// other of package.json's "platforms" (each packed on a machine of its own, all published before
+// it). npm takes the one that fits, and no install script runs. Beside them stands sbom.cdx.json,
+// the bill of materials (CycloneDX), which the package holds too. The same commit and compiler give
+// the same bytes: native/package/reproduce.mjs.
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -66,8 +68,9 @@ pack(join(out, platform), { ...addon, files: ["rlhf_kernels.node"] }, [
 ]);
 
 /**
- * What the package is made of: each package that it needs at run time with its licence and hash, and the addon. Nothing in it tells of time or
- * place. npm's own --omit dev leaves out what a development dependency needs too, so the graph is walked here.
+ * What the package is made of: each package that it needs at run time with its licence and hash,
+ * and the addon. Nothing in it tells of time or place. npm's own --omit dev leaves out what a
+ * development dependency needs too, so the graph is walked here.
  */
 function billOfMaterials() {
   const sbom = JSON.parse(

@@ -1,5 +1,6 @@
-// Builds what npm publishes twice from the last commit, in clones at two places, and compares the bytes: `npm run reproduce`. With
-// `--addon` it builds the addon alone, once, from the sources that are here, and compares it with build/native. Exit status 1 if they differ.
+// Builds what npm publishes twice from the last commit, in clones at two places, and compares the
+// bytes: `npm run reproduce`. With `--addon` it builds the addon alone, once, from the sources that
+// are here, and compares it with build/native. Exit status 1 if they differ.
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync } from "node:fs";

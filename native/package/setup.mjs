@@ -1,5 +1,6 @@
-// Everything between a fresh clone and a first run, each step only where it is needed: packages, addon, TypeScript; in an installed
-// package, whose packages and JavaScript are there, the addon alone. Needs Node alone to start; says in one sentence what else is missing.
+// Everything between a fresh clone and a first run, each step only where it is needed: packages,
+// addon, TypeScript; in an installed package, whose packages and JavaScript are there, the addon
+// alone. Needs Node alone to start; says in one sentence what else is missing.
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
@@ -113,7 +114,8 @@ function compile(folder, ...definitions) {
 
 const sources = ["CMakeLists.txt", "native", "kernels/cpu", "kernels/cuda"];
 const addon = join(root, "build/native/Release/rlhf_kernels.node");
-// `npm run build:cuda` puts the GPU's kernels into the addon, where they stay until a source of it changes. Nothing else waits for nvcc.
+// `npm run build:cuda` puts the GPU's kernels into the addon, where they stay until a source of it
+// changes. Nothing else waits for nvcc.
 if (process.argv.includes("cuda")) {
   if (!there(process.env.RLHF_NVCC || "nvcc"))
     fail(

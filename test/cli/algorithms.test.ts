@@ -10,7 +10,8 @@ import { algorithmList } from "../../lib/cli/list.js";
 import { root } from "../../lib/device/native.js";
 import { algorithms, type Algorithm } from "../../lib/index.js";
 
-// What comes from the list of algorithms: sections of the configuration with their checks, commands, the list in words, pages.
+// What comes from the list of algorithms: sections of the configuration with their checks,
+// commands, the list in words, pages.
 
 const entries = Object.entries<Algorithm>(algorithms);
 const rlhf = async (...args: string[]) => {

@@ -30,8 +30,9 @@ import { llama } from "../models.js";
 import { Random, seed } from "../random.js";
 import { withAdapter } from "../../lib/model/adapt.js";
 
-// Files at rest that are damaged: a bit flipped, a sector zeroed, a file cut off. RLHF_FLIPS=1000 flips so many bits in each state of a
-// run and checks it, flips so many in all and resumes it, and says what came of them.
+// Files at rest that are damaged: a bit flipped, a sector zeroed, a file cut off. RLHF_FLIPS=1000
+// flips so many bits in each state of a run and checks it, flips so many in all and resumes it, and
+// says what came of them.
 
 const FLIPS = Number(process.env.RLHF_FLIPS ?? 0);
 const CHECKED = FLIPS || 60;
@@ -244,7 +245,10 @@ describe.each(states)("a run that is %s", (state) => {
   );
 });
 
-/** What may go unseen: a digest in capitals, a list that ends early, and what is done again: samples, a last line that was cut off. */
+/**
+ * What may go unseen: a digest in capitals, a list that ends early, and what is done again:
+ * samples, a last line that was cut off.
+ */
 function isHarmless(file: string, kind: Damage, before: Buffer, after: Buffer): boolean {
   if (basename(file) === SUMS)
     return kind === "flip" ? before.toString().toLowerCase() === after.toString().toLowerCase() : kind === "cut";

@@ -485,7 +485,10 @@ withBrowser("the page in Chromium", () => {
   });
 });
 
-/** Runs in the page: the texts whose contrast to what is behind them is below 4.5 (WCAG 2.2, 1.4.3); disabled ones are exempt. */
+/**
+ * Runs in the page: the texts whose contrast to what is behind them is below 4.5 (WCAG 2.2, 1.4.3);
+ * disabled ones are exempt.
+ */
 function contrasts(): [string, number][] {
   const page = globalThis as any;
   const canvas = page.document.createElement("canvas").getContext("2d", { willReadFrequently: true });

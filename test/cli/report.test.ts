@@ -11,7 +11,8 @@ import { sealed } from "../../lib/cli/run/seal.js";
 import { algorithms, device, type Algorithm, type AlgorithmName, type Device } from "../../lib/index.js";
 import { Browser, chromium } from "../chromium.js";
 
-// The page of a run: whatever stands in its samples, metrics and names is text there, and nothing but the page's own script runs.
+// The page of a run: whatever stands in its samples, metrics and names is text there, and nothing
+// but the page's own script runs.
 
 const attack = `"'><img src=x onerror="document.title='taken'"><script>document.title='taken'</script>]]>--><!--\u2028\u202e\u0007`;
 const text = "preferred </script>";

@@ -10,7 +10,10 @@ import { root } from "../../lib/device/native.js";
 
 // A terminal shows texts of models, files and people, and obeys none of them.
 
-/** Escape sequences of 7 and 8 bits, a title, marks of direction, isolates, what has no shape, half of a pair, NUL, carriage return. */
+/**
+ * Escape sequences of 7 and 8 bits, a title, marks of direction, isolates, what has no shape, half
+ * of a pair, NUL, carriage return.
+ */
 const hostile = "h\u001b[2J\u001b]0;t\u0007\u009b31m\u202e\u2066\u200b\ufeff\u00ad\u2028\u{e0041}\ud800\u007f\b\rx";
 const inArguments = hostile.replace("\ud800", ""); // which the system does not pass
 const OBEYED = /[^\P{C}\n\t]|[\u2028\u2029]/u;

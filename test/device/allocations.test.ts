@@ -1,4 +1,5 @@
-// Every allocation of the addon fails once, and then all from there on: a call says MEMORY or does what it should, and the process goes on.
+// Every allocation of the addon fails once, and then all from there on: a call says MEMORY or does
+// what it should, and the process goes on.
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "@jest/globals";
@@ -7,7 +8,10 @@ import { child } from "../child.js";
 
 const failing = join(root, "build/simulator/Release/rlhf_failing.node");
 
-/** What is done while allocations fail; `step` takes what throws with a code for an answer, and keeps what comes out. */
+/**
+ * What is done while allocations fail; `step` takes what throws with a code for an answer, and
+ * keeps what comes out.
+ */
 const SCRIPT = `
   const { failAllocations } = require(addon);
   const six = Float32Array.of(1, 2, 3, 4, 5, 6);

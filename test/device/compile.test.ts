@@ -1,5 +1,7 @@
-// The compile gate: nvcc makes every CUDA kernel for sm_80 and sm_90a (those of a Hopper for it alone) without a spill, within the registers
-// that its KERNEL line leaves it, with no static shared memory, and no product of a warpgroup made to wait for the one before. Needs nvcc, not a GPU; where there is none, it says so and stops.
+// The compile gate: nvcc makes every CUDA kernel for sm_80 and sm_90a (those of a Hopper for it
+// alone) without a spill, within the registers that its KERNEL line leaves it, with no static
+// shared memory, and no product of a warpgroup made to wait for the one before. Needs nvcc, not a
+// GPU; where there is none, it says so and stops.
 import { execFile, spawnSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";

@@ -1,4 +1,5 @@
-// A program for a process of its own: throws hostile values at the addon's raw face, seeded, and ends by itself. argv: addon, seed, calls.
+// A program for a process of its own: throws hostile values at the addon's raw face, seeded, and
+// ends by itself. argv: addon, seed, calls.
 import { createRequire } from "node:module";
 import { runInNewContext } from "node:vm";
 import { Random } from "../random.js";

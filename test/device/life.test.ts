@@ -37,7 +37,10 @@ test("a device that closes runs what is queued, and refuses all that comes later
   expect((await failure(() => x.read())).code).toBe("DISPOSED");
 });
 
-/** Opens the best device where each kind but `whole` lacks an op, and some are not there. @returns what was opened, and tried */
+/**
+ * Opens the best device where each kind but `whole` lacks an op, and some are not there.
+ * @returns what was opened, and tried
+ */
 async function best(whole: readonly DeviceKind[], absent: readonly DeviceKind[] = []) {
   const tried: DeviceKind[] = [];
   const open = async (kind: DeviceKind) => {

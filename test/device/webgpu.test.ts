@@ -32,7 +32,10 @@ const OPS = `add sub mul scale clamp clampGrad accumulate fill sum
   logprob logprobGrad linearLogprob linearLogprobGrad linearPolicyLoss
   attention attentionGrad`.split(/\s+/);
 
-/** With all that the adapter has; on the plain paths; with bindings so small that heads and long tensors are split over many. */
+/**
+ * With all that the adapter has; on the plain paths; with bindings so small that heads and long
+ * tensors are split over many.
+ */
 const ways = { full: {}, plain: { features: [] }, split: { maxBinding: 32768 } };
 
 const truths = await allTruths();

@@ -10,8 +10,9 @@ export interface Row {
 }
 
 /**
- * Log-softmax of one row. Plain code keeps the target's own term out of the sum so that confident tokens keep their digits; in f64 it is the
- * largest term, so that a row that is all but certain keeps them whichever its target is.
+ * Log-softmax of one row. Plain code keeps the target's own term out of the sum so that confident
+ * tokens keep their digits; in f64 it is the largest term, so that a row that is all but certain
+ * keeps them whichever its target is.
  */
 export function row(x: number[], y: number, f: Round): Row {
   const m = x.reduce((a, b) => Math.max(a, b), -Infinity);
@@ -87,7 +88,10 @@ function confident(V: number): Case {
   data[V + 3] = 90;
   return { logits: { shape: [2, V], data }, y: { shape: [2], data: Int32Array.of(3, 3) }, temperature: 1 };
 }
-/** Rows with a NaN, which are NaN: alone, among others, beside nothing that is possible, in a later tile, at the target. */
+/**
+ * Rows with a NaN, which are NaN: alone, among others, beside nothing that is possible, in a later
+ * tile, at the target.
+ */
 function withNan(random: Random): Case {
   const [M, V] = [6, 513];
   const logits = normal(random, [M, V]);

@@ -128,7 +128,10 @@ const estimate = {
   k3: (logp: number, ref: number) => Math.min(10, Math.expm1(ref - logp) - (ref - logp)),
 };
 
-/** GRPO's loss in f64 for log-probs of the policy, token-mean. `held` says which tokens are clipped, so that it is smooth. */
+/**
+ * GRPO's loss in f64 for log-probs of the policy, token-mean. `held` says which tokens are clipped,
+ * so that it is smooth.
+ */
 function composed(
   completions: readonly Completion[],
   logp: readonly ArrayLike<number>[],

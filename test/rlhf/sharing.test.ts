@@ -33,7 +33,10 @@ beforeAll(async () => {
 });
 afterAll(() => Promise.all(devices.map((on) => on.close())));
 
-/** Groups of 1 to 4 completions; prompts of up to 70 tokens, so that some reach over a tile of 64 keys; some completions have one token. */
+/**
+ * Groups of 1 to 4 completions; prompts of up to 70 tokens, so that some reach over a tile of 64
+ * keys; some completions have one token.
+ */
 function grouped(random: Random): Episode[] {
   const ids = (n: number) => Array.from({ length: n }, () => random.below(llama.vocabulary));
   return [3, 1, 4, 2].flatMap((count, g) => {

@@ -10,7 +10,8 @@ import { everyCpu, episodes, gpt2, lively, llama, ppoConfig, weightsOf } from ".
 import { Random } from "../random.js";
 import { normal } from "../truth.js";
 
-// 16-bit weights: what a cast does to a number, and that a packed weight in bf16 is the widened one (law of arithmetic, 9).
+// 16-bit weights: what a cast does to a number, and that a packed weight in bf16 is the widened one
+// (law of arithmetic, 9).
 
 const devices: Device[] = [];
 beforeAll(async () => {

@@ -27,7 +27,8 @@ function throughLibrary({ tokenizer: json, tokenizerConfig }: TokenizerFiles): T
 }
 const library = throughLibrary(files);
 
-// White space of all kinds, U+FEFF, U+0085, numerals that are no digits, joiners, lone surrogates, contractions, specials.
+// White space of all kinds, U+FEFF, U+0085, numerals that are no digits, joiners, lone surrogates,
+// contractions, specials.
 const piece = fc.oneof(
   fc.constantFrom(
     " ",

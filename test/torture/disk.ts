@@ -2,7 +2,8 @@ import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { Random } from "../random.js";
 
-// What a disk holds after a power loss: the calls of a process are replayed on a shadow that knows which of them were synced.
+// What a disk holds after a power loss: the calls of a process are replayed on a shadow that knows
+// which of them were synced.
 
 /** A call of the log that shim.c writes. */
 export type Call =

@@ -12,7 +12,8 @@ import { prepare, stages } from "./stages.js";
 import { callsFor, Fault, harmed, hunted, modes, reference, type Mode, type Place, type Reference } from "./trial.js";
 import { build, rlhf, shim } from "./victim.js";
 
-// npm run torture: every call of every stage is harmed in every way, and runs are killed until so many kills are reached.
+// npm run torture: every call of every stage is harmed in every way, and runs are killed until so
+// many kills are reached.
 
 const HELP = `Harms runs of every stage, call by call, and tells whether all of them end with the bits of an undisturbed run.
 

@@ -59,7 +59,10 @@ export const callsFor = ({ calls }: Reference, mode: Mode): number[] =>
 
 const isRefusal = ({ code, said }: Ended) => code === 1 && said.includes("go on with --resume");
 
-/** Runs it to its end, as a user goes on: again, with `--resume` if it has that; now and then without, which may be refused. */
+/**
+ * Runs it to its end, as a user goes on: again, with `--resume` if it has that; now and then
+ * without, which may be refused.
+ */
 async function goOn({ stage, inputs, left: wanted }: Reference, place: Place, random: Random): Promise<void> {
   const [args, how] = [command(stage, inputs, place.sandbox), { ...place, input: stage.input }];
   let ended = stage.resumes && random.below(4) > 0 ? undefined : await rlhf(args, how);
@@ -96,8 +99,9 @@ function holdToWords({ code, signal, said }: Ended, sandbox: string): void {
 }
 
 /**
- * A run is killed again and again, at random calls and instants, and so is each process that goes on with it, until one ends or there are `most` kills. After
- * some of the kills the power is lost too. In the end the run goes on undisturbed.
+ * A run is killed again and again, at random calls and instants, and so is each process that goes
+ * on with it, until one ends or there are `most` kills. After some of the kills the power is lost
+ * too. In the end the run goes on undisturbed.
  * @returns the kills
  */
 export async function hunted(known: Reference, most: number, place: Place, random: Random): Promise<number> {

@@ -116,7 +116,8 @@ export class Batch implements Disposable {
 
   /**
    * Checks that all numbers of a column are finite.
-   * @throws RangeError `NAN` naming the completion and the token of the first one that is not. The error has its `batch`
+   * @throws RangeError `NAN` naming the completion and the token of the first one that is not. The
+   *   error has its `batch`
    */
   async finite(name: Column, step: number): Promise<void> {
     const { sum } = await this.moments(this.get(name));

@@ -57,8 +57,8 @@ export function linearLogprob(
 }
 
 /**
- * The clipped PPO loss of `policyLoss`, straight from the hidden state and the head: logits of a block of rows are computed once, turned into
- * their gradient in place, and never stored beyond it.
+ * The clipped PPO loss of `policyLoss`, straight from the hidden state and the head: logits of a
+ * block of rows are computed once, turned into their gradient in place, and never stored beyond it.
  *
  * @param h          f32 [N, C], hidden state
  * @param weight     f32 [V, C], head

@@ -2,8 +2,9 @@ import { optionsOf, run, type Input } from "../op.js";
 import type { Tensor } from "../tensor.js";
 
 /**
- * (x - mean) / deviation over all unmasked tokens, as the named library has it: `verl` and `trl` divide by sqrt(variance + 1e-8), the
- * variance unbiased; `openrlhf` by sqrt(max(variance, 1e-8)), biased.
+ * (x - mean) / deviation over all unmasked tokens, as the named library has it: `verl` and `trl`
+ * divide by sqrt(variance + 1e-8), the variance unbiased; `openrlhf` by sqrt(max(variance, 1e-8)),
+ * biased.
  *
  * @param x         f32 [N]
  * @param cuSeqlens int32 [B+1], from 0 to N; sums run sequence by sequence

@@ -18,9 +18,11 @@ export interface TokenRewards {
  * @param logp      f32 [M], of the policy that sampled, nats
  * @param refLogp   f32 [M], of the reference, nats
  * @param scores    f32 [B]
- * @param cuSeqlens int32 [B+1], from 0 to M; a sequence without tokens has nowhere to put its score, which is dropped where
+ * @param cuSeqlens int32 [B+1], from 0 to M; a sequence without tokens has nowhere to put its
+ *   score, which is dropped where
  *   cuSeqlens is a tensor, whose numbers are not looked at here
- * @returns rewards and kl, f32 [M]: targets, so no gradient flows from them to log-probs or scores. A KL term that is to
+ * @returns rewards and kl, f32 [M]: targets, so no gradient flows from them to log-probs or scores.
+ *   A KL term that is to
  *   be learnt belongs into the loss (`klCoef` of `policyLoss`)
  * @throws RangeError `EMPTY` for a sequence without tokens, `SHAPE` `OFFSETS` `RANGE`
  */

@@ -1,6 +1,7 @@
-// libFuzzer's target, under the sanitizers. Nothing in C++ parses what others wrote: what the C interface takes from outside are calls. An
-// input's bytes make one: an op, arguments that fit it, then up to three fields that are not what they should be. It is done or
-// refused by a message that names the op.
+// libFuzzer's target, under the sanitizers. Nothing in C++ parses what others wrote: what the C
+// interface takes from outside are calls. An input's bytes make one: an op, arguments that fit it,
+// then up to three fields that are not what they should be. It is done or refused by a message that
+// names the op.
 #include "test/native/calls.h"
 
 using namespace check;

@@ -44,8 +44,8 @@ function gemm(
 }
 
 /**
- * The head of a language model over blocks of pairs and slices of the vocabulary, both of which depend on the adapter alone:
- * a slice of the head and a block's logits of it are each a binding.
+ * The head of a language model over blocks of pairs and slices of the vocabulary, both of which
+ * depend on the adapter alone: a slice of the head and a block's logits of it are each a binding.
  */
 class Head {
   readonly M: number;
@@ -114,7 +114,10 @@ class Head {
     };
     rowStats(this.call, { region: logits }, this.state, results, slice);
   }
-  /** From a slice of logits to their gradient, in place, and on to the head's and to that of the block's hidden states. */
+  /**
+   * From a slice of logits to their gradient, in place, and on to the head's and to that of the
+   * block's hidden states.
+   */
   gradient(logits: Region, of: Gradients, [begin, end]: [number, number], [first, last]: [number, number]): void {
     const { call, C } = this;
     const [rows, columns] = [end - begin, last - first];

@@ -5,7 +5,10 @@ import { BLOCK, FAR, flag, shared, weigh } from "./token_loss.js";
 
 const files = ["math", "reduce", "token_loss", "policy_loss"];
 
-/** The policy's loss of log-probs that a kernel made: gradients for ranges of tokens as they come, the sums at the end. */
+/**
+ * The policy's loss of log-probs that a kernel made: gradients for ranges of tokens as they come,
+ * the sums at the end.
+ */
 export class PolicyLoss {
   private readonly scalars: Scalar[];
   private readonly blocks: number;
