@@ -8,7 +8,6 @@ import { sft, sftLearner, sftOptions } from "./offline/sft.js";
 import { picked, whole, type OptionList } from "./options.js";
 import { grpo, grpoLearner, grpoOptions, type GrpoModels } from "./policy/grpo.js";
 import { ppo, ppoLearner, ppoOptions, type PpoModels } from "./policy/ppo.js";
-import type { Reward } from "./reward/criteria.js";
 import { rewardLearner, rewardModel, rewardOptions } from "./reward/model.js";
 
 // The list of algorithms. From an entry come its command with the help, its section of the
@@ -312,6 +311,3 @@ export const algorithms = {
 
 /** The name of an algorithm. */
 export type AlgorithmName = keyof typeof algorithms;
-
-/** What stands in a role while an algorithm runs. */
-export type Cast = Record<string, Transformer | Reward>;

@@ -64,10 +64,6 @@ export class Batch implements Disposable {
     };
   }
 
-  /** Whether a column is there. */
-  has(name: Column): boolean {
-    return this.columns.has(name);
-  }
   /** A column, f32 [M]. */
   get(name: Column): Tensor {
     return this.columns.get(name)!;
@@ -233,11 +229,6 @@ export class Part {
   /** What a column holds of these tokens, f32 [m]. */
   column(name: Column): Tensor {
     return gathered(this.batch.get(name), (this.places ??= this.rows()));
-  }
-
-  /** Whether the batch has a column. */
-  has(name: Column): boolean {
-    return this.batch.has(name);
   }
 
   private rows(): Int32Array {
