@@ -144,7 +144,9 @@ export async function modelsByRole(
       if (model !== loaded) loaded.dispose();
       return model;
     };
-    return Object.fromEntries(await Promise.all(all.map(async ([name, role]) => [name, await own(role)] as const)));
+    const models: Record<string, Transformer> = {};
+    for (const [name, role] of all) models[name] = await own(role); // in order, so that the same fault is told each time
+    return models;
   }
   const from = [...new Set(all.map(([, role]) => role.from))];
   const loaded = await load(from, weights);

@@ -144,7 +144,8 @@ export async function collectRows(
   { weights, sampling, prompts, write }: SamplingStage<CompletionRow> & { weights: "f32" | "bf16" },
 ): Promise<{ prompts: number; completions: number; example: { prompt: string; completions: string[] } }> {
   const { config, device } = context;
-  const [model, tokenizer] = await Promise.all([loadModel(folder, device, weights), Tokenizer.load(folder)]);
+  const model = await loadModel(folder, device, weights);
+  const tokenizer = await Tokenizer.load(folder);
   return withModels([model], async () => {
     checkModel("--model", folder, model, "logits", tokenizer);
     const options = { samples: 1, seed: config.seed, ...sampling, stop: await stopIds(folder, model, tokenizer) };

@@ -128,7 +128,7 @@ export async function* ppo(
     using batch = await rollout(policy, reward, prompts(update), o, update); // their log-probs are the old log-probs
     setRefLogp(batch, reference, o);
     setValues(batch, critic);
-    await Promise.all([batch.finite("refLogp", update + 1), batch.finite("values", update + 1)]);
+    for (const measured of ["refLogp", "values"] as const) await batch.finite(measured, update + 1);
     const klCoef = controller.coef;
     setRewards(batch, shapeScores(batch.scores, batch.completions, o, moments), klCoef, o);
     setGae(batch, o);
